@@ -1,0 +1,223 @@
+"""Configuration -> objects: the only place that instantiates. `make_plan` needs no torch; the rest builds a run."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun.config import RunConfig
+from kdrun.data.ingest import Track, untracked
+from kdrun.data.loading import DataSource
+from kdrun.data.sets import ArraySet, Dataset
+from kdrun.identity import run_identity, teacher_identity
+from kdrun.methods.source import MethodSource, read_method
+from kdrun.options import ModelOptions, OptimizerOptions
+from kdrun.runs import RunDirectory, digest_of, slug
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from kdrun.engine import Network, Teacher
+    from kdrun.fit import Job, Loaders
+    from kdrun.methods.base import Method
+    from kdrun.numerics import Numerics
+
+Stats = tuple[list[float], list[float]]
+
+
+@dataclass
+class Plan:
+    """What a configuration means: which run, which teacher, where. Made without torch, in a moment."""
+
+    config: RunConfig
+    overrides: list[str]
+    source: DataSource
+    method: MethodSource
+    digest: str
+    run: RunDirectory
+    teacher_digest: str | None
+    teacher_run: RunDirectory | None  # where the teacher is stored once trained; None for checkpoints and controls
+
+    @property
+    def cache(self) -> Path:
+        return output_root(self.config) / "caches" / "data"
+
+    @property
+    def teacher_name(self) -> str | None:
+        return self.config.teacher.name if self.method.needs_teacher else None
+
+
+def output_root(config: RunConfig) -> Path:
+    return Path(config.output_root).expanduser().resolve()
+
+
+def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
+    """Locate the data, compute the digests, and name the directories. Raises KdrunError for what is missing."""
+    source = DataSource(config.dataset)
+    fingerprint = source.fingerprint()
+    method = read_method(config.method["_target_"])
+    digest = digest_of(run_identity(config, fingerprint))
+    root, data = output_root(config), slug(config.dataset.name)
+    teacher = slug(config.teacher.name) if method.needs_teacher else "none"
+    place = root / "runs" / data / f"{teacher}-{slug(config.student.name)}" / slug(method.name)
+    run = RunDirectory(place / f"s{config.seed}-{digest[:8]}")
+    teacher_digest = teacher_run = None
+    if method.needs_teacher:
+        teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
+        if config.teacher.checkpoint is None and not config.teacher.random:
+            folder = root / "teachers" / data / slug(config.teacher.name)
+            teacher_run = RunDirectory(folder / f"s{config.teacher.seed}-{teacher_digest[:8]}", role="teacher")
+    return Plan(config, overrides, source, method, digest, run, teacher_digest, teacher_run)
+
+
+@dataclass
+class Data:
+    """Loaded splits and their normalisation."""
+
+    splits: Dataset
+    stats: Stats
+    config: RunConfig
+    notes: list[str] = field(default_factory=list)
+
+
+def load_data(plan: Plan, track: Track = untracked) -> Data:
+    """Decode (or map) the images; measure mean and std where `dataset.normalize=measure`, once, into the cache."""
+    splits = plan.source.load(plan.cache, track)
+    options = plan.config.dataset
+    if options.normalize == "given":
+        assert options.mean is not None and options.std is not None
+        return Data(splits, (options.mean, options.std), plan.config, splits.notes)
+    return Data(splits, _measured_stats(plan, splits), plan.config, splits.notes)
+
+
+def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
+    from kdrun.checkpoint import read_json, write_json
+
+    options = plan.config.dataset
+    key = digest_of([plan.source.fingerprint(), options.image_size, options.train_fraction, options.val_fraction,
+                     options.split_seed, options.train_limit, options.resize])  # fmt: skip
+    place = plan.cache / f"stats-{key[:16]}.json"
+    if place.is_file():
+        found = read_json(place)
+        return found["mean"], found["std"]
+    if isinstance(splits.train, ArraySet):
+        from kdrun.data import resident
+
+        mean, std = resident.measured_stats(np.asarray(splits.train.images))
+    else:
+        from kdrun.data import stream
+
+        mean, std = stream.measured_stats(splits.train, options.image_size, options.resize, options.workers)
+    write_json(place, {"mean": mean, "std": std})
+    return mean, std
+
+
+def make_loaders(data: Data, batch_size: int, seed: int, teacher_view: str, device: torch.device) -> Loaders:
+    """Resident tensors for arrays, streaming for files."""
+    from kdrun.data.resident import ResidentEval, ResidentTrain
+    from kdrun.data.stream import StreamEval, StreamTrain
+    from kdrun.fit import Loaders
+
+    splits, options = data.splits, data.config.dataset
+    size = data.config.eval_batch_size
+    common: dict[str, Any] = {"stats": data.stats, "device": device}
+    train: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "augment": options.augment,
+                             "teacher_view": teacher_view}  # fmt: skip
+    held = [splits.test] if splits.val is None else [splits.test, splits.val]
+    if isinstance(splits.train, ArraySet):
+        sets = [ResidentEval(part, batch_size=size, **common) for part in held if isinstance(part, ArraySet)]
+        return Loaders(ResidentTrain(splits.train, **train, **common), *sets)
+    common |= {"image_size": options.image_size, "resize": options.resize, "workers": options.workers,
+               "on_error": options.on_error}  # fmt: skip
+    files = [StreamEval(part, batch_size=size, **common) for part in held if not isinstance(part, ArraySet)]
+    return Loaders(StreamTrain(splits.train, **train, **common), *files)
+
+
+def make_network(
+    options: ModelOptions, data: Data, seed: int, numerics: Numerics, batch_size: int
+) -> Network:
+    """A freshly initialised (or loaded) network on the device. Initialised on the CPU, so that the device does not
+    change it, from `seed` alone, so that the method does not either."""
+    import torch
+
+    from kdrun.engine import Network
+    from kdrun.models.taps import Tap
+    from kdrun.models.weights import load_weights
+    from kdrun.models.zoo import create_model
+
+    torch.manual_seed(seed)
+    model = create_model(
+        options.name,
+        num_classes=data.splits.num_classes,
+        image_size=options.input_size or data.splits.image_size,
+        pretrained=None if options.pretrained == "false" else options.pretrained,
+        preact_last_map=options.preact_last_map,
+        head=options.head,
+        head_dropout=options.head_dropout,
+        kwargs=options.kwargs,
+    )
+    if options.checkpoint is not None:
+        load_weights(model, Path(options.checkpoint).expanduser(), options.name)
+    own = own_stats(options, model)
+    tap = Tap(model, data.splits.image_size, input_size=options.input_size, data_stats=data.stats, own_stats=own)
+    return Network(tap.to(numerics.device), numerics, batch_size)
+
+
+def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
+    """The network's own mean and std: as set, or those of its pretrained weights where timm knows them."""
+    if options.mean is not None and options.std is not None:
+        return options.mean, options.std
+    known = getattr(model, "pretrained_cfg", None)
+    if options.pretrained != "false" and isinstance(known, dict) and known.get("mean"):
+        return list(known["mean"]), list(known["std"])
+    if options.pretrained != "false" and options.name.startswith("torchvision:"):
+        return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return None
+
+
+def make_method(node: dict[str, Any]) -> Method:
+    """The method's object, from its `_target_` and hyperparameters."""
+    module, _, name = node["_target_"].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    return kind(**{key: value for key, value in node.items() if key != "_target_"})
+
+
+def make_job(
+    *,
+    run: RunDirectory,
+    digest: str,
+    student: Network,
+    teacher: Network | None,
+    method: Method,
+    optimizer: OptimizerOptions,
+    epochs: int,
+    seed: int,
+    data: Data,
+    loaders: Loaders,
+) -> Job:
+    """Measure shapes, let the method build its parts, and put everything that trains into one lane."""
+    import torch
+
+    from kdrun.batch import DataSpec
+    from kdrun.engine import Lane
+    from kdrun.fit import Job
+    from kdrun.models.taps import measure
+
+    classes, device = data.splits.num_classes, torch.device(student.numerics.device)
+    spec = DataSpec(loaders.train.num_samples, loaders.train.labels, classes, data.splits.image_size)
+    taught = None if teacher is None else measure(teacher.tap, classes)
+    shapes = measure(student.tap, classes)
+    torch.manual_seed(2**32 + seed)  # the method's own parts draw from another stream than the student's
+    method.build(shapes, taught, spec)
+    method.to(device)
+    student.tap.needs = method.student_needs
+    if teacher is not None:
+        teacher.tap.needs = teacher.tap.needs | method.teacher_needs
+    return Job(run, Lane(student, method, optimizer, epochs, seed, device), digest)
+
+

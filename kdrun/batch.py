@@ -1,0 +1,114 @@
+"""What passes through the seam between engine, models and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Everything a method may ask of a network beside its logits.
+FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"})
+
+
+class Batch(NamedTuple):
+    """One mini-batch on the training device.
+
+    image [N, C, H, W] normalised float32 in channels-last memory; label [N] int64; index [N] int64, the sample's
+    position in the training set; teacher_image [N, C, H, W], which is `image` itself unless `teacher_view` differs.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+    teacher_image: Tensor
+
+
+class Outputs(NamedTuple):
+    """What a network returns; everything but `logits` is None unless it was asked for.
+
+    logits [N, K]; maps: stage maps [N, C, H, W], the stem first, the deepest last; preact: the same before each
+    stage's last activation; pooled [N, D], the classifier's input; tokens: patch tokens [N, L, D] of the last block,
+    prefix [N, P, D] its class and distillation tokens; attention: (q, k, v) of the last block, each
+    [N, heads, P + L, d]; heads: further logits by name, such as "dist" [N, K].
+    """
+
+    logits: Tensor
+    maps: tuple[Tensor, ...] | None = None
+    preact: tuple[Tensor, ...] | None = None
+    pooled: Tensor | None = None
+    tokens: Tensor | None = None
+    prefix: Tensor | None = None
+    attention: tuple[Tensor, Tensor, Tensor] | None = None
+    heads: dict[str, Tensor] | None = None
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """The same outputs with `function` applied to every tensor in them."""
+
+        def walk(value: object) -> object:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, tuple):
+                return tuple(walk(item) for item in value)
+            if isinstance(value, dict):
+                return {key: walk(item) for key, item in value.items()}
+            return value
+
+        return Outputs(*(walk(value) for value in self))  # type: ignore[arg-type]
+
+    def float(self) -> Outputs:
+        """The same outputs in float32: softmax, Pearson and norms do not survive half precision."""
+        return self.apply(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
+    def only(self, needs: frozenset[str]) -> Outputs:
+        """The same outputs without what `needs` does not name; prefix tokens travel with the tokens."""
+        kept = needs | {"logits"} | ({"prefix"} if "tokens" in needs else set())
+        return Outputs(*(value if name in kept else None for name, value in zip(self._fields, self, strict=True)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Measured shapes of one network's outputs, without the batch dimension.
+
+    The first `stems` maps are the network's stem, which no method pairs.
+    `classifier` maps pooled [N, D] to logits [N, K]; it is None where the network has no such single module.
+    """
+
+    num_classes: int
+    image_size: int
+    maps: tuple[tuple[int, int, int], ...] = ()
+    preact: tuple[tuple[int, int, int], ...] | None = None
+    stems: int = 0
+    pooled: int | None = None
+    tokens: tuple[int, int] | None = None
+    prefix: int = 0
+    attention: tuple[int, int, int] | None = None
+    heads: tuple[str, ...] = ()
+    classifier: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a method may know of the training set: memory banks and their negatives need sizes and labels.
+
+    labels [num_samples] int64 on the CPU, in the order of `Batch.index`.
+    """
+
+    num_samples: int
+    labels: Tensor
+    num_classes: int
+    image_size: int
+
+
+@dataclass
+class Progress:
+    """Where training stands. epoch and step count from 0; `generator` is keyed by (seed, epoch, step), so every
+    random draw of a method is the same after a resume and in any lane."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps_per_epoch: int
+    generator: torch.Generator = field(default_factory=torch.Generator)

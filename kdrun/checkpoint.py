@@ -1,0 +1,103 @@
+"""Files that survive a kill at any instant: written beside their place, synced, then renamed over it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from kdrun.errors import CheckpointError, RunError, one_line
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a temporary file in the same folder, flush it to disk, and rename it to `path`.
+
+    Raises RunError in one line for a full disk or a folder that cannot be written; `path` is then as it was before.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(explain_os_error(error, path)) from error
+    except RuntimeError as error:  # torch.save wraps a full disk in RuntimeError
+        raise RunError(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def explain_os_error(error: OSError, path: Path) -> str:
+    """The one line for a disk that refuses."""
+    if error.errno == errno.ENOSPC:
+        return f"disk full while writing {path}: free some space and run the same command again; it resumes."
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"{path} cannot be written ({error.strerror}): set output_root=… (or KDRUN_OUTPUTS) to a folder of yours."
+    return f"{path} cannot be written ({error.strerror or error})."
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system allows a folder to be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from disk. Raises CheckpointError where the file is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}).") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return content
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Resume state: tensors and plain values only, so that it loads with `weights_only`."""
+    import torch
+
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote. Raises CheckpointError with the way out where the file is damaged."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more here
+        raise CheckpointError(
+            f"{path} cannot be read ({one_line(error)}); delete it and the run starts again from its beginning."
+        ) from error
+
+
+def save_weights(path: Path, state: dict[str, Any]) -> None:
+    """A state dict as safetensors, in contiguous memory."""
+    from safetensors.torch import save
+
+    data = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+    write_atomically(path, lambda file: file.write(data))

@@ -1,0 +1,71 @@
+"""The command line. Nothing heavy is imported here: `--help` and mistakes must answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a student (and, where it is missing, its teacher): kdrun train method=dkd teacher=vgg16",
+    "eval": "measure a finished run or a checkpoint: kdrun eval RUN",
+    "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
+    "explain": "a method's paper, equation and settings: kdrun explain method=dkd",
+    "taps": "the feature shapes of a pair, and which stages belong together: kdrun taps teacher=… student=…",
+    "bench": "measure this machine: the engine against a plain PyTorch loop",
+    "doctor": "check the installation and say what `auto` resolves to here",
+}
+
+USAGE = f"""kdrun: knowledge distillation of image classifiers, from one YAML-configured command.
+
+usage: kdrun COMMAND [key=value …]
+
+commands:
+{chr(10).join(f'  {name:<9} {text}' for name, text in COMMANDS.items())}
+
+kdrun train runs as it is: a resnet20 teaches a resnet8 handwritten digits, offline, in about a minute.
+Groups choose files in conf/ (method=dkd teacher=vgg16 student=resnet8 dataset=cifar100 optimizer=…), every value can
+be set (epochs=30 method.temperature=2), and -m runs every combination: kdrun train -m method=kd,dkd seed=0,1,2.
+
+  kdrun COMMAND --help    what a command takes
+  kdrun train --cfg job   the composed configuration, without running it
+  kdrun --version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 a run failed, 2 the request was wrong, 75 stopped by a
+    signal after saving (run the same command again)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        from kdrun import __version__
+
+        print(f"kdrun {__version__}")
+        return 0
+    from kdrun.errors import KdrunError, suggest
+
+    try:
+        if words[0] not in COMMANDS:
+            raise KdrunError(f"{words[0]}: no such command.{suggest(words[0], COMMANDS)} There are: {', '.join(COMMANDS)}.")
+        from kdrun.commands import run_command
+
+        return run_command(words[0], words[1:])
+    except KdrunError as error:
+        from kdrun.console import print_error
+
+        print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of `kdrun list | head` has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def console() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Hydra: where configurations are found, how names typed on the command line become configurations, and its errors in
+one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kdrun.config import RunConfig
+from kdrun.errors import ConfigError, one_line, suggest
+
+ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
+MODEL_GROUPS = ("teacher", "student")
+
+
+def conf_dir() -> Path:
+    """The checkout's conf/ where there is one (an editable install), else the copy inside the package."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package.parent / "conf", package / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"conf/config.yaml is missing beside {package}: reinstall kdrun.")
+
+
+def choices(group: str) -> list[str]:
+    """The names in one group, sorted."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def rewrite(overrides: Iterable[str]) -> list[str]:
+    """Aliases of methods resolved, and `method.x=…` as `++method.x=…`, so that a misspelt hyperparameter reaches the
+    check that knows the method's constructor."""
+    rewritten = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key == "method" and equals:
+            value = ",".join(ALIASES.get(name.strip(), name) for name in value.split(","))
+        if key.startswith("method.") and equals:
+            key = f"++{key}"
+        rewritten.append(f"{key}{equals}{value}")
+    return rewritten
+
+
+def register() -> None:
+    """Make Hydra know the schema and the names that are no files. Harmless when repeated."""
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.core.config_store import ConfigStore
+    from hydra.plugins.config_source import ConfigResult, ConfigSource
+
+    class ModelSource(ConfigSource):
+        """`teacher=timm:NAME`, `student=torchvision:NAME`, `teacher=package.module:callable`: any name with a colon is
+        a configuration of its own, so it works on the command line, in multirun lists and in overlays."""
+
+        @staticmethod
+        def scheme() -> str:
+            return "kdrun"
+
+        def available(self) -> bool:
+            return True
+
+        def is_group(self, config_path: str) -> bool:
+            return config_path in MODEL_GROUPS
+
+        def is_config(self, config_path: str) -> bool:
+            group, _, name = config_path.partition("/")
+            return group in MODEL_GROUPS and ":" in name
+
+        def list(self, config_path: str, results_filter: Any) -> list[str]:
+            return []
+
+        def load_config(self, config_path: str) -> ConfigResult:
+            name = config_path.partition("/")[2].removesuffix(".yaml")
+            return ConfigResult("kdrun", self.full_path(), OmegaConf.create({"name": name}), {"package": None})
+
+    SourcesRegistry.instance().register(ModelSource)
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """The configuration that `overrides` ask for, unchecked. Raises ConfigError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose("config", [*rewrite(overrides), *search_override(config_dir)])
+    except Exception as error:
+        raise translate(error) from error
+
+
+def search_override(config_dir: str | None) -> list[str]:
+    """Hydra's override that adds the user's own configuration folder."""
+    if config_dir is None:
+        return []
+    if not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    return [f"hydra.searchpath=[kdrun://models,'file://{Path(config_dir).resolve()}']"]
+
+
+def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+    """Hand the command line to Hydra, which composes and calls `task` once, or once per job of a multirun."""
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
+    flags, overrides, config_dir = split_arguments(arguments)
+    saved, sys.argv = sys.argv, ["kdrun train", *flags, *rewrite(overrides), *search_override(config_dir)]
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+    except Exception as error:
+        raise translate(error) from error
+    finally:
+        sys.argv = saved
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
+    """(Hydra's flags with their values, overrides, --config-dir)."""
+    flags, overrides, config_dir = [], [], None
+    pending = list(arguments)
+    while pending:
+        word = pending.pop(0)
+        if word in ("--config-dir", "-cd") and pending:
+            config_dir = pending.pop(0)
+        elif word.startswith("--config-dir="):
+            config_dir = word.partition("=")[2]
+        elif word.startswith("-"):
+            flags.append(word)
+            if word in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i") and pending:
+                flags.append(pending.pop(0))
+        else:
+            overrides.append(word)
+    return flags, overrides, config_dir
+
+
+def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    keys = []
+    for field in dataclasses.fields(schema):
+        keys.append(f"{prefix}{field.name}")
+        kind = NESTED.get(f"{prefix}{field.name}")
+        if kind is not None:
+            keys += known_keys(kind, f"{prefix}{field.name}.")
+    return keys
+
+
+def _nested(schema: type, prefix: str = "") -> dict[str, type]:
+    import typing
+
+    found: dict[str, type] = {}
+    for name, kind in typing.get_type_hints(schema).items():
+        if dataclasses.is_dataclass(kind):
+            found[f"{prefix}{name}"] = kind  # type: ignore[assignment]
+            found |= _nested(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
+
+
+NESTED = _nested(RunConfig)
+
+
+def translate(error: BaseException) -> Exception:
+    """Hydra's and OmegaConf's exceptions as one line that names the thing, the value and the way out."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"{error.override!r}: expected key=value ({one_line(error.message)}).")
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error)
+    if isinstance(error, OmegaConfBaseException):
+        return ConfigError(_omegaconf_line(error))
+    if not isinstance(error, HydraException):
+        return error if isinstance(error, Exception) else ConfigError(one_line(error))
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(found.group(1))
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        word = found.group(1)
+        return ConfigError(f"{word}: several values need a multirun: kdrun train -m {word} (a list is written [a,b]).")
+    if "Error resolving interpolation" in text and "${method}" in text:
+        return ConfigError("method, benchmark and pair cannot be removed: choose method=none for no distillation.")
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return ConfigError(_omegaconf_line(cause))
+    return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip())[:300])
+
+
+def _unknown_key(key: str) -> ConfigError:
+    """Suggest the nearest sibling of a misspelt key."""
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known_keys() if name.rpartition(".")[0] == parent]
+    return ConfigError(f"{key}: no such setting.{suggest(key, siblings)}")
+
+
+def _omegaconf_line(error: Any) -> str:
+    key, first = error.full_key or "", one_line(error)
+    if unknown := re.search(r"Key '([^']+)' (?:is )?not in ", first):
+        return str(_unknown_key(key or unknown.group(1)))
+    return f"{key}: {first}" if key else first
+
+
+def _missing_choice(error: Any) -> ConfigError:
+    group, _, name = str(error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return ConfigError(one_line(error))
+    options = [option for option in (error.options or []) if option != "any"] or choices(group)
+    more = " Others are typed as timm:NAME, torchvision:NAME or package.module:callable." if group in MODEL_GROUPS else ""
+    listed = f" There are: {', '.join(options)}." if options else ""
+    return ConfigError(f"{group}={name}: no such {group}.{suggest(name, options)}{listed}{more}")

@@ -1,0 +1,175 @@
+"""Everything that is printed. Progress bars on a terminal, plain lines elsewhere, no colour under NO_COLOR."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from kdrun.fit import Epoch, Event, Step
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_error(line: str) -> None:
+    """The one line of a KdrunError."""
+    err.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+
+
+def note(line: str) -> None:
+    out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """A line in rich markup; values must be escaped by the caller."""
+    out.print(line, soft_wrap=True)
+
+
+def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+    """A progress bar over `steps` with time left; one plain line where there is no terminal."""
+    if not out.is_terminal:
+        note(f"{label} …")
+        yield from steps
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        for step in steps:
+            yield step
+            progress.advance(task)
+
+
+def duration(seconds: float) -> str:
+    """3 s, 4 min 05 s, 2 h 10 min."""
+    seconds = max(round(seconds), 0)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def count(number: float) -> str:
+    """278,324 as 0.28M."""
+    if number >= 1e9:
+        return f"{number / 1e9:.2f}G"
+    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes in words."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A plain table; columns whose cells are numbers align right."""
+    made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        numeric = all(row[position][:1] in "0123456789-+.–" or not row[position] for row in rows) if rows else False
+        made.add_column(column, justify="right" if numeric and position else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    out.print(made)
+
+
+class TrainingView:
+    """One training run on the screen: a bar within the epoch, a line after each."""
+
+    def __init__(self, what: str, epochs: int, first_epoch: int):
+        self.what, self.epochs = what, epochs
+        self.begun, self.first, self.done = time.monotonic(), first_epoch, first_epoch
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.last_line = 0.0
+
+    def __enter__(self) -> TrainingView:
+        if out.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                TextColumn("step {task.completed:.0f}/{task.total:.0f} · {task.fields[speed]}"),
+                TextColumn("· {task.fields[left]}"),
+            )
+            self.progress = Progress(*columns, console=out, transient=True)
+            self.task = self.progress.add_task(self.what, total=1, speed="", left="")
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Step and Epoch events; a failure is the caller's to report."""
+        from kdrun.fit import Epoch, Step
+
+        if isinstance(event, Step):
+            self._step(event)
+        elif isinstance(event, Epoch):
+            self._epoch(event)
+
+    def time_left(self, position: float) -> str:
+        """From this process's own pace; position in epochs."""
+        progressed = position - self.first
+        if progressed <= 0:
+            return ""
+        return f"{duration((time.monotonic() - self.begun) / progressed * (self.epochs - position))} left"
+
+    def _step(self, event: Step) -> None:
+        position = event.epoch - 1 + event.step / event.steps
+        if self.progress is not None and self.task is not None:
+            self.progress.update(
+                self.task,
+                description=f"{self.what} epoch {event.epoch}/{self.epochs}",
+                completed=event.step,
+                total=event.steps,
+                speed=f"{event.images_per_second:,.0f} images/s",
+                left=self.time_left(position),
+            )
+        elif time.monotonic() - self.last_line > 60:  # long epochs: a sign of life in a log file
+            if self.last_line:
+                note(f"{self.what} epoch {event.epoch}/{self.epochs} step {event.step}/{event.steps} "
+                     f"{event.images_per_second:,.0f} images/s {self.time_left(position)}")  # fmt: skip
+            self.last_line = time.monotonic()
+
+    def _epoch(self, event: Epoch) -> None:
+        train, test = event.metrics["train"], event.metrics.get("test")
+        width = len(str(self.epochs))
+        cells = [f"{self.what} epoch {event.epoch:{width}d}/{self.epochs}", f"loss {train['loss']:.3f}"]
+        cells.append(f"train {train['top1']:6.2f} %")
+        if test is not None:
+            cells.append(f"[bold]test {test['top1']:6.2f} %[/] best {event.job.score.top1_best:.2f}")
+        if "val" in event.metrics:
+            cells.append(f"val {event.metrics['val']['top1']:.2f} %")
+        cells.append(f"{train['images_per_second']:,.0f} images/s")
+        left = self.time_left(event.epoch)
+        if left and event.epoch < self.epochs:
+            cells.append(left)
+        say("  ".join(cells))
+        self.last_line = time.monotonic()
+
+
+def run_facts(facts: dict[str, Any]) -> None:
+    """name: value lines, aligned."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        say(f"[bold]{name:<{width}}[/]  {escape(str(value))}")
+
+
+def short_path(path: Path) -> str:
+    """Relative to the current directory where that is shorter."""
+    try:
+        relative = str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+

@@ -1,0 +1,158 @@
+"""CIFAR-sized sets as one uint8 tensor on the training device: no workers, no order to lose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdrun.batch import Batch
+from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
+from kdrun.data.sets import ArraySet
+from kdrun.options import Augment
+
+Stats = tuple[list[float], list[float]]
+
+
+class Normalise:
+    """uint8 [N, H, W, 3] -> (x / 255 - mean) / std as float32 [N, 3, H, W] in channels-last memory."""
+
+    def __init__(self, stats: Stats, device: torch.device):
+        mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in stats)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+        self.mean, self.std = mean.view(3, 1, 1), std.view(3, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
+
+    def unit(self, image: Tensor) -> Tensor:
+        """The same for images that are floats in [0, 1], [N, 3, H, W]."""
+        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class PaddedImages:
+    """All training images, padded once, from which any window is one strided gather."""
+
+    def __init__(self, images: np.ndarray, augment: Augment, device: torch.device):
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
+        pad = augment.padding
+        self.side = pixels.shape[1]
+        if pad:
+            # Padding pixels, before normalisation: zeros are black, as in RandomCrop(padding=4).
+            mode = "constant" if augment.crop_padding_mode == "zeros" else "reflect"
+            pixels = torch.cat([self._pad(part, pad, mode) for part in pixels.split(4096)])
+        self.store = pixels.to(device).contiguous().view(-1)
+        side = self.side + 2 * pad
+        self.row_bytes, self.image_bytes = side * 3, side * side * 3
+        last = (self.side - 1) * self.row_bytes + self.side * 3
+        self.windows = self.store.as_strided(
+            (self.store.numel() - last + 1, self.side, self.side * 3), (1, self.row_bytes, 1)
+        )
+
+    @staticmethod
+    def _pad(pixels: Tensor, pad: int, mode: str) -> Tensor:
+        channels_first = pixels.permute(0, 3, 1, 2)
+        if mode == "reflect":  # not implemented for uint8
+            return F.pad(channels_first.float(), (pad,) * 4, mode=mode).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return F.pad(channels_first, (pad,) * 4).permute(0, 2, 3, 1).contiguous()
+
+    def crop(self, index: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Windows uint8 [N, H, W, 3] of samples `index` whose corners are (row, column) in the padded image."""
+        start = index * self.image_bytes + row * self.row_bytes + column * 3
+        return self.windows[start].view(-1, self.side, self.side, 3)
+
+
+class ResidentTrain:
+    """Shuffled, augmented training batches; the last one may be small. Everything is a function of (seed, epoch)."""
+
+    def __init__(
+        self,
+        data: ArraySet,
+        *,
+        batch_size: int,
+        seed: int,
+        stats: Stats,
+        augment: Augment,
+        teacher_view: str,
+        device: torch.device,
+    ):
+        self.batch_size, self.seed, self.augment, self.teacher_view = batch_size, seed, augment, teacher_view
+        self.device = device
+        self.num_samples = len(data)
+        self.labels = torch.from_numpy(data.labels)
+        self.images = PaddedImages(data.images, augment, device)
+        self.device_labels = self.labels.to(device)
+        self.normalise = Normalise(stats, device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start` + 1, … of `epoch`."""
+        order = shuffled(self.num_samples, self.seed, epoch).to(self.device)
+        views = draw_views(self.augment, self.seed, epoch, self.num_samples, 0, self.device)
+        teacher_views = self._teacher_views(epoch)
+        for step in range(start, self.steps_per_epoch):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            image = self.view(index, views)
+            teacher_image = image if teacher_views is None else self.view(index, teacher_views)
+            yield Batch(image, self.device_labels[index], index, teacher_image)
+
+    def _teacher_views(self, epoch: int) -> Views | None:
+        if self.teacher_view == "same":
+            return None
+        if self.teacher_view == "clean":
+            return centre_views(self.augment, self.num_samples, self.device)
+        return draw_views(self.augment, self.seed, epoch, self.num_samples, 1, self.device)
+
+    def view(self, index: Tensor, views: Views) -> Tensor:
+        """The normalised images of samples `index` as `views` draws them."""
+        pixels = self.images.crop(index, views.row[index], views.column[index])
+        if views.flip is not None:
+            pixels = torch.where(views.flip[index].view(-1, 1, 1, 1), pixels.flip(2), pixels)
+        if views.theta is None and views.factors is None:
+            return self.normalise(pixels)
+        image = pixels.permute(0, 3, 1, 2).float() / 255
+        if views.theta is not None:
+            image = warp(image, views.theta[index])
+        if views.factors is not None:
+            image = jitter(image, views.factors[index])
+        return self.normalise.unit(image)
+
+
+class ResidentEval:
+    """Unaugmented batches in the set's own order."""
+
+    def __init__(self, data: ArraySet, *, batch_size: int, stats: Stats, device: torch.device):
+        self.batch_size = batch_size
+        self.num_samples = len(data)
+        self.images = torch.from_numpy(np.ascontiguousarray(data.images)).to(device)
+        self.labels = torch.from_numpy(data.labels).to(device)
+        self.normalise = Normalise(stats, device)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(image [N, 3, H, W], label [N])."""
+        for start in range(0, self.num_samples, self.batch_size):
+            window = slice(start, start + self.batch_size)
+            yield self.normalise(self.images[window]), self.labels[window]
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of 0 … count-1, a function of (seed, epoch)."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(count, generator=generator)
+
+
+def measured_stats(images: np.ndarray) -> Stats:
+    """Per-channel mean and standard deviation of uint8 images [N, H, W, 3], on the scale [0, 1]."""
+    total, squares, count = np.zeros(3), np.zeros(3), 0
+    for start in range(0, len(images), 1000):
+        part = images[start : start + 1000].reshape(-1, 3).astype(np.float64) / 255
+        total, squares, count = total + part.sum(axis=0), squares + (part**2).sum(axis=0), count + len(part)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+    return [round(float(v), 6) for v in mean], [round(float(v), 6) for v in std]

@@ -1,0 +1,84 @@
+"""A data set as the rest of kdrun sees it, and the one way in which anything is split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kdrun.errors import DataError
+
+
+@dataclass(frozen=True)
+class ArraySet:
+    """Images in memory (or memory-mapped): images uint8 [N, H, W, 3], labels int64 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> ArraySet:
+        return ArraySet(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Image files that are read while training: paths relative to root, labels int64 [N]."""
+
+    root: Path
+    paths: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> FileSet:
+        return FileSet(self.root, [self.paths[i] for i in index], self.labels[index])
+
+
+AnySet = ArraySet | FileSet
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits of one kind, class names in label order, and the notes a user should read once (skipped files …)."""
+
+    train: AnySet
+    test: AnySet
+    val: AnySet | None
+    class_names: list[str]
+    image_size: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of (first, rest), each sorted: `fraction` of every class, rounded, goes first.
+
+    At least one image of each class lands on either side, so a class needs two. The split depends on labels, fraction
+    and seed alone. Raises DataError where a class is too small.
+    """
+    generator = np.random.default_rng(seed)
+    first = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise DataError(f"class {label} has {len(members)} image(s); a stratified split needs two of every class.")
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        first.append(generator.permutation(members)[:count])
+    chosen = np.sort(np.concatenate(first))
+    rest = np.setdiff1d(np.arange(len(labels)), chosen)
+    return chosen, rest
+
+
+def limited(data: AnySet, limit: int | None, seed: int) -> AnySet:
+    """A stratified sample of about `limit` images, or everything."""
+    if limit is None or limit >= len(data):
+        return data
+    return data.take(stratified_split(data.labels, limit / len(data), seed)[0])

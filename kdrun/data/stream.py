@@ -1,0 +1,228 @@
+"""Class-folder sets of any size through DataLoader workers; the device normalises what they send as uint8."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdrun.batch import Batch
+from kdrun.data.augment import uniform
+from kdrun.data.ingest import read_image
+from kdrun.data.resident import Normalise, Stats, shuffled
+from kdrun.data.sets import FileSet
+from kdrun.errors import DataError, one_line
+from kdrun.options import Augment
+
+EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre crop keeps
+
+
+class Sample(NamedTuple):
+    """One decoded file: image and teacher's image uint8 [3, S, S], or the reason why there is none."""
+
+    image: Tensor | None
+    teacher_image: Tensor | None
+    label: int
+    index: int
+    problem: str = ""
+
+
+class Decoder(Dataset[Sample]):
+    """(epoch, index) -> Sample. epoch -1 is the unaugmented view."""
+
+    def __init__(self, files: FileSet, size: int, resize: str, augment: Augment, seed: int, teacher_view: str):
+        self.files, self.seed, self.teacher_view = files, seed, teacher_view
+        self.train = train_transform(augment, size, resize)
+        self.plain = eval_transform(size, resize)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        label, path = int(self.files.labels[index]), self.files.root / self.files.paths[index]
+        try:
+            pixels = torch.from_numpy(read_image(path, None).copy()).permute(2, 0, 1)
+        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
+            return Sample(None, None, label, index, f"{path} cannot be read ({one_line(error)})")
+        if epoch < 0:
+            return Sample(self.plain(pixels), None, label, index)
+        image = self._augmented(pixels, epoch, index, 0)
+        if self.teacher_view == "same":
+            return Sample(image, None, label, index)
+        other = self.plain(pixels) if self.teacher_view == "clean" else self._augmented(pixels, epoch, index, 1)
+        return Sample(image, other, label, index)
+
+    def _augmented(self, pixels: Tensor, epoch: int, index: int, purpose: int) -> Tensor:
+        """torchvision draws from torch's global generator: seed it per sample, and leave the caller's as it was."""
+        draw = uniform(self.seed, epoch, np.array([index]), 1, purpose)[0, 0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(draw * 2**53))
+            return self.train(pixels)
+
+
+def train_transform(augment: Augment, size: int, resize: str) -> Any:
+    """torchvision's transforms for uint8 [3, H, W] -> [3, size, size]."""
+    from torchvision.transforms import v2
+
+    steps: list[Any] = []
+    if augment.crop == "resized":
+        steps.append(v2.RandomResizedCrop(size, scale=tuple(augment.resized_scale), antialias=True))
+    else:
+        steps += eval_steps(size, resize)
+    if augment.crop == "padded":
+        mode = "constant" if augment.crop_padding_mode == "zeros" else "reflect"
+        steps.append(v2.RandomCrop(size, padding=augment.crop_padding, padding_mode=mode))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip(augment.flip))
+    if augment.rotation:
+        steps.append(v2.RandomRotation(augment.rotation, interpolation=v2.InterpolationMode.BILINEAR))
+    if augment.jitters:
+        steps.append(v2.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue))
+    return v2.Compose(steps)
+
+
+def eval_transform(size: int, resize: str) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.Compose(eval_steps(size, resize))
+
+
+def eval_steps(size: int, resize: str) -> list[Any]:
+    """stretch: both sides to `size`; crop: the shorter side to size / 0.875, then the centre."""
+    from torchvision.transforms import v2
+
+    if resize == "stretch":
+        return [v2.Resize((size, size), antialias=True)]
+    return [v2.Resize(round(size / EVAL_CROP), antialias=True), v2.CenterCrop(size)]
+
+
+class EpochBatches:
+    """A batch sampler whose epoch is set from outside, so that the workers live on between epochs."""
+
+    def __init__(self, count: int, batch_size: int, seed: int | None):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size) - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.seed is None:
+            epoch, order = -1, torch.arange(self.count)
+        else:
+            epoch, order = self.epoch, shuffled(self.count, self.seed, self.epoch)
+        for start in range(self.start * self.batch_size, self.count, self.batch_size):
+            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+
+
+class Packed(NamedTuple):
+    image: Tensor
+    teacher_image: Tensor | None
+    label: Tensor
+    index: Tensor
+    problems: list[str]
+
+
+def pack(samples: list[Sample]) -> Packed:
+    """Stack the readable samples of a batch; an all-damaged batch is empty."""
+    good = [sample for sample in samples if sample.image is not None]
+    images = [sample.image for sample in good if sample.image is not None]
+    others = [sample.teacher_image for sample in good if sample.teacher_image is not None]
+    return Packed(
+        torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
+        torch.stack(others) if others else None,
+        torch.tensor([sample.label for sample in good]),
+        torch.tensor([sample.index for sample in good]),
+        [sample.problem for sample in samples if sample.problem],
+    )
+
+
+class Stream:
+    """What training and evaluation share: workers, packing, and the damaged files they named."""
+
+    def __init__(self, decoder: Decoder, batches: EpochBatches, workers: int | None, stats: Stats, on_error: str, device: torch.device):
+        self.device, self.on_error, self.normalise = device, on_error, Normalise(stats, device)
+        self.batches_of = batches
+        self.skipped: set[str] = set()
+        count = min(os.cpu_count() or 1, 8) if workers is None else workers
+        self.loader: DataLoader[Any] = DataLoader(
+            decoder,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=count,
+            collate_fn=pack,
+            pin_memory=device.type == "cuda",
+            persistent_workers=count > 0,
+        )
+
+    def packed(self) -> Iterator[Packed]:
+        for packed in self.loader:
+            for problem in packed.problems:
+                if self.on_error == "stop":
+                    raise DataError(f"image {problem}; repair or remove it, or set dataset.on_error=skip.")
+                self.skipped.add(problem)
+            if len(packed.label):
+                yield packed
+
+    def on_device(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, 3, S, S] on the host -> normalised channels-last float32 on the device."""
+        return self.normalise(pixels.to(self.device, non_blocking=True).permute(0, 2, 3, 1).contiguous())
+
+
+class StreamTrain(Stream):
+    """Shuffled, augmented training batches read from files."""
+
+    def __init__(self, data: FileSet, *, image_size: int, resize: str, batch_size: int, seed: int, stats: Stats,
+                 augment: Augment, teacher_view: str, workers: int | None, on_error: str, device: torch.device):  # fmt: skip
+        decoder = Decoder(data, image_size, resize, augment, seed, teacher_view)
+        super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, on_error, device)
+        self.num_samples = len(data)
+        self.labels = torch.from_numpy(data.labels)
+        self.batch_size = batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start` + 1, … of `epoch`."""
+        self.batches_of.epoch, self.batches_of.start = epoch, start
+        for packed in self.packed():
+            image = self.on_device(packed.image)
+            other = image if packed.teacher_image is None else self.on_device(packed.teacher_image)
+            yield Batch(image, packed.label.to(self.device), packed.index.to(self.device), other)
+
+
+class StreamEval(Stream):
+    """Unaugmented batches in the set's own order."""
+
+    def __init__(self, data: FileSet, *, image_size: int, resize: str, batch_size: int, stats: Stats,
+                 workers: int | None, on_error: str, device: torch.device):  # fmt: skip
+        decoder = Decoder(data, image_size, resize, Augment(crop="none", flip=0.0), 0, "same")
+        super().__init__(decoder, EpochBatches(len(data), batch_size, None), workers, stats, on_error, device)
+        self.num_samples = len(data)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(image [N, 3, S, S], label [N])."""
+        for packed in self.packed():
+            yield self.on_device(packed.image), packed.label.to(self.device)
+
+
+def measured_stats(data: FileSet, image_size: int, resize: str, workers: int | None, limit: int = 10_000) -> Stats:
+    """Per-channel mean and standard deviation on [0, 1] over the training files, at most `limit` evenly spaced ones."""
+    chosen = data.take(np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int)))
+    device = torch.device("cpu")
+    loader = StreamEval(chosen, image_size=image_size, resize=resize, batch_size=64, stats=([0.0] * 3, [1.0] * 3),
+                        workers=workers, on_error="skip", device=device)  # fmt: skip
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for image, _ in loader.batches():
+        flat = image.double().permute(0, 2, 3, 1).reshape(-1, 3)
+        total, squares, count = total + flat.sum(0), squares + (flat**2).sum(0), count + len(flat)
+    mean = total / max(count, 1)
+    std = (squares / max(count, 1) - mean**2).clamp(min=1e-12).sqrt()
+    return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]

@@ -1,0 +1,200 @@
+"""The only training and evaluation loop. Several students (lanes) can train on one stream of batches and one teacher
+forward; each has its own network, method, optimizer, randomness and failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdrun.batch import Batch, Outputs, Progress
+from kdrun.data.resident import ResidentEval, ResidentTrain
+from kdrun.data.stream import StreamEval, StreamTrain
+from kdrun.errors import RunError, one_line
+from kdrun.methods.base import Method
+from kdrun.metrics import EvalMeter, TrainMeter
+from kdrun.models.taps import Tap
+from kdrun.numerics import Numerics
+from kdrun.optim import learning_rate, make_optimizer, set_learning_rate
+from kdrun.options import OptimizerOptions
+
+TrainLoader = ResidentTrain | StreamTrain
+EvalLoader = ResidentEval | StreamEval
+
+
+class Network:
+    """A tap under the run's numerics: image [N, 3, H, W] float32 -> Outputs in float32.
+
+    Compiled for the full batch size alone; a small last batch runs eagerly rather than paying a second compilation.
+    """
+
+    def __init__(self, tap: Tap, numerics: Numerics, batch_size: int):
+        self.tap = tap.to(memory_format=torch.channels_last)
+        self.batch_size = batch_size
+        self.use(numerics)
+
+    def use(self, numerics: Numerics) -> None:
+        """Switch to other numerics, compiled or not. Compilation itself happens at the first full batch."""
+        self.numerics = numerics
+        self.compiled = torch.compile(self.tap, dynamic=False) if numerics.compile else None
+
+    def __call__(self, image: Tensor) -> Outputs:
+        module = self.compiled if self.compiled is not None and len(image) == self.batch_size else self.tap
+        with self.numerics.autocast():
+            return module(image).float()
+
+
+class Teacher:
+    """The frozen teacher: eval mode, no gradient, and one forward per batch however many students ask for it."""
+
+    def __init__(self, network: Network):
+        self.network = network
+        network.tap.eval().requires_grad_(False)
+        self.seen: Tensor | None = None
+        self.outputs: Outputs | None = None
+
+    def __call__(self, image: Tensor) -> Outputs:
+        if self.seen is not image or self.outputs is None:
+            assert not self.network.tap.training, "something has put the teacher into training mode"
+            with torch.no_grad():
+                self.outputs = self.network(image)
+            self.seen = image
+        return self.outputs
+
+
+@dataclass
+class Lane:
+    """One student in training."""
+
+    student: Network
+    method: Method
+    options: OptimizerOptions
+    epochs: int
+    seed: int
+    device: torch.device
+    failed: RunError | None = None
+    logits: Tensor | None = None
+    ema: AveragedModel | None = None
+    optimizer: torch.optim.Optimizer = field(init=False)
+    generator: torch.Generator = field(init=False)
+    meter: TrainMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.options, [self.model, self.method], self.device)
+        self.generator = torch.Generator(self.device)
+        if self.options.ema_decay is not None:
+            average = get_ema_multi_avg_fn(self.options.ema_decay)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.student.tap.model
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy is reported and whose weights are saved: the average, where one is kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def forward(self, image: Tensor) -> Outputs:
+        out = self.student(image)
+        self.logits = out.logits.detach()
+        return out
+
+    def step(self, batch: Batch, teacher: Teacher | None, epoch: int, step: int, steps: int) -> None:
+        """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
+        key = step_key(self.seed, epoch, step)
+        torch.manual_seed(key)  # dropout and stochastic depth draw from the global generator
+        self.generator.manual_seed(key + 1)
+        self.logits = None
+        progress = Progress(epoch, self.epochs, step, steps, self.generator)
+        try:
+            terms = self.method(batch, self.forward, teacher, progress)
+            every = self.options.accumulate_steps
+            loss = torch.stack(list(terms.values())).sum() / every
+            loss.backward()
+            self.meter.update(step, terms, self.logits, batch.label)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                self.update(learning_rate(self.options, self.epochs, epoch, step, steps))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            raise self.explain(error, len(batch.label)) from error
+
+    def update(self, rate: float) -> None:
+        if self.options.clip_norm is not None:
+            nn.utils.clip_grad_norm_([*self.model.parameters(), *self.method.parameters()], self.options.clip_norm)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def explain(self, error: BaseException, batch_size: int) -> BaseException:
+        """Out of memory in one line that says what to change; any other error as it is."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            return RunError(
+                f"out of memory at batch_size={batch_size} ({one_line(error)[:120]}). Halve batch_size and set "
+                "optimizer.accumulate_steps=2 for the same update, or choose a smaller model."
+            )
+        return error
+
+
+def step_key(seed: int, epoch: int, step: int) -> int:
+    """A seed for everything drawn in one step."""
+    return (seed * 1_000_003 + epoch) * 2_000_003 + 2 * step
+
+
+def train_epoch(
+    lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader, epoch: int, start: int = 0
+) -> Iterator[int]:
+    """Train every lane on the batches of `epoch` from step `start`, yielding the number of each finished step.
+
+    A lane that fails keeps its error and stops; the others go on.
+    """
+    steps = loader.steps_per_epoch
+    for lane in lanes:
+        lane.student.tap.train()
+        lane.method.train()
+        if start == 0:
+            lane.meter = TrainMeter(lane.device, steps)
+    for step, batch in enumerate(loader.epoch(epoch, start), start):
+        for lane in lanes:
+            if lane.failed is None:
+                try:
+                    lane.step(batch, teacher, epoch, step, steps)
+                except RunError as error:
+                    lane.failed = error
+        if all(lane.failed for lane in lanes):
+            return
+        yield step
+    for lane in lanes:
+        try:
+            lane.meter.check(steps)
+        except RunError as error:
+            lane.failed = lane.failed or error
+
+
+def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:
+    """top1, top5 (percent) and nll (nats) of `model` over `loader`; prepare is the tap's own image preparation."""
+    training = model.training
+    model.eval()
+    meter = EvalMeter(torch.device(numerics.device))
+    try:
+        with torch.inference_mode():
+            for image, label in loader.batches():
+                with numerics.autocast():
+                    logits = model(prepare(image))
+                meter.update(logits.float(), label)
+    finally:
+        model.train(training)
+    return meter.result()
+
+
+def batches(loader: TrainLoader, count: int) -> Iterable[Batch]:
+    """The first `count` batches of epoch 0, for probes and benchmarks."""
+    for step, batch in enumerate(loader.epoch(0)):
+        if step == count:
+            return
+        yield batch

@@ -1,0 +1,55 @@
+"""Errors that a user can act on. Whoever raises one says in one line what is wrong, with which value, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdrunError(Exception):
+    """Shown as its one line, without a traceback; the command ends with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(KdrunError):
+    """A setting is wrong: name, value, type, range or combination."""
+
+
+class DataError(KdrunError):
+    """A data set is missing, damaged or does not fit."""
+
+
+class CheckpointError(KdrunError):
+    """A file of weights is missing, damaged, unsafe or of another architecture."""
+
+
+class PairingError(KdrunError):
+    """A method cannot run on this pair of networks."""
+
+
+class RunError(KdrunError):
+    """A run failed while training; its directory holds `failed.txt` and the last good checkpoint."""
+
+    exit_code = 1
+
+
+class Interrupted(KdrunError):
+    """SIGTERM, SIGUSR1 or Ctrl-C: everything is saved and the same command resumes.
+
+    75 is EX_TEMPFAIL of sysexits.h: "try again later", the code to requeue on.
+    """
+
+    exit_code = 75
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -1,0 +1,323 @@
+"""A run from its first or last saved step to its result. The caller shows the events; this module owns the numbers
+and the files."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kdrun.checkpoint import load_state, save_state, save_weights
+from kdrun.engine import EvalLoader, Lane, Teacher, TrainLoader, evaluate, train_epoch
+from kdrun.errors import CheckpointError, Interrupted
+from kdrun.metrics import TrainMeter
+from kdrun.runs import RunDirectory
+
+
+SAVE_SECONDS = 15  # least time between checkpoints at the ends of short epochs
+
+
+@dataclass
+class Loaders:
+    """What lanes share: shuffled training batches and the evaluation sets."""
+
+    train: TrainLoader
+    test: EvalLoader
+    val: EvalLoader | None = None
+
+
+@dataclass
+class Score:
+    """Accuracies by selection rule. top1_best is the best epoch on the test set, which flatters; top1_val_selected is
+    the test accuracy of the best epoch on the validation split."""
+
+    last: dict[str, float] = field(default_factory=dict)
+    top1_best: float = -1.0
+    top1_best_epoch: int = 0
+    val_best: float = -1.0
+    top1_val_selected: float | None = None
+
+    def update(self, epoch: int, test: dict[str, float], val: dict[str, float] | None) -> bool:
+        """Take in one epoch (counted from 1); whether its weights are the best so far: by validation accuracy where
+        there is a validation split, else by test accuracy."""
+        self.last = test
+        better = test["top1"] > self.top1_best
+        if better:
+            self.top1_best, self.top1_best_epoch = test["top1"], epoch
+        if val is not None:
+            better = val["top1"] > self.val_best
+            if better:
+                self.val_best, self.top1_val_selected = val["top1"], test["top1"]
+        return better
+
+
+@dataclass
+class Job:
+    """A lane with its run directory and its score."""
+
+    run: RunDirectory
+    lane: Lane
+    digest: str
+    score: Score = field(default_factory=Score)
+    epoch: int = 0  # where training stands: this epoch's step `step` comes next
+    step: int = 0
+    train_seconds: float = 0.0
+    images: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resume needs; data order and randomness are functions of the position alone."""
+        lane = self.lane
+        return {
+            "schema": 1,
+            "digest": self.digest,
+            "epoch": self.epoch,
+            "step": self.step,
+            "numerics": lane.student.numerics.as_dict(),
+            "model": lane.model.state_dict(),
+            "method": lane.method.state_dict(),
+            "optimizer": lane.optimizer.state_dict(),
+            "ema": None if lane.ema is None else lane.ema.state_dict(),
+            "meter": lane.meter.state() if self.step else None,
+            "score": vars(self.score),
+            "train_seconds": self.train_seconds,
+            "images": self.images,
+        }
+
+    def resume(self, steps: int) -> bool:
+        """Load last.pt where there is one; whether training resumes. Raises CheckpointError."""
+        if not self.run.state_path.is_file():
+            self.run.metrics_path.unlink(missing_ok=True)
+            return False
+        state = load_state(self.run.state_path)
+        if state["digest"] != self.digest:
+            raise CheckpointError(f"{self.run.state_path} belongs to another run; move it away.")
+        lane = self.lane
+        lane.model.load_state_dict(state["model"])
+        lane.method.load_state_dict(state["method"])
+        lane.optimizer.load_state_dict(state["optimizer"])
+        if lane.ema is not None:
+            lane.ema.load_state_dict(state["ema"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.train_seconds, self.images = state["train_seconds"], state["images"]
+        self.score = Score(**state["score"])
+        if self.step:
+            lane.meter = TrainMeter(lane.device, steps)
+            lane.meter.load(state["meter"])
+        self.run.truncate_metrics(self.epoch)
+        return True
+
+    def save(self) -> None:
+        save_state(self.run.state_path, self.state())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step is done. step counts from 1."""
+
+    epoch: int
+    step: int
+    steps: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of one job is done and saved. epoch counts from 1; metrics by split."""
+
+    job: Job
+    epoch: int
+    metrics: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One job ended with an error; its directory says why."""
+
+    job: Job
+    reason: str
+
+
+Event = Step | Epoch | Failed
+
+
+class Stop:
+    """Set by a signal, read between steps."""
+
+    def __init__(self) -> None:
+        self.signal = ""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request to save and end; a second Ctrl-C ends at once."""
+    stop = Stop()
+
+    def request(number: int, frame: object) -> None:
+        if stop.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signal = signal.Signals(number).name
+
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    try:
+        previous = {number: signal.signal(number, request) for number in wanted}
+    except ValueError:  # not in the main thread: leave signals to whoever owns them
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    jobs: list[Job],
+    teacher: Teacher | None,
+    loaders: Loaders,
+    *,
+    epochs: int,
+    eval_every: int,
+    save_every: float,
+    stop: Stop,
+) -> Iterator[Event]:
+    """Train all jobs, which stand at the same step, to the last epoch; save_every is in seconds.
+
+    Raises Interrupted after saving where a signal asked to stop.
+    """
+    steps = loaders.train.steps_per_epoch
+    position = {(job.epoch, job.step) for job in jobs}
+    assert len(position) <= 1, f"lanes stand at different steps: {sorted(position)}"
+    first, start = position.pop() if position else (epochs, 0)
+    saved = time.monotonic()
+    for epoch in range(first, epochs):
+        clock = Clock(loaders.train.batch_size)
+        for step in train_epoch([job.lane for job in jobs], teacher, loaders.train, epoch, start):
+            clock.tick()
+            yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
+            if step + 1 < steps and (stop.signal or time.monotonic() - saved > save_every):
+                for job in living(jobs):
+                    job.epoch, job.step = epoch, step + 1
+                    job.train_seconds += clock.lap()
+                    job.save()
+                saved = time.monotonic()
+                clock.resume()
+                if stop.signal:
+                    raise Interrupted(f"stopped by {stop.signal} in epoch {epoch + 1}; saved. The same command resumes.")
+        lap, start = clock.lap(), 0
+        # Short epochs need not each pay for a checkpoint: a resume repeats them bit for bit.
+        save = epoch + 1 == epochs or bool(stop.signal) or time.monotonic() - saved > SAVE_SECONDS
+        for job in list(jobs):
+            if job.lane.failed is not None:
+                jobs.remove(job)
+                yield give_up(job)
+                continue
+            job.train_seconds += lap
+            yield Epoch(job, epoch + 1, close_epoch(job, loaders, epoch, epochs, eval_every, clock, save))
+        saved = time.monotonic() if save else saved
+        if not jobs:
+            return
+        if stop.signal and epoch + 1 < epochs:
+            raise Interrupted(f"stopped by {stop.signal} after epoch {epoch + 1}; saved. The same command resumes.")
+
+
+class Clock:
+    """Training time of one epoch, without evaluation and saving."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.images, self.spent = batch_size, 0, 0.0
+        self.resume()
+
+    def tick(self) -> None:
+        self.images += self.batch_size
+
+    def resume(self) -> None:
+        self.begun = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since `resume`, added to the epoch's total."""
+        lap = time.perf_counter() - self.begun
+        self.spent += lap
+        self.begun = time.perf_counter()
+        return lap
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / max(self.spent + time.perf_counter() - self.begun, 1e-9)
+
+
+def living(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if job.lane.failed is None]
+
+
+def give_up(job: Job) -> Failed:
+    """Record why a job ended; the last good checkpoint stays."""
+    reason = str(job.lane.failed)
+    job.run.fail(reason)
+    return Failed(job, reason)
+
+
+def close_epoch(
+    job: Job, loaders: Loaders, epoch: int, epochs: int, eval_every: int, clock: Clock, save: bool
+) -> dict[str, dict[str, float]]:
+    """Evaluate, write metrics, then weights, then the resume state that refers to them."""
+    lane = job.lane
+    train = lane.meter.result()
+    train["images_per_second"] = clock.images / max(clock.spent, 1e-9)
+    job.images += clock.images
+    metrics = {"train": train}
+    last = epoch + 1 == epochs
+    if last or (epoch + 1) % eval_every == 0:
+        prepare, numerics = lane.student.tap.prepare, lane.student.numerics
+        metrics["test"] = evaluate(lane.evaluated, prepare, loaders.test, numerics)
+        if loaders.val is not None:
+            metrics["val"] = evaluate(lane.evaluated, prepare, loaders.val, numerics)
+        if job.score.update(epoch + 1, metrics["test"], metrics.get("val")):
+            save_weights(job.run.best_weights_path, lane.evaluated.state_dict())
+    job.run.append_metrics(
+        (epoch + 1, split, name, value) for split, values in metrics.items() for name, value in values.items()
+    )
+    job.epoch, job.step = epoch + 1, 0
+    if last:
+        save_weights(job.run.weights_path, lane.evaluated.state_dict())
+    if save:
+        job.save()
+    return metrics
+
+
+def keep_as_is(job: Job, loaders: Loaders) -> None:
+    """A job of no epochs: a pretrained network is evaluated and stored as it came."""
+    lane = job.lane
+    job.score.update(0, evaluate(lane.model, lane.student.tap.prepare, loaders.test, lane.student.numerics), None)
+    save_weights(job.run.weights_path, lane.model.state_dict())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocator, or the process's largest resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def count_flops(model: torch.nn.Module, image_size: int) -> int:
+    """Floating-point operations of one image's forward pass (a multiply-add counts two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameter = next(model.parameters())
+    training = model.training
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+    finally:
+        model.train(training)
+    return counter.get_total_flops()
+
+

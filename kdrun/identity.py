@@ -1,0 +1,103 @@
+"""Which run a configuration means: a digest of everything that changes its numbers, and of nothing else.
+
+Values enter as requested (`auto` stays `auto`) and paths as content, so that neither torch nor a trained teacher nor
+this machine is needed. An option at its dataclass default is left out, so that a new option does not rename old runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kdrun.config import RunConfig
+from kdrun.errors import CheckpointError
+from kdrun.methods.source import read_method
+from kdrun.options import DatasetOptions, ModelOptions, TeacherOptions
+from kdrun.runs import digest_of
+
+PLACES = {"root", "workers"}  # where things are and how fast they come: no number changes
+TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
+
+
+def differing(options: Any, leave_out: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    """name -> value of the fields that are not at their default."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in leave_out:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = differing(value)
+            if not value:
+                continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value != default:
+            found[field.name] = value
+    return found
+
+
+def file_content(path: str, key: str) -> str:
+    """SHA-256 of a file that a setting names. Raises CheckpointError where it is not there."""
+    import hashlib
+
+    place = Path(path).expanduser()
+    if not place.is_file():
+        raise CheckpointError(f"{key}={path}: no such file.")
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_identity(options: DatasetOptions, fingerprint: str, leave_out: set[str] | None = None) -> dict[str, Any]:
+    return {"content": fingerprint, **differing(options, PLACES | (leave_out or set()))}
+
+
+def model_identity(options: ModelOptions, role: str, leave_out: set[str] | None = None) -> dict[str, Any]:
+    """The network's options with the content of its files in the place of their paths."""
+    found = differing(options, leave_out or set())
+    if options.checkpoint is not None:
+        found["checkpoint"] = file_content(options.checkpoint, f"{role}.checkpoint")
+    if options.pretrained not in ("true", "false"):
+        found["pretrained"] = file_content(options.pretrained, f"{role}.pretrained")
+    return found
+
+
+def teacher_identity(teacher: TeacherOptions, data: DatasetOptions, fingerprint: str) -> dict[str, Any]:
+    """A teacher is its checkpoint, or its recipe on its training images; nothing of the run that uses it."""
+    if teacher.checkpoint is not None:
+        return model_identity(teacher, "teacher", {"recipe", "seed", "precision", *TAPS_ONLY})
+    if teacher.random:
+        return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), "seed": teacher.seed}
+    return {
+        "model": model_identity(teacher, "teacher", TAPS_ONLY),
+        "data": data_identity(data, fingerprint, {"test_limit"}),
+    }
+
+
+def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """Everything that decides a run's numbers."""
+    method = read_method(config.method["_target_"])
+    identity = {
+        "data": data_identity(config.dataset, fingerprint),
+        "student": model_identity(config.student, "student"),
+        "method": {"name": method.name, **{key: value for key, value in config.method.items() if key != "_target_"}},
+        "optimizer": {
+            **differing(config.optimizer, {"epochs", "batch_size"}),
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+        },
+        "seed": config.seed,
+        "evaluation": [config.eval_batch_size, config.eval_every],
+        "numerics": [
+            config.device.partition(":")[0],
+            config.precision,
+            config.compile,
+            config.threads,
+            config.deterministic,
+        ],
+    }
+    if method.needs_teacher:
+        identity["teacher"] = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
+        identity["teacher_taps"] = config.teacher.preact_last_map
+        identity["teacher_view"] = config.teacher_view
+    return identity

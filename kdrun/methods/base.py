@@ -1,0 +1,54 @@
+"""The seam: what the engine asks of a distillation method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+
+Forward = Callable[[Tensor], Outputs]
+
+
+class Method(nn.Module):
+    """One distillation method: trainable parts and a dictionary of weighted loss terms.
+
+    A subclass lives in a file of its own beside a YAML in conf/method. Its constructor takes every hyperparameter by
+    keyword, without defaults (the numbers are in the YAML); its docstring is what `kdrun explain` prints: a claim, then
+    the sections Paper, Equation, Hyperparameters and Disagreements.
+    """
+
+    # False: the method never looks at a teacher, so none is found or trained, and one student serves all pairs.
+    needs_teacher: ClassVar[bool] = True
+    # Features of `kdrun.batch.FEATURES` beside the logits, which are always there, in float32.
+    student_needs: ClassVar[frozenset[str]] = frozenset()
+    teacher_needs: ClassVar[frozenset[str]] = frozenset()
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        """Make trainable extra modules from measured shapes. Raise PairingError where the method cannot run."""
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None, loader: Iterable[Batch]) -> None:
+        """Train something before the first epoch, where a paper does (FitNet's stage 1, SSKD's head)."""
+
+    def losses(
+        self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted; their sum is minimised. The hard-label term is called `ce`."""
+        raise NotImplementedError
+
+    def forward(
+        self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress
+    ) -> dict[str, Tensor]:
+        """One step. Overridden only where one pass of each network over the batch is not what the paper does.
+
+        `student` and `teacher` map images to float32 Outputs; the teacher's pass over `batch.teacher_image` is shared
+        between all students that train on the batch.
+        """
+        taught = None if teacher is None else teacher(batch.teacher_image)
+        return self.losses(batch, student(batch.image), taught, progress)
+
+    def extra_parameters(self) -> int:
+        """How many trainable numbers the method adds; they never reach the student's checkpoint."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

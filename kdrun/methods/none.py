@@ -1,0 +1,31 @@
+"""The independent student."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdrun.batch import Batch, Outputs, Progress
+from kdrun.methods.base import Method
+
+
+class Independent(Method):
+    """Trains the student on the labels alone: the baseline that every method has to beat.
+
+    Paper: none; the rows "student", "SI" or "CE" of the published tables.
+
+    Equation:
+        L = CE(z_s, y)
+
+    Hyperparameters: none.
+
+    Disagreements:
+        RepDistiller reports the last epoch, mdistiller the best epoch on the test set, for the same row.
+    """
+
+    needs_teacher = False
+
+    def losses(
+        self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress
+    ) -> dict[str, Tensor]:
+        return {"ce": F.cross_entropy(student.logits, batch.label)}

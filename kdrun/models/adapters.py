@@ -1,0 +1,238 @@
+"""One way of asking any network for its features: zoo models answer themselves, timm models through
+`forward_intermediates`, every other module through a probe that finds its stages once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.batch import Outputs
+from kdrun.models.layers import ZooModel
+
+Adapter = Callable[[Tensor, frozenset[str]], Outputs]
+
+
+def make_adapter(model: nn.Module, example: Tensor) -> NativeAdapter | TimmAdapter | ProbeAdapter:
+    """The adapter for `model`; example [N, 3, H, W] is forwarded once where a probe is needed."""
+    if isinstance(model, ZooModel):
+        return NativeAdapter(model)
+    if hasattr(model, "forward_intermediates") and hasattr(model, "forward_head"):
+        return TimmAdapter(model)
+    return ProbeAdapter(model, example)
+
+
+class NativeAdapter:
+    """Zoo models: `outputs` is their own forward."""
+
+    def __init__(self, model: ZooModel):
+        self.model = model
+        self.stems = model.stems
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.model.get_classifier()
+
+    def __call__(self, image: Tensor, needs: frozenset[str]) -> Outputs:
+        return self.model.outputs(image, needs)
+
+
+class TimmAdapter:
+    """timm models: stage maps and final tokens come from one `forward_intermediates`."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.distilled = hasattr(model, "head_dist")
+        reductions = [info["reduction"] for info in getattr(model, "feature_info", [])]
+        self.indices = stage_indices(reductions)
+        self.stems = 1 if len(self.indices or []) == 5 else 0
+        self.prefix = int(getattr(model, "num_prefix_tokens", 0))
+        self.attention: tuple[Tensor, Tensor, Tensor] | None = None
+        self.capture = False
+        last = getattr(model, "blocks", None)
+        attention = getattr(last[-1], "attn", None) if isinstance(last, nn.Sequential | nn.ModuleList) else None
+        self.has_attention = isinstance(getattr(attention, "qkv", None), nn.Linear)
+        if self.has_attention:
+            attention.qkv.register_forward_hook(self._keep_attention)  # type: ignore[union-attr]
+            self.num_heads = int(attention.num_heads)  # type: ignore[union-attr]
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        found = self.model.get_classifier()
+        return found if isinstance(found, nn.Module) else None
+
+    def _keep_attention(self, module: nn.Module, inputs: object, qkv: Tensor) -> None:
+        if self.capture:
+            n, tokens, width = qkv.shape
+            split = qkv.reshape(n, tokens, 3, self.num_heads, width // (3 * self.num_heads)).permute(2, 0, 3, 1, 4)
+            self.attention = (split[0], split[1], split[2])
+
+    def __call__(self, image: Tensor, needs: frozenset[str]) -> Outputs:
+        if not needs:
+            return Outputs(self.model(image))
+        self.capture = "attention" in needs and self.has_attention
+        final, maps = self.model.forward_intermediates(image, indices=self.indices, output_fmt="NCHW")
+        attention, self.attention, self.capture = self.attention, None, False
+        heads, logits = None, None
+        if self.distilled:
+            logits, distilled = self.model.head(final[:, 0]), self.model.head_dist(final[:, 1])
+            heads = {"dist": distilled}
+            # A method that reads both heads gets them apart; everything else sees what inference uses, their mean.
+            if "heads" not in needs or not self.model.training:
+                logits = (logits + distilled) / 2
+        tokens = final if final.dim() == 3 else None
+        return Outputs(
+            self.model.forward_head(final) if logits is None else logits,
+            maps=tuple(maps),
+            pooled=self.model.forward_head(final, pre_logits=True) if "pooled" in needs else None,
+            tokens=None if tokens is None else tokens[:, self.prefix :],
+            prefix=None if tokens is None or not self.prefix else tokens[:, : self.prefix],
+            attention=attention,
+            heads=heads,
+        )
+
+
+class ProbeAdapter:
+    """Any other module: one forward records what every submodule returns; the last output of each resolution (CNN) or
+    four evenly spaced blocks (transformer) become the stage maps."""
+
+    def __init__(self, model: nn.Module, example: Tensor):
+        self.model = model
+        self.captured: dict[str, Tensor] = {}
+        self.active = False
+        records = record_outputs(model, example)
+        self.maps, self.tokens = choose_stages(records, example.shape[-1])
+        self.stems = 1 if not self.tokens and len(self.maps) >= 5 else 0
+        self.classifier, self.classifier_path = find_classifier(model, records)
+        modules = dict(model.named_modules())
+        for name in self.maps:
+            modules[name].register_forward_hook(self._keeper(name))
+        if self.classifier is not None:
+            self.classifier.register_forward_pre_hook(self._keep_pooled)
+
+    def _keeper(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+            if self.active:
+                self.captured[name] = output
+
+        return keep
+
+    def _keep_pooled(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self.active:
+            self.captured["pooled"] = inputs[0]
+
+    def __call__(self, image: Tensor, needs: frozenset[str]) -> Outputs:
+        self.active = bool(needs)
+        try:
+            logits = self.model(image)
+        finally:
+            self.active = False
+        captured, self.captured = self.captured, {}
+        if not needs:
+            return Outputs(logits)
+        stages = [captured[name] for name in self.maps]
+        tokens = prefix = None
+        if self.tokens:
+            count = stages[-1].shape[1] - prefix_count(stages[-1].shape[1])
+            prefix, tokens = stages[-1][:, :-count], stages[-1][:, -count:]
+            stages = [as_map(stage[:, -count:]) for stage in stages]
+        maps = tuple(to_nchw(stage) for stage in stages)
+        return Outputs(logits, maps, pooled=captured.get("pooled"), tokens=tokens, prefix=prefix)
+
+
+def stage_indices(reductions: Sequence[int]) -> list[int] | None:
+    """Which intermediates stand for stages: the last of every resolution, or four evenly spaced blocks where all
+    blocks share one (a ViT's quarter ends, as OFA uses them). None leaves the choice to timm."""
+    if not reductions:
+        return None
+    if len(set(reductions)) > 1:
+        return [i for i, value in enumerate(reductions) if i + 1 == len(reductions) or reductions[i + 1] != value]
+    return quarter_ends(len(reductions))
+
+
+def quarter_ends(count: int) -> list[int]:
+    """The last index of each quarter of `count` blocks, or all of them if there are fewer than five."""
+    return list(range(count)) if count <= 4 else [math.ceil(count * part / 4) - 1 for part in (1, 2, 3, 4)]
+
+
+def record_outputs(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """(name, module, output) of every submodule that returns one tensor, in the order of execution, in eval mode."""
+    records: list[tuple[str, nn.Module, Tensor]] = []
+    handles = []
+
+    def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
+        def record(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                records.append((name, module, output))
+
+        return record
+
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_hook(recorder(name)))
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(example)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return records
+
+
+def choose_stages(records: list[tuple[str, nn.Module, Tensor]], image_size: int) -> tuple[list[str], bool]:
+    """(module names, whether they return tokens). A module that runs twice in one forward cannot be a tap."""
+    counts: dict[str, int] = {}
+    for name, _, _ in records:
+        counts[name] = counts.get(name, 0) + 1
+    once = [record for record in records if counts[record[0]] == 1]
+    blocks = [name for name, _, out in once if out.dim() == 3 and re.search(r"(^|[._])\d+$", name)]
+    siblings = [name for name in blocks if name.count(".") == min((b.count(".") for b in blocks), default=0)]
+    if siblings:
+        return [siblings[i] for i in quarter_ends(len(siblings))], True
+    last: dict[int, str] = {}
+    for name, _, out in once:
+        if out.dim() == 4 and out.shape[0] == records[0][2].shape[0]:
+            side = out.shape[1] if is_nhwc(out) else out.shape[2]
+            if 1 < side <= image_size:
+                last[side] = name
+    return [last[side] for side in sorted(last, reverse=True)], False
+
+
+def find_classifier(
+    model: nn.Module, records: list[tuple[str, nn.Module, Tensor]]
+) -> tuple[nn.Module | None, str | None]:
+    """The last Linear that ran and returned [N, K], and its path; (None, None) where the network ends otherwise."""
+    for name, module, output in reversed(records):
+        if isinstance(module, nn.Linear) and output.dim() == 2:
+            return module, name
+    return None, None
+
+
+def is_nhwc(x: Tensor) -> bool:
+    """Whether a 4-d output keeps its channels last by shape (torchvision's Swin)."""
+    return x.shape[1] == x.shape[2] and x.shape[2] != x.shape[3]
+
+
+def to_nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2) if is_nhwc(x) else x
+
+
+def prefix_count(length: int) -> int:
+    """How many leading tokens are not patches: the fewest that leave a square grid."""
+    for count in range(length):
+        if math.isqrt(length - count) ** 2 == length - count:
+            return count
+    return 0
+
+
+def as_map(tokens: Tensor) -> Tensor:
+    """Patch tokens [N, L, D] as a map [N, D, √L, √L]."""
+    n, length, width = tokens.shape
+    side = math.isqrt(length)
+    return tokens.transpose(1, 2).reshape(n, width, side, side)

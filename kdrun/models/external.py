@@ -1,0 +1,121 @@
+"""Models of timm, torchvision and the user's own packages, with a head for the data set's classes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.models.weights import load_weights
+
+IMAGENET_CLASSES = 1000
+
+
+def create_timm(name: str, num_classes: int, image_size: int, pretrained: str | None, kwargs: dict[str, Any]) -> nn.Module:
+    """`timm:NAME`; transformers with a fixed input get `img_size` from the data set."""
+    import timm
+
+    bare = name.split(".")[0]
+    if not timm.is_model(bare):
+        raise ConfigError(f"timm:{name}: timm {timm.__version__} has no such model.{suggest(bare, timm.list_models())}")
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    options = dict(kwargs)
+    if cfg is not None and cfg.fixed_input_size:
+        options.setdefault("img_size", image_size)
+    if pretrained and pretrained != "true":
+        options["pretrained_cfg_overlay"] = {"file": pretrained}
+    try:
+        return timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **options)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise ConfigError(f"timm:{name}: {one_line(error)}") from error
+        raise no_weights(f"timm:{name}", pretrained, (cfg.url or f"https://huggingface.co/{cfg.hf_hub_id}{name}") if cfg else "", error) from error
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"timm:{name} cannot be built with {options}: {one_line(error)}") from error
+
+
+def create_torchvision(name: str, num_classes: int, pretrained: str | None, kwargs: dict[str, Any]) -> nn.Module:
+    """`torchvision:NAME`; a pretrained network is built with its own head first, then given a new one."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ConfigError(f"torchvision:{name}: torchvision has no such classification model.{suggest(name, known)}")
+    try:
+        if pretrained != "true":
+            model = models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
+            if pretrained:
+                load_weights(model, Path(pretrained), f"torchvision:{name}", new_head=True)
+            return model
+        model = models.get_model(name, weights="DEFAULT", **kwargs)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise ConfigError(f"torchvision:{name}: {one_line(error)}") from error
+        raise no_weights(f"torchvision:{name}", pretrained, models.get_model_weights(name)["DEFAULT"].url, error) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {one_line(error)}") from error
+    if num_classes != IMAGENET_CLASSES:
+        replace_head(model, num_classes)
+    return model
+
+
+def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, Any]) -> nn.Module:
+    """`package.module:callable`, called with num_classes, and with image_size if it takes it."""
+    module_name, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise ConfigError(f"{path}: cannot import {module_name} ({one_line(error)}); is it in this directory or installed?") from error
+    except AttributeError as error:
+        raise ConfigError(f"{path}: {module_name} has no {attribute}.") from error
+    accepted = inspect.signature(factory).parameters
+    everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    options = {"num_classes": num_classes, "image_size": image_size, **kwargs}
+    passed = {key: value for key, value in options.items() if everything or key in accepted or key in kwargs}
+    if "num_classes" not in passed:
+        raise ConfigError(f"{path}: the callable must take num_classes (the data set has {num_classes}).")
+    try:
+        model = factory(**passed)
+    except TypeError as error:
+        raise ConfigError(f"{path} cannot be called with {passed}: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def no_weights(name: str, pretrained: str, url: str, error: Exception) -> ConfigError:
+    """The one line for weights that could not be fetched, with the manual route."""
+    if pretrained != "true":
+        return ConfigError(f"{name}: pretrained={pretrained} cannot be loaded ({one_line(error)}).")
+    return ConfigError(
+        f"{name}: pretrained weights could not be fetched ({one_line(error)}). Download {url} where there is a network "
+        f"and set pretrained=FILE, or train from scratch with pretrained=false."
+    )
+
+
+def head_path(model: nn.Module) -> str:
+    """Where the classifier sits: the last Linear in the order of definition."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise ConfigError(f"{type(model).__name__} has no Linear classifier to replace; give it num_classes itself.")
+    return names[-1]
+
+
+def replace_head(model: nn.Module, num_classes: int, dropout: float | None = None) -> None:
+    """A fresh Linear, after Dropout where one is asked for, in the place of the classifier."""
+    path = head_path(model)
+    old = model.get_submodule(path)
+    assert isinstance(old, nn.Linear)
+    new: nn.Module = nn.Linear(old.in_features, num_classes)
+    if dropout is not None:
+        new = nn.Sequential(nn.Dropout(dropout), new)
+    parent, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, new)

@@ -1,0 +1,90 @@
+"""name -> model: the CIFAR zoo, `timm:`, `torchvision:` and `package.module:callable`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdrun.errors import ConfigError, suggest
+from kdrun.models import external, mobilenet, resnet, shufflenet, tutorial, vgg, vit, wrn
+from kdrun.models.weights import load_weights
+
+Factory = Callable[..., nn.Module]
+
+ZOO: dict[str, Factory] = {
+    **{f"resnet{d}": partial(resnet.resnet_cifar, d) for d in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{d}x4": partial(resnet.resnet_cifar, d, wide=4) for d in (8, 32)},
+    **{f"resnet{d}": partial(resnet.resnet_imagenet_depth, d) for d in (18, 34, 50)},
+    **{f"wrn_{d}_{k}": partial(wrn.WideResNet, d, k) for d in (16, 40) for k in (1, 2, 4)},
+    **{f"vgg{d}": partial(vgg.VGG, d) for d in (8, 11, 13, 16, 19)},
+    "mobilenet_v2": partial(mobilenet.MobileNetV2, 1.0),
+    "mobilenet_v2_x0_5": partial(mobilenet.MobileNetV2, 0.5, last_tap="block"),  # the width only RepDistiller's benchmark uses
+    "shufflenet_v1": shufflenet.ShuffleNetV1,
+    "shufflenet_v2": shufflenet.ShuffleNetV2,
+    "deepnn": tutorial.deepnn,
+    "lightnn": tutorial.lightnn,
+    "vit_cifar_tiny": vit.vit_cifar_tiny,
+    "vit_cifar_tiny_distilled": vit.vit_cifar_tiny_distilled,
+}
+SIZED = ("deepnn", "lightnn", "vit_cifar_tiny", "vit_cifar_tiny_distilled")  # their weights depend on the image size
+HEADS = ("linear", "dropout_linear")
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int = 32,
+    pretrained: str | None = None,
+    preact_last_map: bool = False,
+    head: str = "linear",
+    head_dropout: float = 0.5,
+    kwargs: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a network for images [N, 3, image_size, image_size] and `num_classes`.
+
+    pretrained: "true" for timm's or torchvision's own weights, or a file; the classifier is fresh where the number of
+    classes differs. preact_last_map: tap the last map where RepDistiller does (WRN before the final BN and ReLU,
+    MobileNetV2 before the 1280-channel convolution; no other model differs). head="dropout_linear" puts
+    Dropout(head_dropout) before the classifier. Raises ConfigError for an unknown name or unfit arguments.
+    """
+    kwargs = dict(kwargs or {})
+    source, _, bare = name.partition(":")
+    if source == "timm":
+        model = external.create_timm(bare, num_classes, image_size, pretrained, kwargs)
+    elif source == "torchvision":
+        model = external.create_torchvision(bare, num_classes, pretrained, kwargs)
+    elif bare:
+        model = external.create_own(name, num_classes, image_size, kwargs)
+    else:
+        model = create_zoo(name, num_classes, image_size, preact_last_map, kwargs)
+    if pretrained and source not in ("timm", "torchvision"):
+        if pretrained == "true":
+            raise ConfigError(f"{name} has no published weights here; set pretrained=FILE or checkpoint=FILE.")
+        load_weights(model, Path(pretrained), name, new_head=True)
+    if head == "dropout_linear":
+        external.replace_head(model, num_classes, head_dropout)
+    return model
+
+
+def create_zoo(name: str, num_classes: int, image_size: int, preact_last_map: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """One of `ZOO`."""
+    if name not in ZOO:
+        raise ConfigError(
+            f"model {name}: no such network.{suggest(name, ZOO)} The zoo has {', '.join(ZOO)}; others are typed as "
+            "timm:NAME, torchvision:NAME or package.module:callable."
+        )
+    if preact_last_map and name.startswith("wrn"):
+        kwargs.setdefault("preact_last_map", True)
+    if preact_last_map and name.startswith("mobilenet"):
+        kwargs.setdefault("last_tap", "block")
+    if name in SIZED:
+        kwargs.setdefault("image_size", image_size)
+    try:
+        return ZOO[name](num_classes=num_classes, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be built with {kwargs}: {error}") from error
