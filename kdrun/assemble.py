@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from kdrun.engine import Network, Teacher
+    from kdrun.engine import Network
     from kdrun.fit import Job, Loaders
     from kdrun.methods.base import Method
+    from kdrun.models.taps import Tap
     from kdrun.numerics import Numerics
 
 Stats = tuple[list[float], list[float]]
@@ -138,23 +139,17 @@ def make_loaders(data: Data, batch_size: int, seed: int, teacher_view: str, devi
     return Loaders(StreamTrain(splits.train, **train, **common), *files)
 
 
-def make_network(
-    options: ModelOptions, data: Data, seed: int, numerics: Numerics, batch_size: int
-) -> Network:
-    """A freshly initialised (or loaded) network on the device. Initialised on the CPU, so that the device does not
-    change it, from `seed` alone, so that the method does not either."""
-    import torch
-
-    from kdrun.engine import Network
+def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: Stats | None) -> Tap:
+    """A network behind the uniform interface, from torch's current random state, with the weights of its checkpoint
+    where it has one."""
     from kdrun.models.taps import Tap
     from kdrun.models.weights import load_weights
     from kdrun.models.zoo import create_model
 
-    torch.manual_seed(seed)
     model = create_model(
         options.name,
-        num_classes=data.splits.num_classes,
-        image_size=options.input_size or data.splits.image_size,
+        num_classes=num_classes,
+        image_size=options.input_size or image_size,
         pretrained=None if options.pretrained == "false" else options.pretrained,
         preact_last_map=options.preact_last_map,
         head=options.head,
@@ -163,8 +158,18 @@ def make_network(
     )
     if options.checkpoint is not None:
         load_weights(model, Path(options.checkpoint).expanduser(), options.name)
-    own = own_stats(options, model)
-    tap = Tap(model, data.splits.image_size, input_size=options.input_size, data_stats=data.stats, own_stats=own)
+    return Tap(model, image_size, input_size=options.input_size, data_stats=stats, own_stats=own_stats(options, model))
+
+
+def make_network(options: ModelOptions, data: Data, seed: int, numerics: Numerics, batch_size: int) -> Network:
+    """A freshly initialised (or loaded) network on the device. Initialised on the CPU, so that the device does not
+    change it, from `seed` alone, so that the method does not either."""
+    import torch
+
+    from kdrun.engine import Network
+
+    torch.manual_seed(seed)
+    tap = make_tap(options, data.splits.num_classes, data.splits.image_size, data.stats)
     return Network(tap.to(numerics.device), numerics, batch_size)
 
 
@@ -219,5 +224,3 @@ def make_job(
     if teacher is not None:
         teacher.tap.needs = teacher.tap.needs | method.teacher_needs
     return Job(run, Lane(student, method, optimizer, epochs, seed, device), digest)
-
-

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"})
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """One mini-batch on the training device.
 
     image [N, C, H, W] normalised float32 in channels-last memory; label [N] int64; index [N] int64, the sample's

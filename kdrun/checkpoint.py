@@ -39,7 +39,9 @@ def explain_os_error(error: OSError, path: Path) -> str:
     if error.errno == errno.ENOSPC:
         return f"disk full while writing {path}: free some space and run the same command again; it resumes."
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"{path} cannot be written ({error.strerror}): set output_root=… (or KDRUN_OUTPUTS) to a folder of yours."
+        return (
+            f"{path} cannot be written ({error.strerror}): set output_root=… (or KDRUN_OUTPUTS) to a folder of yours."
+        )
     return f"{path} cannot be written ({error.strerror or error})."
 
 

@@ -21,7 +21,7 @@ USAGE = f"""kdrun: knowledge distillation of image classifiers, from one YAML-co
 usage: kdrun COMMAND [key=value …]
 
 commands:
-{chr(10).join(f'  {name:<9} {text}' for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<9} {text}" for name, text in COMMANDS.items())}
 
 kdrun train runs as it is: a resnet20 teaches a resnet8 handwritten digits, offline, in about a minute.
 Groups choose files in conf/ (method=dkd teacher=vgg16 student=resnet8 dataset=cifar100 optimizer=…), every value can
@@ -45,17 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"kdrun {__version__}")
         return 0
-    from kdrun.errors import KdrunError, suggest
+    from kdrun.errors import KdrunError, print_error, suggest
 
     try:
         if words[0] not in COMMANDS:
-            raise KdrunError(f"{words[0]}: no such command.{suggest(words[0], COMMANDS)} There are: {', '.join(COMMANDS)}.")
+            raise KdrunError(
+                f"{words[0]}: no such command.{suggest(words[0], COMMANDS)} There are: {', '.join(COMMANDS)}."
+            )
         from kdrun.commands import run_command
 
         return run_command(words[0], words[1:])
     except KdrunError as error:
-        from kdrun.console import print_error
-
         print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kdrun.config import RunConfig
+from kdrun.config import RunConfig, check
 from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.methods.source import read_method
 
 ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
 MODEL_GROUPS = ("teacher", "student")
@@ -83,6 +84,10 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
+class MultirunAsked(Exception):
+    """The composed configuration is a sweep (hydra.mode=MULTIRUN in an overlay)."""
+
+
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
     """The configuration that `overrides` ask for, unchecked. Raises ConfigError."""
     from hydra import compose as hydra_compose
@@ -94,9 +99,40 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose("config", [*rewrite(overrides), *search_override(config_dir)])
+            found = hydra_compose(
+                "config", [*rewrite(overrides), *search_override(config_dir)], return_hydra_config=True
+            )
     except Exception as error:
         raise translate(error) from error
+    with open_dict(found):
+        hydra = found.pop("hydra")
+    if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+        raise MultirunAsked
+    return found
+
+
+def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """Composed and checked. Raises ConfigError."""
+    return checked(compose(overrides, config_dir), config_dir)
+
+
+def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
+    """`check`, and that a published cell has its published weights: the defaults list passes over a missing recipe."""
+    config = check(cfg)
+    method = read_method(config.method["_target_"])
+    if config.benchmark is None or config.pair is None or not method.needs_teacher:
+        return config
+    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    prefix = f"{config.benchmark}_{config.pair.name}_"
+    if not any((folder / "recipe" / f"{prefix}{method.name}.yaml").is_file() for folder in folders):
+        known = sorted(path.stem for folder in folders for path in (folder / "recipe").glob(f"{prefix}*.yaml"))
+        there = f"it has {', '.join(name.removeprefix(prefix) for name in known)}" if known else "it has none there"
+        raise ConfigError(
+            f"benchmark={config.benchmark} publishes no {method.name} for pair={config.pair.name} ({there}): leave "
+            "benchmark= out and set the method's values yourself, or add conf/recipe/"
+            f"{prefix}{method.name}.yaml."
+        )
+    return config
 
 
 def search_override(config_dir: str | None) -> list[str]:
@@ -174,7 +210,7 @@ def translate(error: BaseException) -> Exception:
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override!r}: expected key=value ({one_line(error.message)}).")
+        return ConfigError(f"{error.override!r}: expected key=value ({error.message.splitlines()[0]}).")
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OmegaConfBaseException):
@@ -214,6 +250,8 @@ def _missing_choice(error: Any) -> ConfigError:
     if not group:
         return ConfigError(one_line(error))
     options = [option for option in (error.options or []) if option != "any"] or choices(group)
-    more = " Others are typed as timm:NAME, torchvision:NAME or package.module:callable." if group in MODEL_GROUPS else ""
+    more = (
+        " Others are typed as timm:NAME, torchvision:NAME or package.module:callable." if group in MODEL_GROUPS else ""
+    )
     listed = f" There are: {', '.join(options)}." if options else ""
     return ConfigError(f"{group}={name}: no such {group}.{suggest(name, options)}{listed}{more}")

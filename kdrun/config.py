@@ -117,7 +117,9 @@ def _check_ranges(options: Any, prefix: str) -> None:
 def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
     """Raise ConfigError unless `value` (or every number of a list) keeps the rules of `kdrun.options.setting`."""
     if "choices" in rules and value not in rules["choices"]:
-        raise ConfigError(f"{key}={value}: choose {' or '.join(rules['choices'])}.{suggest(str(value), rules['choices'])}")
+        raise ConfigError(
+            f"{key}={value}: choose {' or '.join(rules['choices'])}.{suggest(str(value), rules['choices'])}"
+        )
     if "length" in rules and len(value) != rules["length"]:
         raise ConfigError(f"{key}={value}: expected {rules['length']} numbers, got {len(value)}.")
     for number in value if isinstance(value, list) else [value]:
@@ -143,7 +145,9 @@ def check_method(node: Any) -> dict[str, Any]:
     for key in given:
         if key not in source.parameters:
             takes = f" It takes: {', '.join(source.parameters)}." if source.parameters else " It takes none."
-            raise ConfigError(f"method.{key}: {source.name} has no such setting.{suggest(key, source.parameters)}{takes}")
+            raise ConfigError(
+                f"method.{key}: {source.name} has no such setting.{suggest(key, source.parameters)}{takes}"
+            )
     for key in source.required:
         if key not in given:
             raise ConfigError(f"method.{key} is not set: {source.name} needs it.")

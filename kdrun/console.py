@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from kdrun.fit import Epoch, Event, Step
 
 out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-def print_error(line: str) -> None:
-    """The one line of a KdrunError."""
-    err.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
 
 
 def note(line: str) -> None:
@@ -83,7 +77,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 class TrainingView:
     """One training run on the screen: a bar within the epoch, a line after each."""
 
-    def __init__(self, what: str, epochs: int, first_epoch: int):
+    def __init__(self, what: str, epochs: int, first_epoch: float):
         self.what, self.epochs = what, epochs
         self.begun, self.first, self.done = time.monotonic(), first_epoch, first_epoch
         self.progress: Progress | None = None
@@ -171,5 +165,3 @@ def short_path(path: Path) -> str:
     except ValueError:
         return str(path)
     return relative if len(relative) < len(str(path)) else str(path)
-
-

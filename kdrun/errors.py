@@ -1,8 +1,10 @@
-"""Errors that a user can act on. Whoever raises one says in one line what is wrong, with which value, and what to do."""
+"""Errors that a user can act on: one line says what is wrong, with which value, and what to do."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 
@@ -41,6 +43,13 @@ class Interrupted(KdrunError):
     """
 
     exit_code = 75
+
+
+def print_error(line: str) -> None:
+    """The one line of an error on stderr; in red on a terminal, unless NO_COLOR is set. Rich would take longer to
+    import than the mistake takes to find."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"\x1b[1;31merror:\x1b[0m {line}" if colour else f"error: {line}", file=sys.stderr)
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:

@@ -20,7 +20,6 @@ from kdrun.errors import CheckpointError, Interrupted
 from kdrun.metrics import TrainMeter
 from kdrun.runs import RunDirectory
 
-
 SAVE_SECONDS = 15  # least time between checkpoints at the ends of short epochs
 
 
@@ -209,7 +208,9 @@ def fit(
                 saved = time.monotonic()
                 clock.resume()
                 if stop.signal:
-                    raise Interrupted(f"stopped by {stop.signal} in epoch {epoch + 1}; saved. The same command resumes.")
+                    raise Interrupted(
+                        f"stopped by {stop.signal} in epoch {epoch + 1}; saved. The same command resumes."
+                    )
         lap, start = clock.lap(), 0
         # Short epochs need not each pay for a checkpoint: a resume repeats them bit for bit.
         save = epoch + 1 == epochs or bool(stop.signal) or time.monotonic() - saved > SAVE_SECONDS
@@ -319,5 +320,3 @@ def count_flops(model: torch.nn.Module, image_size: int) -> int:
     finally:
         model.train(training)
     return counter.get_total_flops()
-
-

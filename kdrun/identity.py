@@ -79,7 +79,8 @@ def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
     method = read_method(config.method["_target_"])
     identity = {
         "data": data_identity(config.dataset, fingerprint),
-        "student": model_identity(config.student, "student"),
+        # Where nothing is distilled, nothing is tapped: one independent student serves all benchmarks.
+        "student": model_identity(config.student, "student", set() if method.needs_teacher else TAPS_ONLY),
         "method": {"name": method.name, **{key: value for key, value in config.method.items() if key != "_target_"}},
         "optimizer": {
             **differing(config.optimizer, {"epochs", "batch_size"}),

@@ -145,9 +145,7 @@ def pinned(resolved: dict[str, Any], device: str) -> Numerics:
         )
     if resolved["compile"] and (missing := compiler_missing(place)):
         raise ConfigError(f"this run was started compiled, but {missing}: install g++, or resume it elsewhere.")
-    return Numerics(
-        place, resolved["precision"], resolved["compile"], resolved["threads"], resolved["deterministic"]
-    )
+    return Numerics(place, resolved["precision"], resolved["compile"], resolved["threads"], resolved["deterministic"])
 
 
 def hardware() -> dict[str, Any]:

@@ -13,7 +13,9 @@ from kdrun.options import OptimizerOptions
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module], device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(
+    options: OptimizerOptions, modules: Iterable[nn.Module], device: torch.device
+) -> torch.optim.Optimizer:
     """One optimizer over the trainable parameters of student and method, which share lr, momentum and decay."""
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
@@ -29,9 +31,7 @@ def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module], devi
         groups.append({"params": plain, "weight_decay": 0.0})
     fused = device.type in ("cpu", "cuda")
     if options.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused
-        )
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), eps=options.eps, fused=fused)
 
@@ -50,8 +50,8 @@ def learning_rate(options: OptimizerOptions, epochs: int, epoch: int, step: int,
     """The rate for step `step` of epoch `epoch` (both from 0) of `epochs`.
 
     Multistep and step change between epochs, as MultiStepLR stepped once per epoch; cosine (Loshchilov & Hutter 2017)
-    and one-cycle (Smith & Topin 2018: linear up to lr at peak_fraction, cosine down to 1/1000 of it) change at every step.
-    Warm-up is linear from warmup_lr over warmup_epochs, which count as part of the schedule.
+    and one-cycle (Smith & Topin 2018: linear up to lr at peak_fraction, cosine down to 1/1000 of it) change at every
+    step. Warm-up is linear from warmup_lr over warmup_epochs, which count as part of the schedule.
     """
     position = epoch + step / steps_per_epoch
     if position < options.warmup_epochs:

@@ -12,7 +12,17 @@ from kdrun import __version__
 from kdrun.numerics import Numerics, hardware
 from kdrun.runs import now
 
-LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pandas", "scikit-learn", "scikit-image")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "scikit-image",
+)
 
 
 def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None) -> dict[str, Any]:

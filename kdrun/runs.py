@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from filelock import FileLock, Timeout
 from kdrun.checkpoint import explain_os_error, read_json, write_atomically, write_json, write_text
 from kdrun.errors import CheckpointError, ConfigError, RunError
 
-RESULT_KEYS = (
-    "schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "precision", "compile",
-    "threads", "device", "teacher_top1", "top1_last", "top1_best", "top1_best_epoch", "top1_val_selected", "top5_last",
-    "params", "extra_params", "flops", "images_per_second", "train_seconds", "peak_memory", "finished_at", "overrides",
-)  # fmt: skip
+RESULT_KEYS: list[str] = [
+    "schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "precision",
+    "compile", "threads", "device", "teacher_top1", "top1_last", "top1_best", "top1_best_epoch", "top1_val_selected",
+    "top5_last", "params", "extra_params", "flops", "images_per_second", "train_seconds", "peak_memory", "finished_at",
+    "overrides",
+]  # fmt: skip
 METRIC_COLUMNS = ("epoch", "split", "metric", "value")
 
 
@@ -39,7 +40,7 @@ def slug(name: str) -> str:
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class RunDirectory:
@@ -72,7 +73,9 @@ class RunDirectory:
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout as error:
             who = owner.read_text().strip() if owner.is_file() else "another process"
-            raise RunError(f"{self.path} is being trained by {who}; wait for it, or use another seed or output_root.") from error
+            raise RunError(
+                f"{self.path} is being trained by {who}; wait for it, or use another seed or output_root."
+            ) from error
         except OSError as error:
             raise RunError(explain_os_error(error, self.path)) from error
         try:
@@ -151,7 +154,7 @@ def rebuild_results(output_root: Path) -> Path:
         writer = csv.DictWriter(text, RESULT_KEYS, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for _, result in finished_runs(output_root):
-            row = {key: result.get(key) for key in RESULT_KEYS}
+            row: dict[str, Any] = {key: result.get(key) for key in RESULT_KEYS}
             row["overrides"] = " ".join(row["overrides"] or [])
             writer.writerow({key: "" if value is None else value for key, value in row.items()})
         write_atomically(target, lambda file: file.write(text.getvalue().encode()))
@@ -181,5 +184,6 @@ def find_runs(word: str, output_root: Path) -> list[Path]:
             raise ConfigError(f"RUN {word} is ambiguous: {', '.join(map(str, found[:5]))}.")
     there = len(list((output_root / "runs").glob("*/*/*/*/config.yaml")))
     raise ConfigError(
-        f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs holds {there} run(s) (kdrun list runs)."
+        f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs holds {there} run(s): "
+        "kdrun list runs."
     )

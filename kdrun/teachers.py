@@ -24,8 +24,8 @@ def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
     found = sha256_of(run.weights_path)
     if found != recorded:
         raise CheckpointError(
-            f"{run.weights_path} is not the file that was trained (sha256 {found[:12]}…, recorded {recorded[:12] or 'none'}…); "
-            f"delete {run.path} and the teacher is trained again."
+            f"{run.weights_path} is not the file that was trained (sha256 {found[:12]}…, recorded "
+            f"{recorded[:12] or 'none'}…); delete {run.path} and the teacher is trained again."
         )
     load_weights(model, run.weights_path, name)
     return found

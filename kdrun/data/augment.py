@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdrun.options import Augment
 
+
 def uniform(seed: int, epoch: int, index: np.ndarray, count: int, purpose: int = 0) -> np.ndarray:
     """Numbers in [0, 1) as float64 [len(index), count]: SplitMix64's finaliser over a counter made of the arguments."""
     with np.errstate(over="ignore"):

@@ -124,7 +124,9 @@ def load(
         test, more = decode_tree(source.trees[1], image_size, on_error, cache, track)
         return train, test, source.trees[0].class_names, notes + more
     if image_size != SIDE:
-        raise DataError(f"dataset.image_size={image_size}: the {source.name} archive is 32 px; set input_size on a model.")
+        raise DataError(
+            f"dataset.image_size={image_size}: the {source.name} archive is 32 px; set input_size on a model."
+        )
     archive = ARCHIVES[source.name]
     members = _members(source, cache)
     train = _arrays(archive, archive.train, members)

@@ -3,6 +3,10 @@ default run needs no download (Alpaydin & Kaynak 1998, UCI Optical Recognition o
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from kdrun.data.sets import ArraySet
@@ -11,12 +15,29 @@ CONTENT = "scikit-learn digits, 1797 images of 8x8 in 17 grey levels, bilinear"
 CLASS_NAMES = [str(digit) for digit in range(10)]
 
 
-def load(image_size: int) -> ArraySet:
-    """All images as [1797, image_size, image_size, 3] uint8: bilinearly enlarged, the grey level in each channel."""
+def load(image_size: int, cache: Path) -> ArraySet:
+    """All images as [1797, image_size, image_size, 3] uint8: bilinearly enlarged, the grey level in each channel.
+
+    Kept in `cache`, since importing scikit-learn takes longer than everything else that a run does before it starts.
+    """
+    place = cache / f"digits-{image_size}.npz"
+    try:
+        with np.load(place) as found:
+            return ArraySet(found["images"], found["labels"])
+    except (OSError, ValueError, KeyError):
+        made = enlarged(image_size)
+    scratch = place.with_suffix(f".{os.getpid()}.tmp.npz")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(scratch, images=made.images, labels=made.labels)
+    os.replace(scratch, place)
+    return made
+
+
+def enlarged(image_size: int) -> ArraySet:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     grey = np.round(data.images * (255 / 16)).astype(np.uint8)
     side = (image_size, image_size)
     large = np.stack([np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BILINEAR)) for image in grey])

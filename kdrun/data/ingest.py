@@ -52,7 +52,9 @@ def decode_chunk(root: Path, size: int, paths: list[str]) -> tuple[np.ndarray, l
     return images, bad
 
 
-def decode_tree(tree: Tree, size: int, on_error: str, cache: Path, track: Track = untracked) -> tuple[ArraySet, list[str]]:
+def decode_tree(
+    tree: Tree, size: int, on_error: str, cache: Path, track: Track = untracked
+) -> tuple[ArraySet, list[str]]:
     """The tree as arrays, from the cache where it was decoded before, and notes about skipped files.
 
     on_error: "stop" raises DataError that names the damaged file; "skip" leaves it out and says so.
@@ -92,7 +94,7 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
         if skipped:
             np.save(scratch, images[: len(kept)].copy())
         images.flush()
-        digest = hashlib.sha256(images[: len(kept)]).hexdigest()
+        digest = hashlib.sha256(images[: len(kept)].data).hexdigest()
         del images
         os.replace(scratch, folder / "images.npy")
     finally:
@@ -104,9 +106,7 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
     os.replace(part, folder / "meta.json")
 
 
-def _decoded_chunks(
-    tree: Tree, size: int, track: Track
-) -> Iterator[tuple[int, np.ndarray, list[tuple[int, str]]]]:
+def _decoded_chunks(tree: Tree, size: int, track: Track) -> Iterator[tuple[int, np.ndarray, list[tuple[int, str]]]]:
     """(index of the chunk's first image, images, unreadable ones) in order, decoded by all cores."""
     starts = list(range(0, len(tree.paths), CHUNK))
     chunks = [tree.paths[start : start + CHUNK] for start in starts]

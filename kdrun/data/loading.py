@@ -31,6 +31,18 @@ class DataSource:
             return digits.CONTENT
         return f"fake {self.options.fake_train} {self.options.fake_test} {self.options.fake_classes}"
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, without decoding anything."""
+        if isinstance(self.located, cifar.Source):
+            trees = self.located.trees
+            return len(trees[0].class_names) if trees else {"cifar10": 10, "cifar100": 100}[self.options.name]
+        if isinstance(self.located, folder.Source):
+            tree = self.located.train or self.located.flat
+            assert tree is not None
+            return len(tree.class_names)
+        return 10 if self.options.name == "digits" else self.options.fake_classes
+
     def load(self, cache: Path, track: Track = untracked) -> Dataset:
         """All splits. cache: folder for decoded images and downloads. Raises DataError."""
         options = self.options
@@ -45,13 +57,15 @@ class DataSource:
     def _splits(self, cache: Path, track: Track) -> tuple[AnySet, AnySet | None, AnySet, list[str], list[str]]:
         options, fraction = self.options, self.options.train_fraction
         if isinstance(self.located, folder.Source):
-            train, val, test, names = folder.split(self.located, 0.8 if fraction is None else fraction, options.split_seed)
+            train, val, test, names = folder.split(
+                self.located, 0.8 if fraction is None else fraction, options.split_seed
+            )
             return train, val, test, names, []
         if isinstance(self.located, cifar.Source):
             both = cifar.load(self.located, options.image_size, options.on_error, cache, track)
             return both[0], None, both[1], both[2], both[3]
         if options.name == "digits":
-            every = digits.load(options.image_size)
+            every = digits.load(options.image_size, cache)
             first, rest = stratified_split(every.labels, 0.8 if fraction is None else fraction, options.split_seed)
             return every.take(first), None, every.take(rest), digits.CLASS_NAMES, []
         made = [
@@ -59,5 +73,3 @@ class DataSource:
             for seed, count in ((1, options.fake_train), (2, options.fake_test))
         ]
         return made[0], None, made[1], [f"class {label}" for label in range(options.fake_classes)], []
-
-

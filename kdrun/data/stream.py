@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from kdrun.options import Augment
 EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre crop keeps
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """One decoded file: image and teacher's image uint8 [3, S, S], or the reason why there is none."""
 
     image: Tensor | None
@@ -72,7 +74,9 @@ def train_transform(augment: Augment, size: int, resize: str) -> Any:
 
     steps: list[Any] = []
     if augment.crop == "resized":
-        steps.append(v2.RandomResizedCrop(size, scale=tuple(augment.resized_scale), antialias=True))
+        steps.append(
+            v2.RandomResizedCrop(size, scale=(augment.resized_scale[0], augment.resized_scale[1]), antialias=True)
+        )
     else:
         steps += eval_steps(size, resize)
     if augment.crop == "padded":
@@ -81,7 +85,9 @@ def train_transform(augment: Augment, size: int, resize: str) -> Any:
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
     if augment.rotation:
-        steps.append(v2.RandomRotation(augment.rotation, interpolation=v2.InterpolationMode.BILINEAR))
+        steps.append(
+            v2.RandomRotation([-augment.rotation, augment.rotation], interpolation=v2.InterpolationMode.BILINEAR)
+        )
     if augment.jitters:
         steps.append(v2.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue))
     return v2.Compose(steps)
@@ -121,7 +127,10 @@ class EpochBatches:
             yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
 
 
-class Packed(NamedTuple):
+@dataclass
+class Packed:
+    """A batch as the workers send it: uint8 images [N, 3, S, S], and what could not be read."""
+
     image: Tensor
     teacher_image: Tensor | None
     label: Tensor
@@ -146,7 +155,15 @@ def pack(samples: list[Sample]) -> Packed:
 class Stream:
     """What training and evaluation share: workers, packing, and the damaged files they named."""
 
-    def __init__(self, decoder: Decoder, batches: EpochBatches, workers: int | None, stats: Stats, on_error: str, device: torch.device):
+    def __init__(
+        self,
+        decoder: Decoder,
+        batches: EpochBatches,
+        workers: int | None,
+        stats: Stats,
+        on_error: str,
+        device: torch.device,
+    ):
         self.device, self.on_error, self.normalise = device, on_error, Normalise(stats, device)
         self.batches_of = batches
         self.skipped: set[str] = set()
@@ -177,8 +194,21 @@ class Stream:
 class StreamTrain(Stream):
     """Shuffled, augmented training batches read from files."""
 
-    def __init__(self, data: FileSet, *, image_size: int, resize: str, batch_size: int, seed: int, stats: Stats,
-                 augment: Augment, teacher_view: str, workers: int | None, on_error: str, device: torch.device):  # fmt: skip
+    def __init__(
+        self,
+        data: FileSet,
+        *,
+        image_size: int,
+        resize: str,
+        batch_size: int,
+        seed: int,
+        stats: Stats,
+        augment: Augment,
+        teacher_view: str,
+        workers: int | None,
+        on_error: str,
+        device: torch.device,
+    ):
         decoder = Decoder(data, image_size, resize, augment, seed, teacher_view)
         super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, on_error, device)
         self.num_samples = len(data)

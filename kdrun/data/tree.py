@@ -47,7 +47,9 @@ def scan(root: Path) -> Tree:
     for label, name in enumerate(classes):
         found = sorted(_images(root / name, name))
         if not found:
-            raise DataError(f"class folder {root / name} holds no images ({', '.join(SUFFIXES)}); add some or remove it.")
+            raise DataError(
+                f"class folder {root / name} holds no images ({', '.join(SUFFIXES)}); add some or remove it."
+            )
         paths += [path for path, _ in found]
         sizes += [size for _, size in found]
         labels += [label] * len(found)

@@ -32,15 +32,11 @@ class Method(nn.Module):
     def prepare(self, student: nn.Module, teacher: nn.Module | None, loader: Iterable[Batch]) -> None:
         """Train something before the first epoch, where a paper does (FitNet's stage 1, SSKD's head)."""
 
-    def losses(
-        self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; their sum is minimised. The hard-label term is called `ce`."""
         raise NotImplementedError
 
-    def forward(
-        self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         """One step. Overridden only where one pass of each network over the batch is not what the paper does.
 
         `student` and `teacher` map images to float32 Outputs; the teacher's pass over `batch.teacher_image` is shared

@@ -65,9 +65,7 @@ class DKD(Method):
         self.temperature, self.ce_weight, self.warmup_epochs = temperature, ce_weight, warmup_epochs
         self.tckd_weight, self.nckd_weight = tckd_weight, nckd_weight
 
-    def losses(
-        self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
         tckd, nckd = dkd_loss(student.logits, teacher.logits, batch.label, temperature=self.temperature)
         ramp = min((progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0

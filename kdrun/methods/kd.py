@@ -32,9 +32,7 @@ class KD(Method):
         super().__init__()
         self.temperature, self.ce_weight, self.kd_weight = temperature, ce_weight, kd_weight
 
-    def losses(
-        self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
         return {
             "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),

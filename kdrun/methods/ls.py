@@ -40,7 +40,5 @@ class LabelSmoothing(Method):
         super().__init__()
         self.smoothing = smoothing
 
-    def losses(
-        self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         return {"ce": label_smoothing_loss(student.logits, batch.label, smoothing=self.smoothing)}

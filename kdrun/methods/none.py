@@ -25,7 +25,5 @@ class Independent(Method):
 
     needs_teacher = False
 
-    def losses(
-        self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         return {"ce": F.cross_entropy(student.logits, batch.label)}

@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from kdrun.errors import ConfigError, one_line, suggest
@@ -31,7 +31,7 @@ class MethodSource:
         return bool(self.flags.get("needs_teacher", True))
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_method(target: str) -> MethodSource:
     """The class behind a YAML's `_target_`, found and parsed without being imported.
 
@@ -53,7 +53,7 @@ def read_method(target: str) -> MethodSource:
     return MethodSource(target, module.rpartition(".")[2], parameters, tuple(required), flags, doc)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module_tree(module: str) -> ast.Module | None:
     if os.getcwd() not in sys.path:  # a console script does not look into the current directory by itself
         sys.path.insert(0, os.getcwd())
@@ -100,7 +100,13 @@ def _imported(name: str, module: str) -> list[ast.ClassDef]:
 def _literals(node: ast.ClassDef) -> dict[str, object]:
     found: dict[str, object] = {}
     for item in node.body:
-        target = item.target if isinstance(item, ast.AnnAssign) else item.targets[0] if isinstance(item, ast.Assign) else None
+        target = (
+            item.target
+            if isinstance(item, ast.AnnAssign)
+            else item.targets[0]
+            if isinstance(item, ast.Assign)
+            else None
+        )
         value = item.value if isinstance(item, ast.AnnAssign | ast.Assign) else None
         if isinstance(target, ast.Name) and value is not None:
             try:
@@ -116,9 +122,16 @@ def _constructor(node: ast.ClassDef) -> tuple[dict[str, str], list[str]] | None:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             arguments = item.args
             plain = arguments.args[1:]
-            named = {arg.arg: ast.unparse(arg.annotation) if arg.annotation else "Any" for arg in plain + arguments.kwonlyargs}
-            optional = {arg.arg for arg in plain[len(plain) - len(arguments.defaults) :]} if arguments.defaults else set()
-            optional |= {arg.arg for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default}
+            named = {
+                arg.arg: ast.unparse(arg.annotation) if arg.annotation else "Any"
+                for arg in plain + arguments.kwonlyargs
+            }
+            optional = (
+                {arg.arg for arg in plain[len(plain) - len(arguments.defaults) :]} if arguments.defaults else set()
+            )
+            optional |= {
+                arg.arg for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
+            }
             return named, [name for name in named if name not in optional]
     return None
 

@@ -17,7 +17,9 @@ from kdrun.models.weights import load_weights
 IMAGENET_CLASSES = 1000
 
 
-def create_timm(name: str, num_classes: int, image_size: int, pretrained: str | None, kwargs: dict[str, Any]) -> nn.Module:
+def create_timm(
+    name: str, num_classes: int, image_size: int, pretrained: str | None, kwargs: dict[str, Any]
+) -> nn.Module:
     """`timm:NAME`; transformers with a fixed input get `img_size` from the data set."""
     import timm
 
@@ -35,7 +37,12 @@ def create_timm(name: str, num_classes: int, image_size: int, pretrained: str | 
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise ConfigError(f"timm:{name}: {one_line(error)}") from error
-        raise no_weights(f"timm:{name}", pretrained, (cfg.url or f"https://huggingface.co/{cfg.hf_hub_id}{name}") if cfg else "", error) from error
+        raise no_weights(
+            f"timm:{name}",
+            pretrained,
+            (cfg.url or f"https://huggingface.co/{cfg.hf_hub_id}{name}") if cfg else "",
+            error,
+        ) from error
     except (TypeError, AssertionError, ValueError) as error:
         raise ConfigError(f"timm:{name} cannot be built with {options}: {one_line(error)}") from error
 
@@ -57,7 +64,9 @@ def create_torchvision(name: str, num_classes: int, pretrained: str | None, kwar
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise ConfigError(f"torchvision:{name}: {one_line(error)}") from error
-        raise no_weights(f"torchvision:{name}", pretrained, models.get_model_weights(name)["DEFAULT"].url, error) from error
+        raise no_weights(
+            f"torchvision:{name}", pretrained, models.get_model_weights(name)["DEFAULT"].url, error
+        ) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {one_line(error)}") from error
     if num_classes != IMAGENET_CLASSES:
@@ -73,7 +82,9 @@ def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, A
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
-        raise ConfigError(f"{path}: cannot import {module_name} ({one_line(error)}); is it in this directory or installed?") from error
+        raise ConfigError(
+            f"{path}: cannot import {module_name} ({one_line(error)}); is it in this directory or installed?"
+        ) from error
     except AttributeError as error:
         raise ConfigError(f"{path}: {module_name} has no {attribute}.") from error
     accepted = inspect.signature(factory).parameters
@@ -91,7 +102,7 @@ def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, A
     return model
 
 
-def no_weights(name: str, pretrained: str, url: str, error: Exception) -> ConfigError:
+def no_weights(name: str, pretrained: str, url: object, error: Exception) -> ConfigError:
     """The one line for weights that could not be fetched, with the manual route."""
     if pretrained != "true":
         return ConfigError(f"{name}: pretrained={pretrained} cannot be loaded ({one_line(error)}).")

@@ -90,7 +90,7 @@ class CifarResNet(ZooModel):
         init_kaiming_fan_out(self)
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        stem = self.bn1(self.conv1(image))
+        before = stem = self.bn1(self.conv1(image))
         x = F.relu(stem)
         maps, preact = [x], [stem]
         for name in self.stage_names:

@@ -56,7 +56,7 @@ class ShuffleNetV1(ZooModel):
         self.linear = nn.Linear(channels, num_classes)
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        stem = self.bn1(self.conv1(image))
+        before = stem = self.bn1(self.conv1(image))
         x = F.relu(stem)
         maps, preact = [x], [stem]
         for number in (1, 2, 3):
@@ -75,7 +75,7 @@ class UnitV2(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         half = channels // 2
-        self.half = half
+        self.kept = half
         self.conv1 = conv1x1(half, half)
         self.bn1 = nn.BatchNorm2d(half)
         self.conv2 = conv3x3(half, half, groups=half)
@@ -85,7 +85,7 @@ class UnitV2(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The unit's output and, for pre-activation taps, the unshuffled concatenation before the last ReLU."""
-        kept, x = x[:, : self.half], x[:, self.half :]
+        kept, x = x[:, : self.kept], x[:, self.kept :]
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         before = self.bn3(self.conv3(self.bn2(self.conv2(out))))
         return channel_shuffle(torch.cat([kept, F.relu(before)], 1), 2), torch.cat([kept, before], 1)
@@ -138,7 +138,7 @@ class ShuffleNetV2(ZooModel):
         self.linear = nn.Linear(1024, num_classes)
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        stem = self.bn1(self.conv1(image))
+        before = stem = self.bn1(self.conv1(image))
         x = F.relu(stem)
         maps, preact = [x], [stem]
         for number in (1, 2, 3):

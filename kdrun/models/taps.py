@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +47,14 @@ class Tap(nn.Module):
         if data_stats and own_stats and data_stats != own_stats:
             data_mean, data_std, mean, std = (torch.tensor(values) for values in (*data_stats, *own_stats))
             scale, shift = (data_std / std).view(3, 1, 1), ((data_mean - mean) / std).view(3, 1, 1)
+        self.scale: Tensor | None
+        self.shift: Tensor | None
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
     def prepare(self, image: Tensor) -> Tensor:
         """image [N, 3, H, W] as this network wants it: its own normalisation and side."""
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
         if self.input_size is not None:
             image = F.interpolate(image, size=self.input_size, mode="bilinear", antialias=True)
@@ -113,7 +115,7 @@ def pair_maps(student: Spec, teacher: Spec) -> list[tuple[int, int]]:
         resolution = abs(math.log2(short_maps[short[i]][1] / long_maps[long[j]][1]))
         return resolution + 0.5 * abs((i + 1) / len(short) - (j + 1) / len(long))
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(i: int, j: int) -> tuple[float, tuple[int, ...]]:
         """The cheapest way to place short[i:] into long[j:], as (cost, chosen positions)."""
         if i == len(short):

@@ -41,6 +41,12 @@ class Group(nn.Module):
             )
         )
 
+    def normalise(self, x: Tensor) -> Tensor:
+        """bn1 of the first block: the pre-activation of the map that enters this group."""
+        first = self.layer[0]
+        assert isinstance(first, PreActivationBlock)
+        return first.bn1(x)
+
     def forward(self, x: Tensor, normalised: Tensor | None) -> Tensor:
         first, *rest = self.layer.children()
         x = first(x, normalised)
@@ -69,9 +75,9 @@ class WideResNet(ZooModel):
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
         stem = self.conv1(image)
         first = self.block1(stem, None)
-        first_normalised = self.block2.layer[0].bn1(first)
+        first_normalised = self.block2.normalise(first)
         second = self.block2(first, first_normalised)
-        second_normalised = self.block3.layer[0].bn1(second)
+        second_normalised = self.block3.normalise(second)
         raw = self.block3(second, second_normalised)
         normalised = self.bn1(raw)
         last = F.relu(normalised)

@@ -22,7 +22,9 @@ ZOO: dict[str, Factory] = {
     **{f"wrn_{d}_{k}": partial(wrn.WideResNet, d, k) for d in (16, 40) for k in (1, 2, 4)},
     **{f"vgg{d}": partial(vgg.VGG, d) for d in (8, 11, 13, 16, 19)},
     "mobilenet_v2": partial(mobilenet.MobileNetV2, 1.0),
-    "mobilenet_v2_x0_5": partial(mobilenet.MobileNetV2, 0.5, last_tap="block"),  # the width only RepDistiller's benchmark uses
+    "mobilenet_v2_x0_5": partial(
+        mobilenet.MobileNetV2, 0.5, last_tap="block"
+    ),  # the width only RepDistiller's benchmark uses
     "shufflenet_v1": shufflenet.ShuffleNetV1,
     "shufflenet_v2": shufflenet.ShuffleNetV2,
     "deepnn": tutorial.deepnn,
@@ -71,7 +73,9 @@ def create_model(
     return model
 
 
-def create_zoo(name: str, num_classes: int, image_size: int, preact_last_map: bool, kwargs: dict[str, Any]) -> nn.Module:
+def create_zoo(
+    name: str, num_classes: int, image_size: int, preact_last_map: bool, kwargs: dict[str, Any]
+) -> nn.Module:
     """One of `ZOO`."""
     if name not in ZOO:
         raise ConfigError(

@@ -1,0 +1,111 @@
+"""kdrun doctor: whether everything a run needs is here, and what `auto` resolves to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from kdrun import console
+from kdrun.compose import conf_dir, load, split_arguments
+from kdrun.errors import KdrunError, print_error
+
+HELP = """
+usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]
+
+Checks Python, libraries, CPU and GPU, the C++ compiler that torch.compile needs, the output folder and the data sets,
+and says what device=auto, precision=auto and compile=auto mean on this machine. Exit code 1 if a run could not work.
+"""
+
+LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "scikit-learn",
+             "scikit-image", "pandas", "safetensors", "matplotlib", "rich", "filelock")  # fmt: skip
+
+
+def command(words: list[str]) -> int:
+    _, overrides, config_dir = split_arguments(words)
+    config = load(overrides, config_dir)
+    rows, problems = libraries()
+    rows += hardware_rows()
+    rows += output_rows(Path(config.output_root).expanduser(), problems)
+    rows += data_rows(config.dataset.root)
+    console.table("", ["what", "found", ""], rows)
+    for problem in problems:
+        print_error(problem)
+    console.say("[bold red]a run would not work[/]" if problems else "[bold green]all good[/]: kdrun train")
+    return 1 if problems else 0
+
+
+def libraries() -> tuple[list[list[str]], list[str]]:
+    """Versions, and problems for those that are missing."""
+    problems = []
+    versions = []
+    for name in LIBRARIES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"{name} is not installed: pip install {name}")
+    python = sys.version.split()[0]
+    return [
+        ["python", python, sys.executable],
+        ["libraries", f"{len(versions)} of {len(LIBRARIES)}", ", ".join(versions)],
+        ["configuration", str(conf_dir()), ""],
+    ], problems
+
+
+def hardware_rows() -> list[list[str]]:
+    import torch
+
+    from kdrun.numerics import compiler_missing, cpu_kind, cpu_name, resolve_device, resolve_precision
+
+    device = resolve_device("auto")
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    missing = compiler_missing(device)
+    units = {"AMX": "bf16 matrix units", "AVX512_BF16": "bf16 instructions"}.get(cpu_kind(), "no bf16 arithmetic")
+    precision = resolve_precision("auto", device)
+    return [
+        ["CPU", f"{cpu_name()}, {os.cpu_count()} cores", f"{cpu_kind()}: {units}"],
+        ["threads", str(torch.get_num_threads()), "threads=N sets another number"],
+        ["GPU", ", ".join(gpus) or "none", ""],
+        ["device=auto", device, ""],
+        ["precision=auto", precision, "precision=fp32 is the reference"],
+        ["compile=auto", "off" if missing else "a timed probe on long runs", missing],
+    ]
+
+
+def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
+    """The output folder can be written and has room."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".doctor-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        problems.append(f"output_root={root} cannot be written ({error.strerror}): set output_root=… or KDRUN_OUTPUTS.")
+        return [["output_root", str(root), "not writable"]]
+    free = shutil.disk_usage(root).free
+    if free < 2**30:
+        problems.append(f"output_root={root} has {console.size(free)} free: a sweep needs more.")
+    runs = len(list((root / "runs").glob("*/*/*/*/result.json")))
+    teachers = len(list((root / "teachers").glob("*/*/*/result.json")))
+    return [["output_root", str(root), f"{console.size(free)} free, {runs} finished run(s), {teachers} teacher(s)"]]
+
+
+def data_rows(root: str | None) -> list[list[str]]:
+    """Where the CIFAR sets would come from."""
+    from kdrun.data import cifar
+
+    rows = [["digits", "embedded", "the default"]]
+    for name in ("cifar10", "cifar100"):
+        try:
+            source = cifar.locate(name, root)
+        except KdrunError:
+            rows.append([name, "not here", f"dataset.root={root} holds none"])
+            continue
+        where = source.archive or (source.trees[0].root.parent if source.trees else None)
+        rows.append([name, str(where) if where else "not here", "" if where else "downloaded at first use, or set "
+                     "dataset.root or KDRUN_DATA"])  # fmt: skip
+    return rows

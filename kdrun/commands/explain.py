@@ -1,0 +1,60 @@
+"""kdrun explain: a method's paper, equation, settings and published numbers, from its own docstring and YAML."""
+
+from __future__ import annotations
+
+import yaml
+from rich.markup import escape
+
+from kdrun import console
+from kdrun.compose import choices, conf_dir, rewrite
+from kdrun.errors import ConfigError, suggest
+from kdrun.methods.source import hyperparameters, read_method, sections
+from kdrun.reference.published import Published, published
+
+HELP = """
+usage: kdrun explain method=NAME
+
+Paper, equation, every hyperparameter with its default here and where that comes from, published accuracies, and where
+public implementations disagree.
+"""
+
+
+def command(words: list[str]) -> int:
+    names = [word.partition("=")[2] for word in rewrite(words) if word.startswith("method=")]
+    names += [word.partition("=")[2] for word in rewrite(f"method={word}" for word in words if "=" not in word)]
+    known = choices("method")
+    if not names:
+        raise ConfigError(f"explain what? Give method=NAME; there are: {', '.join(known)}.")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"method={name}: no such method.{suggest(name, known)} There are: {', '.join(known)}.")
+        explain(name)
+    return 0
+
+
+def explain(name: str) -> None:
+    settings = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text())
+    source = read_method(settings.pop("_target_"))
+    parts = sections(source.doc)
+    console.say(f"[bold]{name}[/]  {escape(' '.join(parts[''].split()))}\n")
+    console.say(f"[bold]paper[/]  {escape(' '.join(parts['Paper'].split()))}\n")
+    console.say("[bold]equation[/]")
+    console.say(escape("\n".join(f"  {line}" for line in parts["Equation"].splitlines())) + "\n")
+    meanings = hyperparameters(parts["Hyperparameters"])
+    if settings:
+        rows = [[f"method.{key}", str(value), meanings.get(key, "")] for key, value in settings.items()]
+        console.table("", ["setting", "default", "meaning, and where the number comes from"], rows)
+        console.say("")
+    if parts.get("Disagreements"):
+        console.say("[bold]where public code disagrees[/]")
+        console.say(escape(f"  {' '.join(parts['Disagreements'].split())}") + "\n")
+    rows = [row_of(item) for item in published() if item.method == name]
+    if rows:
+        columns = ["benchmark", "data set", "teacher", "student", "top-1, %", "epoch", "source"]
+        console.table("published", columns, rows)
+        console.note("A pair of these runs as: kdrun train benchmark=… pair=TEACHER_STUDENT method=" + name)
+
+
+def row_of(item: Published) -> list[str]:
+    value = f"{item.value:.2f}" + (f" ± {item.std:.2f}" if item.std is not None else "")
+    return [item.benchmark, item.dataset, item.teacher or "–", item.student, value, item.selection, item.source]
