@@ -3,22 +3,17 @@ and the files."""
 
 from __future__ import annotations
 
-import resource
-import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from kdrun.checkpoint import load_state, save_state, save_weights
 from kdrun.engine import EvalLoader, Lane, Teacher, TrainLoader, evaluate, train_epoch
 from kdrun.errors import CheckpointError, Interrupted
 from kdrun.metrics import TrainMeter
 from kdrun.runs import RunDirectory
+from kdrun.stop import Stop
 
 SAVE_SECONDS = 15  # least time between checkpoints at the ends of short epochs
 
@@ -146,36 +141,6 @@ class Failed:
 Event = Step | Epoch | Failed
 
 
-class Stop:
-    """Set by a signal, read between steps."""
-
-    def __init__(self) -> None:
-        self.signal = ""
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request to save and end; a second Ctrl-C ends at once."""
-    stop = Stop()
-
-    def request(number: int, frame: object) -> None:
-        if stop.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.signal = signal.Signals(number).name
-
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    try:
-        previous = {number: signal.signal(number, request) for number in wanted}
-    except ValueError:  # not in the main thread: leave signals to whoever owns them
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def fit(
     jobs: list[Job],
     teacher: Teacher | None,
@@ -297,26 +262,3 @@ def keep_as_is(job: Job, loaders: Loaders) -> None:
     lane = job.lane
     job.score.update(0, evaluate(lane.model, lane.student.tap.prepare, loaders.test, lane.student.numerics), None)
     save_weights(job.run.weights_path, lane.model.state_dict())
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or the process's largest resident size on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def count_flops(model: torch.nn.Module, image_size: int) -> int:
-    """Floating-point operations of one image's forward pass (a multiply-add counts two)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    parameter = next(model.parameters())
-    training = model.training
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
-    finally:
-        model.train(training)
-    return counter.get_total_flops()

@@ -15,7 +15,8 @@ from kdrun.runs import RunDirectory, now, rebuild_results
 
 if TYPE_CHECKING:
     from kdrun.engine import Network, Teacher
-    from kdrun.fit import Job, Loaders, Stop
+    from kdrun.fit import Job, Loaders
+    from kdrun.stop import Stop
 
 
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         show_result("already done", plan, result)
         return result
     announce(plan)
-    from kdrun.fit import stop_on_signals
+    from kdrun.stop import stop_on_signals
 
     with plan.run.lock(), stop_on_signals() as stop:
         try:
@@ -179,7 +180,7 @@ class Training:
 
     def result(self, job: Job, teacher: dict[str, Any] | None, extra: int) -> dict[str, Any]:
         """The published keys of result.json, for a student or (job in the teachers' store) a teacher."""
-        from kdrun.fit import count_flops, peak_memory
+        from kdrun.cost import count_flops, peak_memory
 
         config, lane, score = self.config, job.lane, job.score
         numerics, is_teacher = lane.student.numerics, job.run.role == "teacher"

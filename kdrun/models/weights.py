@@ -68,8 +68,10 @@ def refused_name(error: Exception) -> str:
 
 def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """Follow the known nestings down to name -> tensor and strip the wrappers' prefixes."""
-    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+    while isinstance(content, Mapping):
         inner = next((content[name] for name in NESTS if isinstance(content.get(name), Mapping)), None)
+        if inner is None and any(isinstance(value, Tensor) for value in content.values()):
+            break
         if inner is None:
             raise CheckpointError(
                 f"checkpoint {path} holds no state dict; its entries are {', '.join(map(str, content))}."

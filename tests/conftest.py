@@ -1,0 +1,116 @@
+"""Shared pieces: a command line that runs in this process, tiny networks, and the real CIFAR-100 where it is present."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdrun.batch import Outputs
+from kdrun.models.layers import NOTHING, ZooModel, conv3x3, pool_flatten
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+# Every test of a run says how large it is; this is the smallest that still has a last small batch.
+TINY = ["dataset=fake", "dataset.fake_train=72", "dataset.fake_test=40", "dataset.fake_classes=4", "dataset.image_size=16",
+        "batch_size=32", "teacher.recipe.batch_size=32", "teacher.recipe.epochs=1", "teacher=resnet8", "student=resnet8",
+        "precision=fp32", "teacher.precision=fp32", "compile=false"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes into the repository, reads the user's data by accident, or leaves another thread count."""
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.delenv("KDRUN_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def kdrun(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """kdrun("train", "seed=1") -> (exit code, stdout, stderr), in this process."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        from kdrun.cli import main
+
+        capfd.readouterr()
+        code = main(list(words))
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def cifar100_root() -> str:
+    """The real CIFAR-100, where KDRUN_TEST_DATA points to it."""
+    root = os.environ.get("KDRUN_TEST_DATA", "")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs the real CIFAR-100: set KDRUN_TEST_DATA to the folder that holds it")
+    return root
+
+
+@pytest.fixture(scope="session")
+def model_facts() -> dict[str, dict]:
+    """Parameter counts and tap shapes by zoo name."""
+    other = {
+        "shufflev1": "shufflenet_v1",
+        "shufflev2": "shufflenet_v2",
+        "mobilenetv2_x0_5": "mobilenet_v2_x0_5",
+        "mobilenetv2_x1_0": "mobilenet_v2",
+    }
+    facts = json.loads((FIXTURES / "models.json").read_text())
+    return {other.get(name.lower(), name.lower()): fact for name, fact in facts.items()}
+
+
+class TinyCNN(ZooModel):
+    """Two stages on top of a stem: [N, 3, 16, 16] -> maps 6x16x16, 8x8x8, 12x4x4."""
+
+    def __init__(self, num_classes: int = 5, width: int = 1):
+        super().__init__()
+        self.conv1 = conv3x3(3, 6 * width)
+        self.bn1 = nn.BatchNorm2d(6 * width)
+        self.conv2 = conv3x3(6 * width, 8 * width, 2)
+        self.bn2 = nn.BatchNorm2d(8 * width)
+        self.conv3 = conv3x3(8 * width, 12 * width, 2)
+        self.bn3 = nn.BatchNorm2d(12 * width)
+        self.fc = nn.Linear(12 * width, num_classes)
+
+    def outputs(self, image: torch.Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
+        x, maps, preact = image, [], []
+        for conv, bn in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            before = bn(conv(x))
+            x = torch.relu(before)
+            maps.append(x)
+            preact.append(before)
+        pooled = pool_flatten(x)
+        return Outputs(self.fc(pooled), tuple(maps), tuple(preact), pooled)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """image_folder("train", classes=3, count=4, size=(20, 24)) writes class folders of PNGs and returns their root."""
+    from PIL import Image
+
+    def make(name: str, classes: int = 3, count: int = 4, size: tuple[int, int] = (20, 24), seed: int = 0) -> Path:
+        generator = np.random.default_rng(seed)
+        root = tmp_path / name
+        for label in range(classes):
+            folder = root / f"class_{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (size[0], size[1], 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+        return root
+
+    return make

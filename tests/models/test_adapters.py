@@ -1,0 +1,156 @@
+"""timm, torchvision and own models show the same features as the zoo, and the same logits as without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdrun.batch import FEATURES, Spec
+from kdrun.errors import ConfigError
+from kdrun.models.taps import Tap, measure, pair_maps
+from kdrun.models.zoo import create_model
+
+EXTERNAL = [
+    ("timm:resnet10t", 32, 5, 512, None, 0),
+    ("timm:convnext_atto", 64, 4, 320, None, 0),
+    ("timm:vit_tiny_patch16_224", 64, 4, 192, (16, 192), 1),
+    ("timm:deit_tiny_distilled_patch16_224", 64, 4, 192, (16, 192), 2),
+    ("timm:mixer_s32_224", 64, 4, 512, (4, 512), 0),
+    ("torchvision:resnet18", 64, 5, 512, None, 0),
+    ("torchvision:mobilenet_v3_small", 64, 5, 1024, None, 0),
+    ("torchvision:swin_t", 64, 4, 768, None, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "stages", "pooled", "tokens", "prefix"), EXTERNAL)
+def test_external_models(name, size, stages, pooled, tokens, prefix):
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=7, image_size=size)
+    tap = Tap(model, size)
+    spec = measure(tap, 7)
+    assert len(spec.maps) == stages
+    assert (spec.pooled, spec.tokens, spec.prefix) == (pooled, tokens, prefix)
+    image = torch.randn(2, 3, size, size)
+    model.eval()
+    plain = model(image)
+    tap.needs = FEATURES
+    out = tap(image)
+    assert torch.allclose(out.logits, plain, atol=1e-5)
+    assert [tuple(item.shape[1:]) for item in out.maps] == list(spec.maps)
+    if spec.classifier is not None:
+        assert torch.allclose(spec.classifier(out.pooled), out.logits, atol=1e-5)
+    tap.needs = frozenset()
+    assert tap(image).maps is None
+
+
+def test_measuring_changes_nothing():
+    model = create_model("torchvision:resnet18", num_classes=7).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    measure(Tap(model, 32), 7)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_distilled_heads_apart_only_for_methods_that_read_them():
+    model = create_model("vit_cifar_tiny_distilled", num_classes=5)
+    image = torch.randn(2, 3, 32, 32)
+    tap = Tap(model, 32, frozenset({"heads"})).train()
+    out = tap(image)
+    mean = (out.logits + out.heads["dist"]) / 2
+    assert not torch.allclose(out.logits, mean)
+    assert torch.allclose(Tap(model, 32).train()(image).logits, mean, atol=1e-6)
+    tap.eval()
+    assert torch.allclose(tap(image).logits, mean, atol=1e-6)
+
+
+def test_attention_is_the_last_blocks():
+    model = create_model("vit_cifar_tiny", num_classes=5).eval()
+    tap = Tap(model, 32, frozenset({"attention"}))
+    seen = []
+    model.blocks[-1].attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    q, k, v = tap(torch.randn(2, 3, 32, 32)).attention
+    expected = model.blocks[-1].attn.qkv(seen[0]).reshape(2, 65, 3, 4, 32).permute(2, 0, 3, 1, 4)
+    assert all(torch.equal(a, b) for a, b in zip((q, k, v), expected, strict=True))
+
+
+def own_net(num_classes: int, width: int = 4) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(width, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )  # fmt: skip
+
+
+def test_own_callable():
+    model = create_model("tests.models.test_adapters:own_net", num_classes=3, kwargs={"width": 5})
+    spec = measure(Tap(model, 16), 3)
+    assert spec.maps == ((5, 16, 16), (8, 8, 8))
+    assert spec.pooled == 8
+
+
+def test_own_normalisation_and_size():
+    """A network with its own mean, std and input size sees the image that its training saw."""
+    model = own_net(3)
+    data, own = ([0.5] * 3, [0.25] * 3), ([0.4, 0.5, 0.6], [0.2, 0.2, 0.2])
+    tap = Tap(model, 16, input_size=8, data_stats=data, own_stats=own)
+    raw = torch.rand(2, 3, 16, 16)
+    normalised = (raw - 0.5) / 0.25
+    wanted = (raw - torch.tensor(own[0]).view(3, 1, 1)) / torch.tensor(own[1]).view(3, 1, 1)
+    wanted = nn.functional.interpolate(wanted, size=8, mode="bilinear", antialias=True)
+    assert torch.allclose(tap.prepare(normalised), wanted, atol=1e-5)
+
+
+def spec(*shapes: tuple[int, int, int], stems: int = 1) -> Spec:
+    return Spec(num_classes=10, image_size=32, maps=shapes, stems=stems)
+
+
+RESNET = spec((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))
+VGG = spec((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4))
+MOBILENET = spec((32, 16, 16), (24, 16, 16), (32, 8, 8), (96, 4, 4), (1280, 2, 2))
+VIT = spec(*[(128, 8, 8)] * 4, stems=0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"),
+    [
+        (RESNET, RESNET, [(1, 1), (2, 2), (3, 3)]),
+        (VGG, VGG, [(1, 1), (2, 2), (3, 3), (4, 4)]),
+        # The published table leaves these cells empty: pairing by position would match 16 px with 32 px.
+        (MOBILENET, RESNET, [(1, 2), (2, 3), (3, 3)][:2] + [(3, 3)]),
+        (VIT, VIT, [(0, 0), (1, 1), (2, 2), (3, 3)]),
+    ],
+)
+def test_pairs(student, teacher, pairs):
+    found = pair_maps(student, teacher)
+    if student is MOBILENET:
+        assert (1, 2) in found or (1, 1) in found
+        assert len(found) == 3
+    else:
+        assert found == pairs
+    assert found == sorted(found)
+    assert [(b, a) for a, b in pair_maps(teacher, student)] == found
+
+
+def test_pairs_are_in_order_and_unique():
+    for a in (RESNET, VGG, MOBILENET, VIT):
+        for b in (RESNET, VGG, MOBILENET, VIT):
+            found = pair_maps(a, b)
+            assert len(found) == min(len(a.maps) - a.stems, len(b.maps) - b.stems)
+            for (i, j), (k, m) in zip(found, found[1:], strict=False):
+                assert i < k
+                assert j < m
+
+
+def test_nothing_to_pair():
+    assert pair_maps(Spec(10, 32), RESNET) == []
+
+
+def test_pretrained_without_a_network_says_how(monkeypatch):
+    import timm
+
+    def no_network(*args, **kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(ConfigError, match=r"could not be fetched .*pretrained=FILE"):
+        create_model("timm:resnet18", num_classes=2, pretrained="true")
