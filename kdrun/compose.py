@@ -208,6 +208,7 @@ def translate(error: BaseException) -> Exception:
     """Hydra's and OmegaConf's exceptions as one line that names the thing, the value and the way out."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if isinstance(error, OverrideParseException):
         return ConfigError(f"{error.override!r}: expected key=value ({error.message.splitlines()[0]}).")
@@ -215,6 +216,10 @@ def translate(error: BaseException) -> Exception:
         return _missing_choice(error)
     if isinstance(error, OmegaConfBaseException):
         return ConfigError(_omegaconf_line(error))
+    if isinstance(error, YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        where = f"{Path(mark.name).name}, line {mark.line + 1}" if mark else "a YAML file"
+        return ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or one_line(error)}).")
     if not isinstance(error, HydraException):
         return error if isinstance(error, Exception) else ConfigError(one_line(error))
     text = str(error)
@@ -225,6 +230,8 @@ def translate(error: BaseException) -> Exception:
         return ConfigError(f"{word}: several values need a multirun: kdrun train -m {word} (a list is written [a,b]).")
     if "Error resolving interpolation" in text and "${method}" in text:
         return ConfigError("method, benchmark and pair cannot be removed: choose method=none for no distillation.")
+    if found := re.search(r"In '([^']+)': .*Key '([^']+)' not in .*full_key: (\S+)", text, re.DOTALL):
+        return ConfigError(f"{found.group(1)}.yaml: {_unknown_key(found.group(3))}")
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return ConfigError(_omegaconf_line(cause))

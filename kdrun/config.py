@@ -91,7 +91,8 @@ def _check_keys(node: DictConfig, schema: type, prefix: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(schema)}
     for key in node:
         if key not in fields:
-            raise ConfigError(f"{prefix}{key}: no such setting.{suggest(str(key), fields)}")
+            known = [f"{prefix}{name}" for name in fields]
+            raise ConfigError(f"{prefix}{key}: no such setting.{suggest(f'{prefix}{key}', known)}")
         inner = None if OmegaConf.is_missing(node, key) else OmegaConf.get_type(node, str(key))
         if inner is not None and dataclasses.is_dataclass(inner):
             _check_keys(node[key], inner, f"{prefix}{key}.")

@@ -175,6 +175,7 @@ class Stream:
             collate_fn=pack,
             pin_memory=device.type == "cuda",
             persistent_workers=count > 0,
+            generator=torch.Generator(),  # otherwise every epoch would draw from the global one
         )
 
     def packed(self) -> Iterator[Packed]:

@@ -1,0 +1,176 @@
+"""Augmented views: the same pixels as torchvision's transforms, drawn from nothing but (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from torchvision.transforms import v2
+
+from kdrun.data import augment
+from kdrun.data.resident import Normalise, PaddedImages, ResidentEval, ResidentTrain, measured_stats, shuffled
+from kdrun.data.sets import ArraySet
+from kdrun.options import Augment
+
+CPU = torch.device("cpu")
+STATS = ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+
+
+def data(count: int = 50, side: int = 12) -> ArraySet:
+    generator = np.random.default_rng(0)
+    return ArraySet(generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8), np.arange(count) % 5)
+
+
+def loader(made: ArraySet, options: Augment | None = None, **changes) -> ResidentTrain:
+    settings = {"batch_size": 16, "seed": 0, "stats": STATS, "augment": options or Augment(), "teacher_view": "same"}
+    return ResidentTrain(made, device=CPU, **{**settings, **changes})
+
+
+def by_sample(batches) -> dict[int, torch.Tensor]:
+    return {int(i): image for batch in batches for i, image in zip(batch.index, batch.image, strict=True)}
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_crop_is_torchvisions(mode):
+    made = data()
+    store = PaddedImages(made.images, Augment(crop_padding_mode=mode), CPU)
+    index = torch.arange(20)
+    row, column = torch.randint(0, 9, (2, 20))
+    found = store.crop(index, row, column)
+    padding_mode = "constant" if mode == "zeros" else "reflect"
+    for i in range(20):
+        image = torch.from_numpy(made.images[i]).permute(2, 0, 1)
+        padded = v2.Pad(4, padding_mode=padding_mode)(image)
+        expected = tv.crop(padded, int(row[i]), int(column[i]), 12, 12)
+        assert torch.equal(found[i].permute(2, 0, 1), expected)
+
+
+def test_normalise_is_torchvisions():
+    made = data()
+    found = Normalise(STATS, CPU)(torch.from_numpy(made.images))
+    transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*STATS)])
+    expected = torch.stack([transform(image) for image in made.images])
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_views_depend_on_seed_epoch_and_sample_alone():
+    made = data()
+    first = by_sample(loader(made).epoch(3))
+    assert len(first) == 50
+    other_batches = by_sample(loader(made, batch_size=7).epoch(3))
+    assert all(torch.equal(first[i], other_batches[i]) for i in first)
+    resumed = by_sample(loader(made).epoch(3, start=2))
+    assert len(resumed) == 18
+    assert all(torch.equal(first[i], resumed[i]) for i in resumed)
+    assert any(not torch.equal(first[i], image) for i, image in by_sample(loader(made).epoch(4)).items())
+    assert any(not torch.equal(first[i], image) for i, image in by_sample(loader(made, seed=1).epoch(3)).items())
+
+
+def test_last_small_batch_is_kept():
+    sizes = [len(batch.label) for batch in loader(data()).epoch(0)]
+    assert sizes == [16, 16, 16, 2]
+    assert loader(data()).steps_per_epoch == 4
+
+
+def test_draws_are_uniform_and_independent():
+    draws = augment.uniform(seed=1, epoch=2, index=np.arange(20_000), count=4)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert np.allclose(draws.mean(axis=0), 0.5, atol=0.01)
+    assert np.allclose(np.corrcoef(draws.T), np.eye(4), atol=0.03)
+    for other in (augment.uniform(2, 2, np.arange(20_000), 4), augment.uniform(1, 3, np.arange(20_000), 4),
+                  augment.uniform(1, 2, np.arange(20_000), 4, purpose=1)):  # fmt: skip
+        assert abs(np.corrcoef(draws[:, 0], other[:, 0])[0, 1]) < 0.03
+    corners = augment.draw_views(Augment(), 0, 0, 20_000, 0, CPU)
+    counts = torch.bincount(corners.row * 9 + corners.column, minlength=81)
+    assert counts.min() > 170
+    assert counts.max() < 330
+    assert abs(corners.flip.float().mean() - 0.5) < 0.02
+
+
+def test_flip_off_and_crop_off():
+    made = data()
+    plain = loader(made, Augment(crop="none", flip=0.0))
+    expected = {int(i): image for i, image in enumerate(plain.normalise(torch.from_numpy(made.images)))}
+    assert all(torch.equal(image, expected[i]) for i, image in by_sample(plain.epoch(0)).items())
+    flipped = loader(made, Augment(crop="none", flip=1.0))
+    assert all(torch.equal(image, expected[i].flip(2)) for i, image in by_sample(flipped.epoch(0)).items())
+
+
+def test_teacher_views():
+    made = data()
+    for batch in loader(made).epoch(0):
+        assert batch.teacher_image is batch.image
+    clean = {int(i): image for batch in loader(made, teacher_view="clean").epoch(0)
+             for i, image in zip(batch.index, batch.teacher_image, strict=True)}  # fmt: skip
+    plain = Normalise(STATS, CPU)(torch.from_numpy(made.images))
+    assert all(torch.equal(image, plain[i]) for i, image in clean.items())
+    batch = next(iter(loader(made, teacher_view="independent").epoch(0)))
+    assert not torch.equal(batch.image, batch.teacher_image)
+    same = next(iter(loader(made).epoch(0)))
+    assert torch.equal(batch.image, same.image)
+
+
+def test_jitter_is_torchvisions():
+    image = torch.rand(6, 3, 8, 8)
+    factors = torch.tensor([[1.3, 1.0, 1.0, 0.0], [1.0, 0.6, 1.0, 0.0], [1.0, 1.0, 1.7, 0.0], [1.0, 1.0, 1.0, 0.2],
+                            [0.7, 1.4, 0.5, -0.3], [1.0, 1.0, 1.0, 0.0]])  # fmt: skip
+    found = augment.jitter(image, factors)
+    for i, (brightness, contrast, saturation, hue) in enumerate(factors.tolist()):
+        expected = tv.adjust_brightness(image[i], brightness)
+        expected = tv.adjust_contrast(expected, contrast)
+        expected = tv.adjust_saturation(expected, saturation)
+        expected = tv.adjust_hue(expected, hue)
+        assert torch.allclose(found[i], expected, atol=2e-3), i
+
+
+def test_rotation_and_resized_crop():
+    made = data(side=16)
+    turned = by_sample(loader(made, Augment(crop="none", flip=0.0, rotation=30.0)).epoch(0))
+    again = by_sample(loader(made, Augment(crop="none", flip=0.0, rotation=30.0), batch_size=5).epoch(0))
+    assert all(torch.allclose(turned[i], again[i], atol=1e-6) for i in turned)
+    plain = Normalise(STATS, CPU)(torch.from_numpy(made.images))
+    assert any(not torch.allclose(turned[i], plain[i]) for i in turned)
+    identity = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]]])
+    image = torch.rand(1, 3, 16, 16)
+    assert torch.allclose(augment.warp(image, identity), image, atol=1e-5)
+    resized = by_sample(loader(made, Augment(crop="resized", flip=0.0)).epoch(0))
+    assert all(torch.isfinite(image).all() for image in resized.values())
+    views = augment.draw_views(Augment(crop="resized", resized_scale=[0.25, 1.0]), 0, 0, 2000, 0, CPU)
+    area = views.theta[:, 0, 0] * views.theta[:, 1, 1]
+    assert area.min() >= 0.24
+    assert area.max() <= 1.001
+    reach = views.theta[:, :, :2].abs().sum(dim=2) + views.theta[:, :, 2].abs()
+    assert reach.max() <= 1.001  # the area lies within the image
+
+
+def test_jittered_training_is_finite_and_coloured():
+    made = data()
+    options = Augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    for batch in loader(made, options).epoch(0):
+        assert torch.isfinite(batch.image).all()
+
+
+def test_eval_keeps_order_and_pixels():
+    made = data()
+    evaluated = ResidentEval(made, batch_size=16, stats=STATS, device=CPU)
+    images, labels = zip(*evaluated.batches(), strict=True)
+    assert torch.equal(torch.cat(labels), torch.from_numpy(made.labels))
+    assert torch.equal(torch.cat(images), Normalise(STATS, CPU)(torch.from_numpy(made.images)))
+
+
+def test_measured_stats():
+    made = data(count=2500)
+    mean, std = measured_stats(made.images)
+    scaled = made.images.reshape(-1, 3) / 255
+    assert np.allclose(mean, scaled.mean(axis=0), atol=1e-5)
+    assert np.allclose(std, scaled.std(axis=0), atol=1e-5)
+
+
+def test_order_is_a_permutation_per_epoch():
+    orders = [shuffled(100, 0, epoch) for epoch in range(3)]
+    assert all(sorted(order.tolist()) == list(range(100)) for order in orders)
+    assert not torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[1], shuffled(100, 0, 1))

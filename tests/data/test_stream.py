@@ -1,0 +1,120 @@
+"""Streaming class folders: the same images whatever the workers, damaged files named, mean and std measured once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kdrun.data.ingest import read_image
+from kdrun.data.stream import StreamEval, StreamTrain, measured_stats
+from kdrun.data.tree import scan
+from kdrun.errors import DataError
+from kdrun.options import Augment
+
+CPU = torch.device("cpu")
+STATS = ([0.5] * 3, [0.25] * 3)
+P4 = Augment(crop="none", flip=0.5, rotation=15.0, brightness=0.2, contrast=0.2, saturation=0.2)
+
+
+def train_loader(root, **changes) -> StreamTrain:
+    settings = {"image_size": 16, "resize": "stretch", "batch_size": 4, "seed": 0, "stats": STATS, "augment": P4,
+                "teacher_view": "same", "workers": 0, "on_error": "stop", "device": CPU}  # fmt: skip
+    return StreamTrain(scan(root).files(), **{**settings, **changes})
+
+
+def eval_loader(root, **changes) -> StreamEval:
+    settings = {"image_size": 16, "resize": "stretch", "batch_size": 4, "stats": STATS, "workers": 0, "on_error": "stop",
+                "device": CPU}  # fmt: skip
+    return StreamEval(scan(root).files(), **{**settings, **changes})
+
+
+def by_sample(batches) -> dict[int, torch.Tensor]:
+    return {int(i): image for batch in batches for i, image in zip(batch.index, batch.image, strict=True)}
+
+
+def test_workers_do_not_change_the_images(image_folder):
+    root = image_folder("set")
+    alone = by_sample(train_loader(root).epoch(1))
+    assert len(alone) == 12
+    loader = train_loader(root, workers=2)
+    for _ in range(2):  # the workers live on between epochs
+        helped = by_sample(loader.epoch(1))
+        assert all(torch.equal(alone[i], helped[i]) for i in alone)
+    resumed = by_sample(train_loader(root).epoch(1, start=2))
+    assert len(resumed) == 4
+    assert all(torch.equal(alone[i], resumed[i]) for i in resumed)
+    assert any(not torch.equal(alone[i], image) for i, image in by_sample(train_loader(root).epoch(2)).items())
+
+
+def test_drawing_leaves_the_global_generator_alone(image_folder):
+    root = image_folder("set")
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    list(train_loader(root).epoch(0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluation_resizes_and_normalises(image_folder):
+    root = image_folder("set", size=(16, 16))
+    images, labels = zip(*eval_loader(root).batches(), strict=True)
+    tree = scan(root)
+    assert torch.equal(torch.cat(labels), torch.from_numpy(tree.labels))
+    raw = np.stack([read_image(root / path, None) for path in tree.paths])
+    expected = (torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    assert torch.allclose(torch.cat(images), expected, atol=1e-5)
+    assert images[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_resize_crop_keeps_the_aspect(image_folder):
+    root = image_folder("set", size=(32, 64))
+    image, _ = next(iter(eval_loader(root, resize="crop").batches()))
+    assert image.shape[2:] == (16, 16)
+
+
+@pytest.mark.parametrize("view", ["clean", "independent"])
+def test_teacher_views(view, image_folder):
+    root = image_folder("set", size=(16, 16))
+    same = by_sample(train_loader(root).epoch(0))
+    for batch in train_loader(root, teacher_view=view).epoch(0):
+        assert not torch.equal(batch.image, batch.teacher_image)
+        assert all(torch.equal(same[int(i)], image) for i, image in zip(batch.index, batch.image, strict=True))
+        if view == "clean":
+            path = scan(root).paths[int(batch.index[0])]
+            raw = torch.from_numpy(read_image(root / path, None).copy()).permute(2, 0, 1).float() / 255
+            assert torch.allclose(batch.teacher_image[0], (raw - 0.5) / 0.25, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_file(workers, image_folder):
+    root = image_folder("set")
+    (root / "class_0" / "0001.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"class_0/0001.png cannot be read .*on_error=skip"):
+        list(train_loader(root, workers=workers).epoch(0))
+    loader = train_loader(root, workers=workers, on_error="skip")
+    assert len(by_sample(loader.epoch(0))) == 11
+    assert len(loader.skipped) == 1
+
+
+def test_all_damaged_batch_is_passed_over(image_folder):
+    root = image_folder("set", classes=2, count=1)
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"damaged")
+    assert list(eval_loader(root, on_error="skip").batches()) == []
+
+
+def test_measured_stats(image_folder):
+    root = image_folder("set", size=(16, 16))
+    files = scan(root).files()
+    mean, std = measured_stats(files, 16, "stretch", workers=0)
+    raw = np.stack([read_image(root / path, None) for path in files.paths]).reshape(-1, 3) / 255
+    assert np.allclose(mean, raw.mean(axis=0), atol=1e-4)
+    assert np.allclose(std, raw.std(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("crop", ["resized", "padded"])
+def test_crops(crop, image_folder):
+    root = image_folder("set")
+    images = by_sample(train_loader(root, augment=Augment(crop=crop)).epoch(0))
+    assert all(image.shape == (3, 16, 16) for image in images.values())

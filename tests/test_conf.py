@@ -1,0 +1,159 @@
+"""Every YAML in conf/ composes and passes the check, and every number in an overlay is the one that is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from kdrun.compose import ALIASES, conf_dir, load
+from kdrun.config import RunConfig, to_yaml
+from kdrun.methods.source import hyperparameters, read_method, sections
+from kdrun.models.zoo import ZOO, create_model
+
+CONF = conf_dir()
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.name != "config.yaml")
+
+
+def flat(node: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def content(path: Path) -> dict[str, object]:
+    """A file's own values by dotted key, without its defaults list."""
+    loaded = yaml.safe_load((CONF / path).read_text()) or {}
+    loaded.pop("defaults", None)
+    return flat(loaded)
+
+
+def composed(config: RunConfig) -> dict[str, object]:
+    return flat(OmegaConf.to_container(OmegaConf.create(to_yaml(config, {}))))
+
+
+def number(value: object) -> object:
+    """YAML 1.1 reads 5e-4 as a string; OmegaConf does not."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return value
+
+
+def request(path: Path) -> tuple[list[str], str]:
+    """(overrides that select the file, prefix of its values in the configuration)."""
+    group, name = path.parts[0], path.stem
+    if group == "recipe":
+        benchmark = next(item.stem for item in (CONF / "benchmark").glob("*.yaml") if name.startswith(item.stem + "_"))
+        pairs = sorted((item.stem for item in (CONF / "pair").glob("*.yaml")), key=len, reverse=True)
+        pair = next(item for item in pairs if name.startswith(f"{benchmark}_{item}_"))
+        method = name.removeprefix(f"{benchmark}_{pair}_")
+        return [f"benchmark={benchmark}", f"pair={pair}", f"method={method}"], ""
+    if name == "any":
+        return [f"{group}=any", f"{group}.name=resnet8"], f"{group}."
+    if group == "optimizer":
+        return [f"optimizer={name}", f"optimizer@teacher.recipe={name}"], "optimizer."
+    return [f"{group}={name}"], "" if group in ("benchmark", "pair", "experiment") else f"{group}."
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_composes_and_wins(path):
+    overrides, prefix = request(path)
+    found = composed(load(overrides))
+    for key, value in content(path).items():
+        if value == "???":
+            continue
+        wanted = value if isinstance(value, list | bool | str) and number(value) == value else number(value)
+        assert number(found[f"{prefix}{key}"]) == wanted, f"{path}: {key}"
+
+
+def test_recipes_win_over_the_method_and_lose_to_the_command_line():
+    cell = ["benchmark=mdistiller", "pair=wrn_40_2_wrn_40_1", "method=dkd"]
+    assert load(["method=dkd"]).method["nckd_weight"] == 8.0
+    assert load(cell).method["nckd_weight"] == 6.0
+    assert load([*cell, "method.nckd_weight=3"]).method["nckd_weight"] == 3.0
+
+
+def test_epochs_come_from_the_data_set_and_give_way_to_the_command_line():
+    assert load([]).epochs == 30
+    assert load(["dataset=cifar100"]).epochs == 240
+    short = load(["dataset=cifar100", "epochs=2", "batch_size=128"])
+    assert (short.epochs, short.batch_size) == (2, 128)
+    # A student's short trial must not change the teacher that every run shares.
+    assert (short.teacher.recipe.epochs, short.teacher.recipe.batch_size) == (240, 64)
+
+
+def test_published_protocols():
+    p3 = load(["benchmark=p3", "pair=resnet18_mobilenet_v2"])
+    assert (p3.teacher.recipe.epochs, p3.teacher.recipe.batch_size, p3.teacher.recipe.lr) == (350, 128, 0.1)
+    assert (p3.optimizer.lr, p3.epochs, p3.batch_size) == (0.01, 240, 64)
+    assert p3.dataset.augment.crop_padding_mode == "reflect"
+    assert not p3.teacher.preact_last_map
+    rd = load(["benchmark=mdistiller", "pair=vgg13_mobilenet_v2_x0_5"])
+    assert rd.student.preact_last_map
+    assert rd.optimizer.lr == 0.01
+    assert rd.teacher.recipe.lr == 0.05
+    assert rd.optimizer.weight_decay == 5e-4
+    assert rd.optimizer.milestones == [150, 180, 210]
+
+
+def test_every_zoo_model_has_its_two_files():
+    for group in ("teacher", "student"):
+        assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(ZOO) | {"any"}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_40_2", "vgg16", "mobilenet_v2", "shufflenet_v2", "vit_cifar_tiny"])
+def test_parameter_counts_in_comments(name):
+    count = sum(parameter.numel() for parameter in create_model(name, num_classes=100).parameters())
+    for group in ("teacher", "student"):
+        assert f"{count:,} parameters" in (CONF / group / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "method").glob("*.yaml")), ids=lambda path: path.stem)
+def test_methods_are_documented(path):
+    """One file and one YAML of one name; every hyperparameter in the YAML, none with a default, all explained."""
+    settings = yaml.safe_load(path.read_text())
+    source = read_method(settings.pop("_target_"))
+    assert source.name == path.stem
+    assert set(settings) == set(source.parameters) == set(source.required)
+    parts = sections(source.doc)
+    assert {"Paper", "Equation", "Hyperparameters", "Disagreements"} <= set(parts)
+    assert set(hyperparameters(parts["Hyperparameters"])) - {"none."} >= set(settings)
+    assert path.read_text().startswith("#")
+
+
+def test_aliases():
+    for alias, name in ALIASES.items():
+        if (CONF / "method" / f"{name}.yaml").is_file():
+            assert load([f"method={alias}"]).method == load([f"method={name}"]).method
+
+
+def test_names_with_a_colon_are_models_everywhere(tmp_path):
+    config = load(["teacher=timm:vit_tiny_patch16_224.augreg_in21k", "student=my_package.nets:small"])
+    assert config.teacher.name == "timm:vit_tiny_patch16_224.augreg_in21k"
+    assert config.student.name == "my_package.nets:small"
+    (tmp_path / "experiment").mkdir()
+    overlay = "# @package _global_\ndefaults:\n  - override /teacher: 'torchvision:resnet18'\nseed: 7\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(overlay)
+    config = load(["experiment=mine"], config_dir=str(tmp_path))
+    assert (config.teacher.name, config.seed) == ("torchvision:resnet18", 7)
+
+
+def test_a_method_of_ones_own(tmp_path, monkeypatch):
+    """A YAML in --config-dir and a module in the current directory are enough."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text("_target_: kdrun_own_method.Mine\ntemperature: 2\n")
+    (tmp_path / "kdrun_own_method.py").write_text(
+        "from kdrun.methods.kd import KD\n\n\nclass Mine(KD):\n"
+        "    def __init__(self, *, temperature: float):\n"
+        "        super().__init__(temperature=temperature, ce_weight=1.0, kd_weight=1.0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load(["method=mine"], config_dir="conf")
+    assert config.method == {"_target_": "kdrun_own_method.Mine", "temperature": 2.0}
+    assert read_method("kdrun_own_method.Mine").needs_teacher

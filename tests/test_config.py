@@ -1,0 +1,134 @@
+"""Every class of mistake: one clear line that names the thing, the value and the way out; exit code 2; no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+MISTAKES = {
+    "method=dkdd": ["method=dkdd: no such method", "Did you mean dkd?", "There are:", "kd"],
+    "teacher=resnet200": ["teacher=resnet200: no such teacher", "timm:NAME"],
+    "dataset=cifar": ["dataset=cifar: no such dataset", "cifar10"],
+    "benchmark=mdistil": ["benchmark=mdistil: no such benchmark", "mdistiller"],
+    "pair=wrn": ["pair=wrn: no such pair", "wrn_40_2_wrn_40_1"],
+    "experiment=nope": ["experiment=nope: no such experiment"],
+    "seeed=4": ["seeed: no such setting", "Did you mean seed?"],
+    "+seeed=4": ["seeed: no such setting", "Did you mean seed?"],
+    "+teacher.nme=x": ["teacher.nme: no such setting", "Did you mean teacher.name?"],
+    "teacher.recipe.epoch=1": ["teacher.recipe.epoch: no such setting", "Did you mean teacher.recipe.epochs?"],
+    "method.temprature=3": ["method.temprature: kd has no such setting", "Did you mean temperature?", "It takes:"],
+    "+method.temprature=3": ["method.temprature: kd has no such setting"],
+    "epochs=many": ["epochs:", "'many'", "Integer"],
+    "deterministic=perhaps": ["deterministic:", "'perhaps'"],
+    "method.temperature=hot": ["method.temperature=hot", "Float"],
+    "method.temperature=0": ["method.temperature=0.0: must be above 0"],
+    "method.kd_weight=-1": ["method.kd_weight=-1.0: must be at least 0"],
+    "epochs=-3": ["epochs=-3: must be at least 1"],
+    "epochs=0": ["epochs=0: must be at least 1"],
+    "seed=-1": ["seed=-1: must be at least 0"],
+    "batch_size=0": ["batch_size=0: must be at least 1"],
+    "optimizer.lr=0": ["optimizer.lr=0.0: must be above 0"],
+    "optimizer.lr=nan": ["optimizer.lr=nan: must be a finite number"],
+    "optimizer.momentum=1": ["optimizer.momentum=1.0: must be below 1"],
+    "optimizer.schedule=cos": ["optimizer.schedule=cos: choose", "Did you mean cosine?"],
+    "optimizer.name=sdg": ["optimizer.name=sdg: choose", "Did you mean sgd?"],
+    "dataset.val_fraction=1": ["dataset.val_fraction=1.0: must be below 1"],
+    "dataset.mean=[0.1]": ["dataset.mean=[0.1]: expected 3 numbers, got 1"],
+    "dataset.std=[0,0,0]": ["dataset.std", "must be above 0"],
+    "dataset.augment.crop_padding=40": ["dataset.augment.crop_padding=40: must be below image_size"],
+    "dataset.augment.crop=random": ["dataset.augment.crop=random: choose none or padded or resized"],
+    "precision=fp8": ["precision=fp8: choose auto or fp32 or tf32 or bf16"],
+    "compile=maybe": ["compile=maybe: choose auto or true or false"],
+    "device=gpu": ["device=gpu: choose auto, cpu, cuda or cuda:N"],
+    "teacher_view=other": ["teacher_view=other: choose same or clean or independent"],
+    "teacher.head=linear_dropout": ["teacher.head=linear_dropout: choose"],
+    "seed=0,1": ["seed=0,1: several values need a multirun: kdrun train -m seed=0,1"],
+    "epochs": ["'epochs': expected key=value"],
+    "~method": ["choose method=none"],
+    "teacher=any": ["teacher.name is not set"],
+    "optimizer.epochs=null": ["optimizer.epochs"],
+    "teacher.mean=[0.5,0.5,0.5]": ["teacher.mean and teacher.std go together"],
+    "teacher.random=true teacher.checkpoint=x.pth": ["teacher.random=true and teacher.checkpoint are both set"],
+    "student.pretrained=true student.checkpoint=x.pth": ["student.pretrained and student.checkpoint are both set"],
+    "dataset.mean=null": ["dataset.mean and dataset.std are not set", "normalize=measure"],
+    "method._target_=kdrun.methods.kd.KDD": ["kdrun.methods.kd has no class KDD", "Did you mean KD?"],
+    "method._target_=kdrun.methods.absent.X": ["there is no module kdrun.methods.absent"],
+    "benchmark=mdistiller pair=wrn_40_2_wrn_40_1 teacher=vgg16": ["pair=wrn_40_2_wrn_40_1 has the teacher wrn_40_2, not vgg16"],
+    "benchmark=p3 pair=wrn_40_2_wrn_40_1 method=dkd": ["benchmark=p3 publishes no dkd", "it has", "kd", "conf/recipe/"],
+    "--config-dir /absent": ["--config-dir /absent: no such folder"],
+    "dataset=folder": ["dataset.root is not set"],
+    "dataset=folder dataset.root=/absent": ["dataset.root=/absent: no such folder", "train/"],
+    "dataset=cifar100 dataset.root=/absent": ["dataset.root=/absent (no such path) holds no cifar100", "cifar-100-python.tar.gz"],
+    "teacher.checkpoint=/absent.pth": ["teacher.checkpoint=/absent.pth: no such file"],
+    "student.checkpoint=/absent.pth": ["student.checkpoint=/absent.pth: no such file"],
+    "student.pretrained=/absent.pth": ["student.pretrained=/absent.pth: no such file"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes(words, kdrun, outputs):
+    code, out, err = kdrun("train", *words.split())
+    assert code == 2, out + err
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for part in MISTAKES[words]:
+        assert part in lines[0], lines[0]
+    assert "Traceback" not in err
+    assert not (outputs / "runs").exists()
+
+
+@pytest.mark.parametrize("words", ["--help", "train method=dkdd", "train seeed=4", "train epochs=many", "train --help", "nothing",
+                                   "train dataset=folder dataset.root=/absent", "list methods", "explain method=kd"])  # fmt: skip
+def test_answers_without_torch(words):
+    """Importing torch takes seconds, so mistakes and help must not."""
+    script = (
+        "import sys; from kdrun.cli import main; main(sys.argv[1:]);"
+        "heavy = {'torch', 'torchvision', 'timm', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    found = subprocess.run([sys.executable, "-c", script, *words.split()], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_mistake_in_an_overlay_is_named(tmp_path, kdrun):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\nseeed: 5\n")
+    code, _, err = kdrun("train", "experiment=typo", f"--config-dir={tmp_path}")
+    assert code == 2
+    assert "experiment/typo.yaml: seeed: no such setting. Did you mean seed?" in err
+    (tmp_path / "experiment" / "bad.yaml").write_text("# @package _global_\nepochs: [1\n")
+    code, _, err = kdrun("train", "experiment=bad", f"--config-dir={tmp_path}")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "bad.yaml" in err
+
+
+def test_unknown_command(kdrun):
+    code, _, err = kdrun("trian")
+    assert code == 2
+    assert "trian: no such command. Did you mean train?" in err
+
+
+def test_help_and_version(kdrun):
+    code, out, _ = kdrun("--help")
+    assert code == 0
+    assert "kdrun train" in out
+    assert kdrun("--version")[1].startswith("kdrun ")
+    from kdrun.cli import COMMANDS
+
+    for name in COMMANDS:
+        code, text, _ = kdrun(name, "--help")
+        assert code == 0
+        assert f"usage: kdrun {name}" in text
+        assert f"{name} " in out
+
+
+def test_cfg_job_prints_and_stops(kdrun, outputs):
+    code, out, _ = kdrun("train", "--cfg", "job", "seed=3")
+    assert code == 0
+    assert "seed: 3" in out
+    assert not outputs.exists()
