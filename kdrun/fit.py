@@ -165,7 +165,9 @@ def fit(
         for step in train_epoch([job.lane for job in jobs], teacher, loaders.train, epoch, start):
             clock.tick()
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
-            if step + 1 < steps and (stop.signal or time.monotonic() - saved > save_every):
+            # Between the halves of an accumulated update there are gradients that a checkpoint does not hold.
+            whole = all((step + 1) % job.lane.options.accumulate_steps == 0 for job in jobs)
+            if whole and step + 1 < steps and (stop.signal or time.monotonic() - saved > save_every):
                 for job in living(jobs):
                     job.epoch, job.step = epoch, step + 1
                     job.train_seconds += clock.lap()

@@ -74,10 +74,8 @@ def list_runs(root: Path, teachers: bool) -> None:
     from kdrun.checkpoint import read_json
     from kdrun.errors import CheckpointError
 
-    pattern = "teachers/*/*/*/config.yaml" if teachers else "runs/*/*/*/*/config.yaml"
     rows = []
-    for place in sorted(root.glob(pattern)):
-        folder = place.parent
+    for folder in sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*")):
         state, top1 = "unfinished", ""
         if (folder / "result.json").is_file():
             try:

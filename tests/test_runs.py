@@ -1,0 +1,556 @@
+"""Whole runs through the command line: contents, identity, resume, teachers, faults."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from kdrun import checkpoint
+from kdrun.engine import Lane
+from kdrun.runs import RESULT_KEYS
+from tests.conftest import TINY
+
+TIMES = {"finished_at", "train_seconds", "images_per_second", "peak_memory"}
+
+
+class Killed(BaseException):
+    """Ends the process as far as the code under test can tell: nothing catches it."""
+
+
+def only_run(outputs: Path) -> Path:
+    (found,) = (outputs / "runs").glob("*/*/*/*")
+    return found
+
+
+def only_teacher(outputs: Path) -> Path:
+    (found,) = (outputs / "teachers").glob("*/*/*")
+    return found
+
+
+def numbers(run: Path) -> dict[str, object]:
+    """Everything in a run directory that must repeat: weights byte for byte, metrics and result without times."""
+    result = json.loads((run / "result.json").read_text())
+    rows = [line for line in (run / "metrics.csv").read_text().splitlines() if "images_per_second" not in line]
+    return {
+        "weights": (run / "student.safetensors").read_bytes(),
+        "best": (run / "student_best.safetensors").read_bytes(),
+        "metrics": rows,
+        "result": {key: value for key, value in result.items() if key not in TIMES},
+    }
+
+
+def train(kdrun, *words: str) -> tuple[int, str, str]:
+    return kdrun("train", *TINY, *words)
+
+
+def test_contents_of_a_run(kdrun, outputs):
+    code, out, err = train(kdrun, "epochs=2", "seed=3")
+    assert (code, err) == (0, "")
+    run = only_run(outputs)
+    assert run.relative_to(outputs).parts[:4] == ("runs", "fake", "resnet8-resnet8", "kd")
+    assert run.name.startswith("s3-")
+    names = {path.name for path in run.iterdir()} - {".lock"}
+    assert names == {"config.yaml", "provenance.json", "metrics.csv", "last.pt", "student.safetensors",
+                     "student_best.safetensors", "curves.png", "result.json"}  # fmt: skip
+    result = json.loads((run / "result.json").read_text())
+    assert list(result) == RESULT_KEYS
+    assert (result["dataset"], result["teacher"], result["student"], result["method"]) == (
+        "fake",
+        "resnet8",
+        "resnet8",
+        "kd",
+    )
+    assert (result["seed"], result["epochs"], result["precision"], result["compile"]) == (3, 2, "fp32", False)
+    assert result["top1_best"] >= result["top1_last"]
+    assert result["params"] == 77652
+    assert result["extra_params"] == 0
+    assert result["flops"] > 1e6
+    assert result["peak_memory"] > 2**26
+    assert "seed=3" in result["overrides"]
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows} == {"train", "test"}
+    assert {row["metric"] for row in rows} == {"loss", "loss/ce", "loss/kd", "top1", "images_per_second", "top5", "nll"}
+    assert {int(row["epoch"]) for row in rows} == {1, 2}
+    by = {(row["epoch"], row["split"], row["metric"]): float(row["value"]) for row in rows}
+    assert by["2", "test", "top1"] == result["top1_last"]
+    assert by["1", "train", "loss"] == pytest.approx(by["1", "train", "loss/ce"] + by["1", "train", "loss/kd"])
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["resolved"] == {"device": "cpu", "precision": "fp32", "compile": False, "threads": torch.get_num_threads(),
+                                 "deterministic": False}  # fmt: skip
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert len(provenance["teacher"]["sha256"]) == 64
+    assert provenance["hardware"]["cpu_kind"]
+    assert provenance["libraries"]["torch"]
+    teacher = json.loads((only_teacher(outputs) / "result.json").read_text())
+    assert teacher["top1_last"] == result["teacher_top1"]
+    assert (teacher["teacher"], teacher["method"], teacher["seed"]) == (None, "none", 0)
+    with (outputs / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == RESULT_KEYS
+    assert [row["seed"] for row in table] == ["3"]
+    assert "teacher resnet8 (trained)" in out
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_same_command_finds_its_run(kdrun, outputs):
+    train(kdrun, "epochs=1")
+    before = {path: path.stat().st_mtime_ns for path in only_run(outputs).iterdir()}
+    code, out, _ = train(kdrun, "epochs=1")
+    assert code == 0
+    assert "already done" in out
+    assert before == {path: path.stat().st_mtime_ns for path in only_run(outputs).iterdir()}
+
+
+def test_identity(tmp_path, image_folder):
+    """What changes numbers changes the digest; where things lie, and what a method ignores, does not."""
+    from kdrun.assemble import make_plan
+    from kdrun.compose import load
+
+    def digest(*words: str) -> str:
+        return make_plan(load([*TINY, *words]), []).digest
+
+    base = digest()
+    assert digest() == base
+    same = ["output_root=/tmp/elsewhere", "save_every_minutes=1", "dataset.workers=3"]
+    assert all(digest(word) == base for word in same)
+    other = ["seed=1", "epochs=7", "batch_size=8", "optimizer.lr=0.2", "method.temperature=2", "method=dkd", "student=resnet14",
+             "teacher=resnet14", "teacher.recipe.epochs=2", "teacher.seed=1", "teacher.precision=auto", "precision=auto",
+             "device=cpu", "threads=1", "compile=auto", "dataset.val_fraction=0.2", "dataset.augment.flip=0",
+             "teacher_view=clean", "eval_every=2", "teacher.random=true", "optimizer.ema_decay=0.9",
+             "teacher.preact_last_map=true"]  # fmt: skip
+    digests = [digest(word) for word in other]
+    assert len({base, *digests}) == len(other) + 1
+    # An independent student is one run for all teachers, benchmarks and views.
+    alone = digest("method=none")
+    assert digest("method=none", "teacher=vgg16", "teacher_view=clean", "student.preact_last_map=true") == alone
+    # Paths enter as content.
+    one, two = image_folder("one"), image_folder("two")
+    folder = ["dataset=folder", "dataset.image_size=16"]
+    assert digest(*folder, f"dataset.root={one}") == digest(*folder, f"dataset.root={two}")
+    (two / "class_0" / "0000.png").unlink()
+    assert digest(*folder, f"dataset.root={one}") != digest(*folder, f"dataset.root={two}")
+    for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("c.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (digest(f"teacher.checkpoint={tmp_path / name}") for name in ("a.pth", "b.pth", "c.pth"))
+    assert a == b != c
+
+
+def interrupted_at(monkeypatch, step: int, action) -> None:
+    """Call `action` when the run takes its `step`-th training step (teacher's steps included)."""
+    taken = {"steps": 0}
+    original = Lane.step
+
+    def counted(self, *arguments):
+        taken["steps"] += 1
+        original(self, *arguments)
+        if taken["steps"] == step:
+            action()
+
+    monkeypatch.setattr(Lane, "step", counted)
+
+
+def killed() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 7, 9, 12])
+def test_killed_runs_end_as_if_never_killed(step, kdrun, outputs, tmp_path, monkeypatch):
+    """Steps 1-3 train the teacher, 4-12 the student's three epochs."""
+    # Save after every step, so that resuming inside an epoch is what is tested.
+    words = ["epochs=3", "method=kd", "optimizer.ema_decay=0.9", "save_every_minutes=1e-9"]
+    train(kdrun, *words)
+    expected = numbers(only_run(outputs))
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, step, killed)
+        with pytest.raises(Killed):
+            train(kdrun, *words)
+    code, out, err = train(kdrun, *words)
+    assert code == 0, err
+    assert numbers(only_run(tmp_path / "again")) == expected
+    if step > 5:
+        assert "resuming student" in out
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+def test_killed_inside_a_save(place, kdrun, outputs, tmp_path, monkeypatch):
+    words = ["epochs=3", "method=none", "save_every_minutes=1e-9"]
+    train(kdrun, *words)
+    expected = numbers(only_run(outputs))
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+    original = getattr(os, place)
+    for call in (2, 3, 5, 6):
+        calls = {"count": 0}
+
+        def dying(*arguments, limit=call, calls=calls, **named):
+            calls["count"] += 1
+            if calls["count"] == limit:
+                raise Killed
+            return original(*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, place, dying)
+            with pytest.raises(Killed):
+                train(kdrun, *words)
+    assert train(kdrun, *words)[0] == 0
+    assert numbers(only_run(tmp_path / "again")) == expected
+    assert not list((tmp_path / "again").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGUSR1, 6), (signal.SIGINT, 8)])
+def test_signals_save_and_ask_to_be_requeued(number, step, kdrun, outputs, tmp_path, monkeypatch):
+    words = ["epochs=3", "method=kd"]
+    train(kdrun, *words)
+    expected = numbers(only_run(outputs))
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, step, lambda: os.kill(os.getpid(), number))
+        code, _, err = train(kdrun, *words)
+    assert code == 75
+    assert f"stopped by {number.name}" in err
+    assert "The same command resumes" in err
+    run = only_run(tmp_path / "again")
+    state = checkpoint.load_state(run / "last.pt")
+    assert (state["epoch"], state["step"]) == divmod(step - 3, 3)
+    assert not (run / "failed.txt").exists()
+    assert train(kdrun, *words)[0] == 0
+    assert numbers(run) == expected
+
+
+def test_gradient_accumulation_resumes_inside_a_group(kdrun, outputs, tmp_path, monkeypatch):
+    """A checkpoint between two halves of an update must not lose the first half."""
+    words = ["epochs=2", "method=none", "optimizer.accumulate_steps=2", "save_every_minutes=1e-9"]
+    train(kdrun, *words)
+    expected = numbers(only_run(outputs))
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 2, killed)
+        with pytest.raises(Killed):
+            train(kdrun, *words)
+    train(kdrun, *words)
+    assert numbers(only_run(tmp_path / "again")) == expected
+
+
+def test_validation_split_selects(kdrun, outputs):
+    code, out, _ = train(kdrun, "epochs=3", "method=none", "dataset.val_fraction=0.25")
+    assert code == 0
+    run = only_run(outputs)
+    result = json.loads((run / "result.json").read_text())
+    with (run / "metrics.csv").open() as file:
+        rows = [
+            (int(row["epoch"]), row["split"], float(row["value"]))
+            for row in csv.DictReader(file)
+            if row["metric"] == "top1"
+        ]
+    val = {epoch: value for epoch, split, value in rows if split == "val"}
+    test = {epoch: value for epoch, split, value in rows if split == "test"}
+    chosen = max(val, key=lambda epoch: (val[epoch], -epoch))
+    assert result["top1_val_selected"] == test[chosen]
+    assert result["top1_best"] == max(test.values())
+    assert "validation-selected" in out
+
+
+def test_evaluation_interval(kdrun, outputs):
+    train(kdrun, "epochs=3", "method=none", "eval_every=2")
+    with (only_run(outputs) / "metrics.csv").open() as file:
+        epochs = {row["epoch"] for row in csv.DictReader(file) if row["split"] == "test"}
+    assert epochs == {"2", "3"}
+
+
+def test_numerics_are_pinned(kdrun, outputs, monkeypatch):
+    """A run that was started with one thread goes on with one thread, whatever the machine offers later."""
+    words = ["epochs=2", "method=none", "save_every_minutes=1e-9"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 4, killed)
+        with pytest.raises(Killed):
+            train(kdrun, *words)
+    monkeypatch.undo()
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(outputs))
+    assert train(kdrun, *words)[0] == 0
+    assert json.loads((only_run(outputs) / "result.json").read_text())["threads"] == 1
+
+
+def test_numerics_that_cannot_be_honoured(kdrun, outputs, monkeypatch):
+    words = ["epochs=2", "method=none"]
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 4, killed)
+        with pytest.raises(Killed):
+            train(kdrun, *words)
+    run = only_run(outputs)
+    config = (run / "config.yaml").read_text().replace("device: cpu\n  precision", "device: cuda:0\n  precision")
+    (run / "config.yaml").write_text(config)
+    kept = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    code, _, err = train(kdrun, *words)
+    assert code == 2
+    assert "was started on cuda, this machine offers cpu" in err
+    assert kept == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_lowest_level_faults_of_a_run(kdrun, outputs):
+    """A loss that is not finite ends the run, names term and step, and keeps the last good checkpoint."""
+    code, _, err = train(kdrun, "epochs=2", "method=none", "optimizer.lr=1e30")
+    assert code == 1
+    assert "loss/ce is nan at step" in err or "loss/ce is inf at step" in err
+    run = only_run(outputs)
+    assert "loss/ce" in (run / "failed.txt").read_text()
+    assert not (run / "result.json").exists()
+    # A run that failed is tried again by the same command, and forgets its failure when it ends well.
+    code, _, _ = train(kdrun, "epochs=2", "method=none")
+    assert code == 0
+
+
+def test_out_of_memory_says_what_to_change(kdrun, outputs, monkeypatch):
+    def exhausted(self, *arguments):
+        raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Lane, "forward", exhausted)
+    code, _, err = train(kdrun, "epochs=1", "method=none")
+    assert code == 1
+    assert "out of memory at batch_size=32" in err
+    assert "accumulate_steps=2" in err
+    assert "out of memory" in (only_run(outputs) / "failed.txt").read_text()
+
+
+def test_full_disk(kdrun, outputs, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", full)
+        code, _, err = train(kdrun, "epochs=1", "method=none")
+    assert code == 1
+    assert "disk full while writing" in err
+    assert "it resumes" in err
+    assert not list(outputs.rglob("*.tmp"))
+    assert train(kdrun, "epochs=1", "method=none")[0] == 0
+
+
+def test_read_only_outputs(kdrun, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = train(kdrun, "epochs=1", f"output_root={tmp_path / 'file' / 'below'}")
+    assert code in (1, 2)
+    assert len(err.strip().splitlines()) == 1
+    assert "cannot be written" in err
+
+
+def test_two_processes_on_one_run(kdrun, outputs):
+    from kdrun.assemble import make_plan
+    from kdrun.compose import load
+
+    words = ["epochs=1", "method=none"]
+    run = make_plan(load([*TINY, *words]), []).run.path
+    run.mkdir(parents=True)
+    (run / ".owner").write_text("process 123 on somewhere since now")
+    with FileLock(run / ".lock"):
+        held = threading.Thread(target=lambda: None)
+        held.start()
+        code, _, err = subprocess_train(words, outputs)
+    assert code == 1
+    assert "is being trained by process 123 on somewhere" in err
+    assert train(kdrun, *words)[0] == 0
+
+
+def subprocess_train(words: list[str], outputs: Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "kdrun", "train", *TINY, *words]
+    environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return found.returncode, found.stdout, found.stderr
+
+
+def test_damaged_state_says_what_to_do(kdrun, outputs, monkeypatch):
+    words = ["epochs=2", "method=none", "save_every_minutes=1e-9"]
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 4, killed)
+        with pytest.raises(Killed):
+            train(kdrun, *words)
+    (only_run(outputs) / "last.pt").write_bytes(b"damaged")
+    code, _, err = train(kdrun, *words)
+    assert code == 2
+    assert "last.pt cannot be read" in err
+    assert "delete it" in err
+
+
+def test_damaged_results_are_passed_over(kdrun, outputs):
+    train(kdrun, "epochs=1", "method=none")
+    foreign = outputs / "runs" / "fake" / "none-resnet8" / "none" / "s9-deadbeef"
+    foreign.mkdir()
+    (foreign / "result.json").write_text("{")
+    train(kdrun, "epochs=1", "method=none", "seed=1")
+    with (outputs / "results.csv").open() as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["0", "1"]
+    code, out, _ = kdrun("list", "runs")
+    assert code == 0
+    assert "damaged" in out
+    assert "s9-deadbeef" in out
+
+
+def test_multirun_goes_on_after_a_failure(kdrun, outputs):
+    code, out, err = train(kdrun, "-m", "epochs=1", "method=none", "optimizer.lr=1e30,0.1", "seed=0,1")
+    assert code == 1
+    assert err.count("loss/ce is") == 2
+    assert "2 job(s) of the multirun failed" in err
+    assert len(list((outputs / "runs").glob("*/*/*/*/result.json"))) == 2
+    assert out.count("done  none") == 2
+
+
+def test_multirun_with_typed_names(kdrun, outputs):
+    code, _, err = train(kdrun, "-m", "epochs=1", "method=none", "student=resnet8,timm:resnet10t")
+    assert (code, err) == (0, "")
+    assert {path.name for path in (outputs / "runs" / "fake").iterdir()} == {"none-resnet8", "none-timm-resnet10t"}
+
+
+# teachers
+
+
+def test_teachers_are_trained_once_and_shared(kdrun, outputs):
+    train(kdrun, "epochs=1")
+    stamp = (only_teacher(outputs) / "teacher.safetensors").stat().st_mtime_ns
+    code, out, _ = train(kdrun, "epochs=1", "method=dkd", "seed=1", "batch_size=16")
+    assert code == 0
+    assert "is not trained yet" not in out
+    assert (only_teacher(outputs) / "teacher.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_changed_teacher_is_noticed(kdrun, outputs):
+    train(kdrun, "epochs=1")
+    place = only_teacher(outputs) / "teacher.safetensors"
+    data = bytearray(place.read_bytes())
+    data[-1] ^= 1
+    place.write_bytes(data)
+    code, _, err = train(kdrun, "epochs=1", "seed=1")
+    assert code == 2
+    assert "is not the file that was trained" in err
+    place.unlink()
+    code, _, err = train(kdrun, "epochs=1", "seed=1")
+    assert code == 2
+    assert "is missing; delete" in err
+
+
+def test_teacher_from_a_checkpoint(kdrun, outputs):
+    train(kdrun, "epochs=1")
+    place = only_teacher(outputs) / "teacher.safetensors"
+    code, out, _ = train(kdrun, "epochs=1", f"teacher.checkpoint={place}")
+    assert code == 0
+    assert "(checkpoint)" in out
+    stored = {
+        path.name: json.loads((path / "result.json").read_text())
+        for path in (outputs / "runs/fake/resnet8-resnet8/kd").iterdir()
+    }
+    assert len(stored) == 2
+    assert len({result["teacher_top1"] for result in stored.values()}) == 1
+
+
+def test_teacher_checkpoint_of_another_architecture(kdrun, outputs):
+    train(kdrun, "epochs=1")
+    place = only_teacher(outputs) / "teacher.safetensors"
+    code, _, err = train(kdrun, "epochs=1", "teacher=wrn_16_1", f"teacher.checkpoint={place}")
+    assert code == 2
+    assert "does not fit wrn_16_1" in err
+
+
+def test_random_teacher_is_a_control(kdrun, outputs):
+    code, out, _ = train(kdrun, "epochs=1", "teacher.random=true")
+    assert code == 0
+    assert "untrained control" in out
+    assert not (outputs / "teachers").exists()
+
+
+def test_teacher_of_no_epochs_is_taken_as_it_comes(kdrun, outputs, tmp_path):
+    from safetensors.torch import load_file
+
+    from kdrun.models.zoo import create_model
+
+    torch.manual_seed(5)
+    source = create_model("resnet8", num_classes=4)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    code, _, err = train(kdrun, "epochs=1", f"teacher.pretrained={tmp_path / 'weights.pth'}", "teacher.recipe.epochs=0")
+    assert (code, err) == (0, "")
+    stored = load_file(only_teacher(outputs) / "teacher.safetensors")
+    assert torch.equal(stored["conv1.weight"], source.conv1.weight)
+
+
+def test_teacher_survives_a_kill(kdrun, outputs, tmp_path, monkeypatch):
+    train(kdrun, "epochs=1", "teacher.recipe.epochs=3")
+    expected = (only_teacher(outputs) / "teacher.safetensors").read_bytes()
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 5, killed)
+        with pytest.raises(Killed):
+            train(kdrun, "epochs=1", "teacher.recipe.epochs=3", "save_every_minutes=1e-9")
+    code, out, _ = train(kdrun, "epochs=1", "teacher.recipe.epochs=3")
+    assert code == 0
+    assert "resuming teacher" in out
+    assert (only_teacher(tmp_path / "again") / "teacher.safetensors").read_bytes() == expected
+
+
+# evaluation
+
+
+def test_eval_measures_what_training_recorded(kdrun, outputs):
+    train(kdrun, "epochs=2")
+    run = only_run(outputs)
+    result = json.loads((run / "result.json").read_text())
+    digest = run.name.partition("-")[2]
+    for word in (str(run), digest, str(outputs / "runs/*/*/*/*")):
+        code, out, _ = kdrun("eval", word)
+        assert code == 0
+        assert f"top-1 {result['top1_last']:.2f} %" in out
+    written = json.loads((run / "evals" / "test.json").read_text())
+    assert written["top1"] == result["top1_last"]
+    assert written["samples"] == 40
+    _, out, _ = kdrun("eval", str(run), "weights=best")
+    assert f"top-1 {result['top1_best']:.2f} %" in out
+    _, out, _ = kdrun("eval", str(run), "split=train")
+    assert "fake/train (72 images" in out
+    _, out, _ = kdrun("eval", str(only_teacher(outputs)))
+    assert f"top-1 {result['teacher_top1']:.2f} %" in out
+    words = [word for word in TINY if word.startswith(("dataset", "precision"))]
+    _, out, _ = kdrun("eval", str(run / "student.safetensors"), "student=resnet8", *words)
+    assert f"top-1 {result['top1_last']:.2f} %" in out
+
+
+def test_eval_mistakes(kdrun, outputs):
+    train(kdrun, "epochs=1", "method=none")
+    run = str(only_run(outputs))
+    for words, part in (
+        ([], "eval what?"),
+        (["nothing"], "RUN nothing: no run directory"),
+        ([run, "split=val"], "had no validation split"),
+        ([run, "split=all"], "split=all: choose test or val or train"),
+        ([run, "epochs=3"], "epochs: eval of a run takes"),
+    ):
+        code, _, err = kdrun("eval", *words)
+        assert code == 2
+        assert part in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_taps(kdrun):
+    code, out, _ = kdrun("taps", "teacher=wrn_40_2", "student=mobilenet_v2", "dataset=cifar100")
+    assert code == 0
+    assert "2,255,156 parameters, 100 classes" in out
+    assert "pairs, shallow to deep" in out
+
+
+def test_doctor(kdrun, tmp_path):
+    code, out, err = kdrun("doctor")
+    assert (code, err) == (0, "")
+    assert "precision=auto" in out
+    (tmp_path / "file").write_text("")
+    code, _, err = kdrun("doctor", f"output_root={tmp_path / 'file' / 'below'}")
+    assert code == 1
+    assert "cannot be written" in err
