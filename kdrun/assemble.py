@@ -19,7 +19,6 @@ from kdrun.options import ModelOptions, OptimizerOptions
 from kdrun.runs import RunDirectory, digest_of, slug
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from kdrun.engine import Network
@@ -118,15 +117,16 @@ def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
     return mean, std
 
 
-def make_loaders(data: Data, batch_size: int, seed: int, teacher_view: str, device: torch.device) -> Loaders:
+def make_loaders(data: Data, batch_size: int, seed: int, teacher_view: str, numerics: Numerics) -> Loaders:
     """Resident tensors for arrays, streaming for files."""
     from kdrun.data.resident import ResidentEval, ResidentTrain
     from kdrun.data.stream import StreamEval, StreamTrain
+    from kdrun.engine import eval_batch_size
     from kdrun.fit import Loaders
 
     splits, options = data.splits, data.config.dataset
-    size = data.config.eval_batch_size
-    common: dict[str, Any] = {"stats": data.stats, "device": device}
+    size = eval_batch_size(data.config.eval_batch_size, numerics)
+    common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device}
     train: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "augment": options.augment,
                              "teacher_view": teacher_view}  # fmt: skip
     held = [splits.test] if splits.val is None else [splits.test, splits.val]

@@ -43,7 +43,7 @@ class RunConfig:
     seed: int = setting(low=0)
     epochs: int = setting(low=1)
     batch_size: int = setting(low=1)
-    eval_batch_size: int = setting(low=1)
+    eval_batch_size: int | None = setting(low=1)
     eval_every: int = setting(low=1)
     device: str = setting()
     precision: str = setting(choices=("auto", "fp32", "tf32", "bf16"))

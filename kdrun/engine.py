@@ -26,6 +26,10 @@ TrainLoader = ResidentTrain | StreamTrain
 EvalLoader = ResidentEval | StreamEval
 
 
+# Networks share one code object, and each may have a compiled version of its own.
+COMPILED_VERSIONS = 512
+
+
 class Network:
     """A tap under the run's numerics: image [N, 3, H, W] float32 -> Outputs in float32.
 
@@ -39,8 +43,13 @@ class Network:
 
     def use(self, numerics: Numerics) -> None:
         """Switch to other numerics, compiled or not. Compilation itself happens at the first full batch."""
+        import torch._dynamo.config
+
         self.numerics = numerics
-        self.compiled = torch.compile(self.tap, dynamic=False) if numerics.compile else None
+        self.compiled = None
+        if numerics.compile:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VERSIONS)
+            self.compiled = torch.compile(self.tap, dynamic=False)
 
     def __call__(self, image: Tensor) -> Outputs:
         module = self.compiled if self.compiled is not None and len(image) == self.batch_size else self.tap
@@ -179,8 +188,8 @@ def train_epoch(
 def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:
     """top1, top5 (percent) and nll (nats) of `model` over `loader`; prepare is the tap's own image preparation."""
     training = model.training
+    meter = EvalMeter(numerics.torch_device)
     model.eval()
-    meter = EvalMeter(torch.device(numerics.device))
     try:
         with torch.inference_mode():
             for image, label in loader.batches():
@@ -190,6 +199,15 @@ def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numer
     finally:
         model.train(training)
     return meter.result()
+
+
+def eval_batch_size(requested: int | None, numerics: Numerics) -> int:
+    """What `eval_batch_size=null` means: on a CPU few enough images for its caches, on a GPU many."""
+    if requested is not None:
+        return requested
+    if numerics.torch_device.type == "cuda":
+        return 1000
+    return 128 if numerics.precision == "bf16" else 64
 
 
 def batches(loader: TrainLoader, count: int) -> Iterable[Batch]:

@@ -168,10 +168,7 @@ def fit(
             # Between the halves of an accumulated update there are gradients that a checkpoint does not hold.
             whole = all((step + 1) % job.lane.options.accumulate_steps == 0 for job in jobs)
             if whole and step + 1 < steps and (stop.signal or time.monotonic() - saved > save_every):
-                for job in living(jobs):
-                    job.epoch, job.step = epoch, step + 1
-                    job.train_seconds += clock.lap()
-                    job.save()
+                save_between(living(jobs), epoch, step + 1, clock.lap())
                 saved = time.monotonic()
                 clock.resume()
                 if stop.signal:
@@ -218,6 +215,14 @@ class Clock:
     @property
     def images_per_second(self) -> float:
         return self.images / max(self.spent + time.perf_counter() - self.begun, 1e-9)
+
+
+def save_between(jobs: list[Job], epoch: int, step: int, seconds: float) -> None:
+    """Checkpoint inside an epoch, `seconds` of training after the last one."""
+    for job in jobs:
+        job.epoch, job.step = epoch, step
+        job.train_seconds += seconds
+        job.save()
 
 
 def living(jobs: list[Job]) -> list[Job]:

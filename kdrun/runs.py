@@ -79,6 +79,8 @@ class RunDirectory:
         except OSError as error:
             raise RunError(explain_os_error(error, self.path)) from error
         try:
+            for leftover in self.path.glob(".*.tmp"):  # of a save that was killed; nobody else writes here now
+                leftover.unlink(missing_ok=True)
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now()}")
             yield
         finally:

@@ -90,8 +90,8 @@ def measure_and_show(config: RunConfig, target: Path | None, split: str, label: 
         if data.splits.val is None:
             raise ConfigError("split=val: this run had no validation split (dataset.val_fraction=0).")
         data.splits = replace(data.splits, test=data.splits.val)
-    network = make_network(config.student, data, config.seed, numerics, config.eval_batch_size)
-    loaders = make_loaders(data, config.eval_batch_size, config.seed, "same", numerics.torch_device)
+    network = make_network(config.student, data, config.seed, numerics, config.batch_size)
+    loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
     found = evaluate(network.tap.model, network.tap.prepare, loaders.test, numerics)
     console.say(
         f"{label}  {config.student.name} on {config.dataset.name}/{split} ({loaders.test.num_samples:,} images, "

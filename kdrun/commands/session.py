@@ -72,9 +72,7 @@ class Training:
         taught, about = self.obtain_teacher() if plan.method.needs_teacher else (None, None)
         self.numerics.apply()
         student = make_network(config.student, self.data, config.seed, self.numerics, config.batch_size)
-        loaders = make_loaders(
-            self.data, config.batch_size, config.seed, config.teacher_view, self.numerics.torch_device
-        )
+        loaders = make_loaders(self.data, config.batch_size, config.seed, config.teacher_view, self.numerics)
         method = make_method(config.method)
         job = make_job(run=plan.run, digest=plan.digest, student=student, teacher=taught, method=method,
                        optimizer=config.optimizer, epochs=config.epochs, seed=config.seed, data=self.data,
@@ -111,7 +109,7 @@ class Training:
             place = Path(options.checkpoint).expanduser()
             kind, sha256 = "checkpoint", sha256_of(place)
         self.numerics.apply()
-        loaders = make_loaders(self.data, self.config.batch_size, options.seed, "same", self.numerics.torch_device)
+        loaders = make_loaders(self.data, self.config.batch_size, options.seed, "same", self.numerics)
         top1 = evaluate(network.tap.model, network.tap.prepare, loaders.test, self.numerics)["top1"]
         origin = f" from {console.short_path(place)}" if place else ""
         console.say(f"[bold]teacher[/] {options.name} ({kind}): [bold]{top1:.2f} %[/] top-1 on the test set{origin}")
@@ -134,7 +132,7 @@ class Training:
         )
         numerics.apply()
         network = make_network(options, self.data, options.seed, numerics, recipe.batch_size)
-        loaders = make_loaders(self.data, recipe.batch_size, options.seed, "same", numerics.torch_device)
+        loaders = make_loaders(self.data, recipe.batch_size, options.seed, "same", numerics)
         job = make_job(run=run, digest=self.plan.teacher_digest or "", student=network, teacher=None,
                        method=Independent(), optimizer=recipe, epochs=recipe.epochs, seed=options.seed,
                        data=self.data, loaders=loaders)  # fmt: skip

@@ -22,7 +22,8 @@ class ZooModel(nn.Module):
     stems = 1  # how many leading maps are the stem, which no method pairs
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        """Every tap of the network for image [N, 3, H, W]; `needs` only says which costly extras are wanted."""
+        """Every tap of the network for image [N, 3, H, W]. `preact` is kept only where `needs` names it: otherwise
+        activations overwrite it, which saves a pass through memory."""
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor:

@@ -90,17 +90,18 @@ class CifarResNet(ZooModel):
         init_kaiming_fan_out(self)
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        before = stem = self.bn1(self.conv1(image))
-        x = F.relu(stem)
-        maps, preact = [x], [stem]
+        overwrite = "preact" not in needs
+        before = self.bn1(self.conv1(image))
+        x = F.relu(before, inplace=overwrite)
+        maps, preact = [x], [before]
         for name in self.stage_names:
             for block in self.get_submodule(name).children():
                 before = block(x)
-                x = F.relu(before)
+                x = F.relu(before, inplace=overwrite)
             maps.append(x)
             preact.append(before)
         pooled = pool_flatten(x)
-        return Outputs(self.get_classifier()(pooled), tuple(maps), tuple(preact), pooled)
+        return Outputs(self.get_classifier()(pooled), tuple(maps), None if overwrite else tuple(preact), pooled)
 
 
 def resnet_cifar(depth: int, num_classes: int, wide: int = 1) -> CifarResNet:

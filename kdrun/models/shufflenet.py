@@ -56,17 +56,18 @@ class ShuffleNetV1(ZooModel):
         self.linear = nn.Linear(channels, num_classes)
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        before = stem = self.bn1(self.conv1(image))
-        x = F.relu(stem)
-        maps, preact = [x], [stem]
+        overwrite = "preact" not in needs
+        before = self.bn1(self.conv1(image))
+        x = F.relu(before, inplace=overwrite)
+        maps, preact = [x], [before]
         for number in (1, 2, 3):
             for unit in self.get_submodule(f"layer{number}").children():
                 before = unit(x)
-                x = F.relu(before)
+                x = F.relu(before, inplace=overwrite)
             maps.append(x)
             preact.append(before)
         pooled = pool_flatten(x)
-        return Outputs(self.linear(pooled), tuple(maps), tuple(preact), pooled)
+        return Outputs(self.linear(pooled), tuple(maps), None if overwrite else tuple(preact), pooled)
 
 
 class UnitV2(nn.Module):
@@ -138,9 +139,10 @@ class ShuffleNetV2(ZooModel):
         self.linear = nn.Linear(1024, num_classes)
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        before = stem = self.bn1(self.conv1(image))
-        x = F.relu(stem)
-        maps, preact = [x], [stem]
+        keep = "preact" in needs
+        before = self.bn1(self.conv1(image))
+        x = F.relu(before)
+        maps, preact = [x], [before]
         for number in (1, 2, 3):
             down, *units = self.get_submodule(f"layer{number}").children()
             x = down(x)
@@ -153,4 +155,4 @@ class ShuffleNetV2(ZooModel):
         if self.last_tap == "conv":
             maps[-1], preact[-1] = last, last_before
         pooled = pool_flatten(last)
-        return Outputs(self.linear(pooled), tuple(maps), tuple(preact), pooled)
+        return Outputs(self.linear(pooled), tuple(maps), tuple(preact) if keep else None, pooled)

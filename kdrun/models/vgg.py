@@ -34,13 +34,14 @@ class VGG(ZooModel):
         init_normal_fan_out(self, linear_std=0.01)
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
+        overwrite = "preact" not in needs
         x, maps, preact = image, [], []
         for number in range(len(WIDTHS)):
             before = self.get_submodule(f"block{number}")(x)
-            x = F.relu(before)
+            x = F.relu(before, inplace=overwrite)
             maps.append(x)
             preact.append(before)
             if number < 3 or (number == 3 and image.shape[-1] >= 64):
                 x = F.max_pool2d(x, 2)
         pooled = pool_flatten(x)
-        return Outputs(self.classifier(pooled), tuple(maps), tuple(preact), pooled)
+        return Outputs(self.classifier(pooled), tuple(maps), None if overwrite else tuple(preact), pooled)

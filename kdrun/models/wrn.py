@@ -23,7 +23,7 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
         """x [N, C, H, W]; `normalised` is bn1(x) where the caller has it already, so that no statistic runs twice."""
-        act = F.relu(self.bn1(x) if normalised is None else normalised)
+        act = F.relu(self.bn1(x), inplace=True) if normalised is None else F.relu(normalised)
         out = F.relu(self.bn2(self.conv1(act)), inplace=True)
         out = self.conv2(out)
         return out + (x if self.convShortcut is None else self.convShortcut(act))
@@ -80,11 +80,12 @@ class WideResNet(ZooModel):
         second_normalised = self.block3.normalise(second)
         raw = self.block3(second, second_normalised)
         normalised = self.bn1(raw)
-        last = F.relu(normalised)
+        keep = "preact" in needs
+        last = F.relu(normalised, inplace=not keep)
         pooled = pool_flatten(last)
         return Outputs(
             self.fc(pooled),
             maps=(stem, first, second, raw if self.preact_last_map else last),
-            preact=(stem, first_normalised, second_normalised, normalised),
+            preact=(stem, first_normalised, second_normalised, normalised) if keep else None,
             pooled=pooled,
         )

@@ -65,7 +65,10 @@ def test_preactivations_are_what_the_activation_saw(name):
     """relu(preact) is the map, wherever a model shows both (WRN's first maps are raw, MobileNetV2 shows none)."""
     torch.manual_seed(0)
     model = create_model(name, num_classes=10).eval()
-    out = model.outputs(torch.randn(2, 3, 32, 32))
+    image = torch.randn(2, 3, 32, 32)
+    out = model.outputs(image, frozenset({"preact"}))
+    assert torch.equal(out.logits, model(image))
+    assert model.outputs(image).preact is None
     if out.preact is None:
         assert name.startswith("mobilenet")
         return

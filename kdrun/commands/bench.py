@@ -1,0 +1,261 @@
+"""kdrun bench: the engine against a plain PyTorch loop, side by side."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun import console
+from kdrun.assemble import Data, load_data, make_job, make_loaders, make_method, make_network, make_plan
+from kdrun.compose import load, split_arguments
+from kdrun.config import RunConfig
+from kdrun.data.sets import ArraySet
+from kdrun.errors import ConfigError, suggest
+from kdrun.runs import RunDirectory
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdrun.measure.rounds import Step, Timing
+    from kdrun.numerics import Numerics
+
+HELP = """
+usage: kdrun bench [train|eval|input …] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N] [rounds=N]
+                   [steps=N] [rows=fp32,bf16,bf16-compiled,fp32-compiled] [save=FILE.csv]
+
+Measures training steps, evaluation and the input pipeline of the engine against a plain PyTorch loop (float32, NCHW,
+per-image torchvision transforms, SGD as it comes) in turn, and prints the median ratio, its range over the rounds, and
+the share of the convolution floor. The plain loop runs in a process of its own as anyone would run it, and once more
+beside the engine, with the engine's allocator settings. Default: KD, WRN-40-2 to WRN-40-1, batch 64, made-up images.
+"""
+
+PLAIN, TUNED = "plain loop", "plain loop, tuned malloc"
+KINDS = ("train", "eval", "input")
+ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
+DEFAULTS = ["teacher=wrn_40_2", "student=wrn_40_1", "method=kd", "dataset=fake", "dataset.fake_train=4096",
+            "dataset.fake_test=512", "dataset.fake_classes=100", "batch_size=64"]  # fmt: skip
+COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "share of floor", "precision", "CPU or GPU"]
+
+
+@dataclass
+class Bench:
+    """What all rows of one benchmark share."""
+
+    config: RunConfig
+    data: Data
+    numerics: Numerics  # fp32, uncompiled; rows replace what differs
+    rounds: int
+    steps: int
+    rows: list[str]
+
+    @property
+    def device(self) -> torch.device:
+        return self.numerics.torch_device
+
+    def numerics_of(self, row: str) -> Numerics:
+        return replace(self.numerics, precision=row.partition("-")[0], compile=row.endswith("-compiled"))
+
+
+def command(words: list[str]) -> int:
+    _, overrides, config_dir = split_arguments(words)
+    kinds = [word for word in overrides if "=" not in word]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, KINDS)} There are: {', '.join(KINDS)}.")
+    own = {"rounds": "15", "steps": "4", "rows": ",".join(ROWS[:3]), "save": ""}
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key in own:
+            own[key] = value
+    rest = [word for word in overrides if "=" in word and word.partition("=")[0] not in own]
+    bench = prepare(load([*DEFAULTS, *rest], config_dir), own)
+    lines: list[list[str]] = []
+    from kdrun.measure.apart import apart
+    from kdrun.measure.plain import plain_steps
+
+    arguments = plain_arguments(bench)
+    tuned = plain_steps(*arguments)
+    with apart(plain_steps, *arguments) as plain:
+        for kind in kinds or KINDS:
+            lines += {"train": bench_train, "eval": bench_eval, "input": bench_input}[kind](bench, plain, tuned)
+    console.table("", COLUMNS, lines)
+    if own["save"]:
+        with Path(own["save"]).open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+    return 0
+
+
+def prepare(config: RunConfig, own: dict[str, str]) -> Bench:
+    from kdrun.numerics import cpu_kind, resolve
+
+    for key in ("rounds", "steps"):
+        if not own[key].isdigit() or int(own[key]) < 1:
+            raise ConfigError(f"{key}={own[key]}: must be a whole number of at least 1.")
+    rows = own["rows"].split(",")
+    for row in rows:
+        if row not in ROWS:
+            raise ConfigError(f"rows={own['rows']}: {row} is no row.{suggest(row, ROWS)} There are: {', '.join(ROWS)}.")
+    if any(row.endswith("compiled") for row in rows):
+        resolve(config.device, "fp32", "true", config.threads, False)  # says so where there is no compiler
+    numerics, _, _ = resolve(config.device, "fp32", "false", config.threads, False)
+    numerics.apply()
+    data = load_data(make_plan(config, []), console.track)
+    if not isinstance(data.splits.train, ArraySet):
+        raise ConfigError(
+            f"dataset={config.dataset.name}: bench measures resident sets (cifar10, cifar100, digits, fake)."
+        )
+    where = numerics.device if numerics.device.startswith("cuda") else f"CPU with {cpu_kind()}"
+    console.say(
+        f"[bold]{config.teacher.name} → {config.student.name}[/], {config.dataset.name} "
+        f"{config.dataset.image_size} px, batch {config.batch_size}, {where}, {numerics.threads} threads, "
+        f"{own['rounds']} rounds of {own['steps']} steps"
+    )
+    return Bench(config, data, numerics, int(own["rounds"]), int(own["steps"]), rows)
+
+
+def machine(bench: Bench) -> str:
+    import torch
+
+    from kdrun.numerics import cpu_kind
+
+    cuda = bench.device.type == "cuda"
+    return torch.cuda.get_device_name(bench.device) if cuda else f"{cpu_kind()}, {bench.numerics.threads} threads"
+
+
+def measured(bench: Bench, rows: dict[str, Step]) -> list[Timing]:
+    from kdrun.measure.rounds import alternate
+
+    total = len(rows) * (bench.rounds + 1)
+    ticks = console.track(iter(range(total)), total, "measuring")
+    return alternate(rows, bench.rounds, bench.steps, 3, bench.device, lambda: next(ticks, None))
+
+
+def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, float]) -> list[list[str]]:
+    """Table lines; the first timing is the plain loop."""
+    lines = []
+    for timing in timings:
+        middle, least, greatest = timing.ratio(timings[0])
+        precision = "fp32" if timing.name in (PLAIN, TUNED) else timing.name.partition("-")[0]
+        share = f"{timing.rate / floors[precision]:.0%}" if precision in floors else ""
+        lines.append([what, timing.name, f"{timing.rate:,.0f}", f"{middle:.2f}", f"{least:.2f}", f"{greatest:.2f}",
+                      share, precision, machine(bench)])  # fmt: skip
+    return lines
+
+
+def networks(bench: Bench, numerics: Numerics) -> tuple[Any, Any]:
+    """(student, teacher), untrained, with the teacher's statistics as of real activations."""
+    import torch
+
+    from kdrun.engine import batches
+
+    config = bench.config
+    student = make_network(config.student, bench.data, 0, numerics, config.batch_size)
+    teacher = make_network(config.teacher, bench.data, 1, numerics, config.batch_size)
+    loader = make_loaders(bench.data, config.batch_size, 0, "same", bench.numerics).train
+    with torch.no_grad():
+        for batch in batches(loader, 3):
+            teacher.tap.train()(batch.image)
+    return student, teacher
+
+
+def engine_step(bench: Bench, row: str) -> Step:
+    """One training step of the real engine, its input pipeline included, forever."""
+    from kdrun.engine import Teacher
+    from kdrun.metrics import TrainMeter
+
+    config = bench.config
+    student, network = networks(bench, bench.numerics_of(row))
+    loaders = make_loaders(bench.data, config.batch_size, 0, config.teacher_view, bench.numerics)
+    job = make_job(run=RunDirectory(Path()), digest="", student=student, teacher=network,
+                   method=make_method(config.method), optimizer=config.optimizer, epochs=config.epochs, seed=0,
+                   data=bench.data, loaders=loaders)  # fmt: skip
+    teacher, lane, steps = Teacher(network), job.lane, loaders.train.steps_per_epoch
+
+    def forever() -> Any:
+        for epoch in range(10**6):
+            lane.meter = TrainMeter(bench.device, steps)
+            for step, batch in enumerate(loaders.train.epoch(epoch)):
+                if len(batch.label) == config.batch_size:  # the small last batch would be another kind of step
+                    lane.step(batch, teacher, epoch, step, steps)
+                    yield len(batch.label)
+
+    student.tap.train()
+    endless = forever()
+    return lambda: next(endless)
+
+
+def bench_train(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
+    """Whole training steps, the input pipeline included."""
+    import torch
+
+    from kdrun.cost import count_flops
+    from kdrun.measure.floor import floor_seconds, matmul_peak
+
+    config = bench.config
+    rows = {PLAIN: plain["train"], TUNED: tuned["train"], **{row: engine_step(bench, row) for row in bench.rows}}
+    timings = measured(bench, rows)
+    student, teacher = networks(bench, bench.numerics)
+    floors, side = {}, config.dataset.image_size
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if any(row.startswith(precision) for row in bench.rows):
+            size = (config.batch_size, side, dtype, bench.device)
+            seconds = floor_seconds(teacher.tap.model, *size, False) + floor_seconds(student.tap.model, *size, True)
+            floors[precision] = config.batch_size / seconds
+    work = count_flops(teacher.tap.model, side) + 3 * count_flops(student.tap.model, side)
+    peak = matmul_peak(torch.bfloat16, bench.device)
+    console.note(
+        f"convolution floor: {', '.join(f'{name} {rate:,.0f} images/s' for name, rate in floors.items())}; "
+        f"{work / 1e6:,.0f} MFLOP per image; largest bf16 matrix product {peak / 1e12:.2f} TFLOP/s, of which the "
+        f"fastest row uses {max(timing.rate for timing in timings) * work / peak:.1%}"
+    )
+    return lines_of(bench, "train step", timings, floors)
+
+
+def bench_eval(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
+    """Whole passes over the test set."""
+    rows: dict[str, Step] = {PLAIN: plain["eval"], TUNED: tuned["eval"]}
+    rows |= {row: evaluation_step(bench, row) for row in bench.rows if not row.endswith("compiled")}
+    return lines_of(bench, "evaluation", measured(bench, rows), {})
+
+
+def evaluation_step(bench: Bench, row: str) -> Step:
+    from kdrun.engine import evaluate
+
+    numerics = bench.numerics_of(row)
+    network, _ = networks(bench, numerics)
+    loader = make_loaders(bench.data, bench.config.batch_size, 0, "same", numerics).test
+
+    def step() -> int:
+        evaluate(network.tap.model, network.tap.prepare, loader, numerics)
+        return loader.num_samples
+
+    return step
+
+
+def bench_input(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
+    """Batches of augmented, normalised images and nothing else."""
+    loader = make_loaders(bench.data, bench.config.batch_size, 0, "same", bench.numerics).train
+
+    def epoch() -> int:
+        """A whole epoch, so that the permutation and the draws are counted in."""
+        return sum(len(batch.label) for batch in loader.epoch(0))
+
+    rows = {PLAIN: plain["input"], "resident": epoch}
+    return lines_of(bench, "input alone", measured(bench, rows), {})
+
+
+def plain_arguments(bench: Bench) -> tuple[Any, ...]:
+    """What `plain_steps` needs: networks in PyTorch's own memory format and plain arrays."""
+    import torch
+
+    student, teacher = networks(bench, bench.numerics)
+    models = [network.tap.model.cpu().to(memory_format=torch.contiguous_format) for network in (student, teacher)]
+    sets = [ArraySet(np.array(part.images[:4096]), part.labels[:4096]) for part in
+            (bench.data.splits.train, bench.data.splits.test) if isinstance(part, ArraySet)]  # fmt: skip
+    augment = bench.config.dataset.augment
+    return (*models, *sets, bench.data.stats, augment.padding, augment.flip, bench.config.batch_size,
+            bench.numerics.device, bench.numerics.threads)  # fmt: skip

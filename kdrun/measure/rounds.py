@@ -1,0 +1,73 @@
+"""Timing side by side: machines drift and neighbours disturb, so only ratios taken in the same round are claimed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+Step = Callable[[], int]  # one unit of work; returns how many images it handled
+
+
+@dataclass
+class Timing:
+    """images per second, one figure a round."""
+
+    name: str
+    rates: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    def ratio(self, base: Timing) -> tuple[float, float, float]:
+        """(median, least, greatest) over the rounds of this rate divided by the base's of the same round."""
+        ratios = [mine / other for mine, other in zip(self.rates, base.rates, strict=True)]
+        return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def alternate(
+    rows: dict[str, Step], rounds: int, steps: int, warm: int, device: torch.device, tick: Callable[[], object]
+) -> list[Timing]:
+    """Run every row for `steps` steps in turn, `rounds` times over, after `warm` steps each. A round's rate is all its
+    images over all its time: what a user would wait for, stalls included."""
+    timings = [Timing(name) for name in rows]
+    for step in rows.values():
+        for _ in range(warm):
+            step()
+        tick()
+    synchronize(device)
+    for _ in range(rounds):
+        for timing, step in zip(timings, rows.values(), strict=True):
+            timing.rates.append(rate_of(step, steps, device))
+            tick()
+    return timings
+
+
+def rate_of(step: Step, steps: int, device: torch.device) -> float:
+    begun = time.perf_counter()
+    images = sum(step() for _ in range(steps))
+    synchronize(device)
+    return images / (time.perf_counter() - begun)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 9, warm: int = 3) -> float:
+    """Median time of one call."""
+    for _ in range(warm):
+        work()
+    spent = []
+    for _ in range(repeats):
+        synchronize(device)
+        begun = time.perf_counter()
+        work()
+        synchronize(device)
+        spent.append(time.perf_counter() - begun)
+    return statistics.median(spent)

@@ -1,0 +1,75 @@
+"""SIGKILL at random moments, inside saves too: the final weights are the uninterrupted run's, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from tests.test_runs import numbers, only_run, only_teacher
+
+KILLS = 24
+WORDS = ["train", *TINY, "epochs=20", "teacher.recipe.epochs=5", "save_every_minutes=1e-9"]
+
+
+class Zygote:
+    """A process that forks trainings into one output folder."""
+
+    def __init__(self, outputs: Path):
+        environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
+        command = [sys.executable, "-m", "tests.zygote"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        text=True, env=environment, cwd=Path(__file__).parent.parent)  # fmt: skip
+
+    def start(self) -> int:
+        assert self.process.stdin
+        self.process.stdin.write(" ".join(WORDS) + "\n")
+        self.process.stdin.flush()
+        return self.number()
+
+    def number(self) -> int:
+        """The next number that the zygote itself prints; the children's own lines are passed over."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.strip().isdigit():
+                return int(line)
+        raise AssertionError("the training process could not be started")
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(tmp_path):
+    whole = Zygote(tmp_path / "whole")
+    begun = time.monotonic()
+    whole.start()
+    assert whole.number() == 0
+    length = time.monotonic() - begun
+    expected = numbers(only_run(tmp_path / "whole"))
+    teacher = (only_teacher(tmp_path / "whole") / "teacher.safetensors").read_bytes()
+
+    random.seed(0)
+    broken = Zygote(tmp_path / "broken")
+    kills = in_save = 0
+    while True:
+        child = broken.start()
+        if kills < KILLS:  # lives long enough to get somewhere, and short enough that the run needs many of them
+            time.sleep(random.uniform(0.2, 1.0) * 3 * length / KILLS)
+            os.kill(child, signal.SIGKILL)
+        status = broken.number()
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"ended by itself with {status}"
+        kills += 1
+        in_save += bool(list((tmp_path / "broken").rglob("*.tmp")))
+    print(f"{kills} kills, {in_save} of them inside a save")
+    assert kills >= 20
+    assert in_save >= 1
+    assert not list((tmp_path / "broken").rglob("*.tmp"))
+    assert numbers(only_run(tmp_path / "broken")) == expected
+    assert (only_teacher(tmp_path / "broken") / "teacher.safetensors").read_bytes() == teacher
