@@ -43,11 +43,11 @@ class Network:
 
     def use(self, numerics: Numerics) -> None:
         """Switch to other numerics, compiled or not. Compilation itself happens at the first full batch."""
-        import torch._dynamo.config
-
         self.numerics = numerics
         self.compiled = None
         if numerics.compile:
+            import torch._dynamo.config
+
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VERSIONS)
             self.compiled = torch.compile(self.tap, dynamic=False)
 

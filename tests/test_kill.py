@@ -16,7 +16,7 @@ from tests.conftest import TINY
 from tests.test_runs import numbers, only_run, only_teacher
 
 KILLS = 24
-WORDS = ["train", *TINY, "epochs=20", "teacher.recipe.epochs=5", "save_every_minutes=1e-9"]
+WORDS = ["train", *TINY, "epochs=40", "teacher.recipe.epochs=10", "save_every_minutes=1e-9"]
 
 
 class Zygote:
@@ -43,13 +43,27 @@ class Zygote:
         raise AssertionError("the training process could not be started")
 
 
+def saves(outputs: Path) -> dict[Path, int]:
+    """What every checkpoint under `outputs` looks like from outside; different after each save."""
+    return {path: path.stat().st_mtime_ns for path in outputs.rglob("last.pt")}
+
+
+def live_a_while(outputs: Path, child: int) -> None:
+    """Return at a random moment: one time in four soon after the start, else after the first new save."""
+    if random.random() < 0.25:
+        time.sleep(random.uniform(0, 0.5))
+        return
+    before = saves(outputs)
+    while saves(outputs) == before and Path(f"/proc/{child}").exists():
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.05))
+
+
 @pytest.mark.slow
 def test_sigkill_at_random_moments(tmp_path):
     whole = Zygote(tmp_path / "whole")
-    begun = time.monotonic()
     whole.start()
     assert whole.number() == 0
-    length = time.monotonic() - begun
     expected = numbers(only_run(tmp_path / "whole"))
     teacher = (only_teacher(tmp_path / "whole") / "teacher.safetensors").read_bytes()
 
@@ -58,8 +72,8 @@ def test_sigkill_at_random_moments(tmp_path):
     kills = in_save = 0
     while True:
         child = broken.start()
-        if kills < KILLS:  # lives long enough to get somewhere, and short enough that the run needs many of them
-            time.sleep(random.uniform(0.2, 1.0) * 3 * length / KILLS)
+        if kills < KILLS:
+            live_a_while(tmp_path / "broken", child)
             os.kill(child, signal.SIGKILL)
         status = broken.number()
         if status == 0:

@@ -5,24 +5,27 @@ Prints each child's process id, and its wait status when it has ended.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
 
+# torch.optim imports torch._dynamo at its first step; a child that did so would spend its short life on it.
+USED = ("kdrun.commands.session", "kdrun.fit", "kdrun.models.zoo", "kdrun.report.curves", "hydra", "safetensors.torch",
+        "matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo")  # fmt: skip
+
 
 def main() -> None:
-
-    import kdrun.commands.session
-    import kdrun.fit
-    import kdrun.models.zoo
-    import kdrun.report.curves  # noqa: F401
     from kdrun.cli import main as command
+
+    for name in USED:
+        importlib.import_module(name)
 
     sync = os.fsync
 
     def slow_sync(handle: int) -> None:
         """A slow disk, so that a random moment often lies inside a save."""
-        time.sleep(0.01)
+        time.sleep(0.03)
         sync(handle)
 
     os.fsync = slow_sync
