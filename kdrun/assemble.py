@@ -67,7 +67,7 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
     place = root / "runs" / data / f"{teacher}-{slug(config.student.name)}" / slug(method.name)
     run = RunDirectory(place / f"s{config.seed}-{digest[:8]}")
     teacher_digest = teacher_run = None
-    if method.needs_teacher:
+    if method.needs_teacher and not method.trains_teacher:
         teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
         if config.teacher.checkpoint is None and not config.teacher.random:
             folder = root / "teachers" / data / slug(config.teacher.name)
@@ -209,7 +209,7 @@ def make_job(
     import torch
 
     from kdrun.batch import DataSpec
-    from kdrun.engine import Lane
+    from kdrun.engine import Lane, Peer
     from kdrun.fit import Job
     from kdrun.models.taps import measure
 
@@ -223,4 +223,8 @@ def make_job(
     student.tap.needs = method.student_needs
     if teacher is not None:
         teacher.tap.needs = teacher.tap.needs | method.teacher_needs
-    return Job(run, Lane(student, method, optimizer, epochs, seed, device), digest)
+    peer = None
+    if method.trains_teacher:
+        assert teacher is not None
+        method.peer, peer = teacher.tap, Peer(teacher)
+    return Job(run, Lane(student, method, optimizer, epochs, seed, device, peer=peer), digest)

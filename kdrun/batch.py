@@ -18,13 +18,15 @@ class Batch:
     """One mini-batch on the training device.
 
     image [N, C, H, W] normalised float32 in channels-last memory; label [N] int64; index [N] int64, the sample's
-    position in the training set; teacher_image [N, C, H, W], which is `image` itself unless `teacher_view` differs.
+    position in the training set; teacher_image [N, C, H, W], which is `image` itself unless `teacher_view` differs;
+    strong [N, C, H, W], a strongly augmented view, where a method asks for it by `views`.
     """
 
     image: Tensor
     label: Tensor
     index: Tensor
     teacher_image: Tensor
+    strong: Tensor | None = None
 
 
 class Outputs(NamedTuple):

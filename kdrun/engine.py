@@ -15,7 +15,7 @@ from kdrun.batch import Batch, Outputs, Progress
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
 from kdrun.errors import RunError, one_line
-from kdrun.methods.base import Method
+from kdrun.methods.base import Forward, Method
 from kdrun.metrics import EvalMeter, TrainMeter
 from kdrun.models.taps import Tap
 from kdrun.numerics import Numerics
@@ -75,6 +75,28 @@ class Teacher:
         return self.outputs
 
 
+class Peer(Teacher):
+    """A teacher that learns along: gradients flow, and it trains with the method that owns it."""
+
+    def __init__(self, network: Network):
+        self.network = network
+        self.seen, self.outputs = None, None
+
+    def __call__(self, image: Tensor) -> Outputs:
+        return self.network(image)
+
+
+class Preparation(Method):
+    """What a method trains before the first epoch, in the shape of a method."""
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
+        return self.method.prepare_losses(batch, student, teacher, progress)
+
+
 @dataclass
 class Lane:
     """One student in training."""
@@ -88,6 +110,8 @@ class Lane:
     failed: RunError | None = None
     logits: Tensor | None = None
     ema: AveragedModel | None = None
+    peer: Peer | None = None  # takes the place of the shared teacher
+    deployed: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     generator: torch.Generator = field(init=False)
     meter: TrainMeter = field(init=False)
@@ -95,9 +119,10 @@ class Lane:
     def __post_init__(self) -> None:
         self.optimizer = make_optimizer(self.options, [self.model, self.method], self.device)
         self.generator = torch.Generator(self.device)
+        self.deployed = self.method.deployed(self.student.tap)
         if self.options.ema_decay is not None:
             average = get_ema_multi_avg_fn(self.options.ema_decay)
-            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.ema = AveragedModel(self.deployed, multi_avg_fn=average, use_buffers=True)
 
     @property
     def model(self) -> nn.Module:
@@ -106,7 +131,7 @@ class Lane:
     @property
     def evaluated(self) -> nn.Module:
         """The network whose accuracy is reported and whose weights are saved: the average, where one is kept."""
-        return self.model if self.ema is None else self.ema.module
+        return self.deployed if self.ema is None else self.ema.module
 
     def forward(self, image: Tensor) -> Outputs:
         out = self.student(image)
@@ -138,7 +163,7 @@ class Lane:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update_parameters(self.deployed)
 
     def explain(self, error: BaseException, batch_size: int) -> BaseException:
         """Out of memory in one line that says what to change; any other error as it is."""
@@ -172,7 +197,7 @@ def train_epoch(
         for lane in lanes:
             if lane.failed is None:
                 try:
-                    lane.step(batch, teacher, epoch, step, steps)
+                    lane.step(batch, lane.peer or teacher, epoch, step, steps)
                 except RunError as error:
                     lane.failed = error
         if all(lane.failed for lane in lanes):

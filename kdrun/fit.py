@@ -6,10 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kdrun.checkpoint import load_state, save_state, save_weights
-from kdrun.engine import EvalLoader, Lane, Teacher, TrainLoader, evaluate, train_epoch
+from kdrun.engine import EvalLoader, Lane, Preparation, Teacher, TrainLoader, evaluate, train_epoch
 from kdrun.errors import CheckpointError, Interrupted
 from kdrun.metrics import TrainMeter
 from kdrun.runs import RunDirectory
@@ -64,6 +65,11 @@ class Job:
     step: int = 0
     train_seconds: float = 0.0
     images: int = 0
+    stage: str = ""  # the preparation has a checkpoint of its own
+
+    @property
+    def state_path(self) -> Path:
+        return self.run.path / f"{self.stage}.pt" if self.stage else self.run.state_path
 
     def state(self) -> dict[str, Any]:
         """Everything that a resume needs; data order and randomness are functions of the position alone."""
@@ -86,12 +92,12 @@ class Job:
 
     def resume(self, steps: int) -> bool:
         """Load last.pt where there is one; whether training resumes. Raises CheckpointError."""
-        if not self.run.state_path.is_file():
+        if not self.state_path.is_file():
             self.run.metrics_path.unlink(missing_ok=True)
             return False
-        state = load_state(self.run.state_path)
+        state = load_state(self.state_path)
         if state["digest"] != self.digest:
-            raise CheckpointError(f"{self.run.state_path} belongs to another run; move it away.")
+            raise CheckpointError(f"{self.state_path} belongs to another run; move it away.")
         lane = self.lane
         lane.model.load_state_dict(state["model"])
         lane.method.load_state_dict(state["method"])
@@ -108,7 +114,7 @@ class Job:
         return True
 
     def save(self) -> None:
-        save_state(self.run.state_path, self.state())
+        save_state(self.state_path, self.state())
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,36 @@ class Failed:
 
 
 Event = Step | Epoch | Failed
+
+
+def prepare(job: Job, teacher: Teacher | None, loader: TrainLoader, stop: Stop) -> Iterator[Step]:
+    """Train what the method trains before the first epoch, and save the job at its start.
+
+    Resumes at the end of an epoch of its own. Raises RunError where it fails, Interrupted after saving for a signal.
+    """
+    lane = job.lane
+    options = lane.method.preparation()
+    if options is None:
+        return
+    own = Lane(lane.student, Preparation(lane.method), options, options.epochs, lane.seed, lane.device)
+    stage = Job(job.run, own, job.digest, stage="preparation")
+    stage.resume(loader.steps_per_epoch)
+    saved = time.monotonic()
+    for epoch in range(stage.epoch, options.epochs):
+        clock = Clock(loader.batch_size)
+        for step in train_epoch([own], teacher, loader, epoch):
+            clock.tick()
+            yield Step(epoch + 1, step + 1, loader.steps_per_epoch, clock.images_per_second)
+        if own.failed is not None:
+            raise own.failed
+        stage.epoch = epoch + 1
+        if stop.signal or time.monotonic() - saved > SAVE_SECONDS:
+            stage.save()
+            saved = time.monotonic()
+        if stop.signal:
+            raise Interrupted(f"stopped by {stop.signal} while preparing; saved. The same command resumes.")
+    job.save()
+    stage.state_path.unlink(missing_ok=True)
 
 
 def fit(
@@ -267,5 +303,5 @@ def close_epoch(
 def keep_as_is(job: Job, loaders: Loaders) -> None:
     """A job of no epochs: a pretrained network is evaluated and stored as it came."""
     lane = job.lane
-    job.score.update(0, evaluate(lane.model, lane.student.tap.prepare, loaders.test, lane.student.numerics), None)
-    save_weights(job.run.weights_path, lane.model.state_dict())
+    job.score.update(0, evaluate(lane.evaluated, lane.student.tap.prepare, loaders.test, lane.student.numerics), None)
+    save_weights(job.run.weights_path, lane.evaluated.state_dict())

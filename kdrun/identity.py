@@ -74,6 +74,11 @@ def teacher_identity(teacher: TeacherOptions, data: DatasetOptions, fingerprint:
     }
 
 
+def peer_identity(teacher: TeacherOptions) -> dict[str, Any]:
+    """A teacher that learns along is its architecture, its start and nothing it was trained with before."""
+    return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), "seed": teacher.seed}
+
+
 def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
     """Everything that decides a run's numbers."""
     method = read_method(config.method["_target_"])
@@ -98,7 +103,10 @@ def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
         ],
     }
     if method.needs_teacher:
-        identity["teacher"] = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
+        if method.trains_teacher:
+            identity["peer"] = peer_identity(config.teacher)
+        else:
+            identity["teacher"] = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
         identity["teacher_taps"] = config.teacher.preact_last_map
         identity["teacher_view"] = config.teacher_view
     return identity

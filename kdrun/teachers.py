@@ -38,6 +38,6 @@ def record_weights(run: RunDirectory) -> None:
     write_text(run.path / "sha256", sha256_of(run.weights_path) + "\n")
 
 
-def describe(kind: str, name: str, top1: float, sha256: str | None, place: Path | str | None) -> dict[str, Any]:
+def describe(kind: str, name: str, top1: float | None, sha256: str | None, place: Path | str | None) -> dict[str, Any]:
     """What provenance says of the teacher."""
     return {"kind": kind, "name": name, "top1": top1, "sha256": sha256, "from": None if place is None else str(place)}

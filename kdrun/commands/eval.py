@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdrun import console
-from kdrun.assemble import load_data, make_loaders, make_network, make_plan, output_root
+from kdrun.assemble import (
+    Data,
+    load_data,
+    make_job,
+    make_loaders,
+    make_method,
+    make_network,
+    make_plan,
+    output_root,
+)
 from kdrun.checkpoint import write_json
 from kdrun.compose import load, split_arguments
 from kdrun.config import RunConfig, check_value, read_config
 from kdrun.errors import ConfigError, suggest
-from kdrun.runs import find_runs, now
+from kdrun.methods.source import read_method
+from kdrun.runs import RunDirectory, find_runs, now
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdrun.fit import Loaders
+    from kdrun.numerics import Numerics
 
 HELP = """
 usage: kdrun eval RUN … [weights=last|best] [split=test|val|train] [device=… precision=… dataset.root=…]
@@ -55,13 +71,18 @@ def evaluate_run(run: Path, own: dict[str, str], settings: dict[str, str]) -> No
     weights = run / f"{role}{'_best' if own['weights'] == 'best' else ''}.safetensors"
     if not weights.is_file():
         raise ConfigError(f"{run} has no {weights.name} yet: it is not finished (kdrun list runs).")
-    config.student = replace(config.teacher if role == "teacher" else config.student)
-    config.student.checkpoint, config.student.pretrained = str(weights), "false"
+    config.student = replace(config.teacher if role == "teacher" else config.student, pretrained="false")
+    if role == "student" and read_method(config.method["_target_"]).deploys:
+        config.student.checkpoint = None  # the file holds more than the student, the teacher's part included
+        config.teacher = replace(config.teacher, checkpoint=None, pretrained="false")
+    else:
+        config.student.checkpoint = str(weights)
+        config.method = {"_target_": "kdrun.methods.none.Independent"}
     config.precision = str(resolved["precision"])
     for key, value in settings.items():
         set_value(config, key, value)
     evals = run / "evals" / f"{own['split']}{'_best' if own['weights'] == 'best' else ''}.json"
-    measure_and_show(config, evals, own["split"], console.short_path(run))
+    measure_and_show(config, evals, own["split"], console.short_path(run), weights)
 
 
 def set_value(config: RunConfig, key: str, value: str) -> None:
@@ -74,12 +95,26 @@ def set_value(config: RunConfig, key: str, value: str) -> None:
     )
 
 
-def measure_and_show(config: RunConfig, target: Path | None, split: str, label: str) -> None:
+def deployed_network(config: RunConfig, data: Data, loaders: Loaders, numerics: Numerics, weights: Path) -> nn.Module:
+    """The student with what its method keeps at inference, rebuilt and loaded from `weights`."""
+    from kdrun.models.weights import load_weights
+
+    student, teacher = (make_network(options, data, config.seed, numerics, config.batch_size)
+                        for options in (config.student, config.teacher))  # fmt: skip
+    job = make_job(run=RunDirectory(weights.parent), digest="", student=student, teacher=teacher,
+                   method=make_method(config.method), optimizer=config.optimizer, epochs=config.epochs,
+                   seed=config.seed, data=data, loaders=loaders)  # fmt: skip
+    load_weights(job.lane.deployed, weights, config.student.name)
+    return job.lane.deployed
+
+
+def measure_and_show(
+    config: RunConfig, target: Path | None, split: str, label: str, weights: Path | None = None
+) -> None:
     """Load, evaluate, print one line, and write `target` where there is one."""
     from kdrun.engine import evaluate
     from kdrun.numerics import resolve
 
-    config.method = {"_target_": "kdrun.methods.none.Independent"}
     plan = make_plan(config, [])
     numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
     numerics.apply()
@@ -92,7 +127,10 @@ def measure_and_show(config: RunConfig, target: Path | None, split: str, label: 
         data.splits = replace(data.splits, test=data.splits.val)
     network = make_network(config.student, data, config.seed, numerics, config.batch_size)
     loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
-    found = evaluate(network.tap.model, network.tap.prepare, loaders.test, numerics)
+    model = network.tap.model
+    if weights is not None and read_method(config.method["_target_"]).deploys:
+        model = deployed_network(config, data, loaders, numerics, weights)
+    found = evaluate(model, network.tap.prepare, loaders.test, numerics)
     console.say(
         f"{label}  {config.student.name} on {config.dataset.name}/{split} ({loaders.test.num_samples:,} images, "
         f"{numerics.precision}): top-1 [bold]{found['top1']:.2f} %[/]  top-5 {found['top5']:.2f} %  "

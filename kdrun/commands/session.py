@@ -14,7 +14,7 @@ from kdrun.errors import KdrunError, RunError, one_line
 from kdrun.runs import RunDirectory, now, rebuild_results
 
 if TYPE_CHECKING:
-    from kdrun.engine import Network, Teacher
+    from kdrun.engine import Lane, Network, Teacher
     from kdrun.fit import Job, Loaders
     from kdrun.stop import Stop
 
@@ -45,6 +45,9 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     return result
 
 
+PEER_SEED = 1_000_000  # a peer of the student's own architecture must not start as its copy
+
+
 class Training:
     """One plan on its way to a result: numerics and data, then the teacher, then the student."""
 
@@ -66,7 +69,7 @@ class Training:
 
     def train_student(self) -> dict[str, Any]:
         """Teacher first, then the student to its last epoch."""
-        from kdrun.engine import Teacher
+        from kdrun.engine import Teacher, evaluate
 
         config, plan = self.config, self.plan
         taught, about = self.obtain_teacher() if plan.method.needs_teacher else (None, None)
@@ -77,12 +80,15 @@ class Training:
         job = make_job(run=plan.run, digest=plan.digest, student=student, teacher=taught, method=method,
                        optimizer=config.optimizer, epochs=config.epochs, seed=config.seed, data=self.data,
                        loaders=loaders)  # fmt: skip
-        extra = method.extra_parameters()
+        teacher = job.lane.peer if job.lane.peer or taught is None else Teacher(taught)
+        extra = 0 if method.deploys else method.extra_parameters()
         added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
-        console.say(f"[bold]student[/] {config.student.name}: {parameters_of(student):,} parameters{added}")
+        console.say(f"[bold]student[/] {config.student.name}: {parameters_of(job.lane):,} parameters{added}")
         if self.undecided:
-            self.decide_compile(job, None if taught is None else Teacher(taught), loaders, config.epochs)
-        self.run_to_end(job, None if taught is None else Teacher(taught), loaders, "student", about)
+            self.decide_compile(job, teacher, loaders, config.epochs)
+        self.run_to_end(job, teacher, loaders, "student", about)
+        if about is not None and taught is not None and job.lane.peer is not None:
+            about["top1"] = evaluate(taught.tap.model, taught.tap.prepare, loaders.test, self.numerics)["top1"]
         result = self.result(job, about, extra)
         draw(plan.run, f"{plan.method.name}: {plan.teacher_name or 'no teacher'} → {config.student.name}, "
                        f"{config.dataset.name}, seed {config.seed}")  # fmt: skip
@@ -97,6 +103,10 @@ class Training:
         from kdrun.teachers import describe, load_stored
 
         options, stored = self.config.teacher, self.plan.teacher_run
+        if self.plan.method.trains_teacher:
+            network = make_network(options, self.data, PEER_SEED + options.seed, self.numerics, self.config.batch_size)
+            console.say(f"[bold]teacher[/] {options.name}: untrained, learns along with the student")
+            return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
             with stored.lock(wait=True):
                 if not stored.finished:
@@ -156,15 +166,23 @@ class Training:
         self, job: Job, teacher: Teacher | None, loaders: Loaders, what: str, about: dict[str, Any] | None
     ) -> None:
         """Resume or begin, and train to the last epoch. Raises RunError for a failed run, Interrupted for a signal."""
-        from kdrun.fit import Failed, fit, keep_as_is
+        from kdrun.fit import Failed, fit, keep_as_is, prepare
         from kdrun.provenance import provenance
 
         numerics, config = job.lane.student.numerics, self.config
         data = {"fingerprint": self.plan.source.fingerprint(), "train": loaders.train.num_samples,
                 "test": loaders.test.num_samples, "mean": self.data.stats[0], "std": self.data.stats[1]}  # fmt: skip
-        if job.resume(loaders.train.steps_per_epoch):
+        resumed = job.resume(loaders.train.steps_per_epoch)
+        if resumed:
             console.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
         job.run.begin(to_yaml(config, numerics.as_dict()), provenance(numerics, data, about))
+        preparation = job.lane.method.preparation()
+        if preparation is not None and not resumed:
+            title = f"preparing {self.plan.method.name}"
+            console.note(f"{title}: {preparation.epochs} epochs before the first")
+            with console.TrainingView(title, preparation.epochs, 0) as view:
+                for step in prepare(job, teacher, loaders.train, self.stop):
+                    view.show(step)
         epochs = job.lane.epochs
         if epochs == 0:
             keep_as_is(job, loaders)
@@ -193,15 +211,16 @@ class Training:
             "device": numerics.device, "teacher_top1": teacher["top1"] if teacher else None,
             "top1_last": score.last["top1"], "top1_best": score.top1_best, "top1_best_epoch": score.top1_best_epoch,
             "top1_val_selected": score.top1_val_selected, "top5_last": score.last["top5"],
-            "params": parameters_of(lane.student), "extra_params": extra,
-            "flops": count_flops(lane.model, tap.input_size or tap.image_size),
+            "params": parameters_of(lane), "extra_params": extra,
+            "flops": count_flops(lane.deployed, tap.input_size or tap.image_size),
             "images_per_second": job.images / max(job.train_seconds, 1e-9), "train_seconds": job.train_seconds,
             "peak_memory": peak_memory(numerics.torch_device), "finished_at": now(), "overrides": self.plan.overrides,
         }  # fmt: skip
 
 
-def parameters_of(network: Network) -> int:
-    return sum(parameter.numel() for parameter in network.tap.model.parameters())
+def parameters_of(lane: Lane) -> int:
+    """Of what is deployed: the student, and what its method keeps at inference."""
+    return sum(parameter.numel() for parameter in lane.deployed.parameters())
 
 
 def draw(run: RunDirectory, title: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.models.taps import Tap
+from kdrun.options import OptimizerOptions
 
 Forward = Callable[[Tensor], Outputs]
 
@@ -22,15 +24,36 @@ class Method(nn.Module):
 
     # False: the method never looks at a teacher, so none is found or trained, and one student serves all pairs.
     needs_teacher: ClassVar[bool] = True
+    # True: the teacher starts untrained and learns along, as the submodule `peer` (deep mutual learning).
+    trains_teacher: ClassVar[bool] = False
+    # True: what is evaluated, counted and stored is more than the student; see `deployed`.
+    deploys: ClassVar[bool] = False
+    # Views of each image that the loader makes beside the usual one: "strong" fills `batch.strong`.
+    views: ClassVar[tuple[str, ...]] = ()
     # Features of `kdrun.batch.FEATURES` beside the logits, which are always there, in float32.
     student_needs: ClassVar[frozenset[str]] = frozenset()
     teacher_needs: ClassVar[frozenset[str]] = frozenset()
+    # Properties of `tests/methods/test_properties.py` that a paper makes untrue, with the reason.
+    exceptions: ClassVar[dict[str, str]] = {}
+    peer: Tap
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         """Make trainable extra modules from measured shapes. Raise PairingError where the method cannot run."""
 
-    def prepare(self, student: nn.Module, teacher: nn.Module | None, loader: Iterable[Batch]) -> None:
-        """Train something before the first epoch, where a paper does (FitNet's stage 1, SSKD's head)."""
+    def preparation(self) -> OptimizerOptions | None:
+        """The recipe of what a paper trains before the first epoch (FitNet's stage 1, SSKD's head), after `build`; its
+        `epochs` and learning rates are its own. None: nothing."""
+        return None
+
+    def prepare_losses(
+        self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress
+    ) -> dict[str, Tensor]:
+        """One step of the preparation: like `forward`. Whatever gets a gradient is trained, in student and method."""
+        raise NotImplementedError
+
+    def deployed(self, student: Tap) -> nn.Module:
+        """What maps images to logits after training: the student alone, but for a method that `deploys` more."""
+        return student.model
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; their sum is minimised. The hard-label term is called `ce`."""
@@ -46,5 +69,5 @@ class Method(nn.Module):
         return self.losses(batch, student(batch.image), taught, progress)
 
     def extra_parameters(self) -> int:
-        """How many trainable numbers the method adds; they never reach the student's checkpoint."""
+        """How many trainable numbers the method adds in training, a peer among them."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

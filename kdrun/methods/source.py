@@ -30,6 +30,14 @@ class MethodSource:
     def needs_teacher(self) -> bool:
         return bool(self.flags.get("needs_teacher", True))
 
+    @property
+    def trains_teacher(self) -> bool:
+        return bool(self.flags.get("trains_teacher", False))
+
+    @property
+    def deploys(self) -> bool:
+        return bool(self.flags.get("deploys", False))
+
 
 @cache
 def read_method(target: str) -> MethodSource:

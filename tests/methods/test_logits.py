@@ -1,40 +1,25 @@
-"""Losses against the values (and gradients) of public implementations, stored in tests/fixtures/methods.npz."""
+"""KD, DKD and label smoothing against stored values, and their identities."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
+from kdrun.batch import Outputs, Progress
 from kdrun.losses import kl_divergence
 from kdrun.methods.dkd import DKD, dkd_loss
 from kdrun.methods.kd import KD
 from kdrun.methods.ls import label_smoothing_loss
-from tests.conftest import FIXTURES
-
-CASES = {case["id"]: case for case in json.loads((FIXTURES / "methods.json").read_text())["cases"]}
-ARRAYS = np.load(FIXTURES / "methods.npz")
-
-
-def tensor(key: str) -> Tensor:
-    return torch.from_numpy(np.asarray(ARRAYS[key]).copy())
-
-
-def batch_of(label: Tensor) -> Batch:
-    empty = torch.zeros(len(label), 3, 2, 2)
-    return Batch(empty, label, torch.arange(len(label)), empty)
-
-
-def total(method, inputs: dict[str, Tensor], epoch: int = 0) -> Tensor:
-    """The sum of a method's terms on given logits."""
-    terms = method.losses(batch_of(inputs["y"]), Outputs(inputs["s"]), Outputs(inputs["t"]), Progress(epoch, 240, 0, 1))
-    return torch.stack(list(terms.values())).sum()
+from tests.methods.cases import (
+    Definitions,
+    batch_of,
+    check_finite_at_fifty_times,
+    check_value_and_gradient,
+    covered,
+    total,
+)
 
 
 def dkd_part(inputs: dict[str, Tensor], params: dict) -> Tensor:
@@ -53,48 +38,23 @@ def kd_total(inputs: dict[str, Tensor], params: dict) -> Tensor:
     return total(method, inputs)
 
 
-# prefix of a case's id -> the loss that must meet it, given inputs and params
-DEFINITIONS: dict[str, Callable[[dict[str, Tensor], dict], Tensor]] = {
+DEFINITIONS: Definitions = {
     "ls/": lambda x, p: label_smoothing_loss(x["s"], x["y"], smoothing=p["eps"]),
     "kd/": lambda x, p: kl_divergence(x["s"], x["t"], p["T"]),
     "kd_total/": kd_total,
     "dkd/": dkd_part,
     "dkd_total/": dkd_total,
 }
-COVERED = [(name, prefix) for prefix in DEFINITIONS for name in CASES if name.startswith(prefix)]
 
 
-@pytest.mark.parametrize(("name", "prefix"), COVERED)
-def test_value_and_gradient(name, prefix):
-    case = CASES[name]
-    inputs = {key: tensor(array) for key, array in case["inputs"].items()}
-    for key in case["grads"]:
-        inputs[key].requires_grad_()
-    loss = DEFINITIONS[prefix](inputs, case["params"])
-    expected = case["expected_f64"]
-    assert loss.dtype == torch.float32
-    assert abs(loss.item() - expected) <= case["atol"] + case["rtol"] * abs(expected)
-    if case["grads"]:
-        loss.backward()
-    for key, facts in case["grads"].items():
-        found = inputs[key].grad
-        assert found is not None
-        assert torch.allclose(found[: facts["rows"]], tensor(facts["key"]), rtol=1e-3, atol=1e-6)
-        assert found.norm().item() == pytest.approx(facts["l2"], rel=1e-3)
+@pytest.mark.parametrize("name", covered(DEFINITIONS))
+def test_value_and_gradient(name):
+    check_value_and_gradient(DEFINITIONS, name)
 
 
-@pytest.mark.parametrize("prefix", DEFINITIONS)
-def test_finite_at_fifty_times_the_logits(prefix):
-    for name in CASES:
-        if not name.startswith(prefix):
-            continue
-        case = CASES[name]
-        inputs = {key: tensor(array) for key, array in case["inputs"].items()}
-        inputs |= {key: (50 * inputs[key]).requires_grad_() for key in ("s", "t") if key in inputs}
-        loss = DEFINITIONS[prefix](inputs, case["params"])
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert torch.isfinite(inputs["s"].grad).all()
+@pytest.mark.parametrize("name", covered(DEFINITIONS))
+def test_finite_at_fifty_times_the_logits(name):
+    check_finite_at_fifty_times(DEFINITIONS, name)
 
 
 def logits(n: int = 8, k: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,72 @@
+"""Losses against the values (and gradients) of public implementations, stored in tests/fixtures/methods.npz."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdrun.batch import Batch, Outputs, Progress
+from tests.conftest import FIXTURES
+
+Definitions = dict[str, Callable[[dict[str, Tensor], dict], Tensor]]  # prefix of a case's id -> the loss that meets it
+CASES = {case["id"]: case for case in json.loads((FIXTURES / "methods.json").read_text())["cases"]}
+ARRAYS = np.load(FIXTURES / "methods.npz")
+
+
+def tensor(key: str) -> Tensor:
+    return torch.from_numpy(np.asarray(ARRAYS[key]).copy())
+
+
+def batch_of(label: Tensor) -> Batch:
+    empty = torch.zeros(len(label), 3, 2, 2)
+    return Batch(empty, label, torch.arange(len(label)), empty)
+
+
+def total(method, inputs: dict[str, Tensor], epoch: int = 0) -> Tensor:
+    """The sum of a method's terms on given logits."""
+    terms = method.losses(batch_of(inputs["y"]), Outputs(inputs["s"]), Outputs(inputs["t"]), Progress(epoch, 240, 0, 1))
+    return torch.stack(list(terms.values())).sum()
+
+
+def check_value_and_gradient(definitions: Definitions, name: str) -> None:
+    """`name` within its tolerance in float32, its gradients too."""
+    case = CASES[name]
+    inputs = {key: tensor(array) for key, array in case["inputs"].items()}
+    for key in case["grads"]:
+        inputs[key].requires_grad_()
+    loss = definition_of(definitions, name)(inputs, case["params"])
+    expected = case["expected_f64"]
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - expected) <= case["atol"] + case["rtol"] * abs(expected)
+    if case["grads"]:
+        loss.backward()
+    for key, facts in case["grads"].items():
+        found = inputs[key].grad
+        assert found is not None
+        assert torch.allclose(found[: facts["rows"]], tensor(facts["key"]), rtol=1e-3, atol=1e-6)
+        assert found.norm().item() == pytest.approx(facts["l2"], rel=1e-3)
+
+
+def check_finite_at_fifty_times(definitions: Definitions, name: str) -> None:
+    """Logits times 50 give a finite loss with finite gradients."""
+    case = CASES[name]
+    inputs = {key: tensor(array) for key, array in case["inputs"].items()}
+    inputs |= {key: (50 * inputs[key]).requires_grad_() for key in ("s", "t") if key in inputs}
+    loss = definition_of(definitions, name)(inputs, case["params"])
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(inputs["s"].grad).all()
+
+
+def definition_of(definitions: Definitions, name: str) -> Callable[[dict[str, Tensor], dict], Tensor]:
+    """The one with the longest matching prefix."""
+    return definitions[max((prefix for prefix in definitions if name.startswith(prefix)), key=len)]
+
+
+def covered(definitions: Definitions) -> list[str]:
+    return [name for name in CASES if any(name.startswith(prefix) for prefix in definitions)]
