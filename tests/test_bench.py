@@ -1,0 +1,44 @@
+"""kdrun bench on a network so small that only the plumbing is tested; timings are reported, never asserted."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from kdrun.cli import main
+from tests.conftest import TINY
+
+SMALL = [*TINY, "dataset.fake_train=128", "batch_size=16", "rounds=2", "steps=1"]
+
+
+def test_every_kind_and_row(tmp_path, capsys):
+    place = tmp_path / "bench.csv"
+    assert main(["bench", *SMALL, "rows=fp32,bf16", f"save={place}"]) == 0
+    rows = list(csv.DictReader(place.open()))
+    assert [(row["what"], row["row"]) for row in rows] == [
+        ("train", "plain loop"), ("train", "plain, tuned malloc"), ("train", "fp32"), ("train", "bf16"),
+        ("eval", "plain loop"), ("eval", "plain, tuned malloc"), ("eval", "fp32"), ("eval", "bf16"),
+        ("input", "plain loop"), ("input", "resident"),
+    ]  # fmt: skip
+    assert all(float(row["images/s"].replace(",", "")) > 0 for row in rows)
+    assert all(float(row["least"]) <= float(row["ratio"]) <= float(row["greatest"]) for row in rows)
+    assert rows[0]["ratio"] == "1.00"
+    assert rows[2]["of floor"].endswith("%")
+    assert "convolution floor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian"], "train"),
+        (["rows=fp64"], "fp32"),
+        (["rounds=0"], "rounds=0"),
+        (["train", "method=kdd"], "kd"),
+    ],
+)
+def test_mistakes_get_one_line(words, expected, capsys):
+    assert main(["bench", *words]) == 2
+    printed = capsys.readouterr()
+    assert expected in printed.err + printed.out
+    assert len((printed.err + printed.out).strip().splitlines()) == 1

@@ -1,0 +1,50 @@
+"""What only a GPU can show; `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from kdrun.cli import main
+from tests.conftest import TINY
+from tests.test_runs import numbers, only_run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+CUDA = [word for word in TINY if not word.startswith(("precision", "compile"))]
+
+
+@pytest.mark.parametrize("compiled", ["true", "false"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_trains(tmp_path, precision, compiled):
+    words = [
+        *CUDA,
+        f"precision={precision}",
+        f"compile={compiled}",
+        "epochs=2",
+        f"output_root={tmp_path}",
+        "device=cuda",
+    ]
+    assert main(["train", *words]) == 0
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["device"].startswith("cuda")
+    assert result["precision"] == precision
+    assert result["peak_memory"] > 0
+
+
+def test_repeats_when_deterministic(tmp_path):
+    found = []
+    for folder in ("a", "b"):
+        words = [*CUDA, "precision=fp32", "compile=false", "epochs=2", "deterministic=true", "device=cuda",
+                 f"output_root={tmp_path / folder}"]  # fmt: skip
+        assert main(["train", *words]) == 0
+        found.append(numbers(only_run(tmp_path / folder)))
+    assert found[0] == found[1]
+
+
+def test_out_of_memory_is_one_line(tmp_path, capsys):
+    words = [*CUDA, "student=wrn_40_4", "batch_size=65536", "dataset.fake_train=65536", "dataset.image_size=224",
+             "teacher.random=true", "epochs=1", f"output_root={tmp_path}", "device=cuda"]  # fmt: skip
+    assert main(["train", *words]) == 1
+    assert "batch_size" in capsys.readouterr().err

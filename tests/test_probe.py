@@ -1,0 +1,77 @@
+"""The timed probe behind compile=auto leaves no trace in the run that it decides for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import kdrun.probe
+from kdrun.assemble import load_data, make_job, make_loaders, make_method, make_network, make_plan
+from kdrun.compose import load
+from kdrun.engine import Teacher
+from kdrun.numerics import Numerics
+from tests.conftest import TINY
+
+
+def ready():
+    plan = make_plan(load([*TINY, "dataset.fake_train=640"]), [])
+    config, numerics = plan.config, Numerics("cpu", "fp32", False, torch.get_num_threads(), False)
+    data = load_data(plan)
+    student = make_network(config.student, data, 0, numerics, config.batch_size)
+    teacher = make_network(config.teacher, data, 1, numerics, config.batch_size)
+    loaders = make_loaders(data, config.batch_size, 0, "same", numerics)
+    job = make_job(run=plan.run, digest=plan.digest, student=student, teacher=teacher, data=data, loaders=loaders,
+                   method=make_method(config.method), optimizer=config.optimizer, epochs=2, seed=0)  # fmt: skip
+    return job, Teacher(teacher), loaders
+
+
+def flat(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    return [tensor for item in items for tensor in flat(item)]
+
+
+@pytest.mark.parametrize(("limit", "seconds", "compiled"), [(1e9, [1.0], False), (0.0, [1.0, 0.5], True),
+                                                            (0.0, [1.0, 0.99], False)])  # fmt: skip
+def test_choice_and_no_trace(monkeypatch, limit, seconds, compiled):
+    job, teacher, loaders = ready()
+    before = copy.deepcopy(job.state())
+    answers = iter(seconds)
+    timed = kdrun.probe.time_steps
+
+    def step_and_answer(job, teacher, loaders):
+        for network in (job.lane.student, teacher.network):
+            network.compiled = None  # the steps are real, their compilation is not this test's
+        timed(job, teacher, loaders)
+        return next(answers)
+
+    monkeypatch.setattr(kdrun.probe, "LONG_RUN_SECONDS", limit)
+    monkeypatch.setattr(kdrun.probe, "time_steps", step_and_answer)
+    found, note = kdrun.probe.choose_compile(job, teacher, loaders, 2)
+    assert found is compiled
+    assert ("compile=auto" in note) == (limit == 0.0)
+    assert not job.lane.student.numerics.compile
+    for name in ("model", "method", "optimizer"):
+        old, new = flat(before[name]), flat(job.state()[name])
+        assert len(old) == len(new)
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+
+
+def test_failing_compiler_is_one_line(monkeypatch):
+    job, teacher, loaders = ready()
+    timed = kdrun.probe.time_steps
+
+    def broken(job, teacher, loaders):
+        if job.lane.student.numerics.compile:
+            raise RuntimeError("no compiler\nsecond line")
+        return timed(job, teacher, loaders)
+
+    monkeypatch.setattr(kdrun.probe, "LONG_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(kdrun.probe, "time_steps", broken)
+    found, note = kdrun.probe.choose_compile(job, teacher, loaders, 2)
+    assert not found
+    assert "compilation failed" in note
+    assert "\n" not in note
