@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from kdrun.data.ingest import Track, untracked
 from kdrun.data.loading import DataSource
 from kdrun.data.sets import ArraySet, Dataset
 from kdrun.identity import run_identity, teacher_identity
-from kdrun.methods.source import MethodSource, read_method
+from kdrun.methods.source import MethodSource, combined_name, read_method
 from kdrun.options import ModelOptions, OptimizerOptions
 from kdrun.runs import RunDirectory, digest_of, slug
 
@@ -61,6 +60,7 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
     source = DataSource(config.dataset)
     fingerprint = source.fingerprint()
     method = read_method(config.method["_target_"])
+    method = replace(method, name=combined_name(method, config.method))
     digest = digest_of(run_identity(config, fingerprint))
     root, data = output_root(config), slug(config.dataset.name)
     teacher = slug(config.teacher.name) if method.needs_teacher else "none"
@@ -183,13 +183,6 @@ def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
     if options.pretrained != "false" and options.name.startswith("torchvision:"):
         return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     return None
-
-
-def make_method(node: dict[str, Any]) -> Method:
-    """The method's object, from its `_target_` and hyperparameters."""
-    module, _, name = node["_target_"].rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    return kind(**{key: value for key, value in node.items() if key != "_target_"})
 
 
 def make_job(

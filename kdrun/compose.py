@@ -118,6 +118,7 @@ def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
 
 def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
     """`check`, and that a published cell has its published weights: the defaults list passes over a missing recipe."""
+    name_parts(cfg, config_dir)
     config = check(cfg)
     method = read_method(config.method["_target_"])
     if config.benchmark is None or config.pair is None or not method.needs_teacher:
@@ -133,6 +134,31 @@ def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
             f"{prefix}{method.name}.yaml."
         )
     return config
+
+
+def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
+    """In a sum of methods, replace each part's name by every setting of conf/method/NAME.yaml, under those given."""
+    parts = cfg.method.get("parts") if isinstance(cfg.get("method"), DictConfig) else None
+    if parts is None or isinstance(parts, str | int | float):
+        return
+    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    files = {path.stem: path for folder in folders for path in (folder / "method").glob("*.yaml")}
+    named = []
+    for position, part in enumerate(OmegaConf.to_container(parts) or []):
+        given = dict(part) if isinstance(part, dict) else {"method": part}
+        name = given.pop("method", None)
+        if "_target_" not in given:
+            if name is not None:
+                name = ALIASES.get(str(name), str(name))
+            if name not in files:
+                raise ConfigError(
+                    f"method.parts[{position}]={part}: no such method.{suggest(str(name), files)} A part is a name or "
+                    "{method: NAME, weight: 1.0, setting: value}."
+                )
+            given = {**OmegaConf.to_container(OmegaConf.load(files[name])), **given}  # type: ignore[dict-item]
+        named.append(given)
+    with open_dict(cfg):
+        cfg.method.parts = named
 
 
 def search_override(config_dir: str | None) -> list[str]:

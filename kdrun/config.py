@@ -137,7 +137,7 @@ def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={value}: must be {wrong}.")
 
 
-def check_method(node: Any) -> dict[str, Any]:
+def check_method(node: Any, prefix: str = "method") -> dict[str, Any]:
     """The method's node with its values converted, after comparison with its constructor's parameters."""
     if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigError("method has no _target_: choose one with method=NAME (kdrun list methods).")
@@ -147,32 +147,45 @@ def check_method(node: Any) -> dict[str, Any]:
         if key not in source.parameters:
             takes = f" It takes: {', '.join(source.parameters)}." if source.parameters else " It takes none."
             raise ConfigError(
-                f"method.{key}: {source.name} has no such setting.{suggest(key, source.parameters)}{takes}"
+                f"{prefix}.{key}: {source.name} has no such setting.{suggest(key, source.parameters)}{takes}"
             )
     for key in source.required:
         if key not in given:
-            raise ConfigError(f"method.{key} is not set: {source.name} needs it.")
-    converted = {key: _convert(key, value, source.parameters[key]) for key, value in given.items()}
+            raise ConfigError(f"{prefix}.{key} is not set: {source.name} needs it.")
+    converted = {key: _convert(key, value, source.parameters[key], prefix) for key, value in given.items()}
     for key, value in converted.items():
         for name, rules in METHOD_RULES.items():
             if key == name or (name.startswith("_") and key.endswith(name)):
-                check_value(f"method.{key}", value, rules)
+                check_value(f"{prefix}.{key}", value, rules)
+    if source.combines:
+        converted["parts"] = [_check_part(part, f"{prefix}.parts[{i}]") for i, part in enumerate(converted["parts"])]
+        if not converted["parts"]:
+            raise ConfigError(f"{prefix}.parts is empty: name at least one method, as in 'method.parts=[kd,at]'.")
     return {"_target_": source.target, **converted}
 
 
-def _convert(key: str, value: Any, annotation: str) -> Any:
+def _check_part(part: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """One method of a sum, with its weight."""
+    weight = part.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise ConfigError(f"{prefix}.weight={weight}: must be a number.")
+    check_value(f"{prefix}.weight", weight, METHOD_RULES["_weight"])
+    return {**check_method({key: value for key, value in part.items() if key != "weight"}, prefix), "weight": weight}
+
+
+def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
     """`value` as the constructor's annotation wants it, by OmegaConf's rules; enumerations are Literal[...]."""
     if annotation.startswith("Literal["):
         choices = ast.literal_eval(f"[{annotation[8:-1]}]")
         if value not in choices:
-            raise ConfigError(f"method.{key}={value}: choose {' or '.join(map(str, choices))}.")
+            raise ConfigError(f"{prefix}.{key}={value}: choose {' or '.join(map(str, choices))}.")
         return value
     kind = eval(annotation, {"Any": Any})  # an annotation in our own or the user's method file, never user input
     schema = dataclasses.make_dataclass("Parameter", [(key, kind)])
     try:
         return OmegaConf.to_container(OmegaConf.structured(schema(value)))[key]  # type: ignore[index,call-overload]
     except OmegaConfBaseException as error:
-        raise ConfigError(f"method.{key}={value}: {one_line(error)}") from error
+        raise ConfigError(f"{prefix}.{key}={value}: {one_line(error)}") from error
 
 
 def _check_combinations(config: RunConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from kdrun.fit import Epoch, Event, Step
 
-out = Console(highlight=False)
+# A pipe or a log file has no width of its own; 80 columns would fold every table.
+out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 def note(line: str) -> None:

@@ -3,6 +3,7 @@ forward; each has its own network, method, optimizer, randomness and failure."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,7 @@ class Network:
         if numerics.compile:
             import torch._dynamo.config
 
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime", on a CPU
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VERSIONS)
             self.compiled = torch.compile(self.tap, dynamic=False)
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun import console
-from kdrun.assemble import Data, load_data, make_job, make_loaders, make_method, make_network, make_plan
+from kdrun.assemble import Data, load_data, make_job, make_loaders, make_network, make_plan
 from kdrun.compose import load, split_arguments
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
 from kdrun.errors import ConfigError, suggest
+from kdrun.methods.build import make_method
 from kdrun.runs import RunDirectory
 
 if TYPE_CHECKING:

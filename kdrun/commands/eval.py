@@ -12,7 +12,6 @@ from kdrun.assemble import (
     load_data,
     make_job,
     make_loaders,
-    make_method,
     make_network,
     make_plan,
     output_root,
@@ -21,6 +20,7 @@ from kdrun.checkpoint import write_json
 from kdrun.compose import load, split_arguments
 from kdrun.config import RunConfig, check_value, read_config
 from kdrun.errors import ConfigError, suggest
+from kdrun.methods.build import make_method
 from kdrun.methods.source import read_method
 from kdrun.runs import RunDirectory, find_runs, now
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun import console
-from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_method, make_network, make_plan, output_root
+from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network, make_plan, output_root
 from kdrun.config import RunConfig, read_resolved, to_yaml
 from kdrun.errors import KdrunError, RunError, one_line
+from kdrun.methods.build import make_method
 from kdrun.runs import RunDirectory, now, rebuild_results
 
 if TYPE_CHECKING:

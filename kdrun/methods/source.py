@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kdrun.errors import ConfigError, one_line, suggest
 
@@ -33,6 +34,10 @@ class MethodSource:
     @property
     def trains_teacher(self) -> bool:
         return bool(self.flags.get("trains_teacher", False))
+
+    @property
+    def combines(self) -> bool:
+        return bool(self.flags.get("combines", False))
 
     @property
     def deploys(self) -> bool:
@@ -59,6 +64,13 @@ def read_method(target: str) -> MethodSource:
             parameters, required = found
     doc = inspect.cleandoc(ast.get_docstring(nodes[class_name]) or "")
     return MethodSource(target, module.rpartition(".")[2], parameters, tuple(required), flags, doc)
+
+
+def combined_name(source: MethodSource, node: dict[str, Any]) -> str:
+    """What a run is called: the method's name, or the names of its parts."""
+    if not source.combines:
+        return source.name
+    return "+".join(read_method(part["_target_"]).name for part in node["parts"])
 
 
 @cache

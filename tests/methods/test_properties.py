@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdrun.assemble import make_method
 from kdrun.batch import Batch, DataSpec
 from kdrun.compose import choices, load
 from kdrun.engine import Lane, Network, Peer, Preparation, Teacher
 from kdrun.errors import PairingError
+from kdrun.methods.build import make_method
 from kdrun.methods.source import read_method
 from kdrun.metrics import TrainMeter
 from kdrun.models.taps import Tap, measure
