@@ -68,6 +68,10 @@ class Method(nn.Module):
         taught = None if teacher is None else teacher(batch.teacher_image)
         return self.losses(batch, student(batch.image), taught, progress)
 
+    def note(self) -> str:
+        """A line for the user after `build`, such as the size of a memory bank; empty: nothing to say."""
+        return ""
+
     def extra_parameters(self) -> int:
         """How many trainable numbers the method adds in training, a peer among them."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

@@ -77,6 +77,9 @@ class Combine(Method):
         for method in self.methods:
             method.build(student, teacher, data)
 
+    def note(self) -> str:
+        return "; ".join(line for method in self.methods if (line := method.note()))
+
     def preparation(self) -> OptimizerOptions | None:
         return next((found for method in self.methods if (found := method.preparation()) is not None), None)
 
