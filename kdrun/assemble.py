@@ -117,8 +117,10 @@ def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
     return mean, std
 
 
-def make_loaders(data: Data, batch_size: int, seed: int, teacher_view: str, numerics: Numerics) -> Loaders:
-    """Resident tensors for arrays, streaming for files."""
+def make_loaders(
+    data: Data, batch_size: int, seed: int, teacher_view: str, numerics: Numerics, views: tuple[str, ...] = ()
+) -> Loaders:
+    """Resident tensors for arrays, streaming for files; views: `Method.views` of what trains on them."""
     from kdrun.data.resident import ResidentEval, ResidentTrain
     from kdrun.data.stream import StreamEval, StreamTrain
     from kdrun.engine import eval_batch_size
@@ -128,7 +130,7 @@ def make_loaders(data: Data, batch_size: int, seed: int, teacher_view: str, nume
     size = eval_batch_size(data.config.eval_batch_size, numerics)
     common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device}
     train: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "augment": options.augment,
-                             "teacher_view": teacher_view}  # fmt: skip
+                             "teacher_view": teacher_view, "views": views}  # fmt: skip
     held = [splits.test] if splits.val is None else [splits.test, splits.val]
     if isinstance(splits.train, ArraySet):
         sets = [ResidentEval(part, batch_size=size, **common) for part in held if isinstance(part, ArraySet)]

@@ -35,7 +35,8 @@ class Outputs(NamedTuple):
     logits [N, K]; maps: stage maps [N, C, H, W], the stem first, the deepest last; preact: the same before each
     stage's last activation; pooled [N, D], the classifier's input; tokens: patch tokens [N, L, D] of the last block,
     prefix [N, P, D] its class and distillation tokens; attention: (q, k, v) of the last block, each
-    [N, heads, P + L, d]; heads: further logits by name, such as "dist" [N, K].
+    [N, heads, P + L, d]; heads: further logits by name, such as "dist" [N, K]; map_prefix: the prefix tokens
+    [N, P, D] beside each of the stage maps, where both maps and tokens were asked for.
     """
 
     logits: Tensor
@@ -46,6 +47,7 @@ class Outputs(NamedTuple):
     prefix: Tensor | None = None
     attention: tuple[Tensor, Tensor, Tensor] | None = None
     heads: dict[str, Tensor] | None = None
+    map_prefix: tuple[Tensor, ...] | None = None
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Outputs:
         """The same outputs with `function` applied to every tensor in them."""
@@ -66,8 +68,10 @@ class Outputs(NamedTuple):
         return self.apply(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def only(self, needs: frozenset[str]) -> Outputs:
-        """The same outputs without what `needs` does not name; prefix tokens travel with the tokens."""
+        """The same outputs without what `needs` does not name; prefix tokens travel with the tokens (and maps)."""
         kept = needs | {"logits"} | ({"prefix"} if "tokens" in needs else set())
+        if {"maps", "tokens"} <= needs:
+            kept |= {"map_prefix"}
         return Outputs(*(value if name in kept else None for name, value in zip(self._fields, self, strict=True)))  # type: ignore[arg-type]
 
 
@@ -77,6 +81,7 @@ class Spec:
 
     The first `stems` maps are the network's stem, which no method pairs.
     `classifier` maps pooled [N, D] to logits [N, K]; it is None where the network has no such single module.
+    `head_modules` maps a token [..., D] to the logits of each of `heads`.
     """
 
     num_classes: int
@@ -90,6 +95,7 @@ class Spec:
     attention: tuple[int, int, int] | None = None
     heads: tuple[str, ...] = ()
     classifier: nn.Module | None = None
+    head_modules: dict[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

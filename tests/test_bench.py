@@ -42,3 +42,14 @@ def test_mistakes_get_one_line(words, expected, capsys):
     printed = capsys.readouterr()
     assert expected in printed.err + printed.out
     assert len((printed.err + printed.out).strip().splitlines()) == 1
+
+
+def test_methods_beside_kd(tmp_path):
+    """A method that refuses the pair is a note, not an end."""
+    place = tmp_path / "methods.csv"
+    words = [*TINY, "dataset.fake_train=64", "batch_size=16", "rounds=2", "steps=1", "rows=fp32", f"save={place}"]
+    assert main(["bench", "methods", *words, "methods=dkd,crd,deit"]) == 0
+    rows = list(csv.DictReader(place.open()))
+    assert [row["method"] for row in rows] == ["kd", "dkd", "crd"]
+    assert rows[0]["over kd"] == "1.00"
+    assert int(rows[2]["more parameters"].replace(",", "")) == 2 * (64 * 128 + 128)

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from kdrun.numerics import Numerics
 
 HELP = """
-usage: kdrun bench [train|eval|input …] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N] [rounds=N]
-                   [steps=N] [rows=fp32,bf16,bf16-compiled,fp32-compiled] [save=FILE.csv]
+usage: kdrun bench [train|eval|input …|methods] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
+                   [rounds=N] [steps=N] [rows=fp32,bf16,bf16-compiled,fp32-compiled] [save=FILE.csv]
 
 Measures training steps, evaluation and the input pipeline of the engine against a plain PyTorch loop (float32, NCHW,
 per-image torchvision transforms, SGD as it comes) in turn, and prints the median ratio, its range over the rounds, and
 the share of the convolution floor. The plain loop runs in a process of its own as anyone would run it, and once more
 beside the engine, with the engine's allocator settings. Default: KD, WRN-40-2 to WRN-40-1, batch 64, made-up images.
+
+kdrun bench methods [methods=crd,at,…] [rows=bf16] times every method's training step beside plain KD's instead.
 """
 
 PLAIN, TUNED = "plain loop", "plain, tuned malloc"
@@ -39,6 +41,7 @@ KINDS = ("train", "eval", "input")
 ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
 DEFAULTS = ["teacher=wrn_40_2", "student=wrn_40_1", "method=kd", "dataset=fake", "dataset.fake_train=4096",
             "dataset.fake_test=512", "dataset.fake_classes=100", "batch_size=64"]  # fmt: skip
+METHODS = ["dataset.fake_train=50000"]  # memory banks are as large as the training set
 TEST_IMAGES = 512  # of one evaluation pass: enough for several batches, and soon done on a CPU
 COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "of floor", "precision", "on"]
 
@@ -53,6 +56,7 @@ class Bench:
     rounds: int
     steps: int
     rows: list[str]
+    extra: int = 0  # parameters that the method adds, once a step is made
 
     @property
     def device(self) -> torch.device:
@@ -65,15 +69,20 @@ class Bench:
 def command(words: list[str]) -> int:
     _, overrides, config_dir = split_arguments(words)
     kinds = [word for word in overrides if "=" not in word]
+    known = (*KINDS, "methods")
     for kind in kinds:
-        if kind not in KINDS:
-            raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, KINDS)} There are: {', '.join(KINDS)}.")
-    own = {"rounds": "15", "steps": "4", "rows": ",".join(ROWS[:3]), "save": ""}
+        if kind not in known:
+            raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} There are: {', '.join(known)}.")
+    own = {"rounds": "15", "steps": "4", "rows": ",".join(ROWS[:3]), "save": "", "methods": ""}
+    if "methods" in kinds:
+        own |= {"rounds": "7", "rows": "bf16"}
     for word in overrides:
         key, _, value = word.partition("=")
         if key in own:
             own[key] = value
     rest = [word for word in overrides if "=" in word and word.partition("=")[0] not in own]
+    if "methods" in kinds:
+        return compare_methods(kinds, [*DEFAULTS, *METHODS, *rest], own, config_dir)
     bench = prepare(load([*DEFAULTS, *rest], config_dir), own)
     lines: list[list[str]] = []
     from kdrun.measure.apart import apart
@@ -84,11 +93,28 @@ def command(words: list[str]) -> int:
     with apart(plain_steps, *arguments) as plain:
         for kind in kinds or KINDS:
             lines += {"train": bench_train, "eval": bench_eval, "input": bench_input}[kind](bench, plain, tuned)
-    console.table("", COLUMNS, lines)
-    if own["save"]:
-        with Path(own["save"]).open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+    show(COLUMNS, lines, own["save"])
     return 0
+
+
+def compare_methods(kinds: list[str], words: list[str], own: dict[str, str], config_dir: str | None) -> int:
+    """`kdrun bench methods`, a benchmark of its own: its first row's precision, a training set of CIFAR's size."""
+    from kdrun.commands import bench_methods
+
+    if len(kinds) > 1:
+        raise ConfigError("bench methods runs alone: leave the other benchmarks out.")
+    names = own["methods"].split(",") if own["methods"] else []
+    bench = prepare(load(words, config_dir), own)
+    lines = bench_methods.lines_of(bench, names, engine_step, measured, machine(bench))
+    show(bench_methods.COLUMNS, lines, own["save"])
+    return 0
+
+
+def show(columns: list[str], lines: list[list[str]], save: str) -> None:
+    console.table("", columns, lines)
+    if save:
+        with Path(save).open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *lines])
 
 
 def prepare(config: RunConfig, own: dict[str, str]) -> Bench:
@@ -173,11 +199,13 @@ def engine_step(bench: Bench, row: str) -> Step:
 
     config = bench.config
     student, network = networks(bench, bench.numerics_of(row))
-    loaders = make_loaders(bench.data, config.batch_size, 0, config.teacher_view, bench.numerics)
-    job = make_job(run=RunDirectory(Path()), digest="", student=student, teacher=network,
-                   method=make_method(config.method), optimizer=config.optimizer, epochs=config.epochs, seed=0,
-                   data=bench.data, loaders=loaders)  # fmt: skip
-    teacher, lane, steps = Teacher(network), job.lane, loaders.train.steps_per_epoch
+    method = make_method(config.method)
+    loaders = make_loaders(bench.data, config.batch_size, 0, config.teacher_view, bench.numerics, views=method.views)
+    job = make_job(run=RunDirectory(Path()), digest="", student=student, teacher=network, method=method,
+                   optimizer=config.optimizer, epochs=config.epochs, seed=0, data=bench.data,
+                   loaders=loaders)  # fmt: skip
+    lane, steps = job.lane, loaders.train.steps_per_epoch
+    teacher, bench.extra = lane.peer or Teacher(network), lane.method.extra_parameters()
 
     def forever() -> Any:
         for epoch in range(10**6):

@@ -76,8 +76,9 @@ class Training:
         taught, about = self.obtain_teacher() if plan.method.needs_teacher else (None, None)
         self.numerics.apply()
         student = make_network(config.student, self.data, config.seed, self.numerics, config.batch_size)
-        loaders = make_loaders(self.data, config.batch_size, config.seed, config.teacher_view, self.numerics)
         method = make_method(config.method)
+        loaders = make_loaders(self.data, config.batch_size, config.seed, config.teacher_view, self.numerics,
+                               views=method.views)  # fmt: skip
         job = make_job(run=plan.run, digest=plan.digest, student=student, teacher=taught, method=method,
                        optimizer=config.optimizer, epochs=config.epochs, seed=config.seed, data=self.data,
                        loaders=loaders)  # fmt: skip
@@ -85,6 +86,8 @@ class Training:
         extra = 0 if method.deploys else method.extra_parameters()
         added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
         console.say(f"[bold]student[/] {config.student.name}: {parameters_of(job.lane):,} parameters{added}")
+        if method.note():
+            console.note(method.note())
         if self.undecided:
             self.decide_compile(job, teacher, loaders, config.epochs)
         self.run_to_end(job, teacher, loaders, "student", about)

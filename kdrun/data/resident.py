@@ -12,6 +12,7 @@ from torch import Tensor
 from kdrun.batch import Batch
 from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
 from kdrun.data.sets import ArraySet
+from kdrun.data.strong import VIEW_PURPOSE, strengthen
 from kdrun.options import Augment
 
 Stats = tuple[list[float], list[float]]
@@ -66,7 +67,10 @@ class PaddedImages:
 
 
 class ResidentTrain:
-    """Shuffled, augmented training batches; the last one may be small. Everything is a function of (seed, epoch)."""
+    """Shuffled, augmented training batches; the last one may be small. Everything is a function of (seed, epoch).
+
+    views: what to make beside the usual view; "strong" fills `Batch.strong` from a crop and flip of its own.
+    """
 
     def __init__(
         self,
@@ -78,8 +82,10 @@ class ResidentTrain:
         augment: Augment,
         teacher_view: str,
         device: torch.device,
+        views: tuple[str, ...] = (),
     ):
         self.batch_size, self.seed, self.augment, self.teacher_view = batch_size, seed, augment, teacher_view
+        self.views = views
         self.device = device
         self.num_samples = len(data)
         self.labels = torch.from_numpy(data.labels)
@@ -93,35 +99,56 @@ class ResidentTrain:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
-        order = shuffled(self.num_samples, self.seed, epoch).to(self.device)
-        views = draw_views(self.augment, self.seed, epoch, self.num_samples, 0, self.device)
+        host_order = shuffled(self.num_samples, self.seed, epoch)
+        order = host_order.to(self.device)
+        views = self._draw(epoch, 0)
         teacher_views = self._teacher_views(epoch)
+        strong_views = self._draw(epoch, VIEW_PURPOSE) if "strong" in self.views else None
         for step in range(start, self.steps_per_epoch):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            window = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            index = order[window]
             image = self.view(index, views)
             teacher_image = image if teacher_views is None else self.view(index, teacher_views)
-            yield Batch(image, self.device_labels[index], index, teacher_image)
+            strong = None
+            if strong_views is not None:
+                strong = self.strong(index, strong_views, epoch, host_order[window].numpy())
+            yield Batch(image, self.device_labels[index], index, teacher_image, strong)
+
+    def _draw(self, epoch: int, purpose: int) -> Views:
+        return draw_views(self.augment, self.seed, epoch, self.num_samples, purpose, self.device)
 
     def _teacher_views(self, epoch: int) -> Views | None:
         if self.teacher_view == "same":
             return None
         if self.teacher_view == "clean":
             return centre_views(self.augment, self.num_samples, self.device)
-        return draw_views(self.augment, self.seed, epoch, self.num_samples, 1, self.device)
+        return self._draw(epoch, 1)
 
     def view(self, index: Tensor, views: Views) -> Tensor:
         """The normalised images of samples `index` as `views` draws them."""
+        image = self.drawn(index, views)
+        return self.normalise(image) if image.dtype == torch.uint8 else self.normalise.unit(image)
+
+    def strong(self, index: Tensor, views: Views, epoch: int, host_index: np.ndarray) -> Tensor:
+        """The same, with RandAugment and Cutout before the normalisation; host_index is `index` on the host."""
+        image = self.drawn(index, views)
+        pixels = image.permute(0, 3, 1, 2) if image.dtype == torch.uint8 else (255 * image).round().to(torch.uint8)
+        return self.normalise(strengthen(pixels, self.seed, epoch, host_index).permute(0, 2, 3, 1).contiguous())
+
+    def drawn(self, index: Tensor, views: Views) -> Tensor:
+        """The images before normalisation: uint8 [N, H, W, 3], or, where warped or jittered, floats in [0, 1]
+        [N, 3, H, W]."""
         pixels = self.images.crop(index, views.row[index], views.column[index])
         if views.flip is not None:
             pixels = torch.where(views.flip[index].view(-1, 1, 1, 1), pixels.flip(2), pixels)
         if views.theta is None and views.factors is None:
-            return self.normalise(pixels)
+            return pixels
         image = pixels.permute(0, 3, 1, 2).float() / 255
         if views.theta is not None:
             image = warp(image, views.theta[index])
         if views.factors is not None:
             image = jitter(image, views.factors[index])
-        return self.normalise.unit(image)
+        return image
 
 
 class ResidentEval:

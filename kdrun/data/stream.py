@@ -17,6 +17,7 @@ from kdrun.data.augment import uniform
 from kdrun.data.ingest import read_image
 from kdrun.data.resident import Normalise, Stats, shuffled
 from kdrun.data.sets import FileSet
+from kdrun.data.strong import VIEW_PURPOSE, strengthen
 from kdrun.errors import DataError, one_line
 from kdrun.options import Augment
 
@@ -25,20 +26,23 @@ EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre c
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded file: image and teacher's image uint8 [3, S, S], or the reason why there is none."""
+    """One decoded file: image, teacher's image and the crop that becomes the strong view, uint8 [3, S, S], or the
+    reason why there is none."""
 
     image: Tensor | None
     teacher_image: Tensor | None
     label: int
     index: int
     problem: str = ""
+    strong: Tensor | None = None
 
 
 class Decoder(Dataset[Sample]):
     """(epoch, index) -> Sample. epoch -1 is the unaugmented view."""
 
-    def __init__(self, files: FileSet, size: int, resize: str, augment: Augment, seed: int, teacher_view: str):
-        self.files, self.seed, self.teacher_view = files, seed, teacher_view
+    def __init__(self, files: FileSet, size: int, resize: str, augment: Augment, seed: int, teacher_view: str,
+                 views: tuple[str, ...] = ()):  # fmt: skip
+        self.files, self.seed, self.teacher_view, self.views = files, seed, teacher_view, views
         self.train = train_transform(augment, size, resize)
         self.plain = eval_transform(size, resize)
 
@@ -54,11 +58,11 @@ class Decoder(Dataset[Sample]):
             return Sample(None, None, label, index, f"{path} cannot be read ({one_line(error)})")
         if epoch < 0:
             return Sample(self.plain(pixels), None, label, index)
-        image = self._augmented(pixels, epoch, index, 0)
-        if self.teacher_view == "same":
-            return Sample(image, None, label, index)
-        other = self.plain(pixels) if self.teacher_view == "clean" else self._augmented(pixels, epoch, index, 1)
-        return Sample(image, other, label, index)
+        image, other = self._augmented(pixels, epoch, index, 0), None
+        if self.teacher_view != "same":
+            other = self.plain(pixels) if self.teacher_view == "clean" else self._augmented(pixels, epoch, index, 1)
+        strong = self._augmented(pixels, epoch, index, VIEW_PURPOSE) if "strong" in self.views else None
+        return Sample(image, other, label, index, strong=strong)
 
     def _augmented(self, pixels: Tensor, epoch: int, index: int, purpose: int) -> Tensor:
         """torchvision draws from torch's global generator: seed it per sample, and leave the caller's as it was."""
@@ -136,6 +140,7 @@ class Packed:
     label: Tensor
     index: Tensor
     problems: list[str]
+    strong: Tensor | None = None
 
 
 def pack(samples: list[Sample]) -> Packed:
@@ -143,12 +148,14 @@ def pack(samples: list[Sample]) -> Packed:
     good = [sample for sample in samples if sample.image is not None]
     images = [sample.image for sample in good if sample.image is not None]
     others = [sample.teacher_image for sample in good if sample.teacher_image is not None]
+    strong = [sample.strong for sample in good if sample.strong is not None]
     return Packed(
         torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
         torch.stack(others) if others else None,
         torch.tensor([sample.label for sample in good]),
         torch.tensor([sample.index for sample in good]),
         [sample.problem for sample in samples if sample.problem],
+        torch.stack(strong) if strong else None,
     )
 
 
@@ -188,12 +195,13 @@ class Stream:
                 yield packed
 
     def on_device(self, pixels: Tensor) -> Tensor:
-        """uint8 [N, 3, S, S] on the host -> normalised channels-last float32 on the device."""
+        """uint8 [N, 3, S, S] -> normalised channels-last float32 on the device."""
         return self.normalise(pixels.to(self.device, non_blocking=True).permute(0, 2, 3, 1).contiguous())
 
 
 class StreamTrain(Stream):
-    """Shuffled, augmented training batches read from files."""
+    """Shuffled, augmented training batches read from files. views: as in `ResidentTrain`; RandAugment and Cutout run on
+    the device."""
 
     def __init__(
         self,
@@ -209,12 +217,13 @@ class StreamTrain(Stream):
         workers: int | None,
         on_error: str,
         device: torch.device,
+        views: tuple[str, ...] = (),
     ):
-        decoder = Decoder(data, image_size, resize, augment, seed, teacher_view)
+        decoder = Decoder(data, image_size, resize, augment, seed, teacher_view, views)
         super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, on_error, device)
         self.num_samples = len(data)
         self.labels = torch.from_numpy(data.labels)
-        self.batch_size = batch_size
+        self.batch_size, self.seed = batch_size, seed
 
     @property
     def steps_per_epoch(self) -> int:
@@ -226,7 +235,11 @@ class StreamTrain(Stream):
         for packed in self.packed():
             image = self.on_device(packed.image)
             other = image if packed.teacher_image is None else self.on_device(packed.teacher_image)
-            yield Batch(image, packed.label.to(self.device), packed.index.to(self.device), other)
+            strong = None
+            if packed.strong is not None:
+                pixels = packed.strong.to(self.device, non_blocking=True)
+                strong = self.on_device(strengthen(pixels, self.seed, epoch, packed.index.numpy()))
+            yield Batch(image, packed.label.to(self.device), packed.index.to(self.device), other, strong)
 
 
 class StreamEval(Stream):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ class NativeAdapter:
     def __init__(self, model: ZooModel):
         self.model = model
         self.stems = model.stems
+        self.head_modules: dict[str, nn.Module] = {}
 
     @property
     def classifier(self) -> nn.Module:
@@ -46,11 +48,15 @@ class TimmAdapter:
 
     def __init__(self, model: Any):
         self.model = model
-        self.distilled = hasattr(model, "head_dist")
+        # DeiT's two heads read two tokens; where there is no such token (LeViT, EfficientFormer) both read the mean.
+        self.distilled = hasattr(model, "head_dist") and hasattr(model, "dist_token")
+        self.head_modules: dict[str, nn.Module] = {"dist": model.head_dist} if self.distilled else {}
         reductions = [info["reduction"] for info in getattr(model, "feature_info", [])]
         self.indices = stage_indices(reductions)
         self.stems = 1 if len(self.indices or []) == 5 else 0
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
+        known = inspect.signature(model.forward_intermediates).parameters
+        self.shows_map_prefix = bool(self.prefix) and "return_prefix_tokens" in known
         self.attention: tuple[Tensor, Tensor, Tensor] | None = None
         self.capture = False
         last = getattr(model, "blocks", None)
@@ -75,7 +81,10 @@ class TimmAdapter:
         if not needs:
             return Outputs(self.model(image))
         self.capture = "attention" in needs and self.has_attention
-        final, maps = self.model.forward_intermediates(image, indices=self.indices, output_fmt="NCHW")
+        split = self.shows_map_prefix and {"maps", "tokens"} <= needs
+        more = {"return_prefix_tokens": True} if split else {}
+        final, maps = self.model.forward_intermediates(image, indices=self.indices, output_fmt="NCHW", **more)
+        maps, map_prefix = zip(*maps, strict=True) if split else (maps, None)
         attention, self.attention, self.capture = self.attention, None, False
         heads, logits = None, None
         if self.distilled:
@@ -93,6 +102,7 @@ class TimmAdapter:
             prefix=None if tokens is None or not self.prefix else tokens[:, : self.prefix],
             attention=attention,
             heads=heads,
+            map_prefix=map_prefix,
         )
 
 
@@ -108,6 +118,7 @@ class ProbeAdapter:
         self.maps, self.tokens = choose_stages(records, example.shape[-1])
         self.stems = 1 if not self.tokens and len(self.maps) >= 5 else 0
         self.classifier, self.classifier_path = find_classifier(model, records)
+        self.head_modules: dict[str, nn.Module] = {}
         modules = dict(model.named_modules())
         for name in self.maps:
             modules[name].register_forward_hook(self._keeper(name))
@@ -135,13 +146,15 @@ class ProbeAdapter:
         if not needs:
             return Outputs(logits)
         stages = [captured[name] for name in self.maps]
-        tokens = prefix = None
+        tokens = prefix = map_prefix = None
         if self.tokens:
             count = stages[-1].shape[1] - prefix_count(stages[-1].shape[1])
-            prefix, tokens = stages[-1][:, :-count], stages[-1][:, -count:]
+            map_prefix = tuple(stage[:, :-count] for stage in stages)
+            prefix, tokens = map_prefix[-1], stages[-1][:, -count:]
             stages = [as_map(stage[:, -count:]) for stage in stages]
         maps = tuple(to_nchw(stage) for stage in stages)
-        return Outputs(logits, maps, pooled=captured.get("pooled"), tokens=tokens, prefix=prefix)
+        pooled = captured.get("pooled")
+        return Outputs(logits, maps, pooled=pooled, tokens=tokens, prefix=prefix, map_prefix=map_prefix)
 
 
 def stage_indices(reductions: Sequence[int]) -> list[int] | None:

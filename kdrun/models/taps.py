@@ -90,6 +90,7 @@ def measure(tap: Tap, num_classes: int) -> Spec:
         attention=None if attention is None else (attention.shape[1], attention.shape[2], attention.shape[3]),
         heads=tuple(out.heads or ()),
         classifier=tap.adapter.classifier,
+        head_modules=tap.adapter.head_modules,
     )
 
 

@@ -8,9 +8,11 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import v2
 
-from kdrun.data import augment
+from kdrun.data import augment, strong
 from kdrun.data.resident import Normalise, PaddedImages, ResidentEval, ResidentTrain, measured_stats, shuffled
 from kdrun.data.sets import ArraySet
+from kdrun.data.stream import StreamTrain
+from kdrun.data.tree import scan
 from kdrun.options import Augment
 
 CPU = torch.device("cpu")
@@ -174,3 +176,119 @@ def test_order_is_a_permutation_per_epoch():
     assert all(sorted(order.tolist()) == list(range(100)) for order in orders)
     assert not torch.equal(orders[0], orders[1])
     assert torch.equal(orders[1], shuffled(100, 0, 1))
+
+
+def strong_by_sample(batches) -> dict[int, torch.Tensor]:
+    return {int(i): image for batch in batches for i, image in zip(batch.index, batch.strong, strict=True)}
+
+
+@pytest.mark.parametrize("options", [Augment(), Augment(crop="none", flip=0.0, rotation=10.0, brightness=0.2)])
+def test_strong_view_depends_on_seed_epoch_and_sample_alone(options):
+    made = data(side=16)
+    first = strong_by_sample(loader(made, options, views=("strong",)).epoch(3))
+    assert len(first) == 50
+    for same in (loader(made, options, views=("strong",), batch_size=7).epoch(3),
+                 loader(made, options, views=("strong",), batch_size=1).epoch(3),
+                 loader(made, options, views=("strong",)).epoch(3, start=2)):  # fmt: skip
+        assert all(torch.allclose(first[i], image, atol=1e-6) for i, image in strong_by_sample(same).items())
+    for other in (loader(made, options, views=("strong",)).epoch(4),
+                  loader(made, options, views=("strong",), seed=1).epoch(3)):  # fmt: skip
+        changed = [not torch.equal(first[i], image) for i, image in strong_by_sample(other).items()]
+        assert sum(changed) > 45
+
+
+def test_strong_view_is_another_view_and_changes_nothing_else():
+    made = data(side=16)
+    for batch, usual in zip(loader(made, views=("strong",)).epoch(1), loader(made).epoch(1), strict=True):
+        assert usual.strong is None
+        assert torch.equal(batch.image, usual.image)
+        assert batch.strong.shape == batch.image.shape
+        assert batch.strong.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.strong != batch.image).flatten(1).any(dim=1).all()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATS)
+        pixels = 255 * (batch.strong * std + mean)
+        assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+        assert pixels.min() > -0.5
+        assert pixels.max() < 255.5
+
+
+def levels(count: int) -> torch.Tensor:
+    return ((torch.arange(count) + 0.37) / count).view(-1, 1, 1, 1)
+
+
+def photo(count: int = 20, side: int = 32) -> torch.Tensor:
+    """Smooth images of little contrast, uint8 [count, 3, side, side]: noise would hide what an operation does."""
+    rough = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(rough, size=(side, side), mode="bilinear")
+    return (40 + 150 * smooth).to(torch.uint8)
+
+
+def pillow(name: str, image, level: float):
+    from PIL import Image, ImageEnhance, ImageOps
+
+    factor, size, span = 0.05 + 0.9 * level, image.size, -0.3 + 0.6 * level
+    affine = {"shear_x": (1, span, 0, 0, 1, 0), "shear_y": (1, 0, 0, span, 1, 0),
+              "translate_x": (1, 0, span * size[0], 0, 1, 0), "translate_y": (1, 0, 0, 0, 1, span * size[1])}  # fmt: skip
+    enhance = {"brightness": ImageEnhance.Brightness, "colour": ImageEnhance.Color, "contrast": ImageEnhance.Contrast,
+               "sharpness": ImageEnhance.Sharpness}  # fmt: skip
+    if name in affine:
+        return image.transform(size, Image.Transform.AFFINE, affine[name])
+    if name in enhance:
+        return enhance[name](image).enhance(factor)
+    return {"autocontrast": lambda: ImageOps.autocontrast(image), "equalize": lambda: ImageOps.equalize(image),
+            "identity": lambda: image, "posterize": lambda: ImageOps.posterize(image, int(4 + 4 * level)),
+            "rotate": lambda: image.rotate(-30 + 60 * level),
+            "solarize": lambda: ImageOps.solarize(image, 256 * level)}[name]()  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", strong.OPERATIONS, ids=lambda operation: operation.__name__)
+def test_operations_are_pillows(operation):
+    from PIL import Image
+
+    before, drawn = photo(), levels(20)
+    found = operation(before, drawn)
+    assert found.dtype == torch.uint8
+    for i in range(20):
+        image = Image.fromarray(before[i].permute(1, 2, 0).numpy())
+        expected = torch.from_numpy(np.array(pillow(operation.__name__, image, drawn[i].item()))).permute(2, 0, 1)
+        apart = (found[i].int() - expected.int()).abs() > 1  # rounding; a nearest neighbour on the border of two
+        assert apart.float().mean() < 0.01, i
+
+
+def test_strong_draws_each_operation_equally_often(monkeypatch):
+    seen = []
+    counting = tuple(lambda image, level, i=i: (seen.append((i, len(image))), image)[1] for i in range(14))
+    monkeypatch.setattr(strong, "OPERATIONS", counting)
+    strong.strengthen(torch.zeros(14_000, 3, 2, 2, dtype=torch.uint8), 0, 0, np.arange(14_000))
+    counts = torch.zeros(14).index_add_(
+        0, torch.tensor([i for i, _ in seen]), torch.tensor([float(n) for _, n in seen])
+    )
+    assert counts.sum() == 28_000
+    assert counts.min() > 1800
+    assert counts.max() < 2200
+
+
+def test_cutout_paints_one_square_of_at_most_half_the_side():
+    draws = torch.tensor([[0.999, 0.5, 0.5], [0.5, 0.0, 0.99], [0.0, 0.5, 0.5]])
+    painted = (strong.cutout(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), draws) != 0).all(dim=1)
+    assert painted[0].sum() in (16 * 16, 16 * 17, 17 * 17)
+    assert painted[0, 9:24, 9:24].all()
+    assert painted[1, 28:, :4].all()
+    assert not painted[1, :20].any()
+    assert painted[2].sum() <= 1
+
+
+def test_strong_view_of_streamed_files_does_not_depend_on_workers(image_folder):
+    root = image_folder("set", size=(16, 16))
+    settings = {"image_size": 16, "resize": "stretch", "seed": 0, "stats": STATS, "augment": Augment(),
+                "teacher_view": "same", "on_error": "stop", "device": CPU}  # fmt: skip
+    seen = {}
+    for workers, size in ((0, 4), (2, 5)):
+        made = StreamTrain(scan(root).files(), workers=workers, batch_size=size, views=("strong",), **settings)
+        for batch in made.epoch(1):
+            assert batch.strong.shape == batch.image.shape
+            for i, image, usual in zip(batch.index.tolist(), batch.strong, batch.image, strict=True):
+                assert torch.equal(seen.setdefault(i, image), image)
+                assert not torch.equal(image, usual)
+    plain = StreamTrain(scan(root).files(), workers=0, batch_size=4, **settings)
+    assert all(batch.strong is None for batch in plain.epoch(1))

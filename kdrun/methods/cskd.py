@@ -1,0 +1,140 @@
+"""Cumulative spatial knowledge distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.methods.base import Method
+from kdrun.methods.deit import VARIANTS, check_choice, deit_loss, need_distilled
+from kdrun.methods.parts import smaller_grid
+from kdrun.methods.srd import check_classifier, classified_map, reused_classifier
+from kdrun.models.adapters import as_map
+from kdrun.models.taps import Tap
+
+HEADS = frozenset({"heads", "tokens"})
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "quadratic": lambda done: (1 - done) ** 2,
+    "cosine": lambda done: math.cos(math.pi / 2 * done),
+}
+
+
+def dense_logits(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The classifier at every position of a map: [N, C, H, W] -> [N, K, H, W]."""
+    n, channels, height, width = x.shape
+    rows = classifier(x.permute(0, 2, 3, 1).reshape(-1, channels))
+    return rows.reshape(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+def cskd_loss(student: Tensor, teacher: Tensor, *, local: float, variant: str, temperature: float) -> Tensor:
+    """Position by position, student patch logits [N, L, K] against teacher logits [N, K, H, W].
+
+    The target is local·z_t + (1 - local)·mean_hw z_t. Both are averaged to the smaller of the two grids. hard:
+    CE(z_s/τ, argmax target), averaged over samples and positions; soft: τ²·KL summed over positions and averaged over
+    samples (Zhao et al. 2023, arXiv:2307.08500, as in the authors' code).
+    """
+    ours, theirs = smaller_grid(as_map(student), teacher)
+    target = local * theirs + (1 - local) * teacher.mean((2, 3), keepdim=True)
+    if variant == "hard":
+        return F.cross_entropy(ours / temperature, target.argmax(dim=1))
+    log_p, log_q = F.log_softmax(ours / temperature, dim=1), F.log_softmax(target / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+
+class ThreeHeads(nn.Module):
+    """What is deployed: the mean of class token's, distillation token's and patches' logits. image [N, 3, H, W], as the
+    student's tap prepares it, -> logits [N, K]. No parameter beside the student's; in eval mode alone."""
+
+    def __init__(self, tap: Tap, head: nn.Module):
+        super().__init__()
+        self.student = tap.model
+        # In a tuple, or the student's weights would be in the state dict a second time.
+        self.shared = (tap, head)
+
+    def forward(self, image: Tensor) -> Tensor:
+        tap, head = self.shared
+        out = tap.adapter(image, HEADS)
+        assert out.tokens is not None
+        return (2 * out.logits + head(out.tokens).mean(dim=1)) / 3  # in eval mode the logits are the two tokens' mean
+
+
+class CSKD(Method):
+    """Teaches every patch of a vision transformer what a CNN sees there, and ever more what it sees in the whole image.
+
+    Paper: Zhao, Song, Liang, "Cumulative Spatial Knowledge Distillation for Vision Transformers", ICCV 2023,
+        arXiv:2307.08500.
+
+    Equation:
+        L = (1 - alpha) CE(z_class, y) + alpha DeiT(z_dist, z_t) + cskd_weight D(z_patch, r z_dense + (1 - r) z_t)
+        z_dense = classifier_t at every position of the teacher's last map,   z_t = mean_hw z_dense
+        z_patch = distillation head at every patch, averaged to the teacher's grid;   r = 1 - e / E
+        D: hard CE against the arg max, mean over positions, or soft T^2 KL, summed over positions
+        at inference z = (z_class + z_dist + mean z_patch) / 3
+
+    Hyperparameters:
+        alpha: share of the distillation token's term. 0.5 in the paper.
+        cskd_weight: weight of the patches' term. 1 in the paper.
+        temperature: T of both. 1 in the paper.
+        variant: of the patches' term, hard or soft. hard in the paper.
+        deit_variant: of the distillation token's, hard or soft (see deit). hard in the paper.
+        decay: how r falls from 1 to 0 over the epochs: linear, quadratic (1 - e/E)^2 or cosine cos(pi e / 2E). linear
+            in the paper.
+
+    Disagreements:
+        The authors' soft terms are reduced differently, the patches' over samples and the token's over all elements;
+        kdrun follows both. Their hard terms ignore the temperature; kdrun divides the student's logits by it, which
+        changes nothing at 1. They pool 14x14 patches to 7x7; kdrun averages the finer grid to the coarser, whichever it
+        is. The three-head mean is what is evaluated and stored: the weights are the student's own under the name
+        `student.`, none are added, and without the patches the same weights predict the mean of two heads. Teachers as
+        in srd.
+    """
+
+    deploys = True
+    student_needs = HEADS
+    teacher_needs = frozenset({"maps", "tokens"})
+    exceptions = {"reload": "inference averages three heads; the student alone would predict the mean of two"}
+
+    def __init__(
+        self, *, alpha: float, cskd_weight: float, temperature: float, variant: str, deit_variant: str, decay: str
+    ):
+        super().__init__()
+        check_choice("variant", variant, VARIANTS)
+        check_choice("deit_variant", deit_variant, VARIANTS)
+        check_choice("decay", decay, tuple(DECAYS))
+        self.alpha, self.cskd_weight, self.temperature = alpha, cskd_weight, temperature
+        self.variant, self.deit_variant, self.decay = variant, deit_variant, DECAYS[decay]
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        need_distilled(student, "cskd")
+        classifier, _ = reused_classifier(student, teacher, "cskd")
+        # In a tuple: they stay the student's and the teacher's, and are not in this method's state.
+        self.modules_of_others = (student.head_modules["dist"], classifier)
+
+    def deployed(self, student: Tap) -> nn.Module:
+        return ThreeHeads(student, self.modules_of_others[0])
+
+    def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
+        assert teacher is not None and student.heads is not None and student.tokens is not None
+        head, classifier = self.modules_of_others
+        check_classifier(classifier, teacher, "cskd", progress)
+        dense = dense_logits(classifier, classified_map(teacher))
+        token = deit_loss(
+            student.heads["dist"], dense.mean((2, 3)), variant=self.deit_variant, temperature=self.temperature
+        )
+        patches = cskd_loss(
+            head(student.tokens),
+            dense,
+            local=self.decay(progress.epoch / progress.epochs),
+            variant=self.variant,
+            temperature=self.temperature,
+        )
+        return {
+            "ce": (1 - self.alpha) * F.cross_entropy(student.logits, batch.label),
+            "deit": self.alpha * token,
+            "cskd": self.cskd_weight * patches,
+        }

@@ -1,0 +1,44 @@
+"""Transformed views of normalised images, batched on the training device and drawn from a method's own generator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdrun.data.augment import warp
+
+# No paper states strengths; these leave an image recognisable. Brightness and noise: in standard deviations.
+ROTATION = 15.0  # degrees either way
+CROP = 0.8  # smallest side of the crop, in sides of the image
+BRIGHTNESS, CONTRAST, COLOUR = 0.4, 0.4, 0.2  # colour: contrast of each channel by itself
+NOISE = 0.1
+CELLS, MASKED = 8, 0.1  # patches per side, share of them masked
+
+
+def transformed(image: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Each image [C, H, W] of a batch [N, C, H, W], with `probability`, cropped, shifted, rotated, jittered in colour,
+    noisy and with masked patches, or else as it is. What lies outside and what is masked is the mean colour, 0."""
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, device=image.device, generator=generator)
+
+    n, channels = image.shape[:2]
+    chosen = uniform(n, 1, 1, 1) < probability
+    view = warp(image, affine_maps(uniform(4, n)))
+    view = view * (1 + CONTRAST * (2 * uniform(n, 1, 1, 1) - 1)) * (1 + COLOUR * (2 * uniform(n, channels, 1, 1) - 1))
+    view = view + BRIGHTNESS * (2 * uniform(n, 1, 1, 1) - 1)
+    view = view + NOISE * torch.randn(image.shape, device=image.device, generator=generator)
+    kept = F.interpolate((uniform(n, 1, CELLS, CELLS) >= MASKED).to(image.dtype), size=image.shape[-2:])
+    return torch.where(chosen, view * kept, image).contiguous(memory_format=torch.channels_last)
+
+
+def affine_maps(draws: Tensor) -> Tensor:
+    """draws [4, N] in [0, 1): scale, shifts, angle -> inverse affine maps [N, 2, 3] of output to input coordinates."""
+    scale = CROP + (1 - CROP) * draws[0]
+    x, y = ((1 - scale) * (2 * draw - 1) for draw in draws[1:3])
+    angle = math.radians(ROTATION) * (2 * draws[3] - 1)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    return torch.stack([torch.stack([cos, -sin, x], dim=1), torch.stack([sin, cos, y], dim=1)], dim=1)
