@@ -111,6 +111,7 @@ class Lane:
     device: torch.device
     failed: RunError | None = None
     logits: Tensor | None = None
+    usual: Tensor | None = None
     ema: AveragedModel | None = None
     peer: Peer | None = None  # takes the place of the shared teacher
     deployed: nn.Module = field(init=False)
@@ -137,7 +138,8 @@ class Lane:
 
     def forward(self, image: Tensor) -> Outputs:
         out = self.student(image)
-        self.logits = out.logits.detach()
+        if self.logits is None or image is self.usual:  # of several views, the usual one's accuracy is shown
+            self.logits = out.logits.detach()
         return out
 
     def step(self, batch: Batch, teacher: Teacher | None, epoch: int, step: int, steps: int) -> None:
@@ -145,7 +147,7 @@ class Lane:
         key = step_key(self.seed, epoch, step)
         torch.manual_seed(key)  # dropout and stochastic depth draw from the global generator
         self.generator.manual_seed(key + 1)
-        self.logits = None
+        self.logits, self.usual = None, batch.image
         progress = Progress(epoch, self.epochs, step, steps, self.generator)
         try:
             terms = self.method(batch, self.forward, teacher, progress)

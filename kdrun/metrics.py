@@ -46,7 +46,8 @@ class TrainMeter:
         self.checked = 0
 
     def update(self, step: int, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor) -> None:
-        """terms: scalar tensors; logits [N, K] or None where the method shows none. Raises RunError if not finite."""
+        """terms: scalar tensors; logits [N or more, K], the first N of the usual view, or
+        None where the method shows none. Raises RunError if not finite."""
         if not self.names:
             self.names = list(terms)
             self.sums = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
@@ -57,7 +58,7 @@ class TrainMeter:
         self.history[step] = values
         self.sums += values.double() * len(label)
         if logits is not None:
-            self.correct += (logits.argmax(dim=1) == label).sum()
+            self.correct += (logits[: len(label)].argmax(dim=1) == label).sum()
         self.count += len(label)
         if self.device.type == "cpu" or step - self.checked >= self.CHECK_EVERY:
             self.check(step + 1)

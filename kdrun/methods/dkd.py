@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdrun.batch import Batch, Outputs, Progress
 from kdrun.methods.base import Method
+from kdrun.methods.lskd import standardise
 
 
 def dkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -17,15 +18,15 @@ def dkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: fl
     K - 1 non-target classes: TCKD = T²·mean KL(b_t ‖ b_s), NCKD = T²·mean KL(q_t ‖ q_s). Everything stays in the log
     domain, so that confident logits neither overflow nor vanish. Zhao et al. 2022, arXiv:2203.08679, eq. 5-7.
     """
-    binary_s, others_s = _split(student / temperature, label)
-    binary_t, others_t = _split(teacher / temperature, label)
+    binary_s, others_s = split_target(student / temperature, label)
+    binary_t, others_t = split_target(teacher / temperature, label)
     tckd = F.kl_div(binary_s, binary_t, reduction="batchmean", log_target=True)
     nckd = F.kl_div(others_s, others_t, reduction="batchmean", log_target=True)
     return temperature**2 * tckd, temperature**2 * nckd
 
 
-def _split(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """(log [p_y, 1 - p_y] [N, 2], log q [N, K-1])."""
+def split_target(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(log [p_y, 1 - p_y] [N, 2], log q [N, K-1]) of logits [N, K]; q is the softmax over classes that are not y."""
     n, classes = logits.shape
     column = torch.arange(classes - 1, device=logits.device).expand(n, -1)
     others = logits.gather(1, column + (column >= label[:, None]).long())
@@ -51,6 +52,8 @@ class DKD(Method):
         nckd_weight: the paper's beta, chosen per pair: 8 for resnet32x4 teachers and WRN-40-2 to ShuffleNetV1, 6 for
             vgg13 and WRN-40-2 teachers, 2 for resnet56 and resnet110; 8 is the default here.
         warmup_epochs: epochs over which both terms grow linearly, counted from 1. 20 in the paper.
+        standardize: whether both networks' logits are standardised (see lskd) before TCKD and NCKD. false in the paper;
+            DKD+LS (Sun et al. 2024, arXiv:2403.01427) is true with temperature 2 and both weights times 9.
 
     Disagreements:
         Public code removes the target by adding -1000 to its logit and takes the logarithm of a summed softmax: it is
@@ -59,15 +62,25 @@ class DKD(Method):
     """
 
     def __init__(
-        self, *, temperature: float, ce_weight: float, tckd_weight: float, nckd_weight: float, warmup_epochs: int
+        self,
+        *,
+        temperature: float,
+        ce_weight: float,
+        tckd_weight: float,
+        nckd_weight: float,
+        warmup_epochs: int,
+        standardize: bool,
     ):
         super().__init__()
         self.temperature, self.ce_weight, self.warmup_epochs = temperature, ce_weight, warmup_epochs
-        self.tckd_weight, self.nckd_weight = tckd_weight, nckd_weight
+        self.tckd_weight, self.nckd_weight, self.standardize = tckd_weight, nckd_weight, standardize
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
-        tckd, nckd = dkd_loss(student.logits, teacher.logits, batch.label, temperature=self.temperature)
+        ours, theirs = student.logits, teacher.logits
+        if self.standardize:
+            ours, theirs = standardise(ours), standardise(theirs)
+        tckd, nckd = dkd_loss(ours, theirs, batch.label, temperature=self.temperature)
         ramp = min((progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return {
             "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),

@@ -29,7 +29,7 @@ def dkd_part(inputs: dict[str, Tensor], params: dict) -> Tensor:
 
 def dkd_total(inputs: dict[str, Tensor], params: dict) -> Tensor:
     method = DKD(temperature=params["T"], ce_weight=params["ce_weight"], tckd_weight=params["alpha"],
-                 nckd_weight=params["beta"], warmup_epochs=params["warmup"])  # fmt: skip
+                 nckd_weight=params["beta"], warmup_epochs=params["warmup"], standardize=False)  # fmt: skip
     return total(method, inputs, epoch=params["epoch"] - 1)
 
 
@@ -100,7 +100,7 @@ def test_label_smoothing_spreads_over_all_classes():
 
 def test_dkd_warm_up_counts_from_one():
     s, t, y = logits()
-    method = DKD(temperature=4.0, ce_weight=1.0, tckd_weight=1.0, nckd_weight=8.0, warmup_epochs=20)
+    method = DKD(temperature=4.0, ce_weight=1.0, tckd_weight=1.0, nckd_weight=8.0, warmup_epochs=20, standardize=False)
     terms = [
         method.losses(batch_of(y), Outputs(s), Outputs(t), Progress(epoch, 240, 0, 1)) for epoch in (0, 9, 19, 100)
     ]
@@ -108,5 +108,5 @@ def test_dkd_warm_up_counts_from_one():
     assert terms[2]["nckd"].item() == pytest.approx(20 * terms[0]["nckd"].item())
     assert terms[3]["nckd"].item() == terms[2]["nckd"].item()
     assert terms[0]["ce"].item() == terms[3]["ce"].item()
-    now = DKD(temperature=4.0, ce_weight=1.0, tckd_weight=1.0, nckd_weight=8.0, warmup_epochs=0)
+    now = DKD(temperature=4.0, ce_weight=1.0, tckd_weight=1.0, nckd_weight=8.0, warmup_epochs=0, standardize=False)
     assert now.losses(batch_of(y), Outputs(s), Outputs(t), Progress(0, 240, 0, 1))["nckd"] == terms[3]["nckd"]
