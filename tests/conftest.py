@@ -15,12 +15,14 @@ from torch import nn
 from kdrun.batch import Outputs
 from kdrun.models.layers import NOTHING, ZooModel, conv3x3, pool_flatten
 
+torch.set_num_threads(1)  # networks this small lose time to a second thread, and the tests run in two processes
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 # Every test of a run says how large it is; this is the smallest that still has a last small batch.
 TINY = ["dataset=fake", "dataset.fake_train=72", "dataset.fake_test=40", "dataset.fake_classes=4", "dataset.image_size=16",
         "batch_size=32", "teacher.recipe.batch_size=32", "teacher.recipe.epochs=1", "teacher=resnet8", "student=resnet8",
-        "precision=fp32", "teacher.precision=fp32", "compile=false"]  # fmt: skip
+        "precision=fp32", "teacher.precision=fp32", "compile=false", "threads=1"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

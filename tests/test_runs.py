@@ -128,7 +128,7 @@ def test_identity(tmp_path, image_folder):
     assert all(digest(word) == base for word in same)
     other = ["seed=1", "epochs=7", "batch_size=8", "optimizer.lr=0.2", "method.temperature=2", "method=dkd", "student=resnet14",
              "teacher=resnet14", "teacher.recipe.epochs=2", "teacher.seed=1", "teacher.precision=auto", "precision=auto",
-             "device=cpu", "threads=1", "compile=auto", "dataset.val_fraction=0.2", "dataset.augment.flip=0",
+             "device=cpu", "threads=2", "compile=auto", "dataset.val_fraction=0.2", "dataset.augment.flip=0",
              "teacher_view=clean", "eval_every=2", "teacher.random=true", "optimizer.ema_decay=0.9",
              "teacher.preact_last_map=true"]  # fmt: skip
     digests = [digest(word) for word in other]

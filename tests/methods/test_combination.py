@@ -114,7 +114,7 @@ def test_same_method_twice_keeps_both():
     ],
 )
 def test_mistakes_in_parts(parts, expected):
-    with pytest.raises(ConfigError, match=".*") as caught:
+    with pytest.raises(ConfigError) as caught:
         load(["method=combine", f"method.parts={parts}"])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,138 @@
+"""Softmax regression: the teacher's own classifier judges the student's features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.errors import PairingError
+from kdrun.methods.base import Method
+from kdrun.methods.parts import adaptor, smaller_grid, stage_pairs
+from kdrun.models.adapters import as_map
+
+# Largest relative difference between a teacher's logits and its classifier on the mean of its last map; bf16 stays far
+# below, a missing normalisation or activation far above.
+LIKENESS = 0.1
+
+
+def reused_classifier(student: Spec, teacher: Spec | None, method: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The teacher's classifier, and the shape of the map whose spatial mean it reads (`classified_map`).
+
+    Raises PairingError where there is none: the classifier of a class token, of a flattened map, or of a layer that
+    the taps do not show, says nothing about a map.
+    """
+    assert teacher is not None
+    stage_pairs(student, teacher, method)
+    shape = teacher.maps[-1]
+    if teacher.tokens is not None:
+        length, width = teacher.tokens
+        shape = (width, math.isqrt(length), math.isqrt(length))
+    reason = ""
+    if teacher.prefix:
+        reason = "this teacher classifies a class token"
+    elif teacher.classifier is None:
+        reason = "this teacher has no single module from pooled vector to logits"
+    elif teacher.pooled != shape[0]:
+        reason = (
+            f"this teacher's classifier reads {teacher.pooled} numbers and its last map has {shape[0]} channels "
+            "(MobileNetV2 and ShuffleNetV2 show the right map with teacher.kwargs {last_tap: conv})"
+        )
+    if reason or teacher.classifier is None:
+        raise PairingError(
+            f"method {method} feeds the mean of a map to the teacher's classifier, but {reason}. Methods that need no "
+            "classifier: fitnet_joint, at, kd, dist."
+        )
+    return teacher.classifier, shape
+
+
+def classified_map(teacher: Outputs) -> Tensor:
+    """The teacher's last map [N, C, H, W]; of a transformer the final, normalised patch tokens on their grid."""
+    if teacher.tokens is not None:
+        return as_map(teacher.tokens)
+    assert teacher.maps is not None
+    return teacher.maps[-1]
+
+
+def check_classifier(classifier: Callable[[Tensor], Tensor], teacher: Outputs, method: str, progress: Progress) -> None:
+    """At the very first step alone, for it waits for the device: raise PairingError unless the classifier turns the
+    mean of the teacher's map into the teacher's logits, which shapes cannot tell (a map tapped before its last batch
+    norm, a norm after pooling)."""
+    if progress.epoch or progress.step:
+        return
+    found = classifier(classified_map(teacher).mean((2, 3)))
+    if (found - teacher.logits).norm() > LIKENESS * teacher.logits.norm():
+        raise PairingError(
+            f"method {method} feeds the mean of a map to the teacher's classifier, but this teacher normalises or "
+            "activates in between (for a WRN set teacher.preact_last_map=false). Methods that need no classifier: "
+            "fitnet_joint, at, kd, dist."
+        )
+
+
+def feature_loss(adapted: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over all elements of (f̂ - f_t)², maps [N, C, H, W], the larger one averaged to the smaller grid."""
+    return F.mse_loss(*smaller_grid(adapted, teacher))
+
+
+def cross_logits(adapted: Tensor, classifier: Callable[[Tensor], Tensor]) -> Tensor:
+    """ẑ [N, K]: what the teacher's classifier says of the student's adapted map [N, C_t, H, W], on its own grid."""
+    return classifier(adapted.mean((2, 3)))
+
+
+class SRD(Method):
+    """Makes the student's last map, read by the teacher's frozen classifier, give the teacher's logits.
+
+    Paper: Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression Representation
+        Learning", ICLR 2021; Yang, Zhu, Bulat, Martinez, Tzimiropoulos, "Knowledge Distillation Meets Open-Set
+        Semi-Supervised Learning", IJCV 2024, arXiv:2205.06701. Form and weights of P3's table.
+
+    Equation:
+        L = ce_weight CE(z_s, y) + feature_weight mean (f^ - f_t)^2 + srd_weight mean (z^ - z_t)^2
+        f^ = ReLU(BN(conv1x1(f_s))),   z^ = classifier_t(mean_hw f^)
+
+    Hyperparameters:
+        ce_weight: weight of the hard-label term. 1 in P3's table.
+        feature_weight: weight of the maps' mean squared error. 1 there (its A).
+        srd_weight: weight of the raw logits' mean squared error over samples and classes. 2 there (its B).
+
+    Disagreements:
+        The authors' code compares spatial means of the maps, P3's table every position, which is about 50 times as
+        large; kdrun follows the table, and on different grids, which the table cannot run, averages the larger map to
+        the smaller. torchdistill's SRDLoss is another paper. The teacher's classifier must read the mean of the map
+        that is compared: a WRN's after its last batch norm and ReLU (preact_last_map=false), a mean-pooled
+        transformer's final tokens; a class-token transformer is refused.
+    """
+
+    name: ClassVar[str] = "srd"
+    student_needs = frozenset({"maps"})
+    teacher_needs = frozenset({"maps", "tokens"})
+
+    def __init__(self, *, ce_weight: float, feature_weight: float, srd_weight: float):
+        super().__init__()
+        self.ce_weight, self.feature_weight, self.srd_weight = ce_weight, feature_weight, srd_weight
+
+    def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
+        classifier, (channels, _, _) = reused_classifier(student, teacher, self.name)
+        self.adaptor = adaptor(student.maps[-1][0], channels)
+        # In a tuple: it stays the teacher's, in no optimizer and no state dict.
+        self.classifier: tuple[Callable[[Tensor], Tensor]] = (classifier,)
+
+    def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
+        assert teacher is not None and student.maps is not None
+        (classifier,) = self.classifier
+        check_classifier(classifier, teacher, self.name, progress)
+        adapted = self.adaptor(student.maps[-1])
+        cross = cross_logits(adapted, classifier)
+        return {
+            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "feature": self.feature_weight * feature_loss(adapted, classified_map(teacher)),
+            "srd": self.srd_weight * self.regression(cross, teacher.logits),
+        }
+
+    def regression(self, cross: Tensor, teacher: Tensor) -> Tensor:
+        """How far the cross-network logits [N, K] are from the teacher's [N, K]; a scalar."""
+        return F.mse_loss(cross, teacher)
