@@ -12,6 +12,7 @@ from kdrun.config import RunConfig
 from kdrun.data.ingest import Track, untracked
 from kdrun.data.loading import DataSource
 from kdrun.data.sets import ArraySet, Dataset
+from kdrun.errors import PairingError
 from kdrun.identity import run_identity, teacher_identity
 from kdrun.methods.source import MethodSource, combined_name, read_method
 from kdrun.options import ModelOptions, OptimizerOptions
@@ -206,6 +207,7 @@ def make_job(
     from kdrun.batch import DataSpec
     from kdrun.engine import Lane, Peer
     from kdrun.fit import Job
+    from kdrun.models.adapters import ProbeAdapter
     from kdrun.models.taps import measure
 
     classes, device = data.splits.num_classes, torch.device(student.numerics.device)
@@ -222,4 +224,9 @@ def make_job(
     if method.trains_teacher:
         assert teacher is not None
         method.peer, peer = teacher.tap, Peer(teacher)
+    if method.deploys and optimizer.ema_decay is not None and isinstance(student.tap.adapter, ProbeAdapter):
+        raise PairingError(
+            f"optimizer.ema_decay={optimizer.ema_decay}: an average of what this method deploys needs a student of the "
+            "zoo or of timm; leave ema_decay out."
+        )
     return Job(run, Lane(student, method, optimizer, epochs, seed, device, peer=peer), digest)

@@ -61,6 +61,7 @@ METHOD_RULES: dict[str, dict[str, Any]] = {
     "smoothing": {"low": 0, "under": 1},
     "_epochs": {"low": 0},
     "_weight": {"low": 0},
+    "_lr": {"over": 0},
 }
 
 

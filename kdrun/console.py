@@ -141,7 +141,8 @@ class TrainingView:
         train, test = event.metrics["train"], event.metrics.get("test")
         width = len(str(self.epochs))
         cells = [f"{self.what} epoch {event.epoch:{width}d}/{self.epochs}", f"loss {train['loss']:.3f}"]
-        cells.append(f"train {train['top1']:6.2f} %")
+        if "top1" in train:
+            cells.append(f"train {train['top1']:6.2f} %")
         if test is not None:
             cells.append(f"[bold]test {test['top1']:6.2f} %[/] best {event.job.score.top1_best:.2f}")
         if "val" in event.metrics:

@@ -154,7 +154,7 @@ class Lane:
             every = self.options.accumulate_steps
             loss = torch.stack(list(terms.values())).sum() / every
             loss.backward()
-            self.meter.update(step, terms, self.logits, batch.label)
+            self.meter.update(step, terms, self.logits if self.method.trains_classifier else None, batch.label)
             if (step + 1) % every == 0 or step + 1 == steps:
                 self.update(learning_rate(self.options, self.epochs, epoch, step, steps))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -43,6 +43,7 @@ class TrainMeter:
         self.sums = torch.zeros(0)
         self.correct = torch.zeros((), dtype=torch.float64, device=device)
         self.count = 0
+        self.shown = 0  # samples whose logits were seen
         self.checked = 0
 
     def update(self, step: int, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor) -> None:
@@ -58,6 +59,7 @@ class TrainMeter:
         self.history[step] = values
         self.sums += values.double() * len(label)
         if logits is not None:
+            self.shown += len(label)
             self.correct += (logits[: len(label)].argmax(dim=1) == label).sum()
         self.count += len(label)
         if self.device.type == "cpu" or step - self.checked >= self.CHECK_EVERY:
@@ -80,11 +82,13 @@ class TrainMeter:
         """loss and its terms (means over samples), top1 on the training views where the method showed logits."""
         means = (self.sums / max(self.count, 1)).tolist()
         found = {"loss": sum(means)} | {f"loss/{name}": value for name, value in zip(self.names, means, strict=True)}
-        return found | {"top1": 100 * self.correct.item() / max(self.count, 1)}
+        return found | ({"top1": 100 * self.correct.item() / self.shown} if self.shown else {})
 
     def state(self) -> dict[str, Any]:
-        return {"names": self.names, "sums": self.sums.cpu(), "correct": self.correct.cpu(), "count": self.count}
+        return {"names": self.names, "sums": self.sums.cpu(), "correct": self.correct.cpu(), "count": self.count,
+                "shown": self.shown}  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         self.names, self.count = list(state["names"]), int(state["count"])
+        self.shown = int(state["shown"])
         self.sums, self.correct = state["sums"].to(self.device), state["correct"].to(self.device)

@@ -52,7 +52,7 @@ def list_methods() -> None:
     rows = []
     for name in choices("method"):
         source = read_method(yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text())["_target_"])
-        claim = sections(source.doc)[""].splitlines()[0]
+        claim = " ".join(sections(source.doc)[""].split())
         other = [alias for alias, target in ALIASES.items() if target == name]
         rows.append([name, "yes" if source.needs_teacher else "no", claim, ", ".join(other)])
     console.table("", ["method", "teacher", "what it does", "also called"], rows)

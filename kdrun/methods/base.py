@@ -28,6 +28,8 @@ class Method(nn.Module):
     trains_teacher: ClassVar[bool] = False
     # True: what is evaluated, counted and stored is more than the student; see `deployed`.
     deploys: ClassVar[bool] = False
+    # False: the student's own classifier stays as it was born, so its accuracy in training would say nothing.
+    trains_classifier: ClassVar[bool] = True
     # Views of each image that the loader makes beside the usual one: "strong" fills `batch.strong`.
     views: ClassVar[tuple[str, ...]] = ()
     # Features of `kdrun.batch.FEATURES` beside the logits, which are always there, in float32.

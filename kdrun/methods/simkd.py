@@ -61,12 +61,13 @@ class SimKD(Method):
 
     Disagreements:
         The projector and a copy of the teacher's classifier belong to what is evaluated, counted and stored; some
-        tables count the student alone. The student's own classifier is never trained, so accuracy on training batches,
-        which comes from it, means nothing. The larger map is averaged to the smaller grid before the projector, as in
-        the authors' code. Teachers as in srd.
+        tables count the student alone. The student's own classifier is never trained, so no accuracy on training
+        batches is shown. The larger map is averaged to the smaller grid before the projector, as in the authors' code.
+        Teachers as in srd.
     """
 
     deploys = True
+    trains_classifier = False
     student_needs = MAPS
     teacher_needs = frozenset({"maps", "tokens"})
     exceptions = {

@@ -193,6 +193,7 @@ def test_hard_label_term_is_called_ce(name):
     lane, teacher = make_lane(name, pair_of(name))
     lane.step(batch_of(6), teacher, 0, 0, 10)
     assert ("ce" in lane.meter.names) == ("ce" not in exceptions(name))
+    assert ("top1" in lane.meter.result()) == lane.method.trains_classifier
 
 
 @every
