@@ -554,3 +554,16 @@ def test_doctor(kdrun, tmp_path):
     code, _, err = kdrun("doctor", f"output_root={tmp_path / 'file' / 'below'}")
     assert code == 1
     assert "cannot be written" in err
+
+
+def test_pairing_mistakes_cost_no_training(kdrun, outputs):
+    """What a method cannot do with this pair is said before the teacher trains: by shapes, and by values."""
+    for words, expected in (
+        (["method=deit"], "method deit"),
+        (["method=srd", "teacher=wrn_16_1", "teacher.preact_last_map=true"], "preact_last_map=false"),
+    ):
+        code, _, err = train(kdrun, *words)
+        assert code == 2
+        assert expected in err
+        assert len(err.strip().splitlines()) == 1
+    assert not list((outputs / "teachers").rglob("*.safetensors"))

@@ -112,6 +112,7 @@ class Training:
             console.say(f"[bold]teacher[/] {options.name}: untrained, learns along with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
+            self.rehearse()  # what cannot run must not cost a teacher's training first
             with stored.lock(wait=True):
                 if not stored.finished:
                     self.train_teacher(stored)
@@ -128,6 +129,28 @@ class Training:
         origin = f" from {console.short_path(place)}" if place else ""
         console.say(f"[bold]teacher[/] {options.name} ({kind}): [bold]{top1:.2f} %[/] top-1 on the test set{origin}")
         return network, describe(kind, options.name, top1, sha256, place)
+
+    def rehearse(self) -> None:
+        """One step of the method on untrained networks and two images of noise. Raises PairingError."""
+        import torch
+
+        from kdrun.batch import Batch, Progress
+        from kdrun.engine import Teacher
+
+        config, side = self.config, self.data.splits.image_size
+        untrained = replace(config.teacher, checkpoint=None, pretrained="false")
+        student = make_network(config.student, self.data, 0, self.numerics, config.batch_size)
+        teacher = make_network(untrained, self.data, 1, self.numerics, config.batch_size)
+        loaders = make_loaders(self.data, config.batch_size, 0, "same", self.numerics)
+        job = make_job(run=self.plan.run, digest="", student=student, teacher=teacher,
+                       method=make_method(config.method), optimizer=config.optimizer, epochs=1, seed=0,
+                       data=self.data, loaders=loaders)  # fmt: skip
+        device = self.numerics.torch_device
+        image = torch.randn(2, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        batch = Batch(image, torch.arange(2, device=device), torch.arange(2, device=device), image, image)
+        job.lane.student.tap.train()
+        with torch.no_grad():
+            job.lane.method(batch, student, Teacher(teacher), Progress(0, 1, 0, 1, torch.Generator(device)))
 
     def train_teacher(self, run: RunDirectory) -> None:
         """By its own recipe, precision and seed, with the same loop and the labels alone."""
