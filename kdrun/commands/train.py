@@ -34,7 +34,8 @@ def multirun(words: list[str], config_dir: str | None) -> int:
             config = checked(cfg, config_dir)
             from kdrun.commands.session import train
 
-            train(config, list(HydraConfig.get().overrides.task))
+            # As typed: `++` is what lets a method's settings pass Hydra, and no user wrote it.
+            train(config, [word.removeprefix("++") for word in HydraConfig.get().overrides.task])
         except Interrupted:
             raise
         except KdrunError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 
 from kdrun.checkpoint import write_atomically
 from kdrun.runs import RunDirectory
@@ -15,6 +16,7 @@ def draw_curves(run: RunDirectory, title: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # the first start announces its font cache
     import matplotlib.pyplot as plt
 
     series: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
