@@ -9,6 +9,7 @@ from kdrun import console
 from kdrun.compose import choices, load
 from kdrun.errors import PairingError
 from kdrun.measure.rounds import Step
+from kdrun.methods.source import read_method
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,13 +24,15 @@ COLUMNS = ["method", "ms a step", "over kd", "least", "greatest", "more paramete
 def lines_of(
     bench: Bench, names: list[str], make_step: Callable[[Bench, str], Step], time: Callable[..., list[Timing]], on: str
 ) -> list[list[str]]:
-    """Table lines of training steps, in turn, of `names` (empty: all methods) and KD; a pair that a method refuses is
+    """Table lines of training steps, in turn, of `names` (empty: all methods with a teacher) and KD; a pair that a method refuses is
     a note."""
     row = bench.rows[0]
     rows: dict[str, Step] = {}
     extra: dict[str, str] = {}
     for name in [BASE, *(name for name in names or choices("method") if name != BASE)]:
         own = replace(bench, config=replace(bench.config, method=load([f"method={name}"]).method))
+        if not read_method(own.config.method["_target_"]).needs_teacher:
+            continue  # no teacher's forward: another kind of step
         try:
             rows[name] = make_step(own, row)
         except PairingError as error:

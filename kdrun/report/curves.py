@@ -18,6 +18,7 @@ def draw_curves(run: RunDirectory, title: str) -> None:
     matplotlib.use("Agg")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # the first start announces its font cache
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     series: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
     for epoch, split, metric, value in run.read_metrics():
@@ -40,6 +41,7 @@ def draw_curves(run: RunDirectory, title: str) -> None:
     right.set(xlabel="epoch", ylabel="top-1 accuracy, %", title="accuracy")
     for axes in (left, right):
         axes.grid(alpha=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.lines:
             axes.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
