@@ -24,8 +24,8 @@ COLUMNS = ["method", "ms a step", "over kd", "least", "greatest", "more paramete
 def lines_of(
     bench: Bench, names: list[str], make_step: Callable[[Bench, str], Step], time: Callable[..., list[Timing]], on: str
 ) -> list[list[str]]:
-    """Table lines of training steps, in turn, of `names` (empty: all methods with a teacher) and KD; a pair that a method refuses is
-    a note."""
+    """Table lines of training steps, in turn, of `names` (empty: all that have a teacher) and KD; a pair that a method
+    refuses is a note."""
     row = bench.rows[0]
     rows: dict[str, Step] = {}
     extra: dict[str, str] = {}
