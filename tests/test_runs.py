@@ -567,3 +567,33 @@ def test_pairing_mistakes_cost_no_training(kdrun, outputs):
         assert expected in err
         assert len(err.strip().splitlines()) == 1
     assert not list((outputs / "teachers").rglob("*.safetensors"))
+
+
+def test_what_is_deployed_is_what_is_evaluated_and_stored(kdrun, outputs):
+    """SimKD keeps its projector and the teacher's classifier: counted, stored, and rebuilt by `kdrun eval`."""
+    code, _, _ = train(kdrun, "method=simkd", "teacher=resnet14", "epochs=2", "optimizer.ema_decay=0.5")
+    assert code == 0
+    run = only_run(outputs)
+    result = json.loads((run / "result.json").read_text())
+    assert result["params"] > 77_652  # the student alone
+    assert result["extra_params"] == 0
+    code, out, _ = kdrun("eval", str(run))
+    assert code == 0
+    assert f"{result['top1_last']:.2f} %" in out
+    assert json.loads((run / "evals" / "test.json").read_text())["top1"] == pytest.approx(result["top1_last"])
+
+
+def test_preparation_survives_kills(kdrun, outputs, tmp_path, monkeypatch):
+    """A method's own training before the first epoch resumes, and the result is the uninterrupted one."""
+    words = ["method=fitnet", "method.hint_epochs=4", "epochs=2", "save_every_minutes=1e-9"]
+    train(kdrun, *words)
+    expected = numbers(only_run(outputs))
+    monkeypatch.setattr("kdrun.fit.SAVE_SECONDS", -1)
+    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+    for step in (5, 8, 11):  # after the teacher's 3 steps: in the preparation, again in what is left of it, in epoch 1
+        with monkeypatch.context() as patch:
+            interrupted_at(patch, step, killed)
+            with pytest.raises(Killed):
+                train(kdrun, *words)
+    assert train(kdrun, *words)[0] == 0
+    assert numbers(only_run(tmp_path / "again")) == expected

@@ -86,7 +86,7 @@ class SSKD(Method):
     Disagreements:
         The paper trains on crops without flips: set dataset.augment.flip=0. The authors' loader turns the uint8 image;
         here the normalised one is turned, which is the same. Ties of ranks are broken by position, in their code by
-        chance. The course report prepares for 1 epoch.
+        chance.
     """
 
     student_needs = frozenset({"pooled"})
