@@ -56,7 +56,26 @@ class Network:
     def __call__(self, image: Tensor) -> Outputs:
         module = self.compiled if self.compiled is not None and len(image) == self.batch_size else self.tap
         with self.numerics.autocast():
+            if len(image) == 1 and self.tap.training:
+                return self.alone(image).float()
             return module(image).float()
+
+    def alone(self, image: Tensor) -> Outputs:
+        """A training batch of one. Where a map is down to one position there is no variance to normalise by, and
+        PyTorch refuses; batch norm then takes its running statistics."""
+        try:
+            return self.tap(image)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+        norms = [module for module in self.tap.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.eval()
+        try:
+            return self.tap(image)
+        finally:
+            for norm in norms:
+                norm.train()
 
 
 class Teacher:

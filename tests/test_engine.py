@@ -347,3 +347,16 @@ def test_compiled_steps_are_close_to_eager():
         list(train_epoch([lane], teacher, loader(), 0))
         losses[compile] = lane.meter.result()["loss"]
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
+def test_batch_of_one_on_maps_of_one_position():
+    """timm's resnet18 has 1x1 maps at 32 pixels; a last batch of one must not end the run."""
+    torch.manual_seed(0)
+    tap = Tap(create_model("timm:resnet18", num_classes=4, image_size=32), 32)
+    network = Network(tap.train(), PLAIN, 8)
+    before = copy.deepcopy(tap.model.layer4[1].bn2.running_mean)
+    out = network(torch.randn(1, 3, 32, 32))
+    out.logits.sum().backward()
+    assert torch.isfinite(tap.model.conv1.weight.grad).all()
+    assert torch.equal(tap.model.layer4[1].bn2.running_mean, before)
+    assert all(module.training for module in tap.modules())
