@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdrun.engine import Network
-    from kdrun.fit import Job, Loaders
+    from kdrun.job import Job, Loaders
     from kdrun.methods.base import Method
     from kdrun.models.taps import Tap
     from kdrun.numerics import Numerics
@@ -125,7 +125,7 @@ def make_loaders(
     from kdrun.data.resident import ResidentEval, ResidentTrain
     from kdrun.data.stream import StreamEval, StreamTrain
     from kdrun.engine import eval_batch_size
-    from kdrun.fit import Loaders
+    from kdrun.job import Loaders
 
     splits, options = data.splits, data.config.dataset
     size = eval_batch_size(data.config.eval_batch_size, numerics)
@@ -206,7 +206,7 @@ def make_job(
 
     from kdrun.batch import DataSpec
     from kdrun.engine import Lane, Peer
-    from kdrun.fit import Job
+    from kdrun.job import Job
     from kdrun.models.adapters import ProbeAdapter
     from kdrun.models.taps import measure
 

@@ -10,7 +10,7 @@ import torch
 
 from kdrun.engine import Network, Teacher, batches
 from kdrun.errors import one_line
-from kdrun.fit import Job, Loaders
+from kdrun.job import Job, Loaders
 from kdrun.metrics import TrainMeter
 
 LONG_RUN_SECONDS = 600  # compiling costs about a minute: shorter runs do not earn it back

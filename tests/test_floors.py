@@ -10,7 +10,7 @@ import kdrun
 PACKAGE = Path(kdrun.__file__).parent
 FLOORS = {
     0: ("errors", "options", "batch", "losses", "models", "data", "testsets"),
-    1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "fit", "probe", "provenance",
+    1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure"),
     2: ("config", "compose", "identity", "assemble"),
     3: ("console", "report", "commands", "cli", "__main__"),

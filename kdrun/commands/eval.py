@@ -27,7 +27,7 @@ from kdrun.runs import RunDirectory, find_runs, now
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdrun.fit import Loaders
+    from kdrun.job import Loaders
     from kdrun.numerics import Numerics
 
 HELP = """

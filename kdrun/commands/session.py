@@ -16,7 +16,7 @@ from kdrun.runs import RunDirectory, now, rebuild_results
 
 if TYPE_CHECKING:
     from kdrun.engine import Lane, Network, Teacher
-    from kdrun.fit import Job, Loaders
+    from kdrun.job import Job, Loaders
     from kdrun.stop import Stop
 
 
