@@ -30,6 +30,11 @@ def conf_dir() -> Path:
     raise ConfigError(f"conf/config.yaml is missing beside {package}: reinstall kdrun.")
 
 
+def config_folders(config_dir: str | None) -> list[Path]:
+    """kdrun's folder of groups, and the user's own where there is one."""
+    return [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+
+
 def choices(group: str) -> list[str]:
     """The names in one group, sorted."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
@@ -123,7 +128,7 @@ def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
     method = read_method(config.method["_target_"])
     if config.benchmark is None or config.pair is None or not method.needs_teacher:
         return config
-    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    folders = config_folders(config_dir)
     prefix = f"{config.benchmark}_{config.pair.name}_"
     if not any((folder / "recipe" / f"{prefix}{method.name}.yaml").is_file() for folder in folders):
         known = sorted(path.stem for folder in folders for path in (folder / "recipe").glob(f"{prefix}*.yaml"))
@@ -141,8 +146,7 @@ def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
     parts = cfg.method.get("parts") if isinstance(cfg.get("method"), DictConfig) else None
     if parts is None or isinstance(parts, str | int | float):
         return
-    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
-    files = {path.stem: path for folder in folders for path in (folder / "method").glob("*.yaml")}
+    files = {path.stem: path for folder in config_folders(config_dir) for path in (folder / "method").glob("*.yaml")}
     named = []
     for position, part in enumerate(OmegaConf.to_container(parts) or []):
         given = dict(part) if isinstance(part, dict) else {"method": part}

@@ -62,6 +62,7 @@ METHOD_RULES: dict[str, dict[str, Any]] = {
     "_epochs": {"low": 0},
     "_weight": {"low": 0},
     "_lr": {"over": 0},
+    "bottleneck": {"low": 1},
 }
 
 
@@ -179,7 +180,7 @@ def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
     if annotation.startswith("Literal["):
         choices = ast.literal_eval(f"[{annotation[8:-1]}]")
         if value not in choices:
-            raise ConfigError(f"{prefix}.{key}={value}: choose {' or '.join(map(str, choices))}.")
+            raise ConfigError(f"{prefix}.{key}={value}: must be {' or '.join(map(str, choices))}.")
         return value
     kind = eval(annotation, {"Any": Any})  # an annotation in our own or the user's method file, never user input
     schema = dataclasses.make_dataclass("Parameter", [(key, kind)])

@@ -101,7 +101,6 @@ class Peer(Teacher):
 
     def __init__(self, network: Network):
         self.network = network
-        self.seen, self.outputs = None, None
 
     def __call__(self, image: Tensor) -> Outputs:
         return self.network(image)

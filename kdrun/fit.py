@@ -10,6 +10,7 @@ from kdrun.checkpoint import save_weights
 from kdrun.engine import Lane, Preparation, Teacher, TrainLoader, evaluate, train_epoch
 from kdrun.errors import Interrupted
 from kdrun.job import Job, Loaders
+from kdrun.options import OptimizerOptions
 from kdrun.stop import Stop
 
 SAVE_SECONDS = 15  # least time between checkpoints at the ends of short epochs
@@ -45,15 +46,14 @@ class Failed:
 Event = Step | Epoch | Failed
 
 
-def prepare(job: Job, teacher: Teacher | None, loader: TrainLoader, stop: Stop) -> Iterator[Step]:
-    """Train what the method trains before the first epoch, and save the job at its start.
+def prepare(
+    job: Job, options: OptimizerOptions, teacher: Teacher | None, loader: TrainLoader, stop: Stop
+) -> Iterator[Step]:
+    """Train by `options` what the method trains before the first epoch, and save the job at its start.
 
     Resumes at the end of an epoch of its own. Raises RunError where it fails, Interrupted after saving for a signal.
     """
     lane = job.lane
-    options = lane.method.preparation()
-    if options is None:
-        return
     own = Lane(lane.student, Preparation(lane.method), options, options.epochs, lane.seed, lane.device)
     stage = Job(job.run, own, job.digest, stage="preparation")
     stage.resume(loader.steps_per_epoch)

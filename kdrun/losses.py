@@ -18,3 +18,9 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
         reduction="batchmean",
         log_target=True,
     )
+
+
+def kl_of_samples(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The divergences [N] whose mean, times T², is `kl_divergence`: for methods that mask or select samples."""
+    log_p, log_q = F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)

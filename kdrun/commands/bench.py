@@ -205,7 +205,8 @@ def engine_step(bench: Bench, row: str) -> Step:
                    optimizer=config.optimizer, epochs=config.epochs, seed=0, data=bench.data,
                    loaders=loaders)  # fmt: skip
     lane, steps = job.lane, loaders.train.steps_per_epoch
-    teacher, bench.extra = lane.peer or Teacher(network), lane.method.extra_parameters()
+    teacher = lane.peer or (Teacher(network) if method.needs_teacher else None)
+    bench.extra = lane.method.extra_parameters()
 
     def forever() -> Any:
         for epoch in range(10**6):
@@ -258,7 +259,7 @@ def evaluation_step(bench: Bench, row: str) -> Step:
     from kdrun.engine import evaluate
 
     numerics = bench.numerics_of(row)
-    network, _ = networks(bench, numerics)
+    network = make_network(bench.config.student, bench.data, 0, numerics, bench.config.batch_size)
     loader = make_loaders(bench.data, bench.config.batch_size, 0, "same", numerics).test
 
     def step() -> int:

@@ -27,8 +27,8 @@ from kdrun.runs import RunDirectory, find_runs, now
 if TYPE_CHECKING:
     from torch import nn
 
+    from kdrun.engine import Network
     from kdrun.job import Loaders
-    from kdrun.numerics import Numerics
 
 HELP = """
 usage: kdrun eval RUN … [weights=last|best] [split=test|val|train] [device=… precision=… dataset.root=…]
@@ -95,12 +95,11 @@ def set_value(config: RunConfig, key: str, value: str) -> None:
     )
 
 
-def deployed_network(config: RunConfig, data: Data, loaders: Loaders, numerics: Numerics, weights: Path) -> nn.Module:
-    """The student with what its method keeps at inference, rebuilt and loaded from `weights`."""
+def deployed_network(config: RunConfig, data: Data, loaders: Loaders, student: Network, weights: Path) -> nn.Module:
+    """`student` with what its method keeps at inference, rebuilt and loaded from `weights`."""
     from kdrun.models.weights import load_weights
 
-    student, teacher = (make_network(options, data, config.seed, numerics, config.batch_size)
-                        for options in (config.student, config.teacher))  # fmt: skip
+    teacher = make_network(config.teacher, data, config.seed, student.numerics, config.batch_size)
     job = make_job(run=RunDirectory(weights.parent), digest="", student=student, teacher=teacher,
                    method=make_method(config.method), optimizer=config.optimizer, epochs=config.epochs,
                    seed=config.seed, data=data, loaders=loaders)  # fmt: skip
@@ -129,7 +128,7 @@ def measure_and_show(
     loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
     model = network.tap.model
     if weights is not None and read_method(config.method["_target_"]).deploys:
-        model = deployed_network(config, data, loaders, numerics, weights)
+        model = deployed_network(config, data, loaders, network, weights)
     found = evaluate(model, network.tap.prepare, loaders.test, numerics)
     console.say(
         f"{label}  {config.student.name} on {config.dataset.name}/{split} ({loaders.test.num_samples:,} images, "

@@ -208,7 +208,7 @@ class Training:
             title = f"preparing {self.plan.method.name}"
             console.note(f"{title}: {preparation.epochs} epochs before the first")
             with console.TrainingView(title, preparation.epochs, 0) as view:
-                for step in prepare(job, teacher, loaders.train, self.stop):
+                for step in prepare(job, preparation, teacher, loaders.train, self.stop):
                     view.show(step)
         epochs = job.lane.epochs
         if epochs == 0:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.deit import VARIANTS, check_choice, deit_loss, need_distilled
+from kdrun.methods.deit import deit_loss, need_distilled
 from kdrun.methods.parts import smaller_grid
 from kdrun.methods.srd import check_classifier, classified_map, reused_classifier
 from kdrun.models.adapters import as_map
@@ -100,12 +101,16 @@ class CSKD(Method):
     exceptions = {"reload": "inference averages three heads; the student alone would predict the mean of two"}
 
     def __init__(
-        self, *, alpha: float, cskd_weight: float, temperature: float, variant: str, deit_variant: str, decay: str
+        self,
+        *,
+        alpha: float,
+        cskd_weight: float,
+        temperature: float,
+        variant: Literal["hard", "soft"],
+        deit_variant: Literal["hard", "soft"],
+        decay: Literal["linear", "quadratic", "cosine"],
     ):
         super().__init__()
-        check_choice("variant", variant, VARIANTS)
-        check_choice("deit_variant", deit_variant, VARIANTS)
-        check_choice("decay", decay, tuple(DECAYS))
         self.alpha, self.cskd_weight, self.temperature = alpha, cskd_weight, temperature
         self.variant, self.deit_variant, self.decay = variant, deit_variant, DECAYS[decay]
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
-from kdrun.errors import ConfigError, PairingError
+from kdrun.errors import PairingError
 from kdrun.methods.base import Method
-
-VARIANTS = ("hard", "soft")
-
-
-def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ConfigError unless method.`key` is one of `allowed`."""
-    if value not in allowed:
-        raise ConfigError(f"method.{key}={value}: must be {' or '.join(allowed)}.")
 
 
 def need_distilled(student: Spec, method: str) -> None:
@@ -64,9 +58,8 @@ class DeiT(Method):
 
     student_needs = frozenset({"heads"})
 
-    def __init__(self, *, variant: str, alpha: float, temperature: float):
+    def __init__(self, *, variant: Literal["hard", "soft"], alpha: float, temperature: float):
         super().__init__()
-        check_choice("variant", variant, VARIANTS)
         self.variant, self.alpha, self.temperature = variant, alpha, temperature
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdrun.batch import Batch, Outputs, Progress
 from kdrun.losses import kl_divergence
-from kdrun.methods.base import Method
+from kdrun.methods.kd import KD
 
 EPSILON = 1e-7  # added to the standard deviation, as in the authors' code
 
@@ -24,7 +24,7 @@ def lskd_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor
     return kl_divergence(standardise(student), standardise(teacher), temperature)
 
 
-class LSKD(Method):
+class LSKD(KD):
     """Matches the shape of the teacher's logits and leaves their mean and magnitude to the student.
 
     Paper: Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv:2403.01427.
@@ -46,10 +46,6 @@ class LSKD(Method):
         A student whose logits are all but constant gets gradients of order 1e4: a zero-initialised head needs
         optimizer.clip_norm.
     """
-
-    def __init__(self, *, temperature: float, ce_weight: float, kd_weight: float):
-        super().__init__()
-        self.temperature, self.ce_weight, self.kd_weight = temperature, ce_weight, kd_weight
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.batch import Batch, Progress
+from kdrun.losses import kl_of_samples
 from kdrun.methods.base import Forward, Method
 
 TEMPERATURES = (2.0, 3.0, 5.0, 6.0)  # beside the base temperature, in the authors' code
@@ -16,8 +17,7 @@ TEMPERATURES = (2.0, 3.0, 5.0, 6.0)  # beside the base temperature, in the autho
 
 def instance_loss(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """T²·KL of softened logits [N, K], averaged over all N samples; those that `mask` [N] leaves out count as 0."""
-    log_p, log_q = F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
-    per_sample = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+    per_sample = kl_of_samples(student, teacher, temperature)
     return temperature**2 * (per_sample if mask is None else per_sample * mask).mean()
 
 
@@ -88,9 +88,7 @@ class MLKD(Method):
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and batch.strong is not None
         t, t_strong = teacher(batch.teacher_image).logits, teacher(batch.strong).logits
-        s_strong = student(
-            batch.strong
-        ).logits  # first: training accuracy is of the student's last pass, the usual view
+        s_strong = student(batch.strong).logits
         s = student(batch.image).logits
         sample, kind = unsure(t)
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
-from kdrun.errors import ConfigError
 from kdrun.methods.base import Method
 from kdrun.methods.parts import BatchNorm, resize_map, smaller_grid
 from kdrun.methods.srd import check_classifier, classified_map, reused_classifier
@@ -77,8 +76,6 @@ class SimKD(Method):
 
     def __init__(self, *, feature_weight: float, bottleneck: int):
         super().__init__()
-        if bottleneck < 1:
-            raise ConfigError(f"method.bottleneck={bottleneck}: must be at least 1.")
         self.feature_weight, self.bottleneck = feature_weight, bottleneck
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.losses import kl_of_samples
 from kdrun.methods.base import Forward, Method
 from kdrun.methods.parts import need_pooled
 from kdrun.options import OptimizerOptions
@@ -45,8 +46,7 @@ def kept_rows(rank: Tensor, dropped: float) -> Tensor:
 
 def kept_divergence(student: Tensor, teacher: Tensor, temperature: float, kept: Tensor | None = None) -> Tensor:
     """T²·KL of softened rows [R, C], averaged over the rows that `kept` [R] keeps; 0 where it keeps none."""
-    log_p, log_q = F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
-    rows = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+    rows = kl_of_samples(student, teacher, temperature)
     mean = rows.mean() if kept is None else (rows * kept).sum() / kept.sum().clamp(min=1)
     return temperature**2 * mean
 

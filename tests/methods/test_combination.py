@@ -16,8 +16,7 @@ from kdrun.errors import ConfigError
 from kdrun.methods.build import make_method
 from kdrun.methods.dml import DML
 from tests.conftest import TINY
-from tests.methods.cases import Definitions, batch_of, check_finite_at_fifty_times, check_value_and_gradient, covered
-from tests.methods.test_logits import logits
+from tests.methods.cases import Definitions, batch_of, logits
 from tests.methods.test_properties import batch_of as images
 from tests.methods.test_properties import make_lane
 from tests.test_runs import only_run
@@ -38,16 +37,6 @@ DEFINITIONS: Definitions = {
     "dml/base/student": lambda x, p: side(x, p, "student"),
     "dml/base/teacher": lambda x, p: side(x, p, "teacher"),
 }
-
-
-@pytest.mark.parametrize("name", covered(DEFINITIONS))
-def test_value_and_gradient(name):
-    check_value_and_gradient(DEFINITIONS, name)
-
-
-@pytest.mark.parametrize("name", [name for name in covered(DEFINITIONS) if "student" in name])
-def test_finite_at_fifty_times_the_logits(name):
-    check_finite_at_fifty_times(DEFINITIONS, name)
 
 
 def test_neither_side_teaches_through_the_other():

@@ -15,9 +15,7 @@ from kdrun.methods.ls import label_smoothing_loss
 from tests.methods.cases import (
     Definitions,
     batch_of,
-    check_finite_at_fifty_times,
-    check_value_and_gradient,
-    covered,
+    logits,
     total,
 )
 
@@ -45,22 +43,6 @@ DEFINITIONS: Definitions = {
     "dkd/": dkd_part,
     "dkd_total/": dkd_total,
 }
-
-
-@pytest.mark.parametrize("name", covered(DEFINITIONS))
-def test_value_and_gradient(name):
-    check_value_and_gradient(DEFINITIONS, name)
-
-
-@pytest.mark.parametrize("name", covered(DEFINITIONS))
-def test_finite_at_fifty_times_the_logits(name):
-    check_finite_at_fifty_times(DEFINITIONS, name)
-
-
-def logits(n: int = 8, k: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return (3 * torch.randn(n, k, generator=generator), 3 * torch.randn(n, k, generator=generator),
-            torch.randint(0, k, (n,), generator=generator))  # fmt: skip
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])

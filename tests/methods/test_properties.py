@@ -202,6 +202,8 @@ def test_batch_of_one_and_last_small_batch(name, pair):
     lane, teacher = lane_or_skip(name, pair)
     for step, count in enumerate((6, 1, 2)):
         lane.step(batch_of(count, seed=step), teacher, 0, step, 10)
+    assert all(math.isfinite(value) for value in lane.meter.result().values())
+    assert all(value.isfinite().all() for value in lane.model.state_dict().values())
 
 
 @every
@@ -276,3 +278,19 @@ def test_student_reloads_without_the_method(name):
         return
     fresh.load_state_dict(deployed.state_dict(), strict=True)
     assert torch.equal(fresh.eval()(image), deployed(image))
+
+
+@every
+def test_an_average_of_what_is_deployed_is_a_network_of_its_own(name):
+    """A moving average of weights is a deep copy: it must read the copied student, not the original."""
+    lane, teacher = make_lane(name, pair_of(name))
+    image = batch_of(4, seed=9).image
+    average = copy.deepcopy(lane.deployed).eval()
+    with torch.no_grad():
+        before = average(image)
+    for step in range(3):
+        lane.step(batch_of(6, seed=step), teacher, 0, step, 10)
+    lane.deployed.eval()
+    with torch.no_grad():
+        assert torch.equal(average(image), before)
+        assert not torch.equal(lane.deployed(image), before)

@@ -25,9 +25,7 @@ from tests.methods.cases import (
     CASES,
     Definitions,
     batch_of,
-    check_finite_at_fifty_times,
-    check_value_and_gradient,
-    covered,
+    logits,
     tensor,
     total,
 )
@@ -66,26 +64,6 @@ DEFINITIONS: Definitions = {
     "mlkd_cc/": lambda x, p: class_loss(x["s"], x["t"], p["T"]),
     "mlkd_bc/": lambda x, p: batch_loss(x["s"], x["t"], p["T"]),
 }
-
-
-@pytest.mark.parametrize("name", covered(DEFINITIONS))
-def test_value_and_gradient(name):
-    check_value_and_gradient(DEFINITIONS, name)
-
-
-@pytest.mark.parametrize("name", covered(DEFINITIONS))
-def test_finite_at_fifty_times_the_logits(name):
-    check_finite_at_fifty_times(DEFINITIONS, name)
-
-
-def test_every_definition_has_a_case():
-    assert all(any(name.startswith(prefix) for name in CASES) for prefix in DEFINITIONS)
-
-
-def logits(n: int = 8, k: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return (3 * torch.randn(n, k, generator=generator), 3 * torch.randn(n, k, generator=generator),
-            torch.randint(0, k, (n,), generator=generator))  # fmt: skip
 
 
 # --- DIST

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.batch import DataSpec, Outputs, Progress, Spec
+from kdrun.compose import load
 from kdrun.errors import ConfigError, PairingError
 from kdrun.methods.capd import (
     CAPD,
@@ -32,9 +32,7 @@ from tests.methods.cases import (
     CASES,
     Definitions,
     batch_of,
-    check_finite_at_fifty_times,
-    check_value_and_gradient,
-    covered,
+    logits,
     tensor,
 )
 from tests.methods.test_properties import CLASSES, SIDE, make_lane, tiny_vit
@@ -93,16 +91,6 @@ DEFINITIONS: Definitions = {
 }
 
 
-@pytest.mark.parametrize("name", covered(DEFINITIONS))
-def test_value_and_gradient(name):
-    check_value_and_gradient(DEFINITIONS, name)
-
-
-@pytest.mark.parametrize("name", [name for name in covered(DEFINITIONS) if "s" in CASES[name]["inputs"]])
-def test_finite_at_fifty_times_the_logits(name):
-    check_finite_at_fifty_times(DEFINITIONS, name)
-
-
 @pytest.mark.parametrize("variant", ["hard", "soft"])
 def test_cskd_is_finite_at_fifty_times_the_logits(variant):
     case = CASES["cskd/hard/linear/e75"]
@@ -111,12 +99,6 @@ def test_cskd_is_finite_at_fifty_times_the_logits(variant):
     loss = cskd_loss(student, teacher, local=0.75, variant=variant, temperature=1.0)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(student.grad).all()
-
-
-def logits(n: int = 8, k: int = 10) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    s, t = (3 * torch.randn(n, k, generator=generator) for _ in range(2))
-    return s, t, torch.randint(0, k, (n,), generator=generator)
 
 
 # OFA
@@ -302,20 +284,15 @@ def test_deit_variants():
     assert abs(deit_loss(t, t, variant="soft", temperature=3.0).item()) < 1e-6
 
 
-@pytest.mark.parametrize("make", [
-    lambda: DeiT(variant="medium", alpha=0.5, temperature=1.0),
-    lambda: make_cskd(variant="medium"),
+@pytest.mark.parametrize(("word", "line"), [
+    ("method=deit method.variant=medium", r"^method\.variant=medium: must be hard or soft\.$"),
+    ("method=cskd method.variant=medium", r"^method\.variant=medium: must be hard or soft\.$"),
+    ("method=cskd method.decay=slow", r"^method\.decay=slow: must be linear or quadratic or cosine\.$"),
+    ("method=cskd method.deit_variant=", r"^method\.deit_variant=: must be hard or soft\.$"),
 ])  # fmt: skip
-def test_unknown_variant_is_one_line(make):
-    with pytest.raises(ConfigError, match=r"^method\.variant=medium: must be hard or soft\.$"):
-        make()
-
-
-def test_unknown_decay_and_token_variant_are_one_line():
-    with pytest.raises(ConfigError, match=r"^method\.decay=slow: must be linear or quadratic or cosine\.$"):
-        make_cskd(decay="slow")
-    with pytest.raises(ConfigError, match=r"^method\.deit_variant=: "):
-        make_cskd(deit_variant="")
+def test_unknown_choices_are_one_line(word, line):
+    with pytest.raises(ConfigError, match=line):
+        load(word.split())
 
 
 @pytest.mark.parametrize(("make", "name"), [
@@ -395,18 +372,6 @@ def test_cskd_deploys_three_heads_without_a_parameter_more():
     assert lane.method.extra_parameters() == 0 and not lane.method.state_dict()
     own = {key.removeprefix("student."): value for key, value in deployed.state_dict().items()}
     tiny_vit().load_state_dict(own, strict=True)
-
-
-def test_an_average_of_what_cskd_deploys_is_a_network_of_its_own():
-    lane, teacher = make_lane("cskd", "CNN to ViT")
-    image = image_batch(4, seed=9).image
-    average = copy.deepcopy(lane.deployed).eval()
-    with torch.no_grad():
-        before = average(image)
-    lane.step(image_batch(6), teacher, 0, 0, 10)
-    with torch.no_grad():
-        assert torch.equal(average(image), before)
-        assert not torch.equal(lane.deployed.eval()(image), before)
 
 
 def test_cskd_patches_train_the_distillation_head_and_not_the_teacher():
