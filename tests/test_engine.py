@@ -360,3 +360,21 @@ def test_batch_of_one_on_maps_of_one_position():
     assert torch.isfinite(tap.model.conv1.weight.grad).all()
     assert torch.equal(tap.model.layer4[1].bn2.running_mean, before)
     assert all(module.training for module in tap.modules())
+
+
+def test_attention_is_plain_where_the_fused_kernel_is_slow():
+    """PyTorch's fused attention loses to plain products in bf16 on a CPU; both compute the same."""
+    from kdrun.models.zoo import create_model
+
+    numerics = Numerics("cpu", "bf16", False, 1, False)
+    torch.manual_seed(0)
+    network = Network(Tap(create_model("vit_cifar_tiny", num_classes=5, image_size=16), 16), numerics, 4)
+    blocks = [module for module in network.tap.modules() if hasattr(module, "fused_attn")]
+    assert len(blocks) == 6
+    assert not any(block.fused_attn for block in blocks)
+    image = torch.randn(4, 3, 16, 16)
+    network.tap.eval()
+    plain = network.tap(image).logits
+    network.use(replace(numerics, precision="fp32"))
+    assert all(block.fused_attn for block in blocks)
+    assert torch.allclose(network.tap(image).logits, plain, atol=1e-5)

@@ -1,0 +1,132 @@
+"""What a sweep consists of and where each of its cells stands: outputs/sweeps/<name>/cells.json. No torch here.
+
+The ledger only says which runs belong to which place of which table. Whether a run is done is said by its directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdrun.checkpoint import read_json, write_json
+from kdrun.errors import CheckpointError, ConfigError, suggest
+from kdrun.runs import RunDirectory
+
+STATES = ("done", "running", "failed", "unfinished", "missing")
+
+
+@dataclass
+class TableShape:
+    """value: a key of result.json; baseline: the row of independent students, which deltas are taken to; against: the
+    row that paired tests compare with; teacher_row: the label under which the teachers' own accuracy is shown;
+    benchmark: whose published figures stand beside ours."""
+
+    rows: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    value: str = "top1_last"
+    baseline: str | None = None
+    against: str | None = None
+    teacher_row: str | None = None
+    benchmark: str | None = None
+
+
+@dataclass
+class Cell:
+    """One run's place in a table. run: its directory relative to the output root, or None where it cannot be made, for
+    the `reason`. Several cells may share one run. published: whether a published figure may stand beside it."""
+
+    row: str
+    column: str
+    seed: int
+    overrides: list[str]
+    run: str | None = None
+    dataset: str = ""
+    teacher: str | None = None
+    student: str = ""
+    method: str = ""
+    benchmark: str | None = None
+    published: bool = True
+    reason: str = ""
+
+
+@dataclass
+class Ledger:
+    """A sweep: its table's shape and its cells, in the table's order."""
+
+    name: str
+    title: str
+    command: str
+    shape: TableShape
+    cells: list[Cell]
+    schema: int = 1
+
+
+def ledger_path(root: Path, name: str) -> Path:
+    return root / "sweeps" / name / "cells.json"
+
+
+def write_ledger(root: Path, ledger: Ledger) -> Path:
+    place = ledger_path(root, ledger.name)
+    write_json(place, dataclasses.asdict(ledger))
+    return place
+
+
+def known_ledgers(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in (root / "sweeps").glob("*/cells.json"))
+
+
+def read_ledger(root: Path, name: str) -> Ledger:
+    """Raises ConfigError where there is none of that name, CheckpointError where it is damaged."""
+    place = ledger_path(root, name)
+    if not place.is_file():
+        known = known_ledgers(root)
+        there = f"There are: {', '.join(known)}." if known else f"{root}/sweeps holds none yet."
+        raise ConfigError(f"{name}: no such sweep.{suggest(name, known)} {there}")
+    content = read_json(place)
+    try:
+        return Ledger(**{**content, "shape": TableShape(**content["shape"]),
+                         "cells": [Cell(**cell) for cell in content["cells"]]})  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{place} is damaged ({error}); run the sweep's command again.") from error
+
+
+def state_of(cell: Cell, root: Path) -> tuple[str, str]:
+    """(one of STATES, the reason where it failed). A run is running while some process holds its lock."""
+    if cell.run is None:
+        return "failed", cell.reason
+    run = RunDirectory(root / cell.run)
+    if run.finished:
+        return "done", ""
+    if not run.path.is_dir():
+        return "missing", ""
+    if is_locked(run.path / ".lock"):
+        return "running", ""
+    if run.failed_path.is_file():
+        lines = run.failed_path.read_text(errors="replace").strip().splitlines()
+        return "failed", lines[0].partition(" ")[2] if lines else "failed.txt is empty"
+    return ("unfinished", "") if run.state_path.is_file() else ("missing", "")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock; its file outlives it."""
+    if not path.is_file():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def result_of(cell: Cell, root: Path) -> dict[str, Any] | None:
+    """The finished run's result.json; None where there is none. Raises CheckpointError where it is damaged."""
+    if cell.run is None:
+        return None
+    run = RunDirectory(root / cell.run)
+    return run.result() if run.finished else None
