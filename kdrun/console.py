@@ -80,8 +80,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 class TrainingView:
     """One training run on the screen: a bar within the epoch, a line after each."""
 
-    def __init__(self, what: str, epochs: int, first_epoch: float):
-        self.what, self.epochs = what, epochs
+    def __init__(self, what: str, epochs: int, first_epoch: float, name_lanes: bool = False):
+        """name_lanes: begin each line with the run's method and seed, where several train side by side."""
+        self.what, self.epochs, self.name_lanes = what, epochs, name_lanes
         self.begun, self.first, self.done = time.monotonic(), first_epoch, first_epoch
         self.progress: Progress | None = None
         self.task: TaskID | None = None
@@ -140,7 +141,9 @@ class TrainingView:
     def _epoch(self, event: Epoch) -> None:
         train, test = event.metrics["train"], event.metrics.get("test")
         width = len(str(self.epochs))
-        cells = [f"{self.what} epoch {event.epoch:{width}d}/{self.epochs}", f"loss {train['loss']:.3f}"]
+        place = event.job.run.path
+        what = f"{place.parent.name} {place.name.partition('-')[0]}" if self.name_lanes else self.what
+        cells = [f"{what} epoch {event.epoch:{width}d}/{self.epochs}", f"loss {train['loss']:.3f}"]
         if "top1" in train:
             cells.append(f"train {train['top1']:6.2f} %")
         if test is not None:
@@ -153,6 +156,89 @@ class TrainingView:
             cells.append(left)
         say("  ".join(cells))
         self.last_line = time.monotonic()
+
+
+class SweepView:
+    """A sweep on the screen: a bar for everything and one for each process, a line for each run that ends."""
+
+    def __init__(self, runs: int, places: dict[str, str], root: Path):
+        self.runs, self.places, self.root = runs, places, root
+        self.ended, self.failed, self.begun, self.last_line = 0, 0, time.monotonic(), time.monotonic()
+        self.positions: dict[int, tuple[float, int, int]] = {}  # slot -> (epoch, epochs, lanes)
+        self.tasks: dict[int, TaskID] = {}
+        self.progress: Progress | None = None
+
+    def __enter__(self) -> SweepView:
+        if out.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
+            self.progress = Progress(*columns, console=out, transient=True)
+            self.total = self.progress.add_task("all runs", total=self.runs, text="")
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def show(self, slot: Any, task: Any, report: Any) -> None:
+        """One report of a process."""
+        from kdrun.commands.worker import Advanced, Ended
+
+        if isinstance(report, Advanced):
+            self._advance(slot.number, task, report)
+        elif isinstance(report, Ended):
+            self._end(slot.number, task, report)
+        else:
+            self.positions.pop(slot.number, None)
+            if self.progress is not None and slot.number in self.tasks:
+                self.progress.update(self.tasks[slot.number], completed=0, text="", description="idle")
+
+    def _advance(self, number: int, task: Any, report: Any) -> None:
+        lanes = len(task.plans)
+        self.positions[number] = (report.position, report.epochs, lanes if task.kind == "lanes" else 0)
+        text = f"epoch {report.position:.1f}/{report.epochs} · {report.images_per_second:,.0f} images/s"
+        if lanes > 1:
+            text += f" × {lanes} lanes"
+        if self.progress is not None:
+            if number not in self.tasks:
+                self.tasks[number] = self.progress.add_task("", total=1, text="")
+            self.progress.update(self.tasks[number], description=f"  {task.label[:48]}", completed=report.position,
+                                 total=report.epochs, text=text)  # fmt: skip
+            self.progress.update(self.total, completed=self._done(), text=self._summary())
+        elif time.monotonic() - self.last_line > 60:
+            self.last_line = time.monotonic()
+            note(f"{task.label}: {text}; {self._summary()}")
+
+    def _done(self) -> float:
+        """Runs, counting the trained part of those under way."""
+        return self.ended + sum(lanes * epoch / epochs for epoch, epochs, lanes in self.positions.values())
+
+    def _summary(self) -> str:
+        done, spent = self._done(), time.monotonic() - self.begun
+        left = f", about {duration(spent / done * (self.runs - done))} left" if done > 0.02 * self.runs else ""
+        return f"{self.ended}/{self.runs} runs" + (f", {self.failed} failed" if self.failed else "") + left
+
+    def _end(self, number: int, task: Any, report: Any) -> None:
+        place = escape(str(self.places.get(report.run, report.run)))
+        if task.kind == "teacher":
+            say(f"[bold red]failed[/]  teacher of {place}: {escape(report.reason)}")
+            return
+        if report.elsewhere:
+            note(f"elsewhere  {place}: {report.reason}")
+            return
+        self.ended += 1
+        self.last_line = time.monotonic()
+        if number in self.positions:
+            epoch, epochs, lanes = self.positions[number]
+            self.positions[number] = (epoch, epochs, max(lanes - 1, 0))
+        if report.result is None:
+            self.failed += 1
+            say(f"[bold red]failed[/]  {place}: {escape(report.reason)}  [dim]{self._summary()}[/]")
+        else:
+            teacher = report.result["teacher_top1"]
+            beside = f" (teacher {teacher:.2f} %)" if teacher is not None else ""
+            top1 = report.result["top1_last"]
+            say(f"[bold green]done[/]  {place}: [bold]{top1:.2f} %[/]{beside}  [dim]{self._summary()}[/]")
 
 
 def run_facts(facts: dict[str, Any]) -> None:

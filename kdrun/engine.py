@@ -4,7 +4,8 @@ forward; each has its own network, method, optimizer, randomness and failure."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,21 +93,29 @@ def choose_attention(model: nn.Module, numerics: Numerics) -> None:
 
 
 class Teacher:
-    """The frozen teacher: eval mode, no gradient, and one forward per batch however many students ask for it."""
+    """The frozen teacher: eval mode, no gradient, and one forward per image tensor however many students ask for it."""
+
+    KEPT = 2  # the usual view of a batch and one more: lanes that need both ask for them in turn
 
     def __init__(self, network: Network):
         self.network = network
         network.tap.eval().requires_grad_(False)
-        self.seen: Tensor | None = None
-        self.outputs: Outputs | None = None
+        self.seen: list[tuple[Tensor, Outputs]] = []
 
     def __call__(self, image: Tensor) -> Outputs:
-        if self.seen is not image or self.outputs is None:
-            assert not self.network.tap.training, "something has put the teacher into training mode"
-            with torch.no_grad():
-                self.outputs = self.network(image)
-            self.seen = image
-        return self.outputs
+        for position, (seen, outputs) in enumerate(self.seen):
+            if seen is image:
+                self.seen.append(self.seen.pop(position))
+                return outputs
+        assert not self.network.tap.training, "something has put the teacher into training mode"
+        with torch.no_grad():
+            outputs = self.network(image)
+        self.seen = [*self.seen[1 - self.KEPT :], (image, outputs)]
+        return outputs
+
+    def forget(self) -> None:
+        """Let go of a finished batch's outputs, which are large."""
+        self.seen = []
 
 
 class Peer(Teacher):
@@ -117,6 +126,9 @@ class Peer(Teacher):
 
     def __call__(self, image: Tensor) -> Outputs:
         return self.network(image)
+
+    def forget(self) -> None:
+        pass
 
 
 class Preparation(Method):
@@ -167,6 +179,12 @@ class Lane:
         """The network whose accuracy is reported and whose weights are saved: the average, where one is kept."""
         return self.deployed if self.ema is None else self.ema.module
 
+    def memory(self) -> int:
+        """Bytes that stay between steps: weights and buffers, gradients, two moments, and the average."""
+        size = sum(x.numel() * x.element_size() for x in (*self.model.parameters(), *self.method.parameters()))
+        kept = sum(x.numel() * x.element_size() for x in (*self.model.buffers(), *self.method.buffers()))
+        return 4 * size + kept + (0 if self.ema is None else size)
+
     def forward(self, image: Tensor) -> Outputs:
         out = self.student(image)
         if self.logits is None or image is self.usual:  # of several views, the usual one's accuracy is shown
@@ -190,6 +208,18 @@ class Lane:
                 self.update(learning_rate(self.options, self.epochs, epoch, step, steps))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self.explain(error, len(batch.label)) from error
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Keep an error as this lane's failure, so that its neighbours go on. The first one stays."""
+        try:
+            yield
+        except RunError as error:
+            self.failed = self.failed or error
+        except Exception as error:
+            failed = RunError(f"{type(error).__name__}: {one_line(error)}")
+            failed.__cause__ = error
+            self.failed = self.failed or failed
 
     def update(self, rate: float) -> None:
         if self.options.clip_norm is not None:
@@ -216,33 +246,34 @@ def step_key(seed: int, epoch: int, step: int) -> int:
 
 
 def train_epoch(
-    lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader, epoch: int, start: int = 0
+    lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader, epoch: int, starts: Sequence[int] | None = None
 ) -> Iterator[int]:
-    """Train every lane on the batches of `epoch` from step `start`, yielding the number of each finished step.
+    """Train every lane on the batches of `epoch`, each from its own step in `starts` (by default from the first),
+    yielding the number of each finished step.
 
     A lane that fails keeps its error and stops; the others go on.
     """
     steps = loader.steps_per_epoch
-    for lane in lanes:
+    starts = starts or [0] * len(lanes)
+    for lane, start in zip(lanes, starts, strict=True):
         lane.student.tap.train()
         lane.method.train()
         if start == 0:
             lane.meter = TrainMeter(lane.device, steps)
-    for step, batch in enumerate(loader.epoch(epoch, start), start):
-        for lane in lanes:
-            if lane.failed is None:
-                try:
+    first = min(starts, default=0)
+    for step, batch in enumerate(loader.epoch(epoch, first), first):
+        for lane, start in zip(lanes, starts, strict=True):
+            if lane.failed is None and step >= start:
+                with lane.isolated():
                     lane.step(batch, lane.peer or teacher, epoch, step, steps)
-                except RunError as error:
-                    lane.failed = error
+        if teacher is not None:
+            teacher.forget()
         if all(lane.failed for lane in lanes):
             return
         yield step
     for lane in lanes:
-        try:
+        with lane.isolated():
             lane.meter.check(steps)
-        except RunError as error:
-            lane.failed = lane.failed or error
 
 
 def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from kdrun.checkpoint import save_weights
 from kdrun.engine import Lane, Preparation, Teacher, TrainLoader, evaluate, train_epoch
-from kdrun.errors import Interrupted
+from kdrun.errors import Interrupted, KdrunError
 from kdrun.job import Job, Loaders
 from kdrun.options import OptimizerOptions
 from kdrun.stop import Stop
@@ -85,18 +88,20 @@ def fit(
     save_every: float,
     stop: Stop,
 ) -> Iterator[Event]:
-    """Train all jobs, which stand at the same step, to the last epoch; save_every is in seconds.
+    """Train all jobs to the last epoch; save_every is in seconds. Those that stand further ahead join in where they
+    stand, so that lanes which a kill has left at different steps train together again.
 
     Raises Interrupted after saving where a signal asked to stop.
     """
     steps = loaders.train.steps_per_epoch
-    position = {(job.epoch, job.step) for job in jobs}
-    assert len(position) <= 1, f"lanes stand at different steps: {sorted(position)}"
-    first, start = position.pop() if position else (epochs, 0)
-    saved = time.monotonic()
-    for epoch in range(first, epochs):
+    saved, waiting = time.monotonic(), list(jobs)
+    for epoch in range(min((job.epoch for job in jobs), default=epochs), epochs):
         clock = Clock(loaders.train.batch_size)
-        for step in train_epoch([job.lane for job in jobs], teacher, loaders.train, epoch, start):
+        jobs = [job for job in waiting if job.epoch <= epoch]
+        for job in jobs:
+            job.begun = job.step
+        starts = [job.step for job in jobs]
+        for step in train_epoch([job.lane for job in jobs], teacher, loaders.train, epoch, starts):
             clock.tick()
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
             # Between the halves of an accumulated update there are gradients that a checkpoint does not hold.
@@ -109,18 +114,18 @@ def fit(
                     raise Interrupted(
                         f"stopped by {stop.signal} in epoch {epoch + 1}; saved. The same command resumes."
                     )
-        lap, start = clock.lap(), 0
+        lap = clock.lap()
         # Short epochs need not each pay for a checkpoint: a resume repeats them bit for bit.
         save = epoch + 1 == epochs or bool(stop.signal) or time.monotonic() - saved > SAVE_SECONDS
-        for job in list(jobs):
+        for job in jobs:
             if job.lane.failed is not None:
-                jobs.remove(job)
+                waiting.remove(job)
                 yield give_up(job)
                 continue
             job.train_seconds += lap
             yield Epoch(job, epoch + 1, close_epoch(job, loaders, epoch, epochs, eval_every, clock, save))
         saved = time.monotonic() if save else saved
-        if not jobs:
+        if not waiting:
             return
         if stop.signal and epoch + 1 < epochs:
             raise Interrupted(f"stopped by {stop.signal} after epoch {epoch + 1}; saved. The same command resumes.")
@@ -154,9 +159,10 @@ class Clock:
 def save_between(jobs: list[Job], epoch: int, step: int, seconds: float) -> None:
     """Checkpoint inside an epoch, `seconds` of training after the last one."""
     for job in jobs:
-        job.epoch, job.step = epoch, step
-        job.train_seconds += seconds
-        job.save()
+        if step > job.begun:  # one that joins in later has its own checkpoint
+            job.epoch, job.step = epoch, step
+            job.train_seconds += seconds
+            job.save()
 
 
 def living(jobs: list[Job]) -> list[Job]:
@@ -164,10 +170,14 @@ def living(jobs: list[Job]) -> list[Job]:
 
 
 def give_up(job: Job) -> Failed:
-    """Record why a job ended; the last good checkpoint stays."""
-    reason = str(job.lane.failed)
-    job.run.fail(reason)
-    return Failed(job, reason)
+    """Record why a job ended, an unexpected error with its traceback; the last good checkpoint stays."""
+    error = job.lane.failed
+    assert error is not None
+    cause = error.__cause__
+    unexpected = cause is not None and not isinstance(cause, KdrunError | MemoryError | torch.OutOfMemoryError)
+    details = "".join(traceback.format_exception(cause)) if unexpected else ""
+    job.run.fail(f"{error}\n{details}".rstrip("\n"))
+    return Failed(job, str(error))
 
 
 def close_epoch(

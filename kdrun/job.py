@@ -57,6 +57,7 @@ class Job:
     score: Score = field(default_factory=Score)
     epoch: int = 0  # where training stands: this epoch's step `step` comes next
     step: int = 0
+    begun: int = 0  # the step from which it takes part in the current epoch
     train_seconds: float = 0.0
     images: int = 0
     stage: str = ""  # the preparation has a checkpoint of its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -329,7 +330,7 @@ def test_random_step_generator_is_keyed():
     for start in (0, 2):
         lane = make_lane(method=Drawing())
         lane.meter = TrainMeter(CPU, 5)
-        list(train_epoch([lane], None, loader(), 0, start=start))
+        list(train_epoch([lane], None, loader(), 0, [start]))
     assert drawn[2:5] == drawn[5:8]
     assert len(set(drawn[:5])) == 5
 

@@ -1,23 +1,43 @@
-"""One run from its configuration to its result: find or train the teacher, train the student, write the files."""
+"""Runs from their configuration to their results: find or train the teacher, train the students, write the files.
+
+One run is a session with one lane; runs that share data, teacher, length and numerics are lanes of one session.
+"""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun import console
 from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network, make_plan, output_root
+from kdrun.commands.outcome import Student, announce, draw, parameters_of, result_of, show_result, warnings
 from kdrun.config import RunConfig, read_resolved, to_yaml
 from kdrun.errors import KdrunError, RunError, one_line
 from kdrun.methods.build import make_method
-from kdrun.runs import RunDirectory, now, rebuild_results
+from kdrun.runs import RunDirectory, rebuild_results
 
 if TYPE_CHECKING:
-    from kdrun.engine import Lane, Network, Teacher
-    from kdrun.job import Job, Loaders
+    from kdrun.engine import Network, Teacher
+    from kdrun.fit import Event
+    from kdrun.job import Loaders
     from kdrun.stop import Stop
+
+PEER_SEED = 1_000_000  # a peer of the student's own architecture must not start as its copy
+
+# (what trains, its epochs, where it stands in epochs) -> a context whose value takes every event
+View = Callable[[str, int, float], AbstractContextManager[Callable[["Event"], None]]]
+Ended = Callable[[Plan, "dict[str, Any] | KdrunError"], None]
+
+
+@contextmanager
+def training_view(what: str, epochs: int, first: float) -> Iterator[Callable[[Event], None]]:
+    """On the screen."""
+    with console.TrainingView(what, epochs, first) as view:
+        yield view.show
 
 
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
@@ -30,9 +50,10 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     announce(plan)
     from kdrun.stop import stop_on_signals
 
+    outcome: list[dict[str, Any] | KdrunError] = []
     with plan.run.lock(), stop_on_signals() as stop:
         try:
-            result = Training(plan, stop).train_student()
+            Session([plan], stop, training_view, lambda _, found: outcome.append(found)).run()
         except RunError as error:
             plan.run.fail(str(error))
             raise
@@ -41,63 +62,105 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         except Exception as error:
             plan.run.fail(f"{one_line(error)}\n{traceback.format_exc()}")
             raise
+    result = outcome[0]
+    if isinstance(result, KdrunError):
+        raise result
     rebuild_results(output_root(config))
     show_result("done", plan, result)
     return result
 
 
-PEER_SEED = 1_000_000  # a peer of the student's own architecture must not start as its copy
+class Session:
+    """Plans that share data, teacher, length and requested numerics: numerics and data, the teacher, the students.
 
+    `ended` gets every plan's result or its error as soon as it is known. What ends all of them is raised.
+    """
 
-class Training:
-    """One plan on its way to a result: numerics and data, then the teacher, then the student."""
-
-    def __init__(self, plan: Plan, stop: Stop):
+    def __init__(self, plans: list[Plan], stop: Stop, view: View, ended: Ended, memory_share: float = 0.5):
+        """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
         from kdrun.numerics import pinned, resolve
 
-        self.plan, self.config, self.stop = plan, plan.config, stop
-        config, recorded = self.config, read_resolved(plan.run.path)
+        self.plans, self.stop, self.view, self.ended = plans, stop, view, ended
+        self.memory_share, self.left = memory_share, []
+        self.plan, self.config = plans[0], plans[0].config
+        config = self.config
+        recorded = next((found for plan in plans if (found := read_resolved(plan.run.path)) is not None), None)
         if recorded is not None:
             self.numerics, note, self.undecided = pinned(recorded, config.device), "", False
         else:
             self.numerics, note, self.undecided = resolve(
                 config.device, config.precision, config.compile, config.threads, config.deterministic
             )
-        self.data = load_data(plan, console.track)
+        self.data = load_data(self.plan, console.track)
         for line in (*self.data.notes, note, *warnings(config)):
             if line:
                 console.note(line)
 
-    def train_student(self) -> dict[str, Any]:
-        """Teacher first, then the student to its last epoch."""
+    def run(self) -> None:
+        """Teacher first, then the students to their last epoch."""
         from kdrun.engine import Teacher, evaluate
 
-        config, plan = self.config, self.plan
-        taught, about = self.obtain_teacher() if plan.method.needs_teacher else (None, None)
+        taught, about = self.obtain_teacher() if self.plan.method.needs_teacher else (None, None)
         self.numerics.apply()
-        student = make_network(config.student, self.data, config.seed, self.numerics, config.batch_size)
-        method = make_method(config.method)
-        loaders = make_loaders(self.data, config.batch_size, config.seed, config.teacher_view, self.numerics,
-                               views=method.views)  # fmt: skip
-        job = make_job(run=plan.run, digest=plan.digest, student=student, teacher=taught, method=method,
-                       optimizer=config.optimizer, epochs=config.epochs, seed=config.seed, data=self.data,
-                       loaders=loaders)  # fmt: skip
-        teacher = job.lane.peer if job.lane.peer or taught is None else Teacher(taught)
-        extra = 0 if method.deploys else method.extra_parameters()
-        added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
-        console.say(f"[bold]student[/] {config.student.name}: {parameters_of(job.lane):,} parameters{added}")
-        if method.note():
-            console.note(method.note())
+        students, loaders = self.make_students(taught, about)
+        if not students:
+            return
+        frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
+        teacher = students[0].job.lane.peer or frozen
         if self.undecided:
-            self.decide_compile(job, teacher, loaders, config.epochs)
-        self.run_to_end(job, teacher, loaders, "student", about)
-        if about is not None and taught is not None and job.lane.peer is not None:
-            about["top1"] = evaluate(taught.tap.model, taught.tap.prepare, loaders.test, self.numerics)["top1"]
-        result = self.result(job, about, extra)
+            self.decide_compile(students, teacher, loaders)
+        for student, error in self.run_to_end(students, teacher, loaders, "student"):
+            if error is not None:
+                self.ended(student.plan, error)
+                continue
+            if about is not None and taught is not None and student.job.lane.peer is not None:
+                about["top1"] = evaluate(taught.tap.model, taught.tap.prepare, loaders.test, self.numerics)["top1"]
+            self.finish(student)
+
+    def finish(self, student: Student) -> None:
+        """Pictures, then result.json, whose presence means finished."""
+        plan, config = student.plan, student.plan.config
+        result = result_of(student)
         draw(plan.run, f"{plan.method.name}: {plan.teacher_name or 'no teacher'} → {config.student.name}, "
                        f"{config.dataset.name}, seed {config.seed}")  # fmt: skip
         plan.run.finish(result)
-        return result
+        self.ended(plan, result)
+
+    def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[Student], Loaders]:
+        """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;
+        those that memory does not hold stay in `left`."""
+        from kdrun.cost import free_memory
+
+        methods = [make_method(plan.config.method) for plan in self.plans]
+        views = tuple(dict.fromkeys(view for method in methods for view in method.views))
+        config = self.config
+        loaders = make_loaders(self.data, config.batch_size, config.seed, config.teacher_view, self.numerics,
+                               views=views)  # fmt: skip
+        students: list[Student] = []
+        room = self.memory_share * free_memory(self.numerics.torch_device)
+        for position, (plan, method) in enumerate(zip(self.plans, methods, strict=True)):
+            if students and sum(student.job.lane.memory() for student in students) > room:
+                self.left = self.plans[position:]
+                console.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
+                break
+            try:
+                network = make_network(plan.config.student, self.data, plan.config.seed, self.numerics,
+                                       plan.config.batch_size)  # fmt: skip
+                job = make_job(run=plan.run, digest=plan.digest, student=network, teacher=taught, method=method,
+                               optimizer=plan.config.optimizer, epochs=plan.config.epochs, seed=plan.config.seed,
+                               data=self.data, loaders=loaders)  # fmt: skip
+            except KdrunError as error:
+                if len(self.plans) == 1:
+                    raise
+                self.ended(plan, error)
+                continue
+            extra = 0 if method.deploys else method.extra_parameters()
+            added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
+            console.say(f"[bold]student[/] {plan.config.student.name}: {parameters_of(job.lane):,} parameters{added}")
+            if method.note():
+                console.note(method.note())
+            students.append(Student(plan, job, extra, about))
+        return students, loaders
 
     def obtain_teacher(self) -> tuple[Network, dict[str, Any]]:
         """The teacher and what is known of it, its accuracy measured: from a checkpoint, as an untrained control, from
@@ -130,27 +193,30 @@ class Training:
         console.say(f"[bold]teacher[/] {options.name} ({kind}): [bold]{top1:.2f} %[/] top-1 on the test set{origin}")
         return network, describe(kind, options.name, top1, sha256, place)
 
-    def rehearse(self) -> None:
-        """One step of the method on untrained networks and two images of noise. Raises PairingError."""
+    def rehearse(self, plan: Plan | None = None) -> None:
+        """One step of the method on untrained networks and two images of noise. Raises PairingError, ConfigError."""
         import torch
 
         from kdrun.batch import Batch, Progress
         from kdrun.engine import Teacher
 
-        config, side = self.config, self.data.splits.image_size
-        untrained = replace(config.teacher, checkpoint=None, pretrained="false")
+        plan = plan or self.plan
+        config, side = plan.config, self.data.splits.image_size
         student = make_network(config.student, self.data, 0, self.numerics, config.batch_size)
-        teacher = make_network(untrained, self.data, 1, self.numerics, config.batch_size)
+        teacher = None
+        if plan.method.needs_teacher:
+            untrained = replace(config.teacher, checkpoint=None, pretrained="false")
+            teacher = make_network(untrained, self.data, 1, self.numerics, config.batch_size)
         loaders = make_loaders(self.data, config.batch_size, 0, "same", self.numerics)
-        job = make_job(run=self.plan.run, digest="", student=student, teacher=teacher,
-                       method=make_method(config.method), optimizer=config.optimizer, epochs=1, seed=0,
-                       data=self.data, loaders=loaders)  # fmt: skip
+        job = make_job(run=plan.run, digest="", student=student, teacher=teacher, method=make_method(config.method),
+                       optimizer=config.optimizer, epochs=1, seed=0, data=self.data, loaders=loaders)  # fmt: skip
         device = self.numerics.torch_device
         image = torch.randn(2, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
         batch = Batch(image, torch.arange(2, device=device), torch.arange(2, device=device), image, image)
         job.lane.student.tap.train()
+        taught = None if teacher is None else Teacher(teacher)
         with torch.no_grad():
-            job.lane.method(batch, student, Teacher(teacher), Progress(0, 1, 0, 1, torch.Generator(device)))
+            job.lane.method(batch, student, taught, Progress(0, 1, 0, 1, torch.Generator(device)))
 
     def train_teacher(self, run: RunDirectory) -> None:
         """By its own recipe, precision and seed, with the same loop and the labels alone."""
@@ -173,124 +239,80 @@ class Training:
         job = make_job(run=run, digest=self.plan.teacher_digest or "", student=network, teacher=None,
                        method=Independent(), optimizer=recipe, epochs=recipe.epochs, seed=options.seed,
                        data=self.data, loaders=loaders)  # fmt: skip
+        lane = Student(self.plan, job, 0)
         if self.undecided and recorded is None:
-            self.decide_compile(job, None, loaders, recipe.epochs)
-        self.run_to_end(job, None, loaders, "teacher", None)
+            self.decide_compile([lane], None, loaders)
+        for _, error in self.run_to_end([lane], None, loaders, "teacher"):
+            if error is not None:
+                raise error
         record_weights(run)
         draw(run, f"teacher {options.name} on {self.config.dataset.name}")
-        run.finish(self.result(job, None, 0))
+        run.finish(result_of(lane))
 
-    def decide_compile(self, job: Job, teacher: Teacher | None, loaders: Loaders, epochs: int) -> None:
-        """Settle `compile=auto` by a timed probe, for the networks of this job."""
+    def decide_compile(self, students: list[Student], teacher: Teacher | None, loaders: Loaders) -> None:
+        """Settle `compile=auto` by a timed probe of the first, for the networks of all."""
         from kdrun.probe import choose_compile, switch
 
-        compiled, note = choose_compile(job, teacher, loaders, epochs)
-        switch([job.lane.student] + ([] if teacher is None else [teacher.network]), compiled)
+        first = students[0].job
+        compiled, note = choose_compile(first, teacher, loaders, first.lane.epochs)
+        networks = [student.job.lane.student for student in students]
+        switch(networks + ([] if teacher is None else [teacher.network]), compiled)
         if note:
             console.note(note)
 
     def run_to_end(
-        self, job: Job, teacher: Teacher | None, loaders: Loaders, what: str, about: dict[str, Any] | None
-    ) -> None:
-        """Resume or begin, and train to the last epoch. Raises RunError for a failed run, Interrupted for a signal."""
-        from kdrun.fit import Failed, fit, keep_as_is, prepare
+        self, students: list[Student], teacher: Teacher | None, loaders: Loaders, what: str
+    ) -> Iterator[tuple[Student, RunError | None]]:
+        """Resume or begin, and train to the last epoch, yielding each as it ends, with its error if it failed.
+
+        Raises Interrupted for a signal.
+        """
+        from kdrun.fit import Epoch, Failed, fit, keep_as_is
+
+        epochs, steps = students[0].job.lane.epochs, loaders.train.steps_per_epoch
+        jobs: dict[int, Student] = {}
+        for student in students:
+            try:
+                self.begin(student, teacher, loaders, what)
+                if epochs == 0:
+                    keep_as_is(student.job, loaders)
+            except RunError as error:
+                student.job.run.fail(str(error))
+                yield student, error
+                continue
+            if student.job.epoch == epochs:
+                yield student, None
+            else:
+                jobs[id(student.job)] = student
+        waiting = [student.job for student in jobs.values()]
+        if not waiting:
+            return
+        with self.view(what, epochs, min(job.epoch + job.step / steps for job in waiting)) as show:
+            for event in fit(waiting, teacher, loaders, epochs=epochs, eval_every=self.config.eval_every,
+                             save_every=60 * self.config.save_every_minutes, stop=self.stop):  # fmt: skip
+                show(event)
+                if isinstance(event, Failed):
+                    yield jobs[id(event.job)], RunError(f"{what}: {event.reason}")
+                elif isinstance(event, Epoch) and event.epoch == epochs:
+                    yield jobs[id(event.job)], None
+
+    def begin(self, student: Student, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
+        """Resume where it stands, or write what is known before training and prepare its method."""
+        from kdrun.fit import prepare
         from kdrun.provenance import provenance
 
-        numerics, config = job.lane.student.numerics, self.config
-        data = {"fingerprint": self.plan.source.fingerprint(), "train": loaders.train.num_samples,
+        job, plan = student.job, student.plan
+        data = {"fingerprint": plan.source.fingerprint(), "train": loaders.train.num_samples,
                 "test": loaders.test.num_samples, "mean": self.data.stats[0], "std": self.data.stats[1]}  # fmt: skip
         resumed = job.resume(loaders.train.steps_per_epoch)
         if resumed:
             console.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
-        job.run.begin(to_yaml(config, numerics.as_dict()), provenance(numerics, data, about))
+        numerics = job.lane.student.numerics
+        job.run.begin(to_yaml(plan.config, numerics.as_dict()), provenance(numerics, data, student.about))
         preparation = job.lane.method.preparation()
         if preparation is not None and not resumed:
-            title = f"preparing {self.plan.method.name}"
+            title = f"preparing {plan.method.name}"
             console.note(f"{title}: {preparation.epochs} epochs before the first")
-            with console.TrainingView(title, preparation.epochs, 0) as view:
+            with self.view(title, preparation.epochs, 0) as show:
                 for step in prepare(job, preparation, teacher, loaders.train, self.stop):
-                    view.show(step)
-        epochs = job.lane.epochs
-        if epochs == 0:
-            keep_as_is(job, loaders)
-        save_every = 60 * config.save_every_minutes
-        with console.TrainingView(what, epochs, job.epoch + job.step / loaders.train.steps_per_epoch) as view:
-            for event in fit([job], teacher, loaders, epochs=epochs, eval_every=config.eval_every,
-                             save_every=save_every, stop=self.stop):  # fmt: skip
-                if isinstance(event, Failed):
-                    raise RunError(f"{what}: {event.reason}")
-                view.show(event)
-
-    def result(self, job: Job, teacher: dict[str, Any] | None, extra: int) -> dict[str, Any]:
-        """The published keys of result.json, for a student or (job in the teachers' store) a teacher."""
-        from kdrun.cost import count_flops, peak_memory
-
-        config, lane, score = self.config, job.lane, job.score
-        numerics, is_teacher = lane.student.numerics, job.run.role == "teacher"
-        tap = lane.student.tap
-        return {
-            "schema": 1, "dataset": config.dataset.name,
-            "teacher": None if is_teacher else self.plan.teacher_name,
-            "student": config.teacher.name if is_teacher else config.student.name,
-            "method": "none" if is_teacher else self.plan.method.name,
-            "benchmark": config.benchmark, "seed": lane.seed, "digest": job.digest, "epochs": lane.epochs,
-            "precision": numerics.precision, "compile": numerics.compile, "threads": numerics.threads,
-            "device": numerics.device, "teacher_top1": teacher["top1"] if teacher else None,
-            "top1_last": score.last["top1"], "top1_best": score.top1_best, "top1_best_epoch": score.top1_best_epoch,
-            "top1_val_selected": score.top1_val_selected, "top5_last": score.last["top5"],
-            "params": parameters_of(lane), "extra_params": extra,
-            "flops": count_flops(lane.deployed, tap.input_size or tap.image_size),
-            "images_per_second": job.images / max(job.train_seconds, 1e-9), "train_seconds": job.train_seconds,
-            "peak_memory": peak_memory(numerics.torch_device), "finished_at": now(), "overrides": self.plan.overrides,
-        }  # fmt: skip
-
-
-def parameters_of(lane: Lane) -> int:
-    """Of what is deployed: the student, and what its method keeps at inference."""
-    return sum(parameter.numel() for parameter in lane.deployed.parameters())
-
-
-def draw(run: RunDirectory, title: str) -> None:
-    from kdrun.report.curves import draw_curves
-
-    draw_curves(run, title)
-
-
-def warnings(config: RunConfig) -> list[str]:
-    """Settings that are legal and probably not meant."""
-    found = []
-    options = config.optimizer
-    beyond = [milestone for milestone in options.milestones if milestone >= config.epochs]
-    if options.schedule == "multistep" and beyond == options.milestones:
-        found.append(
-            f"note: the learning rate never drops: optimizer.milestones={options.milestones} lie beyond "
-            f"epochs={config.epochs}. For short runs set optimizer.schedule=cosine or one_cycle."
-        )
-    return found
-
-
-def announce(plan: Plan) -> None:
-    """What is about to run, and where."""
-    config = plan.config
-    pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
-    console.say(
-        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
-        f"[dim]{console.short_path(plan.run.path)}[/]"
-    )
-
-
-def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:
-    """The last words of a run."""
-    teacher = f", teacher {result['teacher_top1']:.2f} %" if result["teacher_top1"] is not None else ""
-    selected = result["top1_val_selected"]
-    val = f", validation-selected {selected:.2f} %" if selected is not None else ""
-    best = f"best on test {result['top1_best']:.2f} % at epoch {result['top1_best_epoch']}{val}{teacher}"
-    arithmetic = result["precision"] + (" compiled" if result["compile"] else "")
-    console.say(
-        f"[bold green]{how}[/]  {plan.method.name}  {result['student']}: [bold]{result['top1_last']:.2f} %[/] top-1 at "
-        f"the last epoch ({best}), {result['images_per_second']:,.0f} images/s, {arithmetic}, "
-        f"{console.duration(result['train_seconds'])} of training, peak memory {console.size(result['peak_memory'])}"
-    )
-    console.say(
-        f"      {console.short_path(plan.run.path)}/  (result.json, metrics.csv, curves.png, student.safetensors)"
-    )
+                    show(step)

@@ -11,6 +11,12 @@ from kdrun.errors import Interrupted, KdrunError, print_error
 def command(words: list[str]) -> int:
     """A single run is composed here; sweeps (-m) and Hydra's own flags (--cfg job …) go through Hydra's application."""
     flags, overrides, config_dir = split_arguments(words)
+    named = any(word.startswith("sweep=") for word in overrides)
+    other = any(word.startswith("hydra/launcher=") and word != "hydra/launcher=lanes" for word in overrides)
+    if (named or flags) and set(flags) <= {"-m", "--multirun"} and not other:
+        from kdrun.commands.sweep import command as sweep
+
+        return sweep(words)
     if not flags:
         try:
             config = load(overrides, config_dir)

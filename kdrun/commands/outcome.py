@@ -1,0 +1,101 @@
+"""What a run says of itself: its result, its announcement, its last words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kdrun import console
+from kdrun.assemble import Plan
+from kdrun.config import RunConfig
+from kdrun.runs import RunDirectory, now
+
+if TYPE_CHECKING:
+    from kdrun.engine import Lane
+    from kdrun.job import Job
+
+
+@dataclass
+class Student:
+    """One lane of a session, and what its result says beside its scores."""
+
+    plan: Plan
+    job: Job
+    extra: int
+    about: dict[str, Any] | None = None
+
+
+def result_of(student: Student) -> dict[str, Any]:
+    """The published keys of result.json, for a student or (job in the teachers' store) a teacher."""
+    from kdrun.cost import count_flops, peak_memory
+
+    plan, job, teacher = student.plan, student.job, student.about
+    config, lane, score = plan.config, job.lane, job.score
+    numerics, is_teacher = lane.student.numerics, job.run.role == "teacher"
+    tap = lane.student.tap
+    return {
+        "schema": 1, "dataset": config.dataset.name,
+        "teacher": None if is_teacher else plan.teacher_name,
+        "student": config.teacher.name if is_teacher else config.student.name,
+        "method": "none" if is_teacher else plan.method.name,
+        "benchmark": config.benchmark, "seed": lane.seed, "digest": job.digest, "epochs": lane.epochs,
+        "precision": numerics.precision, "compile": numerics.compile, "threads": numerics.threads,
+        "device": numerics.device, "teacher_top1": teacher["top1"] if teacher else None,
+        "top1_last": score.last["top1"], "top1_best": score.top1_best, "top1_best_epoch": score.top1_best_epoch,
+        "top1_val_selected": score.top1_val_selected, "top5_last": score.last["top5"],
+        "params": parameters_of(lane), "extra_params": student.extra,
+        "flops": count_flops(lane.deployed, tap.input_size or tap.image_size),
+        "images_per_second": job.images / max(job.train_seconds, 1e-9), "train_seconds": job.train_seconds,
+        "peak_memory": peak_memory(numerics.torch_device), "finished_at": now(), "overrides": plan.overrides,
+    }  # fmt: skip
+
+
+def parameters_of(lane: Lane) -> int:
+    """Of what is deployed: the student, and what its method keeps at inference."""
+    return sum(parameter.numel() for parameter in lane.deployed.parameters())
+
+
+def draw(run: RunDirectory, title: str) -> None:
+    from kdrun.report.curves import draw_curves
+
+    draw_curves(run, title)
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """Settings that are legal and probably not meant."""
+    found = []
+    options = config.optimizer
+    beyond = [milestone for milestone in options.milestones if milestone >= config.epochs]
+    if options.schedule == "multistep" and beyond == options.milestones:
+        found.append(
+            f"note: the learning rate never drops: optimizer.milestones={options.milestones} lie beyond "
+            f"epochs={config.epochs}. For short runs set optimizer.schedule=cosine or one_cycle."
+        )
+    return found
+
+
+def announce(plan: Plan) -> None:
+    """What is about to run, and where."""
+    config = plan.config
+    pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
+    console.say(
+        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
+        f"[dim]{console.short_path(plan.run.path)}[/]"
+    )
+
+
+def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:
+    """The last words of a run."""
+    teacher = f", teacher {result['teacher_top1']:.2f} %" if result["teacher_top1"] is not None else ""
+    selected = result["top1_val_selected"]
+    val = f", validation-selected {selected:.2f} %" if selected is not None else ""
+    best = f"best on test {result['top1_best']:.2f} % at epoch {result['top1_best_epoch']}{val}{teacher}"
+    arithmetic = result["precision"] + (" compiled" if result["compile"] else "")
+    console.say(
+        f"[bold green]{how}[/]  {plan.method.name}  {result['student']}: [bold]{result['top1_last']:.2f} %[/] top-1 at "
+        f"the last epoch ({best}), {result['images_per_second']:,.0f} images/s, {arithmetic}, "
+        f"{console.duration(result['train_seconds'])} of training, peak memory {console.size(result['peak_memory'])}"
+    )
+    console.say(
+        f"      {console.short_path(plan.run.path)}/  (result.json, metrics.csv, curves.png, student.safetensors)"
+    )

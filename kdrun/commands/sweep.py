@@ -1,0 +1,171 @@
+"""Multiruns and named sweeps: every cell composed and checked, the ledger written, the runs given to the launcher."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from kdrun import console
+from kdrun.assemble import Plan, make_plan, output_root
+from kdrun.compose import load
+from kdrun.config import RunConfig
+from kdrun.errors import ConfigError, KdrunError, one_line, print_error, suggest
+from kdrun.ledger import Cell, Ledger, write_ledger
+from kdrun.runs import rebuild_results
+from kdrun.sweeps import Sweep, Wish, multirun_sweep, named_sweep, split_words
+
+LAUNCHER = {"processes": "auto"}
+
+
+def command(words: list[str]) -> int:
+    """`kdrun train -m …` and `kdrun train sweep=NAME …` on the lanes launcher; the worst run's exit code."""
+    _, own, overrides, config_dir = split_words(words)
+    launcher, overrides = split_launcher(overrides)
+    if "sweep" in own:
+        sweep = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
+    else:
+        sweep = multirun_sweep(overrides, own.get("name"))
+    return run_sweep(sweep, launcher["processes"], "kdrun train -m " + " ".join(words_shown(words)), config_dir)
+
+
+def words_shown(words: list[str]) -> list[str]:
+    return [word for word in words if word not in ("-m", "--multirun")]
+
+
+def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(launcher settings, the other overrides). Raises ConfigError for a setting that is none."""
+    launcher, rest = dict(LAUNCHER), []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key == "hydra/launcher" and value == "lanes":
+            continue
+        if not key.startswith("launcher."):
+            rest.append(word)
+        elif key.removeprefix("launcher.") in LAUNCHER:
+            launcher[key.removeprefix("launcher.")] = value
+        else:
+            known = [f"launcher.{name}" for name in LAUNCHER]
+            raise ConfigError(f"{key}: no such setting.{suggest(key, known)} There are: {', '.join(known)}.")
+    return launcher, rest
+
+
+def run_sweep(sweep: Sweep, processes: str, command: str, config_dir: str | None) -> int:
+    """Compose, write the ledger, run what is not done, and say what became of it."""
+    found = compose_cells(sweep.wishes, config_dir)
+    if not found:
+        raise ConfigError(f"{sweep.name} has no cells.")
+    cells = [cell for cell, _ in found]
+    check_distinct(sweep, cells)
+    plans = [plan for _, plan in found if plan is not None]
+    broken = [cell for cell in cells if cell.run is None]
+    for cell in broken:
+        print_error(f"{place_of(cell)}: {cell.reason}")
+    if not plans:
+        return 2
+    root = output_root(plans[0].config)
+    ledger = Ledger(sweep.name, sweep.title, command, shape_of(sweep, cells), cells)
+    write_ledger(root, ledger)
+    pending = [plan for plan in plans if not plan.run.finished]
+    done = len({str(plan.run.path) for plan in plans if plan.run.finished})
+    total = len({str(plan.run.path) for plan in plans})
+    already = f", {done} of them done already" if done else ""
+    console.say(f"[bold]{sweep.name}[/]  {len(cells)} cells, {total} runs{already}  [dim]{console.short_path(root)}[/]")
+    code = launch(sweep.name, pending, processes, root, {str(plan.run.path): cell for cell, plan in found if plan})
+    rebuild_results(root)
+    console.say(f"the table so far: [bold]kdrun table {sweep.name}[/]")
+    return max(code, 2 if broken else 0)
+
+
+def launch(name: str, pending: list[Plan], processes: str, root: Path, places: dict[str, Cell]) -> int:
+    """Run the pending plans and return the exit code."""
+    if not pending:
+        return 0
+    from kdrun.commands.scheduler import Scheduler
+    from kdrun.console import SweepView
+
+    begun = time.monotonic()
+    runs = {str(plan.run.path) for plan in pending}
+    with SweepView(len(runs), {run: place_of(cell) for run, cell in places.items()}, root) as view:
+        outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", view.show).run()
+    spent = console.duration(time.monotonic() - begun)
+    if outcome.failures:
+        print_error(f"{len(outcome.failures)} run(s) failed; the same command tries them again: kdrun status {name}")
+    if outcome.elsewhere:
+        console.note(f"{len(outcome.elsewhere)} run(s) are being trained by other processes.")
+    if outcome.stopped:
+        print_error(f"{outcome.stopped} The same command goes on.")
+        return 1 if "disk full" in outcome.stopped else 75
+    console.say(f"[bold green]{len(outcome.results)} run(s) done[/] in {spent}")
+    return 1 if outcome.failures else 0
+
+
+def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell, Plan | None]]:
+    """Each wish as a cell and its plan, or as a cell that says why it cannot be. Cells that differ in their seed alone
+    are composed once."""
+    composed: dict[tuple[str, ...], RunConfig | str] = {}
+    found = []
+    for position in console.track(iter(range(len(wishes))), len(wishes), "composing"):
+        wish = wishes[position]
+        seeds = [word for word in wish.overrides if word.startswith("seed=")]
+        key = tuple(word for word in wish.overrides if not word.startswith("seed="))
+        if key not in composed:
+            try:
+                composed[key] = load(wish.overrides, config_dir)
+            except KdrunError as error:
+                composed[key] = str(error)
+        config = composed[key]
+        cell = Cell(wish.row, wish.column, 0, wish.overrides, published=wish.published)
+        plan = None
+        if isinstance(config, str):
+            cell.reason = config
+        else:
+            try:
+                config = replace(config, seed=int(seeds[-1].partition("=")[2])) if seeds else config
+                plan = make_plan(config, wish.overrides)
+                fill(cell, plan)
+            except (KdrunError, ValueError) as error:
+                cell.reason = one_line(error)
+        found.append((cell, plan))
+    return found
+
+
+def fill(cell: Cell, plan: Plan) -> None:
+    """What the run itself says of its place."""
+    config = plan.config
+    cell.run = str(plan.run.path.relative_to(output_root(config)))
+    cell.dataset, cell.teacher, cell.student = config.dataset.name, plan.teacher_name, config.student.name
+    cell.method, cell.benchmark, cell.seed = plan.method.name, config.benchmark, config.seed
+    if not cell.column:
+        cell.column = f"{config.dataset.name} · {config.teacher.name} → {config.student.name}"
+        cell.row = f"{plan.method.name} {cell.row}".strip()
+
+
+def check_distinct(sweep: Sweep, cells: list[Cell]) -> None:
+    """Raises ConfigError where two cells want the same place of the table."""
+    counts = Counter((cell.row, cell.column, cell.seed) for cell in cells if cell.run is not None)
+    for (row, column, seed), count in counts.items():
+        if count > 1:
+            raise ConfigError(
+                f"{sweep.name}: {count} cells for row {row!r}, column {column!r}, seed {seed}: every cell needs a "
+                "place of its own; give them different values, or rows of their own in a sweep's YAML."
+            )
+
+
+def shape_of(sweep: Sweep, cells: list[Cell]):
+    """The sweep's shape; for a multirun rows and columns in the order of their first cells."""
+    shape = sweep.shape
+    if not shape.rows:
+        shape.rows = list(dict.fromkeys(cell.row for cell in cells if cell.row))
+        shape.columns = list(dict.fromkeys(cell.column for cell in cells if cell.column))
+        shape.baseline = next((row for row in shape.rows if row.partition(" ")[0] == "none"), None)
+        shape.against = next((row for row in shape.rows if row.partition(" ")[0] == "kd"), None)
+    return shape
+
+
+def place_of(cell: Cell) -> str:
+    """A cell's name on the screen."""
+    if cell.run is None and not cell.column:
+        return " ".join(cell.overrides)
+    return f"{cell.row}, {cell.column}, seed {cell.seed}"

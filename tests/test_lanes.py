@@ -1,0 +1,228 @@
+"""Lanes: runs that share a process give the numbers of runs alone, fail alone, and survive kills together."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdrun.checkpoint import read_json
+from kdrun.groups import group_plans, split_to_fill
+from tests.conftest import TINY
+from tests.test_runs import numbers
+
+HERE = "launcher.processes=0"
+
+
+def by_place(outputs: Path) -> dict[str, dict]:
+    """method/s<seed>-<digest> -> the numbers of a run."""
+    found = {}
+    for path in (outputs / "runs").glob("*/*/*/*/result.json"):
+        folder = path.parent
+        found[f"{folder.parent.name}/{folder.name}"] = numbers(folder)
+        found[f"{folder.parent.name}/{folder.name}"]["result"].pop("overrides")  # as typed
+    return found
+
+
+METHODS = ["none", "kd", "dkd", "fitnet_joint", "at", "crd", "mlkd", "ctkd"]
+
+
+@pytest.mark.parametrize(("teacher", "precision"), [("resnet8", "fp32"), ("vit_cifar_tiny", "bf16")])
+def test_lanes_are_bit_identical_to_runs_alone(kdrun, outputs, tmp_path, teacher, precision):
+    """One teacher forward serves logits, maps and a second view; nobody notices the neighbours."""
+    words = [*TINY, "epochs=2", f"teacher={teacher}", f"precision={precision}", "eval_every=2"]
+    code, out, err = kdrun("train", "-m", *words, f"method={','.join(METHODS)}", "seed=3", HERE)
+    assert (code, err) == (0, ""), out
+    alone = tmp_path / "alone"
+    for method in METHODS:
+        code, out, err = kdrun("train", *words, f"method={method}", "seed=3", f"output_root={alone}")
+        assert code == 0, err
+    together, apart = by_place(outputs), by_place(alone)
+    assert set(together) == set(apart)
+    assert {place.partition("-")[0] for place in apart} == {f"{method}/s3" for method in METHODS}
+    for place in apart:
+        assert together[place] == apart[place], f"{place} differs"
+
+
+def test_a_failing_lane_ends_alone(kdrun, outputs):
+    """A loss that is not finite, and a network that cannot be made: recorded, shown, and the others go on."""
+    code, out, err = kdrun("train", "-m", *TINY, "epochs=2", "method=kd,dkd", "optimizer.lr=1e30,0.05", HERE)
+    assert code == 1
+    assert out.count("failed  ") == 2
+    assert "loss" in out and "2 run(s) failed" in err
+    assert len(by_place(outputs)) == 2
+    reasons = [path.read_text() for path in (outputs / "runs").glob("*/*/*/*/failed.txt")]
+    assert len(reasons) == 2
+    code, out, _ = kdrun("train", "-m", *TINY, "epochs=2", "method=kd,dkd", "optimizer.lr=1e30,0.05", HERE)
+    assert "2 of them done already" in out
+    assert code == 1
+
+
+def test_cells_that_cannot_run_are_listed_before_training(kdrun, outputs):
+    words = [*TINY, "epochs=1", "method=kd,fitnet_joint,deit", "student=resnet8,no_such_net", HERE]
+    code, out, err = kdrun("train", "-m", *words)
+    assert code == 2
+    assert err.count("no_such_net") >= 3
+    assert "distillation" in out.partition("done  ")[0]  # deit needs a distilled ViT student, found by rehearsal
+    assert len(by_place(outputs)) == 2
+    assert not list((outputs / "runs").glob("*/*/deit/*/metrics.csv"))
+
+
+def test_one_cell_without_a_seed_word(kdrun, outputs):
+    code, out, err = kdrun("train", "-m", *TINY, "epochs=1", "method=none", HERE)
+    assert (code, err) == (0, "")
+    assert "1 run(s) done" in out
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (["launcher.processes=many"], "launcher.processes=many: must be auto or a whole number"),
+    (["launcher.proceses=2"], "launcher.proceses: no such setting. Did you mean launcher.processes?"),
+    (["sweep=digit_table"], "sweep=digit_table: no such sweep."),
+    (["method=kd,lm"], "2 cells for row 'kd'"),
+])  # fmt: skip
+def test_mistakes_in_one_line(kdrun, words, line):
+    code, _, err = kdrun("train", "-m", *TINY, *words)
+    assert code == 2
+    assert err.count("\n") == 1 and line in err
+
+
+def plans_of(*words: str):
+    from kdrun.assemble import make_plan
+    from kdrun.commands.sweep import compose_cells
+    from kdrun.sweeps import multirun_sweep
+
+    assert make_plan
+    return [plan for _, plan in compose_cells(multirun_sweep([*TINY, *words], None).wishes, None) if plan is not None]
+
+
+def test_groups_share_teacher_seed_and_length():
+    plans = plans_of("method=kd,dkd,none", "seed=0,1", "epochs=1,2")
+    groups = group_plans(plans)
+    assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 2, 2, 2, 2]
+    for group in groups:
+        assert len({(plan.config.seed, plan.config.epochs, plan.teacher_digest) for plan in group}) == 1
+
+
+def test_a_run_that_two_cells_share_is_trained_once():
+    plans = plans_of("method=none", "teacher=resnet8,resnet14")
+    assert len(plans) == 2
+    assert [len(group) for group in group_plans(plans)] == [1]
+
+
+def test_idle_slots_get_halves():
+    plans = plans_of("method=kd,dkd,at,dist,nkd", "seed=0")
+    assert [len(group) for group in split_to_fill(group_plans(plans), 1)] == [5]
+    assert [len(group) for group in split_to_fill(group_plans(plans), 3)] == [2, 2, 1]
+    assert len(split_to_fill(group_plans(plans), 9)) == 5
+
+
+def test_memory_decides_how_many_lanes_train_at_once(kdrun, outputs, monkeypatch):
+    from kdrun import cost
+
+    monkeypatch.setattr(cost, "free_memory", lambda device: 3_000_000)  # room for one resnet8 and its moments
+    code, out, _ = kdrun("train", "-m", *TINY, "epochs=1", "method=kd,dkd,at", HERE)
+    assert code == 0
+    assert out.count("lanes at once") >= 1
+    assert len(by_place(outputs)) == 3
+
+
+def test_lanes_join_again_after_a_kill_between_their_saves(kdrun, outputs, tmp_path):
+    """One lane's checkpoint is an epoch older than its neighbour's: they end as if nothing had happened."""
+    words = ["-m", *TINY, "method=kd,dkd", "save_every_minutes=1e-9", HERE]
+    assert kdrun("train", *words, "epochs=3", f"output_root={tmp_path / 'whole'}")[0] == 0
+    from kdrun import fit
+
+    saves = 0
+    real = fit.Job.save
+
+    def save(job) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 13:  # teacher: its steps; then both lanes in turn
+            raise KeyboardInterrupt
+        real(job)
+
+    fit.Job.save = save
+    try:
+        code, _, _ = kdrun("train", *words, "epochs=3")
+    finally:
+        fit.Job.save = real
+    assert code == 130
+    assert kdrun("train", *words, "epochs=3")[0] == 0
+    assert by_place(outputs) == by_place(tmp_path / "whole")
+
+
+SWEEP = ["train", "-m", *TINY, "epochs=12", "teacher.recipe.epochs=3", "method=none,kd,at,dkd", "seed=0,1",
+         "save_every_minutes=1e-9", "launcher.processes=2", "name=killed"]  # fmt: skip
+
+
+def start(outputs: Path) -> subprocess.Popen:
+    environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
+    return subprocess.Popen([sys.executable, "-m", "kdrun", *SWEEP], env=environment, start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)  # fmt: skip
+
+
+UNSTEADY = ("finished_at", "train_seconds", "images_per_second", "peak_memory")
+
+
+def steady_rows(outputs: Path) -> list[str]:
+    """results.csv without what time decides, byte for byte."""
+    import csv
+
+    with (outputs / "results.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    keep = [position for position, name in enumerate(rows[0]) if name not in UNSTEADY]
+    return [",".join(row[position] for position in keep) for row in rows]
+
+
+@pytest.mark.slow
+def test_sigkill_of_the_whole_group_ten_times(tmp_path, kdrun):
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    expected = steady_rows(tmp_path / "whole")
+    assert len(expected) == 9
+
+    random.seed(1)
+    broken, kills = tmp_path / "broken", 0
+    for _ in range(10):
+        process = start(broken)
+        before = progress(broken)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and progress(broken) == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 1.5))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 5
+    assert start(broken).wait() == 0
+    assert steady_rows(broken) == expected
+    code, out, _ = kdrun("status", "killed", f"output_root={broken}")
+    assert code == 0 and "8" in out
+
+
+def progress(outputs: Path) -> int:
+    """Grows with everything that is saved."""
+    return sum(path.stat().st_mtime_ns for path in outputs.rglob("*.pt")) + len(list(outputs.rglob("result.json")))
+
+
+def test_ledger_says_where_each_cell_stands(kdrun, outputs):
+    from kdrun.ledger import read_ledger, result_of, state_of
+
+    kdrun("train", "-m", *TINY, "epochs=1", "method=kd,none", "optimizer.lr=0.1,1e30", HERE, "name=mine")
+    ledger = read_ledger(outputs, "mine")
+    states = [state_of(cell, outputs) for cell in ledger.cells]
+    assert sorted(state for state, _ in states) == ["done", "done", "failed", "failed"]
+    assert all("loss" in reason for state, reason in states if state == "failed")
+    assert {cell.row for cell in ledger.cells} == {
+        "kd optimizer.lr=0.1", "kd optimizer.lr=1e+30", "none optimizer.lr=0.1", "none optimizer.lr=1e+30"}  # fmt: skip
+    done = [result_of(cell, outputs) for cell in ledger.cells if state_of(cell, outputs)[0] == "done"]
+    assert all(result is not None and result["epochs"] == 1 for result in done)
+    assert read_json(outputs / "sweeps" / "mine" / "cells.json")["command"].startswith("kdrun train -m ")
