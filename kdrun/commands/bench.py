@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdrun.numerics import Numerics
 
 HELP = """
-usage: kdrun bench [train|eval|input …|methods] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
+usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
                    [rounds=N] [steps=N] [rows=fp32,bf16,bf16-compiled,fp32-compiled] [save=FILE.csv]
 
 Measures training steps, evaluation and the input pipeline of the engine against a plain PyTorch loop (float32, NCHW,
@@ -34,10 +34,13 @@ the share of the convolution floor. The plain loop runs in a process of its own 
 beside the engine, with the engine's allocator settings. Default: KD, WRN-40-2 to WRN-40-1, batch 64, made-up images.
 
 kdrun bench methods [methods=crd,at,…] [rows=bf16] times every method's training step beside plain KD's instead.
+kdrun bench lanes [sharing|machine] [methods=kd,dkd,…] times several methods on one teacher forward against the same
+runs one after the other, and one process per core with lanes inside against the plain loop.
 """
 
 PLAIN, TUNED = "plain loop", "plain, tuned malloc"
 KINDS = ("train", "eval", "input")
+LANES = ("lanes", "sharing", "machine")
 ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
 DEFAULTS = ["teacher=wrn_40_2", "student=wrn_40_1", "method=kd", "dataset=fake", "dataset.fake_train=4096",
             "dataset.fake_test=512", "dataset.fake_classes=100", "batch_size=64"]  # fmt: skip
@@ -69,12 +72,12 @@ class Bench:
 def command(words: list[str]) -> int:
     _, overrides, config_dir = split_arguments(words)
     kinds = [word for word in overrides if "=" not in word]
-    known = (*KINDS, "methods")
+    known = (*KINDS, "methods", *LANES)
     for kind in kinds:
         if kind not in known:
             raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} There are: {', '.join(known)}.")
     own = {"rounds": "15", "steps": "4", "rows": ",".join(ROWS[:3]), "save": "", "methods": ""}
-    if "methods" in kinds:
+    if "methods" in kinds or "lanes" in kinds:
         own |= {"rounds": "7", "rows": "bf16"}
     for word in overrides:
         key, _, value = word.partition("=")
@@ -83,6 +86,8 @@ def command(words: list[str]) -> int:
     rest = [word for word in overrides if "=" in word and word.partition("=")[0] not in own]
     if "methods" in kinds:
         return compare_methods(kinds, [*DEFAULTS, *METHODS, *rest], own, config_dir)
+    if "lanes" in kinds:
+        return compare_lanes(kinds, [*DEFAULTS, "teacher=wrn_40_4", "student=wrn_16_2", *rest], own)
     bench = prepare(load([*DEFAULTS, *rest], config_dir), own)
     lines: list[list[str]] = []
     from kdrun.measure.apart import apart
@@ -107,6 +112,16 @@ def compare_methods(kinds: list[str], words: list[str], own: dict[str, str], con
     bench = prepare(load(words, config_dir), own)
     lines = bench_methods.lines_of(bench, names, engine_step, measured, machine(bench))
     show(bench_methods.COLUMNS, lines, own["save"])
+    return 0
+
+
+def compare_lanes(kinds: list[str], words: list[str], own: dict[str, str]) -> int:
+    """`kdrun bench lanes`."""
+    from kdrun.commands import bench_lanes
+
+    bench = prepare(load(words), own)
+    names = own["methods"].split(",") if own["methods"] else []
+    show(bench_lanes.COLUMNS, bench_lanes.lines_of(bench, words, names, kinds), own["save"])
     return 0
 
 
