@@ -9,6 +9,9 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a student (and, where it is missing, its teacher): kdrun train method=dkd teacher=vgg16",
     "eval": "measure a finished run or a checkpoint: kdrun eval RUN",
+    "table": "what a sweep or any runs came to, beside published values: kdrun table NAME",
+    "report": "the same as one HTML file, with curves, costs and every run: kdrun report NAME",
+    "status": "how far sweeps are: done, running, failed, time left",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
     "explain": "a method's paper, equation and settings: kdrun explain method=dkd",
     "taps": "the feature shapes of a pair, and which stages belong together: kdrun taps teacher=… student=…",

@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.loggers import LOGGERS
 from kdrun.methods.source import read_method
 from kdrun.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions, setting
 
@@ -53,6 +54,7 @@ class RunConfig:
     teacher_view: str = setting(choices=("same", "clean", "independent"))
     output_root: str = setting()
     save_every_minutes: float = setting(over=0)
+    logger: list[str] = dataclasses.field(default_factory=list)
 
 
 # Bounds of hyperparameters by name or ending: names are the field's terms, so they mean the same in every method.
@@ -192,6 +194,9 @@ def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
 
 def _check_combinations(config: RunConfig) -> None:
     """Settings that are fine alone and wrong together."""
+    for name in config.logger:
+        if name not in LOGGERS:
+            raise ConfigError(f"logger={name}: choose {' or '.join(LOGGERS)}.{suggest(name, LOGGERS)}")
     for prefix, model in (("teacher", config.teacher), ("student", config.student)):
         if model.pretrained != "false" and model.checkpoint is not None:
             raise ConfigError(f"{prefix}.pretrained and {prefix}.checkpoint are both set: choose one.")

@@ -103,7 +103,7 @@ def state_of(cell: Cell, root: Path) -> tuple[str, str]:
         return "done", ""
     if not run.path.is_dir():
         return "missing", ""
-    if is_locked(run.path / ".lock"):
+    if is_locked(run.path):
         return "running", ""
     if run.failed_path.is_file():
         lines = run.failed_path.read_text(errors="replace").strip().splitlines()
@@ -111,15 +111,18 @@ def state_of(cell: Cell, root: Path) -> tuple[str, str]:
     return ("unfinished", "") if run.state_path.is_file() else ("missing", "")
 
 
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock; its file outlives it."""
-    if not path.is_file():
+def is_locked(run: Path) -> bool:
+    """Whether another process is at a run. Asked only where an owner has signed, who has left without a word if the
+    lock is free; for the moment of the question a starting run waits."""
+    if not (run / ".owner").is_file():
         return False
-    lock = FileLock(path)
+    lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:  # a folder that is only to be read
+        return False
     lock.release()
     return False
 

@@ -70,7 +70,7 @@ class RunDirectory:
         owner = self.path / ".owner"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=-1 if wait else 0)
+            lock.acquire(timeout=-1 if wait else 1)  # `kdrun status` holds it for a moment
         except Timeout as error:
             who = owner.read_text().strip() if owner.is_file() else "another process"
             raise RunError(

@@ -16,7 +16,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request to save and end; a second Ctrl-C ends at once."""
+    """Turn SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C into a request to save and end; a second Ctrl-C ends at once."""
     stop = Stop()
 
     def request(number: int, frame: object) -> None:
@@ -24,7 +24,7 @@ def stop_on_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.signal = signal.Signals(number).name
 
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     try:
         previous = {number: signal.signal(number, request) for number in wanted}
     except ValueError:  # not in the main thread: leave signals to whoever owns them

@@ -11,7 +11,8 @@ PACKAGE = Path(kdrun.__file__).parent
 FLOORS = {
     0: ("errors", "options", "batch", "losses", "models", "data", "testsets"),
     1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "job", "fit", "probe", "provenance",
-        "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger"),
+        "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
+        "loggers"),
     2: ("config", "compose", "identity", "assemble", "sweeps", "groups"),
     3: ("console", "report", "commands", "cli", "__main__"),
 }  # fmt: skip

@@ -82,6 +82,7 @@ def test_one_cell_without_a_seed_word(kdrun, outputs):
 
 @pytest.mark.parametrize(("words", "line"), [
     (["launcher.processes=many"], "launcher.processes=many: must be auto or a whole number"),
+    (["launcher=slrm"], "launcher=slrm: no such launcher. Did you mean slurm?"),
     (["launcher.proceses=2"], "launcher.proceses: no such setting. Did you mean launcher.processes?"),
     (["sweep=digit_table"], "sweep=digit_table: no such sweep."),
     (["method=kd,lm"], "2 cells for row 'kd'"),
@@ -226,3 +227,32 @@ def test_ledger_says_where_each_cell_stands(kdrun, outputs):
     done = [result_of(cell, outputs) for cell in ledger.cells if state_of(cell, outputs)[0] == "done"]
     assert all(result is not None and result["epochs"] == 1 for result in done)
     assert read_json(outputs / "sweeps" / "mine" / "cells.json")["command"].startswith("kdrun train -m ")
+
+
+def test_a_submitted_job_saves_requeues_and_resumes(kdrun, outputs, tmp_path):
+    """The signal before a time limit, sent by hand: the job comes back by itself and ends as if undisturbed."""
+    pytest.importorskip("submitit")
+    words = ["train", "-m", *TINY, "epochs=40", "method=none,ls", "save_every_minutes=60", "name=jobs"]
+    assert kdrun(*words, HERE, f"output_root={tmp_path / 'whole'}")[0] == 0
+    code, out, err = kdrun(*words, "launcher=submitit_local", "launcher.timeout_min=5")
+    assert (code, err) == (0, "")
+    assert "1 jobs for 1 groups" in out
+    pickled = outputs / "sweeps" / "jobs" / "jobs"
+    log = wait_for(
+        lambda: next((path for path in pickled.glob("*_0_log.out") if "epoch  2/40" in path.read_text()), None)
+    )
+    worker = int(log.name.partition("_")[0])
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGUSR2)
+    wait_for(lambda: len(by_place(outputs)) == 2)
+    assert "Requeued job" in log.read_text() + "".join(path.read_text() for path in pickled.glob("*.err"))
+    assert by_place(outputs) == by_place(tmp_path / "whole")
+
+
+def wait_for(condition, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")

@@ -597,3 +597,61 @@ def test_preparation_survives_kills(kdrun, outputs, tmp_path, monkeypatch):
                 train(kdrun, *words)
     assert train(kdrun, *words)[0] == 0
     assert numbers(only_run(tmp_path / "again")) == expected
+
+
+# loggers
+
+
+def test_tensorboard_gets_what_metrics_csv_has(kdrun, outputs):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert train(kdrun, "epochs=2", "method=none", "logger=[tensorboard]")[0] == 0
+    run = only_run(outputs)
+    found = events.EventAccumulator(str(run / "tensorboard"))
+    found.Reload()
+    rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()[1:]]
+    assert {f"{split}/{name}" for _, split, name, _ in rows} == set(found.Tags()["scalars"])
+    for epoch, split, name, value in rows:
+        scalars = {event.step: event.value for event in found.Scalars(f"{split}/{name}")}
+        assert scalars[int(epoch)] == pytest.approx(float(value), rel=1e-5)
+
+
+def test_wandb_gets_every_epoch(kdrun, outputs, monkeypatch):
+    import sys
+    import types
+
+    calls = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append((step, values))
+
+        def finish(self):
+            calls.append("finished")
+
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = types.SimpleNamespace()
+    fake.init = lambda **settings: calls.append(settings) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    assert train(kdrun, "epochs=2", "method=none", "logger=[wandb]")[0] == 0
+    digest = json.loads((only_run(outputs) / "result.json").read_text())["digest"]
+    assert calls[0]["id"] == digest[:16]
+    assert calls[0]["resume"] == "allow"
+    assert [call[0] for call in calls[1:3]] == [1, 2]
+    assert "test/top1" in calls[1][1]
+    assert calls[-1] == "finished"
+
+
+@pytest.mark.parametrize(("word", "line"), [
+    ("logger=[tensorbord]", "logger=tensorbord: choose tensorboard or wandb. Did you mean tensorboard?"),
+    ("logger=[wandb]", "logger=wandb: the package is not installed: pip install 'kdrun[wandb]'."),
+])  # fmt: skip
+def test_a_logger_that_is_not_there(kdrun, monkeypatch, word, line):
+    import importlib.util
+
+    from kdrun import loggers
+
+    monkeypatch.setattr(loggers.importlib.util, "find_spec",
+                        lambda name, real=importlib.util.find_spec: None if name == "wandb" else real(name))  # fmt: skip
+    code, _, err = train(kdrun, "epochs=1", "method=none", word)
+    assert code == 2
+    assert line in err and err.count("\n") == 1

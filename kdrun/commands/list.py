@@ -12,7 +12,7 @@ from kdrun.compose import ALIASES, choices, conf_dir
 from kdrun.errors import ConfigError, suggest
 from kdrun.methods.source import read_method, sections
 
-GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments")
+GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments", "sweeps")
 KINDS = ("methods", *GROUPS, "runs", "teachers-trained")
 
 HELP = f"""
@@ -60,12 +60,13 @@ def list_methods() -> None:
 
 
 def list_group(group: str) -> None:
-    """The first comment line of each file."""
+    """The title of each file, or its first comment line."""
     rows = []
     for name in choices(group):
         lines = (conf_dir() / group / f"{name}.yaml").read_text().splitlines()
         comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
-        rows.append([name, comments[0] if comments else ""])
+        title = next((line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("title:")), None)
+        rows.append([name, title or (comments[0] if comments else "")])
     console.table("", [group, ""], rows)
 
 

@@ -5,25 +5,26 @@ One run is a session with one lane; runs that share data, teacher, length and nu
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun import console
-from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network, make_plan, output_root
-from kdrun.commands.outcome import Student, announce, draw, parameters_of, result_of, show_result, warnings
-from kdrun.config import RunConfig, read_resolved, to_yaml
-from kdrun.errors import KdrunError, RunError, one_line
+from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network
+from kdrun.commands.outcome import Student, draw, parameters_of, result_of, warnings
+from kdrun.config import read_resolved, to_yaml
+from kdrun.errors import KdrunError, RunError
+from kdrun.loggers import check_loggers
 from kdrun.methods.build import make_method
-from kdrun.runs import RunDirectory, rebuild_results
+from kdrun.runs import RunDirectory
 
 if TYPE_CHECKING:
     from kdrun.engine import Network, Teacher
     from kdrun.fit import Event
     from kdrun.job import Loaders
+    from kdrun.loggers import Logger
     from kdrun.stop import Stop
 
 PEER_SEED = 1_000_000  # a peer of the student's own architecture must not start as its copy
@@ -40,36 +41,6 @@ def training_view(what: str, epochs: int, first: float) -> Iterator[Callable[[Ev
         yield view.show
 
 
-def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
-    """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
-    plan = make_plan(config, overrides)
-    if plan.run.finished:
-        result = plan.run.result()
-        show_result("already done", plan, result)
-        return result
-    announce(plan)
-    from kdrun.stop import stop_on_signals
-
-    outcome: list[dict[str, Any] | KdrunError] = []
-    with plan.run.lock(), stop_on_signals() as stop:
-        try:
-            Session([plan], stop, training_view, lambda _, found: outcome.append(found)).run()
-        except RunError as error:
-            plan.run.fail(str(error))
-            raise
-        except KdrunError:
-            raise
-        except Exception as error:
-            plan.run.fail(f"{one_line(error)}\n{traceback.format_exc()}")
-            raise
-    result = outcome[0]
-    if isinstance(result, KdrunError):
-        raise result
-    rebuild_results(output_root(config))
-    show_result("done", plan, result)
-    return result
-
-
 class Session:
     """Plans that share data, teacher, length and requested numerics: numerics and data, the teacher, the students.
 
@@ -84,6 +55,7 @@ class Session:
         self.memory_share, self.left = memory_share, []
         self.plan, self.config = plans[0], plans[0].config
         config = self.config
+        check_loggers(config.logger)
         recorded = next((found for plan in plans if (found := read_resolved(plan.run.path)) is not None), None)
         if recorded is not None:
             self.numerics, note, self.undecided = pinned(recorded, config.device), "", False
@@ -287,14 +259,27 @@ class Session:
         waiting = [student.job for student in jobs.values()]
         if not waiting:
             return
-        with self.view(what, epochs, min(job.epoch + job.step / steps for job in waiting)) as show:
+        loggers = {key: self.loggers_of(student) for key, student in jobs.items()}
+        first = min(job.epoch + job.step / steps for job in waiting)
+        with ExitStack() as closing, self.view(what, epochs, first) as show:
+            for logger in (logger for several in loggers.values() for logger in several):
+                closing.callback(logger.close)
             for event in fit(waiting, teacher, loaders, epochs=epochs, eval_every=self.config.eval_every,
                              save_every=60 * self.config.save_every_minutes, stop=self.stop):  # fmt: skip
                 show(event)
+                if isinstance(event, Epoch):
+                    for logger in loggers[id(event.job)]:
+                        logger.log(event.epoch, event.metrics)
                 if isinstance(event, Failed):
                     yield jobs[id(event.job)], RunError(f"{what}: {event.reason}")
                 elif isinstance(event, Epoch) and event.epoch == epochs:
                     yield jobs[id(event.job)], None
+
+    def loggers_of(self, student: Student) -> list[Logger]:
+        from kdrun.loggers import make_loggers
+
+        job, config = student.job, student.plan.config
+        return make_loggers(config.logger, job.run.path, asdict(config), job.digest, job.epoch)
 
     def begin(self, student: Student, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
         """Resume where it stands, or write what is known before training and prepare its method."""

@@ -16,7 +16,7 @@ from kdrun.ledger import Cell, Ledger, write_ledger
 from kdrun.runs import rebuild_results
 from kdrun.sweeps import Sweep, Wish, multirun_sweep, named_sweep, split_words
 
-LAUNCHER = {"processes": "auto"}
+LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
 
 def command(words: list[str]) -> int:
@@ -27,7 +27,7 @@ def command(words: list[str]) -> int:
         sweep = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
     else:
         sweep = multirun_sweep(overrides, own.get("name"))
-    return run_sweep(sweep, launcher["processes"], "kdrun train -m " + " ".join(words_shown(words)), config_dir)
+    return run_sweep(sweep, launcher, "kdrun train -m " + " ".join(words_shown(words)), config_dir)
 
 
 def words_shown(words: list[str]) -> list[str]:
@@ -35,23 +35,27 @@ def words_shown(words: list[str]) -> list[str]:
 
 
 def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
-    """(launcher settings, the other overrides). Raises ConfigError for a setting that is none."""
-    launcher, rest = dict(LAUNCHER), []
+    """({"launcher": …, and its settings}, the other overrides). Raises ConfigError for a setting that is none."""
+    launcher, rest = {"launcher": "lanes"}, []
     for word in overrides:
         key, _, value = word.partition("=")
-        if key == "hydra/launcher" and value == "lanes":
-            continue
-        if not key.startswith("launcher."):
-            rest.append(word)
-        elif key.removeprefix("launcher.") in LAUNCHER:
+        if key in ("launcher", "hydra/launcher"):
+            launcher["launcher"] = value
+        elif key.startswith("launcher."):
             launcher[key.removeprefix("launcher.")] = value
         else:
-            known = [f"launcher.{name}" for name in LAUNCHER]
-            raise ConfigError(f"{key}: no such setting.{suggest(key, known)} There are: {', '.join(known)}.")
+            rest.append(word)
+    kind = launcher["launcher"]
+    if kind not in LAUNCHERS:
+        raise ConfigError(f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} "
+                          f"There are: {', '.join(LAUNCHERS)}.")  # fmt: skip
+    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
+        raise ConfigError(f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
+                          "The lanes launcher has launcher.processes.")  # fmt: skip
     return launcher, rest
 
 
-def run_sweep(sweep: Sweep, processes: str, command: str, config_dir: str | None) -> int:
+def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None) -> int:
     """Compose, write the ledger, run what is not done, and say what became of it."""
     found = compose_cells(sweep.wishes, config_dir)
     if not found:
@@ -72,7 +76,19 @@ def run_sweep(sweep: Sweep, processes: str, command: str, config_dir: str | None
     total = len({str(plan.run.path) for plan in plans})
     already = f", {done} of them done already" if done else ""
     console.say(f"[bold]{sweep.name}[/]  {len(cells)} cells, {total} runs{already}  [dim]{console.short_path(root)}[/]")
-    code = launch(sweep.name, pending, processes, root, {str(plan.run.path): cell for cell, plan in found if plan})
+    if launcher["launcher"] != "lanes" and pending:
+        from kdrun.commands.submit import submit
+
+        settings = {key: value for key, value in launcher.items() if key not in ("launcher", "processes")}
+        submit(sweep.name, pending, root, launcher["launcher"], settings)
+        return 2 if broken else 0
+    code = launch(
+        sweep.name,
+        pending,
+        launcher.get("processes", "auto"),
+        root,
+        {str(plan.run.path): cell for cell, plan in found if plan},
+    )
     rebuild_results(root)
     console.say(f"the table so far: [bold]kdrun table {sweep.name}[/]")
     return max(code, 2 if broken else 0)

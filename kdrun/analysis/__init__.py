@@ -1,0 +1,1 @@
+"""What a set of finished runs says: statistics and tables. No torch here."""

@@ -1,0 +1,43 @@
+"""One run, asked for by itself: announced, trained under its lock, and shown."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from kdrun.assemble import make_plan, output_root
+from kdrun.commands.outcome import announce, show_result
+from kdrun.commands.session import Session, training_view
+from kdrun.config import RunConfig
+from kdrun.errors import KdrunError, RunError, one_line
+from kdrun.runs import rebuild_results
+
+
+def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
+    """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
+    plan = make_plan(config, overrides)
+    if plan.run.finished:
+        result = plan.run.result()
+        show_result("already done", plan, result)
+        return result
+    announce(plan)
+    from kdrun.stop import stop_on_signals
+
+    outcome: list[dict[str, Any] | KdrunError] = []
+    with plan.run.lock(), stop_on_signals() as stop:
+        try:
+            Session([plan], stop, training_view, lambda _, found: outcome.append(found)).run()
+        except RunError as error:
+            plan.run.fail(str(error))
+            raise
+        except KdrunError:
+            raise
+        except Exception as error:
+            plan.run.fail(f"{one_line(error)}\n{traceback.format_exc()}")
+            raise
+    result = outcome[0]
+    if isinstance(result, KdrunError):
+        raise result
+    rebuild_results(output_root(config))
+    show_result("done", plan, result)
+    return result

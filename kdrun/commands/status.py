@@ -1,0 +1,73 @@
+"""kdrun status: how far sweeps are, what failed and why, and how long the rest will take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kdrun import console
+from kdrun.analysis.progress import Progress, progress_of
+from kdrun.errors import CheckpointError, ConfigError, suggest
+from kdrun.ledger import STATES, Ledger, known_ledgers, read_ledger
+
+HELP = """
+usage: kdrun status [NAME …] [output_root=FOLDER]
+
+Of each sweep, or of those that are named: how many cells are done, running, unfinished (stopped half-way), failed and
+missing (not begun), the failed ones with their reasons, and the time left. The sweep's own command, run again, skips
+what is done, resumes what is unfinished and tries again what failed.
+"""
+
+
+def command(words: list[str]) -> int:
+    names = [word for word in words if "=" not in word]
+    settings = {key: value for key, _, value in (word.partition("=") for word in words if "=" in word)}
+    for key in settings:
+        if key != "output_root":
+            raise ConfigError(f"{key}: status takes output_root.{suggest(key, ['output_root'])}")
+    root = Path(settings.get("output_root") or os.environ.get("KDRUN_OUTPUTS", "outputs"))
+    known = names or known_ledgers(root)
+    if not known:
+        console.note(f"{root}/sweeps holds no sweep yet: kdrun train -m method=none,kd seed=0,1,2 makes one.")
+        return 0
+    found: list[tuple[Ledger, Progress]] = []
+    damaged: list[str] = []
+    for name in known:
+        try:
+            ledger = read_ledger(root, name)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        found.append((ledger, progress_of(ledger, root)))
+    if found:
+        show(found)
+    for line in damaged:
+        console.note(f"passed over: {line}")
+    return 0
+
+
+def show(found: list[tuple[Ledger, Progress]]) -> None:
+    rows = []
+    for ledger, progress in found:
+        counts = [f"{progress.counts[state]:,}" if progress.counts[state] else "–" for state in STATES]
+        rows.append([ledger.name, f"{len(ledger.cells):,}", *counts, time_words(progress)])
+    console.table("", ["sweep", "cells", *STATES, "time left"], rows)
+    for ledger, progress in found:
+        name = f"{ledger.name}: " if len(found) > 1 else ""
+        for cell, reason in progress.failed:
+            console.note(f"{name}failed  {place(cell.row, cell.column)}, seed {cell.seed}: {reason}")
+        if progress.seconds != 0:
+            console.note(f"{name}time left: {progress.basis}.")
+        if progress.counts["done"] < len(ledger.cells) and ledger.command and not progress.running:
+            console.note(f"{name}go on with: {ledger.command}")
+
+
+def place(row: str, column: str) -> str:
+    return f"{row}, {column}" if column else row
+
+
+def time_words(progress: Progress) -> str:
+    """About 2 h 10 min; nothing where everything is done."""
+    if progress.seconds is None:
+        return "unknown"
+    return f"about {console.duration(progress.seconds)}" if progress.seconds else ""

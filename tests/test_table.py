@@ -1,0 +1,526 @@
+"""Tables and the state of sweeps, from result files made here: no network is trained."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdrun.analysis.adhoc import ledger_of_runs
+from kdrun.analysis.progress import progress_of
+from kdrun.analysis.table import Table, table_of
+from kdrun.errors import ConfigError
+from kdrun.ledger import Cell, Ledger, TableShape, write_ledger
+from kdrun.reference.published import published
+from kdrun.report.formats import CSV_COLUMNS, to_csv, to_html, to_latex, to_markdown
+from kdrun.report.text import to_text
+from kdrun.runs import RESULT_KEYS, RunDirectory, digest_of
+
+PAIR = {"wrn_40_2 → wrn_40_1": ("wrn_40_2", "wrn_40_1"), "wrn_40_4 → wrn_16_2": ("wrn_40_4", "wrn_16_2")}
+
+
+def make_run(root: Path, method: str, seed: int, top1: float | None, *, teacher: str | None = "wrn_40_2",
+             student: str = "wrn_40_1", dataset: str = "cifar100", words: tuple[str, ...] = (), epochs: int = 4,
+             done_epochs: int = 0, **changes) -> str:  # fmt: skip
+    """A run directory as a finished run leaves it, or half done where top1 is None. Returns its path below the root."""
+    teacher = None if method in ("none", "ls") else teacher
+    digest = digest_of([method, seed, teacher, student, dataset, words])
+    place = Path("runs") / dataset / f"{teacher or 'none'}-{student}" / method / f"s{seed}-{digest[:8]}"
+    folder = root / place
+    folder.mkdir(parents=True)
+    named = {"dataset": {"name": dataset}, "teacher": {"name": teacher or "resnet20"}, "student": {"name": student}}
+    settings = {key: value for key, _, value in (word.partition("=") for word in words)}
+    config = "".join(f"{key}:\n  name: {node['name']}\n" for key, node in named.items())
+    config += "".join(f"{key}: {value}\n" for key, value in settings.items() if "." not in key)
+    (folder / "config.yaml").write_text(f"{config}benchmark: null\nseed: {seed}\nepochs: {epochs}\n")
+    command = ["kdrun train", f"method={method}", f"seed={seed}", *words]
+    (folder / "provenance.json").write_text(json.dumps({"command": command, "data": {"train": 1000}}))
+    rows = [f"{epoch},train,images_per_second,100.0\n" for epoch in range(1, (epochs if top1 else done_epochs) + 1)]
+    (folder / "metrics.csv").write_text("epoch,split,metric,value\n" + "".join(rows))
+    if top1 is None:
+        (folder / "last.pt").write_bytes(b"state")
+        return str(place)
+    result = dict.fromkeys(RESULT_KEYS) | {
+        "schema": 1, "dataset": dataset, "teacher": teacher, "student": student, "method": method, "seed": seed,
+        "digest": digest, "epochs": epochs, "precision": "bf16", "compile": False, "threads": 1, "device": "cpu",
+        "teacher_top1": None if teacher is None else 76.46, "top1_last": top1, "top1_best": top1 + 0.3,
+        "top1_best_epoch": 3, "top5_last": 90.0, "train_seconds": 60.0, "overrides": [*command[1:]],
+    } | changes  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    return str(place)
+
+
+def cell(
+    root: Path, row: str, column: str, method: str, seed: int, top1: float | None = None, make: bool = True, **more
+):
+    teacher, student = PAIR[column]
+    run = make_run(root, method, seed, top1, teacher=teacher, student=student, **more) if make else None
+    return Cell(row, column, seed, [], run, "cifar100", None if method == "none" else teacher, student, method)
+
+
+NUMBERS = {  # row: method and seeds 0, 1, 2 of both columns
+    "Student": ("none", (71.2, 71.5, 71.3), (73.4, 73.2, 73.6)),
+    "KD": ("kd", (73.5, 73.7, 73.6), (74.9, 75.1, 75.3)),
+    "SRD": ("srd", (77.7, 77.8, 77.8), (75.8, 74.9, 75.9)),
+}
+
+
+@pytest.fixture
+def ledger(outputs) -> Ledger:
+    cells = [cell(outputs, row, column, method, seed, top1)
+             for place, column in enumerate(PAIR) for row, (method, *values) in NUMBERS.items()
+             for seed, top1 in enumerate(values[place])]  # fmt: skip
+    shape = TableShape(["Student", "KD", "SRD", "DIST"], list(PAIR), "top1_last", "Student", "KD", "Teacher", "p3")
+    made = Ledger("p3_table", "P3's table", "kdrun train -m sweep=p3_table", shape, cells)
+    write_ledger(outputs, made)
+    return made
+
+
+FIRST, SECOND = PAIR
+
+
+def test_an_entry_has_everything(ledger, outputs):
+    table = table_of(ledger, outputs)
+    assert (table.rows, table.columns) == (["Teacher", "Student", "KD", "SRD"], list(PAIR))
+    kd = table.entries["KD", FIRST]
+    assert kd.values == {0: 73.5, 1: 73.7, 2: 73.6}
+    assert (kd.mean, kd.std) == (pytest.approx(73.6), pytest.approx(0.1))
+    assert kd.delta == pytest.approx(73.6 - 71.3333333)
+    assert kd.published is not None and kd.published.value == 73.56
+    assert (kd.difference, kd.verdict) == (pytest.approx(0.04), "reproduced")
+    assert kd.z == pytest.approx(0.04 / (0.1**2 / 3 + 0.25**2) ** 0.5)
+    assert kd.test is None  # it is what the others are compared with
+    srd = table.entries["SRD", FIRST]
+    assert srd.test is not None and srd.test.against == "KD" and srd.test.n == 3
+    assert (srd.verdict, srd.best) == ("above", True)
+    assert table.entries["Student", SECOND].published.value == 73.45  # under `none`, without a teacher
+    assert (table.done, table.total, table.precisions, table.devices) == (18, 18, {"bf16": 18}, {"cpu": 18})
+    assert not table.skipped
+
+
+def test_the_teachers_row(ledger, outputs):
+    teacher = table_of(ledger, outputs).entries["Teacher", FIRST]
+    assert (teacher.values, teacher.mean, teacher.std) == ({0: 76.46}, 76.46, None)
+    assert teacher.published is not None and teacher.published.value == 76.68
+    assert (teacher.verdict, teacher.difference) == ("too few seeds", pytest.approx(-0.22))
+    assert teacher.test is None and not teacher.best
+
+
+def test_holm_runs_over_the_whole_table(ledger, outputs):
+    """Four tests: Student and SRD against KD, in two columns. SRD leads KD in both, so the best need no test more."""
+    from kdrun.analysis.stats import holm
+
+    tests = [entry.test for entry in table_of(ledger, outputs).entries.values() if entry.test is not None]
+    assert len(tests) == 4
+    assert [test.p_holm for test in tests] == pytest.approx(holm([test.p for test in tests]))
+
+
+def test_bold_only_if_distinguishable(ledger, outputs):
+    table = table_of(ledger, outputs)
+    second = table.entries["SRD", SECOND]
+    assert second.mean == max(table.entries[row, SECOND].mean for row in NUMBERS)
+    assert second.test.p_holm > 0.05 and not second.best
+    assert "**77.77 ± 0.06 (3)**" in to_markdown(table)
+    assert to_markdown(table).count("**") == 2
+    assert r"\textbf{77.77 $\pm$ 0.06 (3)}" in to_latex(table)
+    assert "<b>77.77 ± 0.06 (3)</b>" in to_html(table)
+    assert "77.77 ± 0.06 (3) *" in to_text(table, 120)
+
+
+def test_unpublished_cells_and_the_cells_own_benchmark(ledger, outputs):
+    ledger.cells = [Cell(**{**vars(one), "published": False}) if one.method == "srd" else one for one in ledger.cells]
+    for one in ledger.cells:
+        if one.method == "kd":
+            one.benchmark = "mdistiller"
+    table = table_of(ledger, outputs)
+    assert table.entries["SRD", FIRST].published is None and table.entries["SRD", FIRST].verdict == ""
+    assert table.entries["KD", FIRST].published.value == 73.54
+
+
+def test_other_values(ledger, outputs):
+    ledger.shape.value = "top1_best"
+    table = table_of(ledger, outputs)
+    assert table.entries["KD", FIRST].mean == pytest.approx(73.9)
+    assert "flatters" in table.selection
+    ledger.shape.value = "top1_val_selected"
+    table = table_of(ledger, outputs)
+    assert table.entries["KD", FIRST].mean is None
+    assert len(table.skipped) == 18 and "dataset.val_fraction" in table.skipped[0]
+
+
+def test_unknown_names_are_one_clear_error(ledger, outputs, kdrun):
+    ledger.shape.benchmark = "p33"
+    known = ", ".join(sorted({row.benchmark for row in published()}))
+    with pytest.raises(ConfigError, match=rf"benchmark=p33: .*Did you mean p3\? There are: {known}\."):
+        table_of(ledger, outputs)
+    for words, line in [
+        (["value=top1"], "value=top1: no such value. Did you mean top1_last?"),
+        (["against=SRDD"], "against=SRDD: no such row. Did you mean SRD? There are: Student, KD, SRD."),
+        (["save=table.xls"], "save=table.xls: no such format. Endings: .csv, .md, .tex, .html."),
+        (["agains=KD"], "agains: table takes value, against, baseline, save, output_root. Did you mean against?"),
+    ]:
+        code, out, err = kdrun("table", "p3_table", *words)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: {line}"), err
+        assert err.count("\n") == 1
+    assert "Against SRD" in kdrun("table", "p3_table", "against=srd")[1]  # as a user types it
+    code, _, err = kdrun("table", "p3_tabel")
+    assert code == 2 and "Did you mean p3_table?" in err
+
+
+def damage(ledger: Ledger, root: Path) -> None:
+    """KD's three first runs: cut short, of another project, of another seed; SRD's first not there any more."""
+    runs = [one.run for one in ledger.cells if one.row == "KD" and one.column == FIRST]
+    (root / runs[0] / "result.json").write_text('{"schema": 1, "top1_last": 7')
+    (root / runs[1] / "result.json").write_text('{"accuracy": 0.73}')
+    (root / runs[2] / "result.json").write_bytes((root / ledger.cells[0].run / "result.json").read_bytes())
+    shutil.rmtree(root / next(one.run for one in ledger.cells if one.row == "SRD"))
+
+
+def test_damaged_and_foreign_results_are_named_and_passed_over(ledger, outputs, kdrun):
+    damage(ledger, outputs)
+    table = table_of(ledger, outputs)
+    assert [line.partition("result.json: ")[2][:12] for line in table.skipped] == [
+        "damaged (Exp",
+        "not a result",
+        "of another r",
+    ]
+    assert table.entries["KD", FIRST].values == {} and table.entries["KD", FIRST].missing == 3
+    assert table.entries["SRD", FIRST].values == {1: 77.8, 2: 77.8}
+    assert table.done == 14
+    code, out, err = kdrun("table", "p3_table")
+    assert (code, err) == (0, "")
+    assert out.count("result.json: ") == 3 and "Passed over" in out and "14 of 18 cells done" in out
+    code, out, _ = kdrun("table", str(outputs / "runs" / "*" / "*" / "*" / "*"))
+    assert code == 0 and "17 runs" in out and "Passed over" in out
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]", b"", b"null"])
+def test_any_bytes_are_passed_over(ledger, outputs, content):
+    run = ledger.cells[0].run
+    (outputs / run / "result.json").write_bytes(content)
+    (line,) = table_of(ledger, outputs).skipped
+    assert line.startswith(f"{run}/result.json: damaged")
+
+
+def test_failed_and_empty_cells(ledger, outputs, kdrun):
+    ledger.shape.rows.append("DIST")
+    ledger.cells.append(
+        Cell("DIST", FIRST, 0, [], None, "cifar100", "wrn_40_2", "wrn_40_1", "dist", reason="no taps fit")
+    )
+    half = make_run(outputs, "at", 0, None, done_epochs=2)
+    (outputs / half / "failed.txt").write_text("2026-11-21T09:49:43+00:00 loss is nan in epoch 3\nTraceback …\n")
+    ledger.cells.append(Cell("AT", FIRST, 0, [], half, "cifar100", "wrn_40_2", "wrn_40_1", "at"))
+    write_ledger(outputs, ledger)
+    table = table_of(ledger, outputs)
+    assert table.rows == ["Teacher", "Student", "KD", "SRD", "DIST", "AT"]
+    assert table.entries["DIST", FIRST].failed == ["seed 0: no taps fit"]
+    assert table.entries["AT", FIRST].failed == ["seed 0: loss is nan in epoch 3"]
+    _, out, _ = kdrun("table", "p3_table")
+    assert re.search(r"^DIST +failed +–$", out, re.MULTILINE)
+    assert "18 of 20 cells done, 2 failed" in out
+    assert f"AT, {FIRST}, seed 0: loss is nan in epoch 3" in out
+
+
+def test_a_second_run_in_one_place_is_named(ledger, outputs):
+    other = make_run(outputs, "kd", 0, 50.0, words=("epochs=9",))
+    ledger.cells.append(Cell("KD", FIRST, 0, [], other, "cifar100", "wrn_40_2", "wrn_40_1", "kd"))
+    table = table_of(ledger, outputs)
+    assert table.entries["KD", FIRST].values[0] == 73.5
+    assert table.skipped == [f"{other}: a second run of KD, {FIRST}, seed 0."]
+
+
+def test_teachers_that_differ_are_said(ledger, outputs):
+    place = outputs / ledger.cells[3].run / "result.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"teacher_top1": 75.0}))
+    table = table_of(ledger, outputs)
+    assert table.entries["Teacher", FIRST].mean == 76.46
+    assert "different accuracy (76.46 (5 runs), 75.00 (1 runs))" in table.notes[0]
+
+
+# ── of any runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def runs_table(root: Path) -> Table:
+    paths = sorted(path.parent for path in root.glob("runs/*/*/*/*/config.yaml"))
+    return table_of(ledger_of_runs(paths, root), root)
+
+
+def test_runs_become_methods_by_pairs(outputs):
+    for seed in range(3):
+        make_run(outputs, "none", seed, 71.0 + seed / 10)
+        make_run(outputs, "kd", seed, 73.0 + seed / 5)
+        make_run(outputs, "kd", seed, 72.0 + seed / 5, teacher="resnet56")
+        make_run(outputs, "none", seed, 60.0, student="vgg8")
+    table = runs_table(outputs)
+    assert table.rows == ["none", "kd"]
+    assert table.columns == ["cifar100 · resnet56 → wrn_40_1", "cifar100 · wrn_40_2 → wrn_40_1", "cifar100 · vgg8"]
+    assert (
+        table.entries["none", table.columns[0]].mean
+        == table.entries["none", table.columns[1]].mean
+        == pytest.approx(71.1)
+    )
+    assert table.entries["kd", table.columns[1]].delta == pytest.approx(2.1)
+    assert table.entries["kd", table.columns[1]].test.against == "none"
+    assert not table.entries["kd", table.columns[2]].planned
+
+
+def test_one_comparison_in_two_columns_is_one_test(outputs):
+    """`ls` against `none` stands in both columns of their student, and counts once in the correction."""
+    for seed, (none, ls, kd) in enumerate([(71, 72.0, 73), (71.1, 72.11, 73.4), (71.3, 72.31, 73.1)]):
+        make_run(outputs, "none", seed, none)
+        make_run(outputs, "ls", seed, ls)
+        for teacher in ("wrn_40_2", "resnet56"):
+            make_run(outputs, "kd", seed, kd + seed * (teacher == "resnet56"), teacher=teacher)
+    table = runs_table(outputs)
+    first, second = (table.entries["ls", column].test for column in table.columns)
+    assert first == second
+    assert first.p_holm == pytest.approx(5 * first.p)  # ls, kd, kd against none; the best against ls, twice
+
+
+def test_other_settings_have_rows_of_their_own(outputs):
+    for seed in range(2):
+        make_run(outputs, "kd", seed, 73.0, words=("epochs=2",))
+        make_run(outputs, "kd", seed, 74.0, words=("epochs=2", "method.temperature=8.0"))
+        make_run(outputs, "dkd", seed, 74.0, words=("epochs=2", "method.beta=2"))
+    half = make_run(outputs, "kd", 2, None, words=("epochs=2", "method.temperature=8"))
+    table = runs_table(outputs)
+    assert table.rows == ["dkd", "kd", "kd method.temperature=8"]
+    assert table.entries["kd method.temperature=8", table.columns[0]].missing == 1, half
+
+
+def test_settings_that_only_the_configuration_tells(outputs):
+    """The same overrides from an experiment file that has changed in between: config.yaml says what differs."""
+    one = make_run(outputs, "kd", 0, 73.0, words=("epochs=2",))
+    two = outputs / Path(one).with_name("s0-00000000")
+    shutil.copytree(outputs / one, two)
+    result = json.loads((two / "result.json").read_text())
+    (two / "result.json").write_text(json.dumps(result | {"digest": "0" * 64, "top1_last": 70.0}))
+    (two / "config.yaml").write_text((two / "config.yaml").read_text() + "batch_size: 8\n")
+    assert runs_table(outputs).rows == ["kd", "kd batch_size=8"]
+    (two / "config.yaml").write_text((outputs / one / "config.yaml").read_text())
+    digest = json.loads((outputs / one / "result.json").read_text())["digest"]
+    assert runs_table(outputs).rows == sorted(["kd 00000000", f"kd {digest[:8]}"])
+
+
+def test_runs_by_directory_glob_and_digest(outputs, kdrun):
+    runs = [make_run(outputs, "kd", seed, 73.0 + seed) for seed in range(3)]
+    digest = Path(runs[1]).name.rpartition("-")[2]
+    (outputs / "runs" / "cifar100" / "notes").mkdir()
+    words = [
+        str(outputs / runs[0]),
+        str(outputs / "runs/*/*/*/s2-*"),
+        digest,
+        str(outputs / "runs" / "cifar100" / "notes"),
+    ]
+    code, out, err = kdrun("table", *words)
+    assert (code, err) == (0, "")
+    assert "3 runs" in out and "74.00 ± 1.00 (3)" in out and "notes: not a run (no config.yaml)" in out
+    code, _, err = kdrun("table", words[-1])
+    assert code == 2 and "no run among these folders" in err
+    code, _, err = kdrun("table", str(outputs / "nothing*"))
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_without_a_word_the_ledgers(ledger, kdrun, tmp_path):
+    assert kdrun("table") == (0, "tables  p3_table\n", "")
+    code, out, _ = kdrun("table", f"output_root={tmp_path / 'elsewhere'}")
+    assert code == 0 and "holds no sweep yet" in out
+
+
+# ── formats ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_csv_has_every_number_and_the_same_bytes(ledger, outputs, kdrun, tmp_path):
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    assert kdrun("table", "p3_table", f"save={first}")[0] == 0
+    ledger.cells.reverse()  # gathered in another order
+    assert to_csv(table_of(ledger, outputs)) == first.read_text()
+    assert kdrun("table", "p3_table", f"save={second}")[0] == 0
+    assert first.read_bytes() == second.read_bytes()
+    rows = list(csv.DictReader(io.StringIO(first.read_text())))
+    assert tuple(rows[0]) == CSV_COLUMNS
+    assert len(rows) == 8
+    kd = next(row for row in rows if (row["row"], row["column"]) == ("KD", FIRST))
+    assert (kd["teacher"], kd["student"], kd["method"], kd["n"]) == ("wrn_40_2", "wrn_40_1", "kd", "3")
+    assert (kd["mean"], kd["std"], kd["published"], kd["difference"]) == ("73.6", "0.1", "73.56", "0.04")
+    srd = next(row for row in rows if (row["row"], row["column"]) == ("SRD", FIRST))
+    assert (srd["against"], srd["seeds"]) == ("KD", "already separated")
+    assert 0 < float(srd["p"]) <= float(srd["p_holm"]) < 0.05
+
+
+def test_every_format_has_the_same_cells_and_notes(ledger, outputs, kdrun, tmp_path):
+    files = [tmp_path / f"table{ending}" for ending in (".csv", ".md", ".tex", ".html")]
+    code, out, _ = kdrun("table", "p3_table", "save=" + ",".join(map(str, files)))
+    assert code == 0
+    markdown, latex, page = (file.read_text() for file in files[1:])
+    for text in ("73.60 ± 0.10 (3)", "75.53 ± 0.55 (3)", "Beside published values", "too few seeds", "reproduced",
+                 f"Against KD, {FIRST}", "seeds would separate them", "Difference to Student, points"):  # fmt: skip
+        assert text in out
+        assert text in markdown
+        assert text in page
+        assert text.replace("±", r"$\pm$").replace("→", r"$\rightarrow$").replace("_", r"\_") in latex
+    assert "& $-$0.22 &" in latex and "Teacher & 76.46" in latex
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\begin{tabular}") == 5
+    assert "_" not in latex.replace(r"\_", "").replace("\\usepackage", "")
+
+
+def test_html_is_closed_and_escaped(ledger, outputs):
+    ledger.title = "A <script>alert(1)</script> & more"
+    page = to_html(table_of(ledger, outputs))
+    assert "<script" not in page
+    open_tags = []
+
+    class Checker(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta",):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Checker().feed(page)
+    assert not open_tags
+    assert "http" not in page
+
+
+def test_wide_tables_fit_in_120_columns(ledger, outputs):
+    """P3's shape: five columns, ten rows, labels as long as they come; and one that needs a second block."""
+    base = [one for one in ledger.cells if one.column == FIRST]
+    for columns in (5, 9):
+        labels = [f"CIFAR-100 · wrn_40_{k} → mobilenet_v2" for k in range(columns)]
+        rows = [f"row{k}" for k in range(6)] + ["SRD with DIST"]
+        cells = [
+            Cell(**{**vars(one), "row": f"{row}", "column": label})
+            for label in labels
+            for row in rows
+            for one in base[:3]
+        ]
+        wide = Ledger("wide", "Wide", "", TableShape(rows, labels, baseline="row0"), cells)
+        text = to_text(table_of(wide, outputs), 120)
+        assert max(len(line) for line in text.splitlines()) <= 120
+        assert len(re.findall("^row1 ", text, re.MULTILINE)) == 2 * (1 if columns == 5 else 2)
+        assert text.count("71.33 ± 0.15 (3)") == columns * len(rows)
+
+
+def test_stars_keep_figures_aligned(ledger, outputs):
+    lines = to_text(table_of(ledger, outputs), 120).splitlines()
+    places = {line.index(" ± ") for line in lines if re.match(r"(Student|KD|SRD) +\d\d\.\d\d ±", line)}
+    assert len(places) == 1
+
+
+# ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sweep_in_progress(root: Path) -> Ledger:
+    """Done, half done, running, failed, not begun, and one that cannot run."""
+    runs = [make_run(root, "kd", 0, 73.0, dataset="cifar10"), make_run(root, "kd", 1, 73.0, dataset="cifar10", train_seconds=100.0),
+            make_run(root, "dkd", 0, 74.0, dataset="cifar10", train_seconds=200.0),
+            make_run(root, "kd", 2, None, dataset="cifar10", done_epochs=1), make_run(root, "dkd", 1, None, dataset="cifar10", done_epochs=3),
+            make_run(root, "at", 0, None, dataset="cifar10")]  # fmt: skip
+    (root / runs[5] / "failed.txt").write_text("2026-11-21T09:49:43+00:00 loss is nan\n")
+    methods = ["kd", "kd", "dkd", "kd", "dkd", "at"]
+    cells = [
+        Cell(method, FIRST, k, [], run, method=method)
+        for k, (method, run) in enumerate(zip(methods, runs, strict=True))
+    ]
+    cells += [Cell("srd", FIRST, 0, [], "runs/cifar100/x-y/srd/s0-00000000", method="srd"),
+              Cell("dist", FIRST, 0, [], None, method="dist", reason="two maps of 8x8 and none of 4x4")]  # fmt: skip
+    made = Ledger("half", "Half", "kdrun train -m sweep=half", TableShape([], []), cells)
+    write_ledger(root, made)
+    return made
+
+
+def test_counts_reasons_and_time_left(outputs):
+    """kd takes 80 s on average and 3 of 4 epochs are left; dkd 200 s and 1 of 4; srd has only its column: 120 s."""
+    progress = progress_of(sweep_in_progress(outputs), outputs)
+    assert progress.counts == {"done": 3, "running": 0, "failed": 2, "unfinished": 2, "missing": 1}
+    assert [reason for _, reason in progress.failed] == ["loss is nan", "two maps of 8x8 and none of 4x4"]
+    assert progress.seconds == pytest.approx(80 * 3 / 4 + 200 / 4 + (60 + 100 + 200) / 3)
+    assert "3 finished runs" in progress.basis and "one after another" in progress.basis
+
+
+def test_running_runs_share_the_time(outputs):
+    ledger = sweep_in_progress(outputs)
+    runs = [RunDirectory(outputs / ledger.cells[k].run) for k in (3, 4)]
+    with runs[0].lock(), runs[1].lock():
+        progress = progress_of(ledger, outputs)
+    assert (progress.counts["running"], progress.running) == (2, 2)
+    assert progress.seconds == pytest.approx((80 * 3 / 4 + 200 / 4 + 120) / 2)
+    assert "2 of them at a time" in progress.basis
+
+
+def test_before_anything_is_finished(outputs):
+    """1,000 images at 100 images/s: 10 s an epoch, and 2 of 4 epochs are left."""
+    run = make_run(outputs, "kd", 0, None, done_epochs=2)
+    ledger = Ledger("new", "", "", TableShape(), [Cell("kd", "", 0, [], run, method="kd")])
+    assert progress_of(ledger, outputs).seconds == pytest.approx(20)
+    ledger.cells = [Cell("kd", "", 0, [], "runs/a/b/c/s0-00000000", method="kd")]
+    assert progress_of(ledger, outputs).seconds is None
+
+
+def test_status_of_all_and_of_one(outputs, kdrun, ledger):
+    sweep_in_progress(outputs)
+    damaged = outputs / "sweeps" / "broken" / "cells.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    code, out, err = kdrun("status")
+    assert (code, err) == (0, "")
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert re.match(r"half +8 +3 +– +2 +2 +1 +about 3 min 50 s$", lines[1])
+    assert re.match(r"p3_table +18 +18 +– +– +– +–$", lines[2])
+    assert "half: failed  at, wrn_40_2 → wrn_40_1, seed 5: loss is nan" in out
+    assert "half: go on with: kdrun train -m sweep=half" in out
+    assert "passed over:" in out and "broken" in out
+    code, out, _ = kdrun("status", "p3_table")
+    assert code == 0 and "half" not in out
+    code, _, err = kdrun("status", "p3_tabel")
+    assert code == 2 and "Did you mean p3_table?" in err
+    assert kdrun("status", "speed=3")[0] == 2
+
+
+def test_no_sweep_no_error(kdrun):
+    code, out, err = kdrun("status")
+    assert (code, err) == (0, "") and "holds no sweep yet" in out
+
+
+# ── speed ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """2,000 finished runs: 4 pairs, 20 methods, 25 seeds, and their ledger."""
+    root = tmp_path_factory.mktemp("large")
+    cells = []
+    for k in range(2000):
+        method, pair, seed = f"m{k % 20}", k // 20 % 4, k // 80
+        run = make_run(root, method, seed, 70 + k % 20 / 10 + (k * 7919 % 101) / 200, teacher=f"resnet{pair}")
+        cells.append(
+            Cell(method, f"resnet{pair} → wrn_40_1", seed, [], run, "cifar100", f"resnet{pair}", "wrn_40_1", method)
+        )
+    write_ledger(root, Ledger("large", "Large", "", TableShape(baseline="m0", against="m0"), cells))
+    return root
+
+
+@pytest.mark.parametrize("words", [["table", "large"], ["table", "GLOB"], ["status"]])
+def test_two_thousand_runs_in_three_seconds(large, words):
+    """With Python's start; the processor time of the process, so that a busy machine does not decide."""
+    words = [str(large / "runs/*/*/*/*") if word == "GLOB" else word for word in words]
+    script = ("import sys, time; from kdrun.cli import main; code = main(sys.argv[1:]); "
+              "print(f'seconds {time.process_time():.2f}', 'torch' in sys.modules, 'pandas' in sys.modules); sys.exit(code)")  # fmt: skip
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script, *words, f"output_root={large}"], capture_output=True, text=True,
+                          timeout=60, check=True)  # fmt: skip
+    seconds, torch, pandas = re.search(r"seconds ([\d.]+) (\w+) (\w+)", done.stdout).groups()
+    assert float(seconds) < 3, f"{time.perf_counter() - begun:.2f} s on the clock"
+    assert (torch, pandas) == ("False", "False")
+    assert "2,000" in done.stdout
