@@ -250,6 +250,8 @@ def translate(error: BaseException) -> Exception:
         mark = getattr(error, "problem_mark", None)
         where = f"{Path(mark.name).name}, line {mark.line + 1}" if mark else "a YAML file"
         return ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or one_line(error)}).")
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return ConfigError("a group is chosen by a name: GROUP=NAME (leave it out for its default, ~GROUP removes it).")
     if not isinstance(error, HydraException):
         return error if isinstance(error, Exception) else ConfigError(one_line(error))
     text = str(error)

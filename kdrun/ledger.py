@@ -37,7 +37,8 @@ class TableShape:
 @dataclass
 class Cell:
     """One run's place in a table. run: its directory relative to the output root, or None where it cannot be made, for
-    the `reason`. Several cells may share one run. published: whether a published figure may stand beside it."""
+    the `reason`. Several cells may share one run. published: whether a published figure may stand beside it.
+    own_teacher: its teacher learned along with it, and is nobody else's."""
 
     row: str
     column: str
@@ -50,6 +51,7 @@ class Cell:
     method: str = ""
     benchmark: str | None = None
     published: bool = True
+    own_teacher: bool = False
     reason: str = ""
 
 

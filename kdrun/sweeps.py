@@ -14,8 +14,9 @@ A sweep's YAML holds
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -23,21 +24,30 @@ import yaml
 from kdrun.compose import config_folders, split_arguments
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.ledger import TableShape
+from kdrun.reference.published import published
 from kdrun.runs import digest_of
 
 GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
 PLACES = ("output_root", "dataset.root", "dataset.workers", "hydra", "launcher", "name", "save_every_minutes", "logger")
+KINDS = {"title": str, "base": list, "seeds": list, "rows": dict, "columns": dict, "cells": list, "skip": list,
+         "table": dict}  # fmt: skip
+CELL_KEYS = ("row", "column", "overrides", "published")
+SKIP_KEYS = ("row", "column", "why")
 TABLE_KEYS = {field.name for field in dataclasses.fields(TableShape)} - {"rows", "columns"}
 
 
 @dataclass
 class Wish:
-    """A cell before it is composed. row and column are "" in a sweep without a YAML: they follow from the run."""
+    """A cell before it is composed. row and column are "" in a sweep without a YAML: they follow from the run.
+
+    chosen: whether it is to run now.
+    """
 
     row: str
     column: str
     overrides: list[str]
     published: bool = True
+    chosen: bool = True
 
 
 @dataclass
@@ -50,30 +60,103 @@ class Sweep:
     shape: TableShape = field(default_factory=TableShape)
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that comes twice is a mistake: the second row of a label would replace the first unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value!r} comes twice, line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_sweep(name: str, config_dir: str | None) -> dict[str, Any]:
     """The YAML of a named sweep, checked. Raises ConfigError."""
     files = {path.stem: path for folder in config_folders(config_dir) for path in (folder / "sweep").glob("*.yaml")}
     if name not in files:
         raise ConfigError(f"sweep={name}: no such sweep.{suggest(name, files)} There are: {', '.join(sorted(files))}.")
     try:
-        content = yaml.safe_load(files[name].read_text())
+        content = yaml.load(files[name].read_text(), UniqueKeys)
     except yaml.YAMLError as error:
-        raise ConfigError(f"sweep/{name}.yaml: not valid YAML ({one_line(error)}).") from error
-    known = ("title", "base", "seeds", "rows", "columns", "cells", "skip", "table")
-    for key in content:
-        if key not in known:
-            raise ConfigError(f"sweep/{name}.yaml: {key}: no such key.{suggest(key, known)}")
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise ConfigError(f"sweep/{name}.yaml{where}: not valid YAML ({problem}).") from error
+    check_shape(name, content)
+    check_places(name, content)
+    return content
+
+
+def check_shape(name: str, content: Any) -> None:
+    """Raises ConfigError for a key that is none, or a value of another kind than its key holds."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"sweep/{name}.yaml: expected keys and values, as in rows: and columns:.")
+    for key, value in content.items():
+        if key not in KINDS:
+            raise ConfigError(f"sweep/{name}.yaml: {key}: no such key.{suggest(str(key), KINDS)}")
+        if not isinstance(value, KINDS[key]):
+            raise ConfigError(f"sweep/{name}.yaml: {key}: expected a {KINDS[key].__name__}, not {value!r}.")
+    for group in ("rows", "columns"):
+        for label, overrides in content.get(group, {}).items():
+            if not isinstance(label, str) or not are_overrides(overrides):
+                raise ConfigError(f"sweep/{name}.yaml: {group}: {label}: expected a list of overrides, as [method=kd].")
+    if not are_overrides(content.get("base", [])):
+        raise ConfigError(f"sweep/{name}.yaml: base: expected a list of overrides, as [dataset=digits].")
+    if not all(type(seed) is int and seed >= 0 for seed in content.get("seeds", [])):
+        raise ConfigError(f"sweep/{name}.yaml: seeds: expected whole numbers, as [0, 1, 2].")
     for key in content.get("table", {}):
         if key not in TABLE_KEYS:
             raise ConfigError(f"sweep/{name}.yaml: table.{key}: no such key.{suggest(key, TABLE_KEYS)}")
-    return content
+    for group, needed, allowed in (("cells", CELL_KEYS[:3], CELL_KEYS), ("skip", SKIP_KEYS, SKIP_KEYS)):
+        for entry in content.get(group, []):
+            check_entry(f"sweep/{name}.yaml: {group}", entry, needed, allowed)
+
+
+def check_entry(where: str, entry: Any, needed: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises ConfigError for one of `cells` or `skip` that lacks a key, or has one that is none."""
+    lacking = [key for key in needed if not isinstance(entry, dict) or key not in entry]
+    if lacking:
+        raise ConfigError(f"{where}: {entry}: {', '.join(lacking)} is missing.")
+    for key in entry:
+        if key not in allowed:
+            raise ConfigError(f"{where}: {key}: no such key.{suggest(str(key), allowed)}")
+    if not are_overrides(entry.get("overrides", [])) or not isinstance(entry.get("published", True), bool):
+        raise ConfigError(f"{where}: {entry}: overrides is a list of overrides, published true or false.")
+
+
+def are_overrides(value: Any) -> bool:
+    """Whether it is a list of overrides."""
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def check_places(name: str, content: dict[str, Any]) -> None:
+    """Raises ConfigError for two cells of one place, a skipped place that is not in the grid, and a table that names
+    a row or a benchmark that there is none of."""
+    places = Counter((cell["row"], cell["column"]) for cell in content.get("cells", []))
+    for (row, column), count in places.items():
+        if count > 1:
+            raise ConfigError(f"sweep/{name}.yaml: {count} cells for row {row}, column {column}.")
+    for left_out in content.get("skip", []):
+        for key, known in (("row", content.get("rows", {})), ("column", content.get("columns", {"": []}))):
+            if left_out[key] not in known:
+                raise ConfigError(f"sweep/{name}.yaml: skip: {left_out[key]}: no such {key}."
+                                  f"{suggest(str(left_out[key]), known)}")  # fmt: skip
+    table, rows = content.get("table", {}), [*content.get("rows", {}), *(row for row, _ in places)]
+    benchmarks = sorted({row.benchmark for row in published()})
+    for key, known in (("baseline", rows), ("against", rows), ("benchmark", benchmarks)):
+        if table.get(key) is not None and table[key] not in known:
+            raise ConfigError(f"sweep/{name}.yaml: table.{key}: {table[key]}: no such "
+                              f"{'benchmark with published values' if key == 'benchmark' else 'row'}."
+                              f"{suggest(str(table[key]), known)}")  # fmt: skip
 
 
 def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_dir: str | None) -> Sweep:
     """Every cell of a named sweep, with the command line's own overrides behind its own. `seed=…` and `row=…`,
-    `column=…` there choose seeds and parts of the table; other overrides make a ledger of their own."""
+    `column=…` there choose what runs now, the ledger keeps all; other overrides make a ledger of their own."""
     content = read_sweep(name, config_dir)
-    chosen = {"row": [], "column": [], "seed": []}
+    chosen: dict[str, list[str]] = {"row": [], "column": [], "seed": []}
     rest = []
     for word in extra:
         key, equals, value = word.partition("=")
@@ -81,41 +164,46 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
             chosen[key] = [part.strip() for part in value.split(",")]
         else:
             rest.append(word)
-    seeds = [int(seed) for seed in chosen["seed"] if seed.isdigit()] or content.get("seeds", [0])
-    rows, columns = content.get("rows", {}), content.get("columns", {"": []})
-    own = content.get("cells", [])
-    places = {(row, column): Wish(row, column, [*over, *overrides])
-              for column, over in columns.items() for row, overrides in rows.items()}  # fmt: skip
-    for left_out in content.get("skip", []):
-        places.pop((left_out["row"], left_out["column"]), None)
-    given: set[tuple[str, str]] = set()
-    for cell in own:
-        place = (cell["row"], cell["column"])
-        if place in given:
-            raise ConfigError(f"sweep/{name}.yaml: two cells for row {place[0]}, column {place[1]}.")
-        given.add(place)
-        over = columns.get(cell["column"], [])
-        places[place] = Wish(*place, [*over, *cell["overrides"]], cell.get("published", True))
+    for seed in chosen["seed"]:
+        if not seed.isdecimal():
+            raise ConfigError(f"seed={seed}: of a named sweep, seeds are whole numbers, as in seed=0,1,2.")
     shape = TableShape(**content.get("table", {}))
-    shape.rows = ordered([*rows, *(cell["row"] for cell in own)])
-    shape.columns = ordered([*columns, *(cell["column"] for cell in own)])
+    shape.rows = ordered([*content.get("rows", {}), *(cell["row"] for cell in content.get("cells", []))])
+    shape.columns = ordered([*content.get("columns", {"": []}), *(cell["column"] for cell in content.get("cells", []))])
     for kind, known in (("row", shape.rows), ("column", shape.columns)):
         for label in chosen[kind]:
             if label not in known:
                 raise ConfigError(f"{kind}={label}: sweep {name} has no such {kind}.{suggest(label, known)} "
                                   f"There are: {', '.join(known)}.")  # fmt: skip
-    base = content.get("base", [])
-    wishes = [Wish(wish.row, wish.column, [*base, *wish.overrides, *rest, f"seed={seed}"], wish.published)
-              for wish in sorted(places.values(), key=lambda wish: shape.columns.index(wish.column))
-              if not chosen["row"] or wish.row in chosen["row"]
-              if not chosen["column"] or wish.column in chosen["column"]
-              for seed in seeds]  # fmt: skip
-    changing = sorted(word for word in rest if not word.startswith(tuple(f"{place}" for place in PLACES)))
+    seeds = [int(seed) for seed in chosen["seed"]]
+
+    def is_chosen(wish: Wish, seed: int) -> bool:
+        return all(not words or value in words for value, words in
+                   ((wish.row, chosen["row"]), (wish.column, chosen["column"]), (seed, seeds)))  # fmt: skip
+
+    wishes = [replace(wish, overrides=[*wish.overrides, *rest, f"seed={seed}"], chosen=is_chosen(wish, seed))
+              for wish in sorted(grid(content), key=lambda wish: shape.columns.index(wish.column))
+              for seed in ordered([*content.get("seeds", [0]), *seeds])]  # fmt: skip
+    changing = sorted(word for word in rest if not word.startswith(PLACES))
     title = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
     return Sweep(title, content.get("title", name), wishes, shape)
 
 
-def ordered(labels: Sequence[str]) -> list[str]:
+def grid(content: dict[str, Any]) -> list[Wish]:
+    """Rows times columns without what is skipped, and the cells that are given one by one; without seeds."""
+    base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
+    places = {(row, column): Wish(row, column, [*base, *over, *overrides])
+              for column, over in columns.items() for row, overrides in rows.items()}  # fmt: skip
+    for left_out in content.get("skip", []):
+        places.pop((left_out["row"], left_out["column"]), None)
+    for cell in content.get("cells", []):
+        place = (cell["row"], cell["column"])
+        overrides = [*base, *columns.get(cell["column"], []), *cell["overrides"]]
+        places[place] = Wish(*place, overrides, cell.get("published", True))
+    return list(places.values())
+
+
+def ordered(labels: Sequence[Any]) -> list[Any]:
     """Without repetitions, first come first."""
     return list(dict.fromkeys(labels))
 

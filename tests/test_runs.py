@@ -401,14 +401,15 @@ def test_damaged_results_are_passed_over(kdrun, outputs):
 def test_multirun_goes_on_after_a_failure(kdrun, outputs):
     code, out, err = train(kdrun, "-m", "epochs=1", "method=none", "optimizer.lr=1e30,0.1", "seed=0,1")
     assert code == 1
-    assert err.count("loss/ce is") == 2
-    assert "2 job(s) of the multirun failed" in err
+    assert out.count("loss/ce is") == 2
+    assert "2 run(s) failed" in err
     assert len(list((outputs / "runs").glob("*/*/*/*/result.json"))) == 2
     assert out.count("done  none") == 2
 
 
 def test_multirun_with_typed_names(kdrun, outputs):
-    code, _, err = train(kdrun, "-m", "epochs=1", "method=none", "student=resnet8,timm:resnet10t")
+    words = ["epochs=1", "method=none", "student=resnet8,timm:resnet10t", "launcher.processes=0"]
+    code, _, err = train(kdrun, "-m", *words)
     assert (code, err) == (0, "")
     assert {path.name for path in (outputs / "runs" / "fake").iterdir()} == {"none-resnet8", "none-timm-resnet10t"}
 

@@ -181,9 +181,10 @@ _BY_KEY: dict[tuple[str, ...], list[Published]] = {}
 def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: list[str]) -> Entry:
     """The accuracy of the column's teacher at its last epoch, measured once: its runs share it."""
     row = str(shape.teacher_row)
-    cells = [cell for place in places.values() for cell in place.cells if cell.teacher]
+    taught = [place for place in places.values() if not any(cell.own_teacher for cell in place.cells)]
+    cells = [cell for place in taught for cell in place.cells if cell.teacher]
     names = sorted({str(cell.teacher) for cell in cells})
-    tops = [float(result["teacher_top1"]) for place in places.values() for result in place.results.values()
+    tops = [float(result["teacher_top1"]) for place in taught for result in place.results.values()
             if result["teacher_top1"] is not None]  # fmt: skip
     if not cells:
         return Entry(row, column)

@@ -71,11 +71,13 @@ def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: 
     root = output_root(plans[0].config)
     ledger = Ledger(sweep.name, sweep.title, command, shape_of(sweep, cells), cells)
     write_ledger(root, ledger)
-    pending = [plan for plan in plans if not plan.run.finished]
-    done = len({str(plan.run.path) for plan in plans if plan.run.finished})
-    total = len({str(plan.run.path) for plan in plans})
+    chosen = [plan for wish, (_, plan) in zip(sweep.wishes, found, strict=True) if plan is not None and wish.chosen]
+    pending = [plan for plan in chosen if not plan.run.finished]
+    done = len({str(plan.run.path) for plan in chosen if plan.run.finished})
+    total = len({str(plan.run.path) for plan in chosen})
     already = f", {done} of them done already" if done else ""
-    console.say(f"[bold]{sweep.name}[/]  {len(cells)} cells, {total} runs{already}  [dim]{console.short_path(root)}[/]")
+    wanted = sum(wish.chosen for wish in sweep.wishes)
+    console.say(f"[bold]{sweep.name}[/]  {wanted} cells, {total} runs{already}  [dim]{console.short_path(root)}[/]")
     if launcher["launcher"] != "lanes" and pending:
         from kdrun.commands.submit import submit
 
@@ -153,6 +155,7 @@ def fill(cell: Cell, plan: Plan) -> None:
     cell.run = str(plan.run.path.relative_to(output_root(config)))
     cell.dataset, cell.teacher, cell.student = config.dataset.name, plan.teacher_name, config.student.name
     cell.method, cell.benchmark, cell.seed = plan.method.name, config.benchmark, config.seed
+    cell.own_teacher = plan.method.trains_teacher
     if not cell.column:
         cell.column = f"{config.dataset.name} · {config.teacher.name} → {config.student.name}"
         cell.row = f"{plan.method.name} {cell.row}".strip()

@@ -1,0 +1,224 @@
+"""Charts as inline SVG, drawn in Python: lines over epochs, scatters over a cost. Colours are classes of page.css."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+Point = tuple[float, float]
+
+MAX_POINTS = 80  # of one line; longer ones show every k-th point and the last
+MANY = 12  # lines; in a chart of more, the seeds of grey rows only show when their row is brought to the front
+LABELS = 6  # points of a scatter that are named beside their mark
+
+
+@dataclass
+class Line:
+    """One named line. style: a class of page.css (c0 … c7, base, rest); thin: the single runs behind a mean."""
+
+    label: str
+    points: list[Point]
+    style: str
+    tip: str = ""
+    row: int | None = None
+    thin: list[tuple[str, list[Point]]] = field(default_factory=list)
+
+
+@dataclass
+class Mark:
+    """One point of a scatter."""
+
+    label: str
+    x: float
+    y: float
+    style: str
+    tip: str
+    row: int | None = None
+
+
+@dataclass
+class Frame:
+    """Where data lands on the paper. x and y limits in data units; log: the x axis is logarithmic."""
+
+    x: Point
+    y: Point
+    width: float = 480
+    height: float = 300
+    log: bool = False
+    left: float = 46
+    right: float = 12
+    top: float = 10
+    bottom: float = 42
+
+    def across(self, value: float) -> float:
+        low, high, value = (math.log10(one) if self.log else one for one in (*self.x, value))
+        return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
+
+    def down(self, value: float) -> float:
+        low, high = self.y
+        return self.top + (high - value) / (high - low) * (self.height - self.top - self.bottom)
+
+    def place(self, points: Sequence[Point]) -> str:
+        return " ".join(f"{self.across(x):.1f},{self.down(y):.1f}" for x, y in points)
+
+
+def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """At most about `most` of the points, evenly spaced, with the first and the last."""
+    step = math.ceil(len(points) / most) if points else 1
+    kept = list(points[::step])
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers within [low, high], 1, 2 or 5 times a power of ten apart."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten within [low, high]; powers alone where those would crowd."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
+    alone = [tick for tick in found if math.isclose(math.log10(tick), round(math.log10(tick)))]
+    return alone if len(found) > 6 and len(alone) > 1 else found
+
+
+def short(number: float) -> str:
+    """78,042 as 78k, 25,003,264 as 25M, 97.5 as 97.5."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.4g}"
+
+
+def limits(values: Sequence[float], pad: float) -> Point:
+    """Smallest and largest with a margin; one value alone gets room on both sides."""
+    low, high = min(values), max(values)
+    room = (high - low) * pad or max(abs(high) * 0.05, 0.5)
+    return low - room, high + room
+
+
+def axes(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], labels: tuple[str, str]) -> str:
+    """Grid, tick labels and axis titles."""
+    parts = ['<g class="grid">']
+    right, floor = frame.width - frame.right, frame.height - frame.bottom
+    for tick in y_ticks:
+        y = frame.down(tick)
+        parts.append(f'<path d="M{frame.left:g} {y:.1f}H{right:g}"/><text x="{frame.left - 6}" y="{y + 4:.1f}" '
+                     f'class="end">{short(tick)}</text>')  # fmt: skip
+    for tick in x_ticks:
+        x = frame.across(tick)
+        parts.append(
+            f'<path d="M{x:.1f} {floor}v4"/><text x="{x:.1f}" y="{floor + 17}" class="mid">{short(tick)}</text>'
+        )
+    middle = (frame.left + right) / 2
+    parts.append(f'<path class="floor" d="M{frame.left} {floor}H{right}"/>'
+                 f'<text x="{middle:.0f}" y="{frame.height - 6:g}" class="mid">'
+                 f"{html.escape(labels[0])}</text>")  # fmt: skip
+    height = (frame.top + floor) / 2
+    parts.append(f'<text transform="translate(12 {height:.0f}) rotate(-90)" class="mid">{html.escape(labels[1])}'
+                 "</text></g>")  # fmt: skip
+    return "".join(parts)
+
+
+def svg(frame: Frame, label: str, body: str, kind: str = "chart") -> str:
+    return (f'<svg class="{kind}" viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" '
+            f'aria-label="{html.escape(label)}">{body}</svg>')  # fmt: skip
+
+
+def line_chart(
+    lines: Sequence[Line], labels: tuple[str, str], name: str, y_floor: float | None = None, small: bool = False
+) -> str:
+    """Lines over epochs; a line of one point is a dot. y_floor: where the y axis begins, what lies below is cut off.
+    Empty where there is nothing to draw."""
+    everything = [
+        point for line in lines for points in (line.points, *(one for _, one in line.thin)) for point in points
+    ]
+    if not everything:
+        return ""
+    seen = [y for _, y in everything if y_floor is None or y >= y_floor]
+    low, high = limits(seen, 0.04)
+    last = max(x for x, _ in everything)
+    first = min(1.0, min(x for x, _ in everything))
+    size = (340.0, 210.0) if small else (480.0, 300.0)
+    frame = Frame((first, max(last, first + 1)), (low if y_floor is None else y_floor, high), *size)
+    x_ticks = [tick for tick in nice_ticks(*frame.x) if tick == int(tick)]
+    # An inner <svg> cuts off what lies outside of it, without an id that would have to be unique.
+    wide, tall = frame.width - frame.left, frame.height - frame.bottom + 1
+    body = [axes(frame, x_ticks, nice_ticks(*frame.y), labels), f'<svg x="{frame.left}" y="0" width="{wide}" '
+            f'height="{tall}" viewBox="{frame.left} 0 {wide} {tall}">']  # fmt: skip
+    body += [drawn(line, frame, small) for line in lines]
+    return svg(frame, name, "".join([*body, "</svg>"]),
+               "chart small" if small else "chart many" if len(lines) > MANY else "chart")  # fmt: skip
+
+
+def drawn(line: Line, frame: Frame, small: bool) -> str:
+    """A line with its runs behind it, its tooltip and, in large charts, a wider invisible copy for the pointer."""
+    row = "" if line.row is None else f' data-row="{line.row}"'
+    parts = [f'<g class="s {line.style}"{row}>']
+    parts += [f'<g class="thin"><title>{html.escape(tip)}</title>'
+              f'<polyline points="{frame.place(thinned(points))}"/></g>'
+              for tip, points in line.thin if len(points) > 1]  # fmt: skip
+    parts.append(f"<g><title>{html.escape(line.tip or line.label)}</title>")
+    if len(line.points) > 1:
+        points = frame.place(thinned(line.points))
+        parts.append(f'<polyline points="{points}"/>' + ("" if small else f'<polyline class="hit" points="{points}"/>'))
+    if 0 < len(line.points) <= 6:
+        parts += [f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="3.5"/>' for x, y in line.points]
+    return "".join([*parts, "</g></g>"])
+
+
+def frontier(marks: Sequence[Mark], smaller_is_cheaper: bool) -> list[Mark]:
+    """The marks that no other one beats in both cost and accuracy, from cheap to dear."""
+    best: list[Mark] = []
+    for mark in sorted(marks, key=lambda mark: (mark.x if smaller_is_cheaper else -mark.x, -mark.y)):
+        if not best or mark.y > best[-1].y:
+            best.append(mark)
+    return best
+
+
+def scatter(
+    marks: Sequence[Mark], labels: tuple[str, str], name: str, smaller_is_cheaper: bool,
+    show: Callable[[float], str] = short,
+) -> str:  # fmt: skip
+    """Accuracy over a cost, a line through the marks that nothing beats. Empty where all costs are equal."""
+    costs = [mark.x for mark in marks if mark.x > 0]
+    if len(set(costs)) < 2:
+        return ""
+    marks = [mark for mark in marks if mark.x > 0]
+    log = max(costs) / min(costs) > 20
+    across = (min(costs) / 1.3, max(costs) * 1.3) if log else limits(costs, 0.1)
+    frame = Frame(across, limits([mark.y for mark in marks], 0.1), 400, 270, log)
+    edge = frontier(marks, smaller_is_cheaper)
+    steps = " ".join(f"{frame.across(mark.x):.1f},{frame.down(mark.y):.1f}" for mark in edge)
+    ticks = log_ticks(*frame.x) if log else nice_ticks(*frame.x)
+    body = [axes(frame, ticks, nice_ticks(*frame.y), labels), f'<polyline class="edge" points="{steps}"/>']
+    for mark in marks:
+        row = "" if mark.row is None else f' data-row="{mark.row}"'
+        place = f'cx="{frame.across(mark.x):.1f}" cy="{frame.down(mark.y):.1f}"'
+        body.append(f'<g class="s dot {mark.style}"{row}><title>{html.escape(mark.tip)}: {html.escape(show(mark.x))}'
+                    f'</title><circle {place} r="5"/></g>')  # fmt: skip
+    body += names_beside(edge, frame)
+    return svg(frame, name, "".join(body))
+
+
+def names_beside(edge: Sequence[Mark], frame: Frame) -> list[str]:
+    """Names at the frontier, the most accurate first, where they do not run into each other."""
+    # Boxes that no name may cover, as (left, right, baseline): the marks themselves at first.
+    marks = {id(mark): (frame.across(mark.x) - 6, frame.across(mark.x) + 6, frame.down(mark.y) + 5) for mark in edge}
+    names: list[tuple[float, float, float]] = []
+    texts = []
+    for mark in sorted(edge, key=lambda mark: -mark.y):
+        x, y, wide = frame.across(mark.x), frame.down(mark.y) - 9, 7.0 * len(mark.label)
+        left = min(max(x - wide / 2, frame.left), frame.width - wide - 2)
+        taken = [*names, *(box for one, box in marks.items() if one != id(mark))]
+        free = all(abs(y - other) > 13 or left > end or left + wide < start for start, end, other in taken)
+        if free and len(texts) < LABELS and len(mark.label) <= 24:
+            names.append((left, left + wide, y))
+            texts.append(f'<text class="tag" x="{left:.1f}" y="{y:.1f}">{html.escape(mark.label)}</text>')
+    return texts

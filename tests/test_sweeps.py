@@ -1,0 +1,295 @@
+"""Every named sweep expands into cells that compose, reaches what is published, and mistakes in a YAML get one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdrun.compose import conf_dir, load
+from kdrun.config import RunConfig
+from kdrun.errors import ConfigError
+from kdrun.ledger import TableShape
+from kdrun.methods.source import read_method
+from kdrun.reference.published import Published, published
+from kdrun.sweeps import PLACES, Sweep, named_sweep, sweep_names
+
+CONF = conf_dir()
+SCRIPTS = CONF.parent / "scripts"
+LARGE = ("mdistiller_same", "mdistiller_different")  # 190 cells: composed in full by the slow tests
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in sweep_names()]
+
+
+def expand(name: str, *words: str) -> Sweep:
+    """With the cells that `words` choose."""
+    sweep = named_sweep(name, words, None, None)
+    sweep.wishes = [wish for wish in sweep.wishes if wish.chosen]
+    return sweep
+
+
+def test_a_part_keeps_the_whole_ledger():
+    whole = named_sweep("digits_table", ["row=KD", "seed=7"], None, None).wishes
+    assert len(whole) == 14 * 6
+    assert [(wish.row, wish.overrides[-1]) for wish in whole if wish.chosen] == [("KD", "seed=7")]
+
+
+def places(sweep: Sweep) -> Counter[tuple[str, str, str]]:
+    return Counter((wish.row, wish.column, wish.overrides[-1]) for wish in sweep.wishes)
+
+
+def key_of(config: RunConfig) -> tuple[str | None, str, str, str, str]:
+    """(benchmark, dataset, teacher, student, method) as the reference files have them."""
+    method = read_method(config.method["_target_"])
+    teacher = config.teacher.name if method.needs_teacher else ""
+    return config.benchmark, config.dataset.name, teacher, config.student.name, method.name
+
+
+def figures(benchmark: str) -> dict[tuple[str | None, str, str, str, str], Published]:
+    return {(row.benchmark, row.dataset, row.teacher, row.student, row.method): row
+            for row in published() if row.benchmark == benchmark}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_composes(name):
+    """One seed of each: seeds change nothing else."""
+    for wish in expand(name, "seed=0").wishes:
+        config = load(wish.overrides)
+        assert config.seed == 0, (wish.row, wish.column)
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_places_are_distinct_and_named(name):
+    sweep = expand(name)
+    content = yaml.safe_load((CONF / "sweep" / f"{name}.yaml").read_text())
+    found = places(sweep)
+    assert set(found.values()) == {1}
+    assert {row for row, _, _ in found} == set(sweep.shape.rows)
+    assert {column for _, column, _ in found} == set(sweep.shape.columns)
+    assert {seed for _, _, seed in found} == {f"seed={seed}" for seed in content["seeds"]}
+    assert not any("," in label for label in [*sweep.shape.rows, *sweep.shape.columns])  # row=A,B chooses two
+    assert sweep.shape.baseline in sweep.shape.rows and sweep.shape.against in sweep.shape.rows
+    assert sweep.shape.teacher_row not in sweep.shape.rows
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_opens_with_command_cost_and_expectation(name):
+    head = (CONF / "sweep" / f"{name}.yaml").read_text().split("title:")[0]
+    assert f"#   kdrun train -m sweep={name} " in head
+    assert re.search(r"^# Costs .*\b(GPU-hours?|no GPU)\b", head, re.MULTILINE) and "estimate" in head
+    assert "# Expect" in head
+
+
+@pytest.mark.parametrize("name", [name for name in sweep_names() if name not in LARGE])
+def test_the_baseline_has_no_teacher(name):
+    sweep = expand(name, "seed=0")
+    wishes = [wish for wish in sweep.wishes if wish.row == sweep.shape.baseline]
+    assert {wish.column for wish in wishes} == set(sweep.shape.columns)
+    assert not read_method(load(wishes[0].overrides).method["_target_"]).needs_teacher
+
+
+def test_the_compression_table_reaches_every_published_cell():
+    wanted = figures("p3")
+    cells = {(wish.row, wish.column): (key_of(load(wish.overrides)), wish.published)
+             for wish in expand("cifar100_table", "seed=0").wishes}  # fmt: skip
+    reached = {key for key, shown in cells.values() if shown}
+    teachers = {("p3", "cifar100", "", key[2], "none") for key, _ in cells.values() if key[2]}
+    capacity = {("p3", "cifar100", "", f"resnet{depth}", "none") for depth in (20, 32, 56, 110)}
+    assert set(wanted) - reached - teachers == capacity
+    column = "WRN-40-4 → WRN-16-4"
+    assert wanted[cells["SRDwithDIST", column][0]].value == 80.39
+    assert not cells["SRDwithDIST (B = 4)", column][1]
+    assert cells["SRDwithDIST (B = 4)", "WRN-40-4 → WRN-16-2"][1]
+    assert wanted[cells["DML", column][0]].value == wanted[cells["DML (peer WRN-16-4)", column][0]].value == 78.69
+    blank = [place for place, (key, _) in cells.items() if key not in wanted]
+    assert sorted(blank) == [(row, f"{teacher} → MobileNetV2") for row in ("AT", "SRD", "SRDwithDIST")
+                             for teacher in ("ResNet-18", "WRN-40-4")]  # fmt: skip
+
+
+def test_ambiguous_cells_have_their_own_settings():
+    found = {(wish.row, wish.column): load(wish.overrides) for wish in
+             expand("cifar100_table", "seed=0", "column=WRN-40-4 → WRN-16-4").wishes}  # fmt: skip
+    weights = {row: config.method["srd_weight"] for (row, _), config in found.items() if row.startswith("SRDwith")}
+    assert weights == {"SRDwithDIST": 10.0, "SRDwithDIST (B = 4)": 4.0}
+    peers = {row: config.teacher.name for (row, _), config in found.items() if row.startswith("DML")}
+    assert peers == {"DML": "wrn_40_4", "DML (peer WRN-16-4)": "wrn_16_4"}
+
+
+def test_the_tutorial_reaches_every_published_cell():
+    cells = [(key_of(load(wish.overrides)), wish.row) for wish in expand("tutorial", "seed=0").wishes]
+    values = {row: figures("p1")[key].value for key, row in cells if key in figures("p1")}
+    assert values == {"Student": 66.32, "Cosine": 65.0, "Regressor MSE": 65.98}
+    assert figures("p1")["p1", "cifar10", "", "deepnn", "none"].value == 71.77
+    config = load(expand("tutorial", "seed=0", "row=Cosine").wishes[0].overrides)
+    assert (config.epochs, config.optimizer.lr, config.teacher.recipe.epochs) == (50, 5e-5, 50)
+
+
+def test_mdistiller_has_every_recipe_and_nothing_else():
+    """The grid without its skipped places is what conf/recipe holds for the thirteen pairs."""
+    recipes = {path.stem for path in (CONF / "recipe").glob("mdistiller_*.yaml")}
+    found = set()
+    for name in LARGE:
+        for wish in expand(name, "seed=0").wishes:
+            given = dict(word.split("=", 1) for word in wish.overrides)
+            if given["method"] != "none":
+                found.add(f"mdistiller_{given['pair']}_{given['method']}")
+    assert found == recipes
+
+
+def test_other_views_have_no_published_value():
+    wishes = {(wish.row, wish.column): wish for wish in expand("consistent_teaching", "seed=0").wishes}
+    views = {place: load(wish.overrides).teacher_view for place, wish in wishes.items()}
+    assert views["Clean view", "DIST"] == "clean" and views["Independent view", "KD"] == "independent"
+    for (row, _), wish in wishes.items():
+        assert wish.published is (row in ("Student", "Same view"))
+
+
+def test_the_short_schedule_is_exactly_its_base():
+    """Its runs are found by their settings: another word here would train them all again."""
+    wish = expand("cifar100_short", "row=KD", "seed=2").wishes[0]
+    assert wish.overrides == ["teacher=wrn_16_2", "student=wrn_16_1", "dataset=cifar100", "optimizer.schedule=cosine",
+                              "epochs=20", "teacher.recipe.schedule=cosine", "teacher.recipe.epochs=20",
+                              "compile=false", "method=kd", "seed=2"]  # fmt: skip
+
+
+def test_digits_table_is_as_large_as_promised():
+    sweep = expand("digits_table")
+    assert len(sweep.shape.rows) >= 11 and len(sweep.wishes) == 5 * len(sweep.shape.rows)
+    config = load(sweep.wishes[0].overrides)
+    assert (config.dataset.train_fraction, config.epochs, config.threads) == (0.1, 120, 1)
+
+
+def test_words_on_the_command_line_win_and_rename():
+    plain, short = expand("digits_table"), expand("digits_table", "epochs=2")
+    assert plain.name == "digits_table"
+    assert re.fullmatch(r"digits_table-[0-9a-f]{8}", short.name)
+    assert short.name == expand("digits_table", "epochs=2", "output_root=/tmp/x", "dataset.root=/y").name
+    assert short.name != expand("digits_table", "epochs=3").name
+    assert load(short.wishes[0].overrides).epochs == 2
+    assert named_sweep("digits_table", ["epochs=2"], "mine", None).name == "mine"
+    assert "dataset.root" in PLACES
+
+
+def test_parts_of_a_sweep():
+    sweep = expand("digits_table", "row=KD,DKD", "seed=0,3")
+    assert sweep.name == "digits_table"
+    assert sorted(places(sweep)) == [(row, "resnet20 → resnet8", f"seed={seed}") for row in ("DKD", "KD")
+                                     for seed in (0, 3)]  # fmt: skip
+    column = expand("cifar100_table", "column=WRN-40-2 → WRN-40-1", "seed=1")
+    assert len(column.wishes) == 8
+
+
+GOOD = {
+    "base": ["dataset=fake"],
+    "seeds": [0],
+    "columns": {"one": [], "two": []},
+    "rows": {"Student": ["method=none"], "KD": ["method=kd"]},
+    "cells": [{"row": "Other", "column": "one", "overrides": ["method=dkd"], "published": False}],
+    "skip": [{"row": "KD", "column": "two", "why": "no reason"}],
+    "table": {"baseline": "Student", "against": "KD"},
+}
+
+
+def own_sweep(folder: Path, **changes: object) -> str:
+    """A folder for --config-dir with one sweep, `mine`."""
+    (folder / "sweep").mkdir(exist_ok=True)
+    (folder / "sweep" / "mine.yaml").write_text(yaml.safe_dump({**GOOD, **changes}, sort_keys=False))
+    return str(folder)
+
+
+def test_a_sweep_of_ones_own(tmp_path):
+    sweep = named_sweep("mine", [], None, own_sweep(tmp_path))
+    assert [(wish.row, wish.column, wish.published) for wish in sweep.wishes] == [
+        ("Student", "one", True), ("KD", "one", True), ("Other", "one", False), ("Student", "two", True)]  # fmt: skip
+    assert sweep.shape == TableShape(["Student", "KD", "Other"], ["one", "two"], baseline="Student", against="KD")
+    assert sweep.wishes[2].overrides == ["dataset=fake", "method=dkd", "seed=0"]
+
+
+def test_a_cell_replaces_the_grids(tmp_path):
+    cells = [{"row": "KD", "column": "one", "overrides": ["method=kd", "method.temperature=2"]}]
+    sweep = named_sweep("mine", ["row=KD"], None, own_sweep(tmp_path, cells=cells))
+    assert [wish.overrides for wish in sweep.wishes if wish.chosen] == [
+        ["dataset=fake", "method=kd", "method.temperature=2", "seed=0"]
+    ]
+
+
+CELL = GOOD["cells"][0]
+
+
+@pytest.mark.parametrize(("changes", "line"), [
+    ({"row": {}}, "row: no such key. Did you mean rows?"),
+    ({"rows": ["KD"]}, "rows: expected a dict"),
+    ({"rows": {"KD": "method=kd"}}, "rows: KD: expected a list of overrides"),
+    ({"rows": {"KD": [{"method": "kd"}]}}, "rows: KD: expected a list of overrides"),
+    ({"base": [1]}, "base: expected a list of overrides"),
+    ({"seeds": ["a"]}, "seeds: expected whole numbers"),
+    ({"cells": [CELL, CELL]}, "2 cells for row Other, column one"),
+    ({"cells": [{"row": "KD", "column": "one"}]}, "overrides is missing"),
+    ({"cells": [{**CELL, "publish": False}]}, "cells: publish: no such key. Did you mean published?"),
+    ({"cells": [{**CELL, "published": "no"}]}, "published true or false"),
+    ({"skip": [{"row": "Kd", "column": "two", "why": ""}]}, "skip: Kd: no such row."),
+    ({"skip": [{"row": "KD", "column": "too", "why": ""}]}, "skip: too: no such column. Did you mean two?"),
+    ({"table": {"base": "KD"}}, "table.base: no such key. Did you mean baseline?"),
+    ({"table": {"against": "KDD"}}, "table.against: KDD: no such row. Did you mean KD?"),
+    ({"table": {"benchmark": "p33"}}, "table.benchmark: p33: no such benchmark with published values. Did you mean p3?"),
+])  # fmt: skip
+def test_mistakes_in_a_yaml(tmp_path, changes, line):
+    with pytest.raises(ConfigError) as error:
+        named_sweep("mine", [], None, own_sweep(tmp_path, **changes))
+    assert str(error.value).startswith("sweep/mine.yaml: ") and line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("rows:\n  KD: [method=kd]\n  KD: [method=dkd]\n", "'KD' comes twice, line 3"),
+    ("rows: {KD: [method=kd]\n", "sweep/mine.yaml, line 2: not valid YAML"),
+    ("", "expected keys and values"),
+    ("- KD\n", "expected keys and values"),
+])  # fmt: skip
+def test_damaged_yaml(tmp_path, text, line):
+    folder = own_sweep(tmp_path)
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        named_sweep("mine", [], None, folder)
+
+
+@pytest.mark.parametrize(("word", "line"), [
+    ("row=DKDD", "row=DKDD: sweep digits_table has no such row. Did you mean DKD? There are: Student, KD,"),
+    ("column=x", "column=x: sweep digits_table has no such column."),
+    ("seed=one", "seed=one: of a named sweep, seeds are whole numbers"),
+])  # fmt: skip
+def test_unknown_parts(word, line):
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        expand("digits_table", word)
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("reproduce_*.sh")), ids=lambda path: path.stem)
+def test_shell_sweeps(script, tmp_path):
+    """Each calls `kdrun train` for sweeps that there are, then `kdrun table`; here with a kdrun that only says so."""
+    fake = tmp_path / "scripts"
+    fake.mkdir()
+    for path in (script, SCRIPTS / "sweep"):
+        (fake / path.name).write_text(path.read_text())
+        (fake / path.name).chmod(path.stat().st_mode)
+    for name, text in {"scripts/setup": "", ".venv/bin/kdrun": 'echo "kdrun $*"'}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    assert os.access(script, os.X_OK)
+    head = script.read_text().split("set -euo pipefail")[0]
+    assert "estimate" in head and ("xpect" in head or "published" in head)
+    parts = re.findall(r"\[([a-z_]+)\|([a-z_]+)\]", head)
+    for words in [[], ["seed=0"], *([part] for pair in parts for part in pair)]:
+        done = subprocess.run([fake / script.name, *words], capture_output=True, text=True, check=True)
+        trained = re.findall(r"^kdrun train -m sweep=(\w+)(.*)$", done.stdout, re.MULTILINE)
+        assert trained and {name for name, _ in trained} <= set(sweep_names())
+        assert all(rest.strip() == ("seed=0" if words == ["seed=0"] else "") for _, rest in trained)
+        assert re.findall(r"^kdrun table (\w+)$", done.stdout, re.MULTILINE) == [name for name, _ in trained]
+    other = subprocess.run([fake / script.name, "epochs=2"], capture_output=True, text=True, check=True)
+    assert "epochs=2" in other.stdout and "kdrun table" not in other.stdout
+    named = subprocess.run([fake / script.name, "epochs=2", "name=mine"], capture_output=True, text=True, check=True)
+    assert "kdrun table mine" in named.stdout
