@@ -36,15 +36,29 @@ def group_plans(plans: Sequence[Plan]) -> list[list[Plan]]:
     return list(groups.values())
 
 
+TEACHER_COST = 0.7  # of a group's shared teacher forward, in training steps of one student; a rough middle of the zoo
+
+
 def split_to_fill(groups: list[list[Plan]], slots: int) -> list[list[Plan]]:
-    """At least as many groups as there are slots, where there are as many runs: the largest are halved. A teacher
-    forward more costs less than an idle core. Largest first, so that the last ones to run are short."""
-    groups = [list(group) for group in groups]
-    while len(groups) < slots:
-        largest = max(groups, key=len, default=[])
-        if len(largest) < 2:
+    """The groups, some of them halved, so that `slots` processes end at about the same time; largest first.
+
+    A half more costs a teacher forward more, which is less than an idle core: a group is halved as long as the slowest
+    process would end sooner.
+    """
+    best = tried = sorted((list(group) for group in groups), key=len, reverse=True)
+    for _ in range(2 * slots):
+        if not tried or len(tried[0]) < 2:
             break
-        groups.remove(largest)
-        half = (len(largest) + 1) // 2
-        groups += [largest[:half], largest[half:]]
-    return sorted(groups, key=len, reverse=True)
+        half = (len(tried[0]) + 1) // 2
+        tried = sorted([tried[0][:half], tried[0][half:], *tried[1:]], key=len, reverse=True)
+        if longest(tried, slots) < longest(best, slots):
+            best = tried
+    return best
+
+
+def longest(groups: list[list[Plan]], slots: int) -> float:
+    """The work of the busiest process where each takes the largest group that is left."""
+    busy = [0.0] * max(slots, 1)
+    for group in groups:
+        busy[busy.index(min(busy))] += len(group) + TEACHER_COST
+    return max(busy)

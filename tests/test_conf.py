@@ -14,7 +14,11 @@ from kdrun.methods.source import hyperparameters, read_method, sections
 from kdrun.models.zoo import ZOO, create_model
 
 CONF = conf_dir()
-FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.name != "config.yaml" and path.parent.name != "sweep")
+FILES = sorted(
+    path.relative_to(CONF)
+    for path in CONF.rglob("*.yaml")
+    if path.name != "config.yaml" and path.parent.name != "sweep"
+)
 
 
 def flat(node: object, prefix: str = "") -> dict[str, object]:

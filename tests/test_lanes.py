@@ -121,6 +121,15 @@ def test_idle_slots_get_halves():
     assert [len(group) for group in split_to_fill(group_plans(plans), 1)] == [5]
     assert [len(group) for group in split_to_fill(group_plans(plans), 3)] == [2, 2, 1]
     assert len(split_to_fill(group_plans(plans), 9)) == 5
+    assert split_to_fill([], 2) == []
+
+
+def test_processes_end_together():
+    """Three equal groups on two processes: the third is shared out, instead of one process waiting."""
+    plans = plans_of("method=kd,dkd,at,dist,nkd,lskd", "seed=0,1,2")
+    groups = split_to_fill(group_plans(plans), 2)
+    assert sorted(map(len, groups)) == [3, 3, 6, 6]
+    assert sorted(map(len, split_to_fill(group_plans(plans), 3))) == [6, 6, 6]
 
 
 def test_memory_decides_how_many_lanes_train_at_once(kdrun, outputs, monkeypatch):
@@ -256,3 +265,30 @@ def wait_for(condition, seconds: float = 120):
             return found
         time.sleep(0.05)
     raise AssertionError("it did not happen in time")
+
+
+def test_a_full_disk_stops_the_sweep_and_loses_nothing(kdrun, outputs, tmp_path, monkeypatch):
+    import errno
+
+    from kdrun import checkpoint
+
+    words = ["train", "-m", *TINY, "epochs=3", "method=none,kd,dkd", "seed=0,1", HERE, "name=full"]
+    assert kdrun(*words, f"output_root={tmp_path / 'whole'}")[0] == 0
+    room, real = 90, os.fsync
+
+    def fill(handle: int) -> None:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", fill)
+        code, out, err = kdrun(*words)
+    assert code == 1
+    assert "disk full while writing" in err and "The same command goes on." in err
+    assert 0 < len(by_place(outputs)) < 6
+    assert not list(outputs.rglob("failed.txt"))
+    assert kdrun(*words)[0] == 0
+    assert by_place(outputs) == by_place(tmp_path / "whole")

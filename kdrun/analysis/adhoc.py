@@ -81,7 +81,10 @@ def describe(path: Path, root: Path) -> Found:
     except (CheckpointError, KeyError, TypeError):
         finished = False
         told, overrides = from_config(path)
-    words = [word for word in overrides if word.lstrip("+").partition("=")[0] not in (*OWN_PLACE, *NO_NUMBERS)]
+    keys = [word.lstrip("+").partition("=")[0] for word in overrides]
+    words = [word for word, key in zip(overrides, keys, strict=True)
+             if not {key, key.partition(".")[0].partition("/")[0]} & {"launcher", "hydra"}
+             if key not in (*OWN_PLACE, *NO_NUMBERS)]  # fmt: skip
     # A multirun's command holds lists of values: which of them this run is cannot be read from it.
     certain = finished or not any("," in word for word in words)
     return Found(run, **told, settings=frozenset(map(canonical, words)), certain=certain, path=path)

@@ -249,6 +249,8 @@ class Session:
                 if epochs == 0:
                     keep_as_is(student.job, loaders)
             except RunError as error:
+                if "disk full" in str(error):  # nobody else can go on either
+                    raise
                 student.job.run.fail(str(error))
                 yield student, error
                 continue
