@@ -285,7 +285,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(kdrun, outputs, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.os, "fsync", fill)
-        code, out, err = kdrun(*words)
+        code, _, err = kdrun(*words)
     assert code == 1
     assert "disk full while writing" in err and "The same command goes on." in err
     assert 0 < len(by_place(outputs)) < 6
