@@ -292,3 +292,22 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(kdrun, outputs, tmp_path,
     assert not list(outputs.rglob("failed.txt"))
     assert kdrun(*words)[0] == 0
     assert by_place(outputs) == by_place(tmp_path / "whole")
+
+
+def test_what_another_machine_is_at_is_left_alone(kdrun, outputs):
+    """On a shared folder: its lock is respected, the rest is trained, and the next call finds what it finished."""
+    import json
+
+    from kdrun.runs import RunDirectory
+
+    words = ["train", "-m", *TINY, "epochs=1", "method=none,ls", HERE, "name=shared"]
+    (plan,) = plans_of("epochs=1", "method=ls")
+    with RunDirectory(plan.run.path).lock():
+        code, out, _ = kdrun(*words)
+        assert code == 0
+        assert "elsewhere" in out and "1 run(s) are being trained by other processes" in out
+        _, out, _ = kdrun("status", "shared")
+        assert len(by_place(outputs)) == 1
+    assert kdrun(*words)[0] == 0
+    assert len(by_place(outputs)) == 2
+    assert len(json.loads((outputs / "sweeps" / "shared" / "cells.json").read_text())["cells"]) == 2
