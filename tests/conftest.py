@@ -43,8 +43,10 @@ def kdrun(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
     """kdrun("train", "seed=1") -> (exit code, stdout, stderr), in this process."""
 
     def call(*words: str) -> tuple[int, str, str]:
+        from kdrun import console
         from kdrun.cli import main
 
+        console.out.width = 200  # it may have been imported before COLUMNS was set
         capfd.readouterr()
         code = main(list(words))
         out, err = capfd.readouterr()

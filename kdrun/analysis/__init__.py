@@ -1,1 +1,1 @@
-"""What a set of finished runs says: statistics and tables. No torch here."""
+"""What a set of finished runs says: statistics, tables, and measures of one network."""

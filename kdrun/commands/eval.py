@@ -2,144 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from kdrun import console
-from kdrun.assemble import (
-    Data,
-    load_data,
-    make_job,
-    make_loaders,
-    make_network,
-    make_plan,
-    output_root,
-)
-from kdrun.checkpoint import write_json
+from kdrun.assemble import load_data, make_loaders, make_plan, output_root
+from kdrun.commands.eval_subjects import Target, networks_of, target_of_file, target_of_run
+from kdrun.commands.eval_words import RANKS, Measured, show_details, show_files, show_scores, show_table
 from kdrun.compose import load, split_arguments
-from kdrun.config import RunConfig, check_value, read_config
-from kdrun.errors import ConfigError, suggest
-from kdrun.methods.build import make_method
-from kdrun.methods.source import read_method
-from kdrun.runs import RunDirectory, find_runs, now
+from kdrun.config import check_value
+from kdrun.errors import ConfigError
+from kdrun.runs import find_runs, now
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from kdrun.engine import Network
-    from kdrun.job import Loaders
+    from kdrun.assemble import Data
+    from kdrun.data.sets import AnySet
 
 HELP = """
-usage: kdrun eval RUN … [weights=last|best] [split=test|val|train] [device=… precision=… dataset.root=…]
-       kdrun eval FILE student=NAME dataset=NAME [key=value …]
+usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=test|val|train] [rank=kl|agreement]
+                        [device=… precision=… eval_batch_size=… dataset.root=…]
+       kdrun eval FILE student=NAME dataset=NAME [teacher=NAME teacher.checkpoint=FILE] [save=FOLDER] [key=value …]
 
-RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/. Prints top-1, top-5 and negative
-log-likelihood (nats) and writes evals/<split>.json into the run. FILE is a checkpoint: safetensors, or a torch file
-of RepDistiller's, mdistiller's, timm's or a plain layout.
+RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/. FILE is a checkpoint: safetensors,
+or a torch file of RepDistiller's, mdistiller's, timm's or a plain layout.
+
+Prints top-1, top-5, negative log-likelihood (nats), expected calibration error (15 bins), precision, recall and F1 of
+each class, parameters, FLOPs and images/s; where there is a teacher, KL(teacher ‖ student) (nats), agreement and the
+linear CKA of the stages. Writes evals/<split>.json into the run (a finished run's own files stay as they are), with
+<split>_confusion.csv, and as pictures <split>_reliability.png, _confusion.png and _cka.png; what a FILE gives,
+into save=FOLDER. Several runs make one table; rank=kl puts the student that is nearest to its teacher first,
+rank=agreement the one that agrees with it most often.
 """
 
-OWN = {"weights": ("last", "best"), "split": ("test", "val", "train")}
-PASSED = ("device", "precision", "dataset.root", "dataset.workers", "eval_batch_size", "threads", "output_root")
+OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": ("student", "teacher")}
 
 
 def command(words: list[str]) -> int:
     _, overrides, config_dir = split_arguments(words)
-    targets = [word for word in overrides if "=" not in word]
+    names = [word for word in overrides if "=" not in word]
     settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
     own = {name: settings.pop(name, values[0]) for name, values in OWN.items()}
     for name, values in OWN.items():
         check_value(name, own[name], {"choices": values})
-    if not targets:
+    rank, save = settings.pop("rank", None), settings.pop("save", None)
+    if not names:
         raise ConfigError("eval what? Give a run directory, a glob, a digest or a checkpoint file (kdrun list runs).")
-    rest = [f"{key}={value}" for key, value in settings.items()]
-    root = output_root(load([word for word in rest if word.startswith("output_root=")]))
+    if rank is not None:
+        check_rank(rank, own)
+    targets = find_targets(names, own, settings, config_dir)
+    if rank is not None and all(target.teacher is None for target in targets):
+        raise ConfigError(f"rank={rank}: none of these has a teacher to be compared with.")
+    if save is not None:
+        place_findings(save, targets)
+    every = []
     for target in targets:
-        if Path(target).is_file():
-            config = load([*rest, f"student.checkpoint={target}", "method=none"], config_dir)
-            measure_and_show(config, None, own["split"], target)
-            continue
-        for run in find_runs(target, root):
-            evaluate_run(run, own, settings)
+        every.append(measure(target, own["split"]))
+        show_scores(every[-1])
+        if len(targets) == 1:
+            show_details(every[-1])
+    if len(every) > 1 or rank is not None:
+        show_table(every, rank)
+    show_files(every)
     return 0
 
 
-def evaluate_run(run: Path, own: dict[str, str], settings: dict[str, str]) -> None:
-    """A run's student or a stored teacher, under the run's own configuration."""
-    config, resolved = read_config(run)
-    role = "teacher" if (run / "teacher.safetensors").is_file() else "student"
-    weights = run / f"{role}{'_best' if own['weights'] == 'best' else ''}.safetensors"
-    if not weights.is_file():
-        raise ConfigError(f"{run} has no {weights.name} yet: it is not finished (kdrun list runs).")
-    config.student = replace(config.teacher if role == "teacher" else config.student, pretrained="false")
-    if role == "student" and read_method(config.method["_target_"]).deploys:
-        config.student.checkpoint = None  # the file holds more than the student, the teacher's part included
-        config.teacher = replace(config.teacher, checkpoint=None, pretrained="false")
-    else:
-        config.student.checkpoint = str(weights)
-        config.method = {"_target_": "kdrun.methods.none.Independent"}
-    config.precision = str(resolved["precision"])
-    for key, value in settings.items():
-        set_value(config, key, value)
-    evals = run / "evals" / f"{own['split']}{'_best' if own['weights'] == 'best' else ''}.json"
-    measure_and_show(config, evals, own["split"], console.short_path(run), weights)
+def find_targets(
+    names: list[str], own: dict[str, str], settings: dict[str, str], config_dir: str | None
+) -> list[Target]:
+    """Every network that the words mean, each checked before the first is measured."""
+    rest = [f"{key}={value}" for key, value in settings.items()]
+    root = output_root(load([word for word in rest if word.startswith("output_root=")]))
+    targets = []
+    for name in names:
+        if Path(name).is_file():
+            config = load([*rest, f"student.checkpoint={name}", "method=none"], config_dir)
+            targets.append(target_of_file(name, config, own))
+        else:
+            targets += [target_of_run(run, own, settings) for run in find_runs(name, root)]
+    return targets
 
 
-def set_value(config: RunConfig, key: str, value: str) -> None:
-    """Settings that may differ from the run's: where it is measured, not what."""
-    if key not in PASSED:
-        raise ConfigError(f"{key}: eval of a run takes {', '.join(PASSED)}.{suggest(key, PASSED)}")
-    owner: Any = config.dataset if key.startswith("dataset.") else config
-    setattr(
-        owner, key.rpartition(".")[2], int(value) if key in ("eval_batch_size", "threads", "dataset.workers") else value
-    )
+def check_rank(rank: str, own: dict[str, str]) -> None:
+    check_value("rank", rank, {"choices": tuple(RANKS)})
+    if own["model"] == "teacher":
+        raise ConfigError(f"rank={rank} ranks students by their teacher: leave model=teacher out.")
 
 
-def deployed_network(config: RunConfig, data: Data, loaders: Loaders, student: Network, weights: Path) -> nn.Module:
-    """`student` with what its method keeps at inference, rebuilt and loaded from `weights`."""
-    from kdrun.models.weights import load_weights
-
-    teacher = make_network(config.teacher, data, config.seed, student.numerics, config.batch_size)
-    job = make_job(run=RunDirectory(weights.parent), digest="", student=student, teacher=teacher,
-                   method=make_method(config.method), optimizer=config.optimizer, epochs=config.epochs,
-                   seed=config.seed, data=data, loaders=loaders)  # fmt: skip
-    load_weights(job.lane.deployed, weights, config.student.name)
-    return job.lane.deployed
+def place_findings(save: str, targets: list[Target]) -> None:
+    if len(targets) > 1:
+        raise ConfigError(f"save={save}: {len(targets)} networks would share its files; evaluate one at a time.")
+    targets[0].folder = Path(save).expanduser()
 
 
-def measure_and_show(
-    config: RunConfig, target: Path | None, split: str, label: str, weights: Path | None = None
-) -> None:
-    """Load, evaluate, print one line, and write `target` where there is one."""
-    from kdrun.engine import evaluate
+def measure(target: Target, split: str) -> Measured:
+    """Load and examine the network, and write what was found where it has a place."""
+    from kdrun.analysis.evaluation import Subject, examine
+    from kdrun.engine import eval_batch_size
     from kdrun.numerics import resolve
+    from kdrun.report.evaluation import write_findings
 
-    plan = make_plan(config, [])
+    config = target.config
     numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
     numerics.apply()
-    data = load_data(plan, console.track)
-    if split == "train":
-        data.splits = replace(data.splits, test=data.splits.train)
-    elif split == "val":
-        if data.splits.val is None:
-            raise ConfigError("split=val: this run had no validation split (dataset.val_fraction=0).")
-        data.splits = replace(data.splits, test=data.splits.val)
-    network = make_network(config.student, data, config.seed, numerics, config.batch_size)
+    images = replace(config, method={"_target_": "kdrun.methods.none.Independent"},
+                     student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
+    data = load_data(make_plan(images, []), console.track)
+    data.splits = replace(data.splits, test=chosen_split(data, split))
     loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
-    model = network.tap.model
-    if weights is not None and read_method(config.method["_target_"]).deploys:
-        model = deployed_network(config, data, loaders, network, weights)
-    found = evaluate(model, network.tap.prepare, loaders.test, numerics)
-    console.say(
-        f"{label}  {config.student.name} on {config.dataset.name}/{split} ({loaders.test.num_samples:,} images, "
-        f"{numerics.precision}): top-1 [bold]{found['top1']:.2f} %[/]  top-5 {found['top5']:.2f} %  "
-        f"NLL {found['nll']:.4f} nats"
+    network, deployed, teacher = networks_of(target, data, loaders, numerics)
+    steps = -(-loaders.test.num_samples // eval_batch_size(config.eval_batch_size, numerics))
+
+    def track(every: Iterator[int]) -> Iterator[int]:
+        return console.track(every, steps, target.label) if console.out.is_terminal else every
+
+    classes = data.splits.class_names
+    found = examine(
+        Subject(network, deployed), Subject(teacher) if teacher else None, loaders.test, len(classes), track
     )
-    if target is not None:
-        about = {
-            "split": split,
-            "samples": loaders.test.num_samples,
-            "numerics": numerics.as_dict(),
-            "measured_at": now(),
-        }
-        write_json(target, {"schema": 1, **found, **about})
+    taught = target.teacher.options.name if teacher and target.teacher else None
+    files: list[Path] = []
+    if target.folder is not None:
+        about = {"split": split, "network": target.options.name, "teacher": taught, "numerics": numerics.as_dict(),
+                 "measured_at": now()}  # fmt: skip
+        title = f"{target.options.name} on {config.dataset.name}/{split}"
+        files = write_findings(target.folder, target.name, title, found, classes, about)
+    place = f"{config.dataset.name}/{split} ({found.samples:,} images, {numerics.precision})"
+    return Measured(target, found, classes, place, files)
+
+
+def chosen_split(data: Data, split: str) -> AnySet:
+    """The images of `split` in an order that is random and always the same: on disk they often lie class by class."""
+    splits = data.splits
+    chosen = {"test": splits.test, "train": splits.train, "val": splits.val}[split]
+    if chosen is None:
+        raise ConfigError("split=val: this run had no validation split (dataset.val_fraction=0).")
+    return chosen.take(np.random.default_rng(0).permutation(len(chosen)))

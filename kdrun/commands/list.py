@@ -13,7 +13,7 @@ from kdrun.errors import ConfigError, suggest
 from kdrun.methods.source import read_method, sections
 
 GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments", "sweeps")
-KINDS = ("methods", *GROUPS, "runs", "teachers-trained")
+KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
 
 HELP = f"""
 usage: kdrun list [{"|".join(KINDS)}] [output_root=FOLDER]
@@ -34,6 +34,8 @@ def command(words: list[str]) -> int:
             list_methods()
         elif kind in GROUPS:
             list_group(kind.removesuffix("s"))
+        elif kind == "testsets":
+            list_testsets()
         else:
             list_runs(Path(root or os.environ.get("KDRUN_OUTPUTS", "outputs")), teachers=kind != "runs")
     return 0
@@ -68,6 +70,15 @@ def list_group(group: str) -> None:
         title = next((line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("title:")), None)
         rows.append([name, title or (comments[0] if comments else "")])
     console.table("", [group, ""], rows)
+
+
+def list_testsets() -> None:
+    """Name, what it measures, how it is made, and its parameters with their defaults."""
+    from kdrun.testsets.registry import SETS, settings
+
+    rows = [[name, kind.measures, kind.recipe, settings(kind)] for name, kind in SETS.items()]
+    console.table("", ["testset", "measures", "made by", "parameters"], rows)
+    console.note("kdrun testset NAME dataset=… makes one and shows it.")
 
 
 def list_runs(root: Path, teachers: bool) -> None:

@@ -1,0 +1,138 @@
+"""kdrun testset: make a derived test set, and look at it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kdrun import console
+from kdrun.assemble import Plan, load_data, make_plan, output_root
+from kdrun.checkpoint import write_atomically
+from kdrun.compose import load, split_arguments
+from kdrun.data.sets import ArraySet, Dataset
+from kdrun.derive import Derived, derive, export
+from kdrun.errors import ConfigError, DataError
+from kdrun.testsets.base import NamedSet
+from kdrun.testsets.corruptions import PublishedCorruption
+from kdrun.testsets.registry import SETS, make, parse, title
+from kdrun.testsets.sheet import chosen_images, contact_sheet
+
+HELP = """
+usage: kdrun testset NAME[:key=value,…] … | all [dataset=… dataset.root=… dataset.image_size=…] [key=value …] [seed=N]
+                    [processes=N] [save=FOLDER|FILE.zip] [sheet=FILE.png]
+
+Makes the derived copy of a data set's test images, keeps it under caches/testsets/ of the output folder, and writes a
+contact sheet (originals above derived images). key=value are the set's own parameters: kdrun list testsets names them.
+all makes every set with its defaults. save= writes the images as PNG class folders or as one archive.
+
+kdrun testset scramble dataset=cifar10 dataset.root=FOLDER grid=4 offset=true
+kdrun testset cifar_c files=CIFAR-10-C kind=fog severity=5 dataset=cifar10 dataset.root=FOLDER
+"""
+
+OWN = ("seed", "processes", "save", "sheet")
+
+
+def command(words: list[str]) -> int:
+    _, overrides, config_dir = split_arguments(words)
+    own = {}
+    names, given, rest = [], {}, []
+    parameters = {field.name for kind in SETS.values() for field in dataclasses.fields(kind)}
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not equals or ":" in key:
+            names.append(word)
+        elif key in OWN:
+            own[key] = value
+        elif key in parameters:
+            given[key] = value
+        else:
+            rest.append(word)
+    wished = chosen_sets(names, given, own)
+    seed, processes = number("seed", own, 0), number("processes", own, 1)
+    plan = make_plan(load([*rest, "method=none"], config_dir), [])
+    splits = load_data(plan, console.track).splits
+    for one in wished:
+        build_and_show(one, plan, splits, seed or 0, processes, own)
+    return 0
+
+
+def chosen_sets(names: list[str], given: dict[str, str], own: dict[str, str]) -> list[NamedSet]:
+    """The sets that were named, checked. Raises ConfigError."""
+    if not names:
+        raise ConfigError(f"testset of what? Give a name: {', '.join(SETS)} (kdrun list testsets says what they do).")
+    if names == ["all"]:
+        names = [name for name in SETS if name != "cifar_c"]
+    if len(names) > 1 and (given or "save" in own or "sheet" in own):
+        word = next(iter([*given, *(key for key in ("save", "sheet") if key in own)]))
+        raise ConfigError(f"{word}=… belongs to one set, and there are {len(names)}; write NAME:key=value, or one set.")
+    if given:
+        if ":" in names[0]:
+            raise ConfigError(f"{names[0]} {next(iter(given))}=…: give the parameters in one place.")
+        return [make(names[0], given)]
+    return [parse(name) for name in names]
+
+
+def number(key: str, own: dict[str, str], least: int) -> int | None:
+    """A whole number among the command's own settings, or None."""
+    if key not in own:
+        return None
+    if not own[key].isdecimal() or int(own[key]) < least:
+        raise ConfigError(f"{key}={own[key]}: expected a whole number from {least}.")
+    return int(own[key])
+
+
+def derived_test(wished: NamedSet, plan: Plan, splits: Dataset, seed: int = 0, processes: int | None = None) -> Derived:
+    """The test split of `splits` as `wished` changes it, made or from the cache, with a progress bar."""
+    if not isinstance(splits.test, ArraySet):
+        raise DataError(
+            f"testset={wished.name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "
+            "images in memory (cifar10, cifar100, digits, fake)."
+        )
+    caches = output_root(plan.config) / "caches"
+    return derive(wished, splits.test, caches, seed=seed, track=console.track, processes=processes)
+
+
+def build_and_show(
+    wished: NamedSet, plan: Plan, splits: Dataset, seed: int, processes: int | None, own: dict[str, str]
+) -> None:
+    """One set: made or found, its contact sheet, and its files where they are asked for."""
+    begun = time.perf_counter()
+    found = derived_test(wished, plan, splits, seed, processes)
+    spent = time.perf_counter() - begun
+    assert isinstance(splits.test, ArraySet)
+    sheet = found.folder / "sheet.png"
+    if isinstance(wished, PublishedCorruption):  # its folder is the user's, not ours
+        sheet = output_root(plan.config) / "caches" / "testsets" / f"{wished.name}-{wished.kind}-{wished.severity}.png"
+    sheet = Path(own["sheet"]).expanduser() if "sheet" in own else sheet
+    write_sheet(sheet, wished, found, splits.test, splits.class_names)
+    state = "found" if found.cached else "made"
+    console.say(f"[bold]{wished.name}[/]  {len(found.data):,} images of {plan.config.dataset.name} {state} in "
+                f"{spent:.1f} s")  # fmt: skip
+    console.note(f"  {title(wished)}: {wished.recipe}")
+    console.note(f"  {console.short_path(found.folder)}, picture {console.short_path(sheet)}")
+    if "save" in own:
+        place = Path(own["save"]).expanduser()
+        export(found, splits.class_names, place, console.track)
+        console.note(f"  written to {console.short_path(place)}")
+
+
+def write_sheet(place: Path, wished: NamedSet, found: Derived, clean: ArraySet, class_names: list[str]) -> None:
+    """The contact sheet as PNG; images of a published set stand below others of their class unless the order is the
+    same."""
+    from PIL import Image
+
+    below = None
+    chosen, classes = chosen_images(found.data.labels)
+    originals = chosen
+    heading = f"{title(wished)}   ({wished.recipe})"
+    if not np.array_equal(found.data.labels, clean.labels):
+        originals, _ = chosen_images(clean.labels)
+        heading += "   above: other images of the class"
+    if found.texture_labels is not None:
+        below = [class_names[label] for label in found.texture_labels[chosen]]
+    pixels = contact_sheet(heading, clean.images[originals], found.data.images[chosen],
+                           [class_names[label] for label in classes], below)  # fmt: skip
+    write_atomically(place, lambda file: Image.fromarray(pixels).save(file, "PNG"))

@@ -1,0 +1,1 @@
+"""Derived test sets: the same images, with one property changed."""
