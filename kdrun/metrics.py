@@ -11,6 +11,14 @@ from torch import Tensor
 from kdrun.errors import RunError
 
 
+def ranked(logits: Tensor) -> Tensor:
+    """The five most likely classes [N, 5] (all where there are fewer) of logits [N, K], the first the prediction.
+
+    In bf16 two logits are often equal: every measure must break the tie in the same way.
+    """
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
 class EvalMeter:
     """top1, top5 (percent) and nll (nats, float32) over a data set."""
 
@@ -20,7 +28,7 @@ class EvalMeter:
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """logits [N, K] float32, label [N]. top5 is top-K where there are fewer than five classes."""
-        first = logits.topk(min(5, logits.shape[1]), dim=1).indices == label[:, None]
+        first = ranked(logits) == label[:, None]
         nll = F.cross_entropy(logits, label, reduction="sum")
         self.sums += torch.stack([first[:, 0].sum().double(), first.sum().double(), nll.double()])
         self.count += len(label)

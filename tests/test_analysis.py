@@ -314,3 +314,17 @@ def test_throughput_counts_images(monkeypatch):
     clock = iter([0.0, *(0.01 * step + (0.2 if step > 5 else 0.0) for step in range(1, 200))])
     monkeypatch.setattr("kdrun.analysis.evaluation.moment", lambda device: next(clock))
     assert throughput(lambda image: image, torch.zeros(20, 3), CPU) == pytest.approx(2000)
+
+
+def test_ties_are_broken_alike_by_every_measure():
+    """bf16 logits are often equal: accuracy, calibration and the confusion matrix must mean the same prediction."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 3, (400, 10), generator=generator).float()
+    label = torch.randint(0, 10, (400,), generator=generator)
+    cpu = torch.device("cpu")
+    meter, calibration, confusion = EvalMeter(cpu), CalibrationMeter(cpu), ConfusionMeter(10, cpu)
+    for each in (meter, calibration, confusion):
+        each.update(logits, label)
+    counts = confusion.counts.reshape(10, 10)
+    assert counts.diagonal().sum().item() / 4 == pytest.approx(meter.result()["top1"])
+    assert calibration.result().mean_accuracy == pytest.approx(meter.result()["top1"])

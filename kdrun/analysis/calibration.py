@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdrun.metrics import ranked
+
 BINS = 15  # of equal width, as in Guo et al. 2017
 
 
@@ -43,7 +45,7 @@ class CalibrationMeter:
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """logits [N, K], label [N]. Confidence is the largest softmax probability, in float64."""
-        confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+        confidence, predicted = logits.double().softmax(dim=1).amax(dim=1), ranked(logits)[:, 0]
         place = torch.bucketize(confidence, self.edges)
         values = torch.stack([torch.ones_like(confidence), confidence, (predicted == label).double()])
         self.sums.index_add_(1, place, values)

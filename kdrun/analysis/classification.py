@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdrun.metrics import ranked
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -35,7 +37,7 @@ class ConfusionMeter:
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """logits [N, K], label [N]."""
-        self.counts += torch.bincount(label * self.num_classes + logits.argmax(dim=1), minlength=len(self.counts))
+        self.counts += torch.bincount(label * self.num_classes + ranked(logits)[:, 0], minlength=len(self.counts))
 
     def result(self) -> Classification:
         """precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN)."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdrun.losses import kl_of_samples
+from kdrun.metrics import ranked
 
 
 class FidelityMeter:
@@ -20,7 +21,7 @@ class FidelityMeter:
     def update(self, student: Tensor, teacher: Tensor) -> None:
         """student, teacher: logits [N, K] of the same images."""
         divergence = kl_of_samples(student.double(), teacher.double(), 1.0).sum()
-        same = (student.argmax(dim=1) == teacher.argmax(dim=1)).sum()
+        same = (ranked(student)[:, 0] == ranked(teacher)[:, 0]).sum()
         self.sums += torch.stack([divergence, same.double()])
         self.count += len(student)
 
