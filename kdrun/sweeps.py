@@ -225,7 +225,7 @@ def multirun_sweep(overrides: Sequence[str], given_name: str | None) -> Sweep:
     name = given_name or f"multirun-{digest_of(words)[:8]}"
     varying = {word.partition("=")[0] for word in overrides if "," in word} - set(GROUP_KEYS)
     wishes = [Wish(" ".join(word for word in job if word.partition("=")[0] in varying), "", job) for job in jobs]
-    return Sweep(name, " ".join(overrides), wishes)
+    return Sweep(name, name, wishes)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str], str | None]:
