@@ -246,12 +246,3 @@ def run_facts(facts: dict[str, Any]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         say(f"[bold]{name:<{width}}[/]  {escape(str(value))}")
-
-
-def short_path(path: Path) -> str:
-    """Relative to the current directory where that is shorter."""
-    try:
-        relative = str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-    return relative if len(relative) < len(str(path)) else str(path)

@@ -39,6 +39,15 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.") or "x"
 
 
+def short_path(path: Path) -> str:
+    """Relative to the current directory where that is shorter."""
+    try:
+        relative = str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 

@@ -13,7 +13,7 @@ FLOORS = {
     1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
         "loggers", "derive"),
-    2: ("config", "compose", "identity", "assemble", "sweeps", "groups"),
+    2: ("config", "compose", "identity", "assemble", "sweeps", "groups", "trained"),
     3: ("console", "report", "commands", "cli", "__main__"),
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -11,12 +11,12 @@ import numpy as np
 
 from kdrun import console
 from kdrun.assemble import load_data, make_loaders, make_plan, output_root
-from kdrun.commands.eval_subjects import Target, networks_of, target_of_file, target_of_run
 from kdrun.commands.eval_words import RANKS, Measured, show_details, show_files, show_scores, show_table
 from kdrun.compose import load, split_arguments
 from kdrun.config import check_value
 from kdrun.errors import ConfigError
 from kdrun.runs import find_runs, now
+from kdrun.trained import Target, networks_of, target_of_file, target_of_run
 
 if TYPE_CHECKING:
     from kdrun.assemble import Data

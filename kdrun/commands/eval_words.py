@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.commands.eval_subjects import Target
 from kdrun.errors import ConfigError
 from kdrun.report.evaluation import NAMED
+from kdrun.runs import short_path
+from kdrun.trained import Target
 
 if TYPE_CHECKING:
     from kdrun.analysis.evaluation import Findings
@@ -147,6 +148,6 @@ def show_files(every: list[Measured]) -> None:
     for done in every:
         if done.files:
             names = ", ".join(path.name for path in done.files)
-            console.note(f"{console.short_path(done.files[0].parent)}/  ({names})")
+            console.note(f"{short_path(done.files[0].parent)}/  ({names})")
     if not any(done.files for done in every):
         console.note("save=FOLDER writes all of it, with pictures")

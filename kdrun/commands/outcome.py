@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun import console
 from kdrun.assemble import Plan
 from kdrun.config import RunConfig
-from kdrun.runs import RunDirectory, now
+from kdrun.runs import RunDirectory, now, short_path
 
 if TYPE_CHECKING:
     from kdrun.engine import Lane
@@ -80,7 +80,7 @@ def announce(plan: Plan) -> None:
     pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
     console.say(
         f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
-        f"[dim]{console.short_path(plan.run.path)}[/]"
+        f"[dim]{short_path(plan.run.path)}[/]"
     )
 
 
@@ -96,6 +96,4 @@ def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:
         f"the last epoch ({best}), {result['images_per_second']:,.0f} images/s, {arithmetic}, "
         f"{console.duration(result['train_seconds'])} of training, peak memory {console.size(result['peak_memory'])}"
     )
-    console.say(
-        f"      {console.short_path(plan.run.path)}/  (result.json, metrics.csv, curves.png, student.safetensors)"
-    )
+    console.say(f"      {short_path(plan.run.path)}/  (result.json, metrics.csv, curves.png, student.safetensors)")

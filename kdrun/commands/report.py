@@ -10,6 +10,7 @@ from kdrun import console
 from kdrun.commands.table import find_ledger, row_named
 from kdrun.errors import ConfigError, suggest
 from kdrun.ledger import known_ledgers
+from kdrun.runs import short_path
 
 HELP = """
 usage: kdrun report NAME [key=value …]
@@ -46,7 +47,7 @@ def command(words: list[str]) -> int:
     ledger.shape.value = settings.get("value", ledger.shape.value)
     text = report_page(ledger, root, foreign)
     write_text(place, text)
-    console.say(f"[bold]report[/]  {console.escape(console.short_path(place))}  ({len(text.encode()) / 2**20:.1f} MiB)")
+    console.say(f"[bold]report[/]  {console.escape(short_path(place))}  ({len(text.encode()) / 2**20:.1f} MiB)")
     return 0
 
 

@@ -18,7 +18,7 @@ from kdrun.config import read_resolved, to_yaml
 from kdrun.errors import KdrunError, RunError
 from kdrun.loggers import check_loggers
 from kdrun.methods.build import make_method
-from kdrun.runs import RunDirectory
+from kdrun.runs import RunDirectory, short_path
 
 if TYPE_CHECKING:
     from kdrun.engine import Network, Teacher
@@ -161,7 +161,7 @@ class Session:
         self.numerics.apply()
         loaders = make_loaders(self.data, self.config.batch_size, options.seed, "same", self.numerics)
         top1 = evaluate(network.tap.model, network.tap.prepare, loaders.test, self.numerics)["top1"]
-        origin = f" from {console.short_path(place)}" if place else ""
+        origin = f" from {short_path(place)}" if place else ""
         console.say(f"[bold]teacher[/] {options.name} ({kind}): [bold]{top1:.2f} %[/] top-1 on the test set{origin}")
         return network, describe(kind, options.name, top1, sha256, place)
 
@@ -203,7 +203,7 @@ class Session:
             numerics = pinned(recorded, self.config.device)
         console.say(
             f"[bold]teacher[/] {options.name} is not trained yet: {recipe.epochs} epochs by its own recipe, once for "
-            f"all runs, into {console.short_path(run.path)}"
+            f"all runs, into {short_path(run.path)}"
         )
         numerics.apply()
         network = make_network(options, self.data, options.seed, numerics, recipe.batch_size)

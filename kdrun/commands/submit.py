@@ -14,6 +14,7 @@ from kdrun.commands.scheduler import label_of, teacher_of
 from kdrun.commands.worker import Task, run_task
 from kdrun.errors import ConfigError, one_line
 from kdrun.groups import group_plans
+from kdrun.runs import short_path
 
 CLUSTERS = {"slurm": "slurm", "submitit_local": "local"}
 
@@ -77,7 +78,7 @@ def submit(name: str, plans: list[Plan], root: Path, cluster: str, settings: dic
             executor.update_parameters(slurm_additional_parameters={})
     console.say(
         f"{len(jobs)} jobs for {len(groups)} groups of lanes: {', '.join(jobs[:8])}{' …' if len(jobs) > 8 else ''}  "
-        f"[dim]{console.short_path(folder)}[/]"
+        f"[dim]{short_path(folder)}[/]"
     )
     console.say(f"where they stand: [bold]kdrun status {name}[/]")
     return jobs

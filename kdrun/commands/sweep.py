@@ -13,7 +13,7 @@ from kdrun.compose import load
 from kdrun.config import RunConfig
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error, suggest
 from kdrun.ledger import Cell, Ledger, write_ledger
-from kdrun.runs import rebuild_results
+from kdrun.runs import rebuild_results, short_path
 from kdrun.sweeps import Sweep, Wish, multirun_sweep, named_sweep, split_words
 
 LAUNCHERS = ("lanes", "slurm", "submitit_local")
@@ -77,7 +77,7 @@ def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: 
     total = len({str(plan.run.path) for plan in chosen})
     already = f", {done} of them done already" if done else ""
     wanted = sum(wish.chosen for wish in sweep.wishes)
-    console.say(f"[bold]{sweep.name}[/]  {wanted} cells, {total} runs{already}  [dim]{console.short_path(root)}[/]")
+    console.say(f"[bold]{sweep.name}[/]  {wanted} cells, {total} runs{already}  [dim]{short_path(root)}[/]")
     if launcher["launcher"] != "lanes" and pending:
         from kdrun.commands.submit import submit
 

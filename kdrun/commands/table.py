@@ -15,7 +15,7 @@ from kdrun.errors import ConfigError, suggest
 from kdrun.ledger import Ledger, known_ledgers, read_ledger
 from kdrun.report.formats import FORMATS, save
 from kdrun.report.text import to_text
-from kdrun.runs import find_runs
+from kdrun.runs import find_runs, short_path
 
 HELP = f"""
 usage: kdrun table NAME [key=value …]
@@ -51,7 +51,7 @@ def command(words: list[str]) -> int:
     show(table)
     for place in files:
         save(table, place)
-        console.note(f"wrote {console.short_path(place)}")
+        console.note(f"wrote {short_path(place)}")
     return 0
 
 

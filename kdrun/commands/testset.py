@@ -15,6 +15,7 @@ from kdrun.compose import load, split_arguments
 from kdrun.data.sets import ArraySet, Dataset
 from kdrun.derive import Derived, derive, export
 from kdrun.errors import ConfigError, DataError
+from kdrun.runs import short_path
 from kdrun.testsets.base import NamedSet
 from kdrun.testsets.corruptions import PublishedCorruption
 from kdrun.testsets.registry import SETS, make, parse, title
@@ -112,11 +113,11 @@ def build_and_show(
     console.say(f"[bold]{wished.name}[/]  {len(found.data):,} images of {plan.config.dataset.name} {state} in "
                 f"{spent:.1f} s")  # fmt: skip
     console.note(f"  {title(wished)}: {wished.recipe}")
-    console.note(f"  {console.short_path(found.folder)}, picture {console.short_path(sheet)}")
+    console.note(f"  {short_path(found.folder)}, picture {short_path(sheet)}")
     if "save" in own:
         place = Path(own["save"]).expanduser()
         export(found, splits.class_names, place, console.track)
-        console.note(f"  written to {console.short_path(place)}")
+        console.note(f"  written to {short_path(place)}")
 
 
 def write_sheet(place: Path, wished: NamedSet, found: Derived, clean: ArraySet, class_names: list[str]) -> None:

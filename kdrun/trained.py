@@ -1,4 +1,4 @@
-"""What `kdrun eval` measures: the network that a word on its command line means, and the teacher that it had."""
+"""Networks that were trained: the one that a word on a command line means, loaded with its weights, and its teacher."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun import console
 from kdrun.assemble import Data, make_job, make_network, make_plan, make_tap, own_stats
 from kdrun.checkpoint import read_json
 from kdrun.config import RunConfig, read_config
@@ -15,7 +14,7 @@ from kdrun.errors import CheckpointError, ConfigError, KdrunError, suggest
 from kdrun.methods.build import make_method
 from kdrun.methods.source import read_method
 from kdrun.options import ModelOptions, TeacherOptions
-from kdrun.runs import RunDirectory
+from kdrun.runs import RunDirectory, short_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +87,7 @@ def target_of_run(run: Path, own: dict[str, str], settings: dict[str, str]) -> T
     stored = (run / "teacher.safetensors").is_file()  # a directory of teachers/: there is no other model in it
     best = "_best" if own["weights"] == "best" else ""
     name = f"{own['split']}{best}"
-    label = console.short_path(run)
+    label = short_path(run)
     if own["model"] == "teacher" and not stored:
         return teacher_target(run, config, own, label)
     weights = run / f"{'teacher' if stored else 'student'}{best}.safetensors"
