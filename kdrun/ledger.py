@@ -23,7 +23,7 @@ STATES = ("done", "running", "failed", "unfinished", "missing")
 class TableShape:
     """value: a key of result.json; baseline: the row of independent students, which deltas are taken to; against: the
     row that paired tests compare with; teacher_row: the label under which the teachers' own accuracy is shown;
-    benchmark: whose published figures stand beside ours."""
+    benchmark: whose published figures stand beside ours; testsets: derived sets that `kdrun bias` measures."""
 
     rows: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
@@ -32,6 +32,7 @@ class TableShape:
     against: str | None = None
     teacher_row: str | None = None
     benchmark: str | None = None
+    testsets: list[str] = field(default_factory=list)
 
 
 @dataclass

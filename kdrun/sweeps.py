@@ -2,13 +2,14 @@
 
 A sweep's YAML holds
     title      one line
+    extends    another sweep, whose keys are taken where this one has none of its own
     base       overrides of every cell
     seeds      a list
     rows       label -> overrides
     columns    label -> overrides
     cells      {row, column, overrides, published}: instead of the cell of the same row and column, or beside the grid
     skip       {row, column, why}: cells of the grid that nobody can run, or that the publication leaves blank
-    table      the shape of its table: value, baseline, against, teacher_row, benchmark
+    table      the shape of its table: value, baseline, against, teacher_row, benchmark, testsets
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from kdrun.runs import digest_of
 
 GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
 PLACES = ("output_root", "dataset.root", "dataset.workers", "hydra", "launcher", "name", "save_every_minutes", "logger")
-KINDS = {"title": str, "base": list, "seeds": list, "rows": dict, "columns": dict, "cells": list, "skip": list,
-         "table": dict}  # fmt: skip
+KINDS = {"title": str, "extends": str, "base": list, "seeds": list, "rows": dict, "columns": dict, "cells": list,
+         "skip": list, "table": dict}  # fmt: skip
 CELL_KEYS = ("row", "column", "overrides", "published")
 SKIP_KEYS = ("row", "column", "why")
 TABLE_KEYS = {field.name for field in dataclasses.fields(TableShape)} - {"rows", "columns"}
@@ -72,8 +73,8 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_sweep(name: str, config_dir: str | None) -> dict[str, Any]:
-    """The YAML of a named sweep, checked. Raises ConfigError."""
+def read_sweep(name: str, config_dir: str | None, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The YAML of a named sweep, checked, with what it extends. seen: the sweeps that extend it. Raises ConfigError."""
     files = {path.stem: path for folder in config_folders(config_dir) for path in (folder / "sweep").glob("*.yaml")}
     if name not in files:
         raise ConfigError(f"sweep={name}: no such sweep.{suggest(name, files)} There are: {', '.join(sorted(files))}.")
@@ -85,6 +86,10 @@ def read_sweep(name: str, config_dir: str | None) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or one_line(error)
         raise ConfigError(f"sweep/{name}.yaml{where}: not valid YAML ({problem}).") from error
     check_shape(name, content)
+    if "extends" in content:
+        if content["extends"] in (*seen, name):
+            raise ConfigError(f"sweep/{name}.yaml: extends: {content['extends']}: it extends itself.")
+        content = {**read_sweep(content["extends"], config_dir, (*seen, name)), **content}
     check_places(name, content)
     return content
 
@@ -144,6 +149,13 @@ def check_places(name: str, content: dict[str, Any]) -> None:
                 raise ConfigError(f"sweep/{name}.yaml: skip: {left_out[key]}: no such {key}."
                                   f"{suggest(str(left_out[key]), known)}")  # fmt: skip
     table, rows = content.get("table", {}), [*content.get("rows", {}), *(row for row, _ in places)]
+    for testset in table.get("testsets", []):
+        from kdrun.testsets.registry import parse
+
+        try:
+            parse(testset)
+        except ConfigError as error:
+            raise ConfigError(f"sweep/{name}.yaml: table.testsets: {error}") from error
     benchmarks = sorted({row.benchmark for row in published()})
     for key, known in (("baseline", rows), ("against", rows), ("benchmark", benchmarks)):
         if table.get(key) is not None and table[key] not in known:

@@ -17,7 +17,7 @@ from kdrun.errors import ConfigError
 from kdrun.ledger import TableShape
 from kdrun.methods.source import read_method
 from kdrun.reference.published import Published, published
-from kdrun.sweeps import PLACES, Sweep, named_sweep, sweep_names
+from kdrun.sweeps import PLACES, Sweep, named_sweep, read_sweep, sweep_names
 
 CONF = conf_dir()
 SCRIPTS = CONF.parent / "scripts"
@@ -65,7 +65,7 @@ def test_every_cell_composes(name):
 @pytest.mark.parametrize("name", sweep_names())
 def test_places_are_distinct_and_named(name):
     sweep = expand(name)
-    content = yaml.safe_load((CONF / "sweep" / f"{name}.yaml").read_text())
+    content = read_sweep(name, None)
     found = places(sweep)
     assert set(found.values()) == {1}
     assert {row for row, _, _ in found} == set(sweep.shape.rows)
@@ -172,6 +172,24 @@ def test_words_on_the_command_line_win_and_rename():
     assert load(short.wishes[0].overrides).epochs == 2
     assert named_sweep("digits_table", ["epochs=2"], "mine", None).name == "mine"
     assert "dataset.root" in PLACES
+
+
+def test_extends(tmp_path):
+    folder = own_sweep(tmp_path)
+    longer = tmp_path / "sweep" / "longer.yaml"
+    longer.write_text("extends: mine\nbase: [dataset=fake, epochs=7]\n")
+    ours, theirs = named_sweep("longer", [], None, folder), named_sweep("mine", [], None, folder)
+    assert [(wish.row, wish.column) for wish in ours.wishes] == [(wish.row, wish.column) for wish in theirs.wishes]
+    assert all("epochs=7" in wish.overrides for wish in ours.wishes if wish.overrides[0] == "dataset=fake")
+    longer.write_text("extends: longer\n")
+    with pytest.raises(ConfigError, match=re.escape("sweep/longer.yaml: extends: longer: it extends itself.")):
+        named_sweep("longer", [], None, folder)
+    longer.write_text("extends: mein\n")
+    with pytest.raises(ConfigError, match=re.escape("sweep=mein: no such sweep. Did you mean mine?")):
+        named_sweep("longer", [], None, folder)
+    longer.write_text("extends: mine\ntable: {testsets: [nois]}\n")
+    with pytest.raises(ConfigError, match=r"table\.testsets: testset=nois: no such set\. Did you mean noise"):
+        named_sweep("longer", [], None, folder)
 
 
 def test_parts_of_a_sweep():
