@@ -108,8 +108,7 @@ def state_of(cell: Cell, root: Path) -> tuple[str, str]:
     if is_locked(run.path):
         return "running", ""
     if run.failed_path.is_file():
-        lines = run.failed_path.read_text(errors="replace").strip().splitlines()
-        return "failed", lines[0].partition(" ")[2] if lines else "failed.txt is empty"
+        return "failed", run.failure()
     return ("unfinished", "") if run.state_path.is_file() else ("missing", "")
 
 

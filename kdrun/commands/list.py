@@ -85,6 +85,7 @@ def list_runs(root: Path, teachers: bool) -> None:
     """Finished, running and failed runs (or stored teachers) with their accuracy."""
     from kdrun.checkpoint import read_json
     from kdrun.errors import CheckpointError
+    from kdrun.runs import RunDirectory
 
     rows = []
     for folder in sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*")):
@@ -96,7 +97,7 @@ def list_runs(root: Path, teachers: bool) -> None:
             except (CheckpointError, KeyError) as error:
                 state = f"damaged: {error}"
         elif (folder / "failed.txt").is_file():
-            state = "failed: " + (folder / "failed.txt").read_text().strip().splitlines()[0]
+            state = f"failed: {RunDirectory(folder).failure()}"
         rows.append([str(folder.relative_to(root)), top1, state])
     if not rows:
         console.note(f"{root} holds none yet.")
