@@ -181,6 +181,12 @@ def rebuild_results(output_root: Path) -> Path:
     return target
 
 
+def outputs_folder(given: str | None) -> Path:
+    """Where `output_root=` points, else $KDRUN_OUTPUTS, else ./outputs: conf/config.yaml's rule for what composes no
+    configuration."""
+    return Path(given or os.environ.get("KDRUN_OUTPUTS", "outputs")).expanduser()
+
+
 def find_runs(word: str, output_root: Path) -> list[Path]:
     """RUN on a command line: a run directory, a glob of them, a digest prefix, or a directory of teachers/.
 

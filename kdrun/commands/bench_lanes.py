@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun import console
 from kdrun.assemble import make_job, make_loaders
 from kdrun.compose import load
+from kdrun.cores import available_cores, environment
 from kdrun.errors import ConfigError
 from kdrun.measure.rounds import Step, Timing
 from kdrun.methods.build import make_method
@@ -121,16 +121,15 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
     from kdrun.measure.apart import apart
     from kdrun.measure.plain import plain_steps
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if bench.device.type == "cuda":
-        cores = min(4, len(methods))  # processes on one GPU: its kernels are small
+    # On one GPU a few processes: its kernels are small.
+    cores = min(4, len(methods)) if bench.device.type == "cuda" else available_cores()
     shares = [methods[number::cores] for number in range(cores)]
     seconds = 6.0
     single = [word for word in words if not word.startswith("threads=")] + ["threads=1"]
     timings = [Timing(PLAIN), Timing(WHOLE)]
     with ExitStack() as stack:
         plain = stack.enter_context(apart(plain_steps, *plain_arguments(bench)))
-        os.environ["OMP_NUM_THREADS"] = "1"
+        stack.enter_context(environment({"OMP_NUM_THREADS": "1"}))
         processes = [stack.enter_context(apart(lane_steps_apart, single, share, row, seconds))
                      for share in shares if share]  # fmt: skip
         pool = stack.enter_context(ThreadPoolExecutor(len(processes)))

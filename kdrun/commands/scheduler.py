@@ -14,6 +14,7 @@ from typing import Any
 
 from kdrun.assemble import Plan
 from kdrun.commands.worker import Ended, Finished, Task, end, run_task, serve
+from kdrun.cores import available_cores, environment
 from kdrun.errors import ConfigError, RunError
 from kdrun.groups import group_plans, split_to_fill
 from kdrun.stop import Stop, stop_on_signals
@@ -63,7 +64,7 @@ def make_slots(plans: list[Plan], requested: str, most: int) -> list[Slot]:
     """
     if requested != "auto" and not (requested.isdigit() and int(requested) >= 0):
         raise ConfigError(f"launcher.processes={requested}: must be auto or a whole number (0: in this process).")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     gpus = [] if all(plan.config.device == "cpu" for plan in plans) else gpu_numbers()
     threads = max((plan.config.threads or 1 for plan in plans), default=1)
     count = int(requested) if requested != "auto" else len(gpus) or max(cores // threads, 1)
@@ -183,17 +184,9 @@ class Scheduler:
         slot.connection, theirs = self.context.Pipe()
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"process-{slot.number}.log"
-        before = {name: os.environ.get(name) for name in slot.environment}
-        os.environ.update(slot.environment)
-        try:
+        with environment(slot.environment):
             slot.process = self.context.Process(target=serve, args=(theirs, str(log)), daemon=True)
             slot.process.start()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
         theirs.close()
 
     def listen(self) -> list[Slot]:
