@@ -17,6 +17,7 @@ from kdrun.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs import rebuild_results, short_path
 from kdrun.sweeps import Sweep, Wish, multirun_sweep, named_sweep, split_words
 
+NO_RUN = "cannot be made"  # the column of a multirun's cells that do not compose
 SEED = re.compile("seed=[0-9]+")
 LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
@@ -139,6 +140,9 @@ def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell
         plan = None
         if isinstance(config, str):
             cell.reason = config
+            if not cell.column:  # a multirun's places follow from its runs, and this is none
+                own = [word for word in wish.overrides if any(word not in other.overrides for other in wishes)]
+                cell.row, cell.column = " ".join(own or wish.overrides), NO_RUN
         else:
             try:
                 config = replace(config, seed=int(seeds[-1].partition("=")[2])) if seeds else config
@@ -186,6 +190,6 @@ def shape_of(sweep: Sweep, cells: list[Cell]) -> TableShape:
 
 def place_of(cell: Cell) -> str:
     """A cell's name on the screen."""
-    if cell.run is None and not cell.column:
-        return " ".join(cell.overrides)
+    if cell.column == NO_RUN:
+        return cell.row
     return f"{cell.row}, {cell.column}, seed {cell.seed}"
