@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,9 @@ def test_a_seed_that_is_none(kdrun, outputs, bad, order):
     assert f"seed={bad}" in err
     assert [name.partition("-")[0] for name in by_place(outputs)] == ["none/s0"]
     assert "Traceback" not in out
+    assert err.startswith(f"error: seed={bad}: ")  # what sets the cell apart, not the whole command
+    _, out, _ = kdrun("status")
+    assert f"failed  seed={bad}, cannot be made" in out
 
 
 def test_a_seed_that_others_follow_is_composed_for_each():
@@ -212,6 +216,19 @@ def test_a_full_disk_is_what_ends_a_sweep():
     for report in (Finished("disk full while writing x.", True), Finished("stopped by SIGTERM; saved.")):
         scheduler.take(SLOT, Task("lanes", plans, ""), report)
     assert scheduler.outcome.disk_full and scheduler.outcome.stopped == "disk full while writing x."
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    from kdrun.cores import environment
+
+    monkeypatch.setenv("KDRUN_ONE", "before")
+    monkeypatch.delenv("KDRUN_TWO", raising=False)
+    inside = {}
+    with suppress(ZeroDivisionError), environment({"KDRUN_ONE": "inside", "KDRUN_TWO": "inside"}):
+        inside = {name: os.environ[name] for name in ("KDRUN_ONE", "KDRUN_TWO")}
+        raise ZeroDivisionError
+    assert set(inside.values()) == {"inside"}
+    assert os.environ["KDRUN_ONE"] == "before" and "KDRUN_TWO" not in os.environ
 
 
 def test_time_left_counts_the_students_epochs_alone():
