@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from kdrun.errors import CheckpointError, RunError, one_line
+from kdrun.errors import CheckpointError, DiskFull, RunError, one_line
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file in the same folder, flush it to disk, and rename it to `path`.
 
-    Raises RunError in one line for a full disk or a folder that cannot be written; `path` is then as it was before.
+    Raises DiskFull, or RunError for a folder that cannot be written; `path` is then as it was before.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,16 +29,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(scratch, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(explain_os_error(error, path)) from error
-    except RuntimeError as error:  # torch.save wraps a full disk in RuntimeError
-        raise RunError(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
+        raise refused(error, path) from error
+    except RuntimeError as error:  # torch.save hides what the disk said behind one
+        if isinstance(error.__context__, OSError):
+            raise refused(error.__context__, path) from error
+        raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
     finally:
         scratch.unlink(missing_ok=True)
 
 
+def refused(error: OSError, path: Path) -> RunError:
+    """The error of a disk that refuses: DiskFull where it has no room, or the user's share of it none."""
+    return (DiskFull if error.errno in NO_ROOM else RunError)(explain_os_error(error, path))
+
+
 def explain_os_error(error: OSError, path: Path) -> str:
     """The one line for a disk that refuses."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in NO_ROOM:
         return f"disk full while writing {path}: free some space and run the same command again; it resumes."
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return (

@@ -30,14 +30,15 @@ def conf_dir() -> Path:
     raise ConfigError(f"conf/config.yaml is missing beside {package}: reinstall kdrun.")
 
 
-def config_folders(config_dir: str | None) -> list[Path]:
-    """kdrun's folder of groups, and the user's own where there is one."""
-    return [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+def group_files(group: str, config_dir: str | None = None) -> dict[str, Path]:
+    """name -> file of one group, of kdrun's own and of the user's folder, whose files win."""
+    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    return {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
 
 
 def choices(group: str) -> list[str]:
-    """The names in one group, sorted."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """kdrun's own names in one group, sorted."""
+    return sorted(group_files(group))
 
 
 def rewrite(overrides: Iterable[str]) -> list[str]:
@@ -128,10 +129,10 @@ def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
     method = read_method(config.method["_target_"])
     if config.benchmark is None or config.pair is None or not method.needs_teacher:
         return config
-    folders = config_folders(config_dir)
+    files = group_files("recipe", config_dir)
     prefix = f"{config.benchmark}_{config.pair.name}_"
-    if not any((folder / "recipe" / f"{prefix}{method.name}.yaml").is_file() for folder in folders):
-        known = sorted(path.stem for folder in folders for path in (folder / "recipe").glob(f"{prefix}*.yaml"))
+    if f"{prefix}{method.name}" not in files:
+        known = sorted(name for name in files if name.startswith(prefix))
         there = f"it has {', '.join(name.removeprefix(prefix) for name in known)}" if known else "it has none there"
         raise ConfigError(
             f"benchmark={config.benchmark} publishes no {method.name} for pair={config.pair.name} ({there}): leave "
@@ -146,7 +147,7 @@ def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
     parts = cfg.method.get("parts") if isinstance(cfg.get("method"), DictConfig) else None
     if parts is None or isinstance(parts, str | int | float):
         return
-    files = {path.stem: path for folder in config_folders(config_dir) for path in (folder / "method").glob("*.yaml")}
+    files = group_files("method", config_dir)
     named = []
     for position, part in enumerate(OmegaConf.to_container(parts) or []):
         given = dict(part) if isinstance(part, dict) else {"method": part}

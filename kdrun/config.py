@@ -195,8 +195,7 @@ def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
 def _check_combinations(config: RunConfig) -> None:
     """Settings that are fine alone and wrong together."""
     for name in config.logger:
-        if name not in LOGGERS:
-            raise ConfigError(f"logger={name}: choose {' or '.join(LOGGERS)}.{suggest(name, LOGGERS)}")
+        check_value("logger", name, {"choices": LOGGERS})
     for prefix, model in (("teacher", config.teacher), ("student", config.student)):
         if model.pretrained != "false" and model.checkpoint is not None:
             raise ConfigError(f"{prefix}.pretrained and {prefix}.checkpoint are both set: choose one.")

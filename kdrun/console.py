@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -161,8 +160,9 @@ class TrainingView:
 class SweepView:
     """A sweep on the screen: a bar for everything and one for each process, a line for each run that ends."""
 
-    def __init__(self, runs: int, places: dict[str, str], root: Path):
-        self.runs, self.places, self.root = runs, places, root
+    def __init__(self, runs: int, places: dict[str, str]):
+        self.runs, self.places = runs, places
+        self.over: set[str] = set()
         self.ended, self.failed, self.begun, self.last_line = 0, 0, time.monotonic(), time.monotonic()
         self.positions: dict[int, tuple[float, int, int]] = {}  # slot -> (epoch, epochs, lanes)
         self.tasks: dict[int, TaskID] = {}
@@ -194,11 +194,13 @@ class SweepView:
                 self.progress.update(self.tasks[slot.number], completed=0, text="", description="idle")
 
     def _advance(self, number: int, task: Any, report: Any) -> None:
-        lanes = len(task.plans)
-        self.positions[number] = (report.position, report.epochs, lanes if task.kind == "lanes" else 0)
+        lanes = sum(str(plan.run.path) not in self.over for plan in task.plans)
+        # A preparation, or a teacher that these lanes still have to train, is no part of any run's epochs.
+        counted = lanes if task.kind == "lanes" and report.what == "student" else 0
+        self.positions[number] = (report.position, report.epochs, counted)
         text = f"epoch {report.position:.1f}/{report.epochs} · {report.images_per_second:,.0f} images/s"
-        if lanes > 1:
-            text += f" × {lanes} lanes"
+        if counted > 1:
+            text += f" × {counted} lanes"
         if self.progress is not None:
             if number not in self.tasks:
                 self.tasks[number] = self.progress.add_task("", total=1, text="")
@@ -227,6 +229,7 @@ class SweepView:
             note(f"elsewhere  {place}: {report.reason}")
             return
         self.ended += 1
+        self.over.add(report.run)
         self.last_line = time.monotonic()
         if number in self.positions:
             epoch, epochs, lanes = self.positions[number]

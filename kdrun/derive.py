@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdrun.checkpoint import explain_os_error, read_json, write_atomically, write_json
+from kdrun.cores import available_cores
 from kdrun.data.ingest import Track, untracked
 from kdrun.data.sets import ArraySet
 from kdrun.errors import CheckpointError, DataError, RunError
@@ -171,11 +172,6 @@ def one_thread() -> None:
     """Each process has one core; libraries that read their thread count when they are imported are told before."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read(folder: Path, wanted: dict[str, Any], labels: np.ndarray, cached: bool) -> Derived:

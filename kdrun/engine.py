@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kdrun.batch import Batch, Outputs, Progress
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
-from kdrun.errors import RunError, one_line
+from kdrun.errors import RunError, one_line, reason_of
 from kdrun.methods.base import Forward, Method
 from kdrun.metrics import EvalMeter, TrainMeter
 from kdrun.models.taps import Tap
@@ -127,9 +127,6 @@ class Peer(Teacher):
     def __call__(self, image: Tensor) -> Outputs:
         return self.network(image)
 
-    def forget(self) -> None:
-        pass
-
 
 class Preparation(Method):
     """What a method trains before the first epoch, in the shape of a method."""
@@ -217,7 +214,7 @@ class Lane:
         except RunError as error:
             self.failed = self.failed or error
         except Exception as error:
-            failed = RunError(f"{type(error).__name__}: {one_line(error)}")
+            failed = RunError(reason_of(error))
             failed.__cause__ = error
             self.failed = self.failed or failed
 

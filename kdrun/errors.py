@@ -36,6 +36,14 @@ class RunError(KdrunError):
     exit_code = 1
 
 
+class DiskFull(RunError):
+    """No room for a file: none of the neighbours can go on either."""
+
+
+class LockedElsewhere(RunError):
+    """Another process is at this run: no failure of it."""
+
+
 class Interrupted(KdrunError):
     """SIGTERM, SIGUSR1 or Ctrl-C: everything is saved and the same command resumes.
 
@@ -62,3 +70,9 @@ def one_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """What failed.txt says: our own errors by their line, any other by its type and its line."""
+    line, kind = one_line(error), type(error).__name__
+    return line if isinstance(error, KdrunError) or line == kind else f"{kind}: {line}"

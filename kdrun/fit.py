@@ -104,9 +104,8 @@ def fit(
         for step in train_epoch([job.lane for job in jobs], teacher, loaders.train, epoch, starts):
             clock.tick()
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
-            # Between the halves of an accumulated update there are gradients that a checkpoint does not hold.
-            whole = all((step + 1) % job.lane.options.accumulate_steps == 0 for job in jobs)
-            if whole and step + 1 < steps and (stop.signal or time.monotonic() - saved > save_every):
+            due = bool(stop.signal) or time.monotonic() - saved > save_every
+            if due and step + 1 < steps and is_whole(jobs, step + 1):
                 save_between(living(jobs), epoch, step + 1, clock.lap())
                 saved = time.monotonic()
                 clock.resume()
@@ -154,6 +153,12 @@ class Clock:
     @property
     def images_per_second(self) -> float:
         return self.images / max(self.spent + time.perf_counter() - self.begun, 1e-9)
+
+
+def is_whole(jobs: list[Job], steps: int) -> bool:
+    """Whether a checkpoint after so many steps holds everything: between the halves of an accumulated update there are
+    gradients that it does not hold."""
+    return all(steps % job.lane.options.accumulate_steps == 0 for job in jobs)
 
 
 def save_between(jobs: list[Job], epoch: int, step: int, seconds: float) -> None:

@@ -6,6 +6,7 @@ The ledger only says which runs belong to which place of which table. Whether a 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from kdrun.checkpoint import read_json, write_json
 from kdrun.errors import CheckpointError, ConfigError, suggest
 from kdrun.runs import RunDirectory
 
+# Where things are and how runs are started, watched and called: settings that change no run's numbers.
+NO_NUMBERS = ("output_root", "dataset.root", "dataset.workers", "save_every_minutes", "logger", "name", "sweep",
+              "launcher", "hydra")  # fmt: skip
 STATES = ("done", "running", "failed", "unfinished", "missing")
+
+
+def changes_numbers(key: str) -> bool:
+    """Whether a setting (launcher.processes, hydra/launcher, dataset.root …) is part of what a run is."""
+    key = key.lstrip("+~")
+    return not {key, re.split("[./]", key)[0]} & set(NO_NUMBERS)
 
 
 @dataclass
@@ -109,8 +119,7 @@ def state_of(cell: Cell, root: Path) -> tuple[str, str]:
     if is_locked(run.path):
         return "running", ""
     if run.failed_path.is_file():
-        lines = run.failed_path.read_text(errors="replace").strip().splitlines()
-        return "failed", lines[0].partition(" ")[2] if lines else "failed.txt is empty"
+        return "failed", run.failure()
     return ("unfinished", "") if run.state_path.is_file() else ("missing", "")
 
 

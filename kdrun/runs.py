@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdrun.checkpoint import explain_os_error, read_json, write_atomically, write_json, write_text
-from kdrun.errors import CheckpointError, ConfigError, RunError
+from kdrun.checkpoint import read_json, refused, write_atomically, write_json, write_text
+from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
 
 RESULT_KEYS: list[str] = [
     "schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "precision",
@@ -74,7 +74,8 @@ class RunDirectory:
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:
-        """Hold this directory alone. Raises RunError where another process does, or waits for it."""
+        """Hold this directory alone. Raises LockedElsewhere where another process does, or waits for it; RunError where
+        the folder cannot be made."""
         lock = FileLock(self.path / ".lock")
         owner = self.path / ".owner"
         try:
@@ -82,11 +83,11 @@ class RunDirectory:
             lock.acquire(timeout=-1 if wait else 1)  # `kdrun status` holds it for a moment
         except Timeout as error:
             who = owner.read_text().strip() if owner.is_file() else "another process"
-            raise RunError(
+            raise LockedElsewhere(
                 f"{self.path} is being trained by {who}; wait for it, or use another seed or output_root."
             ) from error
         except OSError as error:
-            raise RunError(explain_os_error(error, self.path)) from error
+            raise refused(error, self.path) from error
         try:
             for leftover in self.path.glob(".*.tmp"):  # of a save that was killed; nobody else writes here now
                 leftover.unlink(missing_ok=True)
@@ -105,6 +106,14 @@ class RunDirectory:
     def fail(self, reason: str) -> None:
         write_text(self.failed_path, f"{now()} {reason}\n")
 
+    def failure(self) -> str:
+        """The first line of failed.txt without its time; an empty string where there is none."""
+        try:
+            lines = self.failed_path.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[0].partition(" ")[2] if lines else "failed.txt is empty"
+
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json with exactly the published keys, in their order."""
         assert set(result) == set(RESULT_KEYS), sorted(set(result) ^ set(RESULT_KEYS))
@@ -121,7 +130,7 @@ class RunDirectory:
                     writer.writerow(METRIC_COLUMNS)
                 writer.writerows((epoch, split, metric, repr(float(value))) for epoch, split, metric, value in rows)
         except OSError as error:
-            raise RunError(explain_os_error(error, self.metrics_path)) from error
+            raise refused(error, self.metrics_path) from error
 
     def read_metrics(self) -> list[tuple[int, str, str, float]]:
         """All complete rows; a last line that a kill cut short is left out."""
@@ -170,6 +179,12 @@ def rebuild_results(output_root: Path) -> Path:
             writer.writerow({key: "" if value is None else value for key, value in row.items()})
         write_atomically(target, lambda file: file.write(text.getvalue().encode()))
     return target
+
+
+def outputs_folder(given: str | None) -> Path:
+    """Where `output_root=` points, else $KDRUN_OUTPUTS, else ./outputs: conf/config.yaml's rule for what composes no
+    configuration."""
+    return Path(given or os.environ.get("KDRUN_OUTPUTS", "outputs")).expanduser()
 
 
 def find_runs(word: str, output_root: Path) -> list[Path]:

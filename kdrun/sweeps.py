@@ -22,14 +22,13 @@ from typing import Any
 
 import yaml
 
-from kdrun.compose import config_folders, split_arguments
+from kdrun.compose import group_files, split_arguments
 from kdrun.errors import ConfigError, one_line, suggest
-from kdrun.ledger import TableShape
+from kdrun.ledger import TableShape, changes_numbers
 from kdrun.reference.published import published
 from kdrun.runs import digest_of
 
 GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
-PLACES = ("output_root", "dataset.root", "dataset.workers", "hydra", "launcher", "name", "save_every_minutes", "logger")
 KINDS = {"title": str, "extends": str, "base": list, "seeds": list, "rows": dict, "columns": dict, "cells": list,
          "skip": list, "table": dict}  # fmt: skip
 CELL_KEYS = ("row", "column", "overrides", "published")
@@ -75,7 +74,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 def read_sweep(name: str, config_dir: str | None, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The YAML of a named sweep, checked, with what it extends. seen: the sweeps that extend it. Raises ConfigError."""
-    files = {path.stem: path for folder in config_folders(config_dir) for path in (folder / "sweep").glob("*.yaml")}
+    files = group_files("sweep", config_dir)
     if name not in files:
         raise ConfigError(f"sweep={name}: no such sweep.{suggest(name, files)} There are: {', '.join(sorted(files))}.")
     try:
@@ -196,9 +195,9 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
     wishes = [replace(wish, overrides=[*wish.overrides, *rest, f"seed={seed}"], chosen=is_chosen(wish, seed))
               for wish in sorted(grid(content), key=lambda wish: shape.columns.index(wish.column))
               for seed in ordered([*content.get("seeds", [0]), *seeds])]  # fmt: skip
-    changing = sorted(word for word in rest if not word.startswith(PLACES))
-    title = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
-    return Sweep(title, content.get("title", name), wishes, shape)
+    changing = changing_words(rest)
+    own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
+    return Sweep(own_name, content.get("title", name), wishes, shape)
 
 
 def grid(content: dict[str, Any]) -> list[Wish]:
@@ -220,6 +219,11 @@ def ordered(labels: Sequence[Any]) -> list[Any]:
     return list(dict.fromkeys(labels))
 
 
+def changing_words(overrides: Sequence[str]) -> list[str]:
+    """The overrides that a ledger of their own is named by, in any order."""
+    return sorted(word for word in overrides if changes_numbers(word.partition("=")[0]))
+
+
 def multirun_sweep(overrides: Sequence[str], given_name: str | None) -> Sweep:
     """Every combination of comma-separated values, in Hydra's own grammar. Rows and columns follow from the runs."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -233,8 +237,7 @@ def multirun_sweep(overrides: Sequence[str], given_name: str | None) -> Sweep:
     except Exception as error:
         raise translate(error) from error
     jobs = [[word.removeprefix("++") for word in job] for job in jobs]
-    words = sorted(word for word in overrides if not word.startswith(PLACES))
-    name = given_name or f"multirun-{digest_of(words)[:8]}"
+    name = given_name or f"multirun-{digest_of(changing_words(overrides))[:8]}"
     varying = {word.partition("=")[0] for word in overrides if "," in word} - set(GROUP_KEYS)
     wishes = [Wish(" ".join(word for word in job if word.partition("=")[0] in varying), "", job) for job in jobs]
     return Sweep(name, name, wishes)
@@ -248,5 +251,4 @@ def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[s
 
 
 def sweep_names(config_dir: str | None = None) -> list[str]:
-    files = [path for folder in config_folders(config_dir) for path in (folder / "sweep").glob("*.yaml")]
-    return sorted({path.stem for path in files})
+    return sorted(group_files("sweep", config_dir))

@@ -44,6 +44,16 @@ def test_mistakes_get_one_line(words, expected, capsys):
     assert len((printed.err + printed.out).strip().splitlines()) == 1
 
 
+def test_lanes_beside_runs_alone(tmp_path):
+    """A peer that learns along leaves the teacher of its neighbours alone."""
+    place = tmp_path / "lanes.csv"
+    words = [*SMALL, "rows=fp32", "methods=kd,dml", f"save={place}"]
+    assert main(["bench", "lanes", "sharing", *words]) == 0
+    rows = list(csv.DictReader(place.open()))
+    assert [(row["what"], row["row"]) for row in rows] == [("sharing", "one after the other"), ("sharing", "lanes")]
+    assert all(float(row["images/s"].replace(",", "")) > 0 for row in rows)
+
+
 def test_methods_beside_kd(tmp_path):
     """A method that refuses the pair is a note, not an end."""
     place = tmp_path / "methods.csv"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,169 @@ def test_one_cell_without_a_seed_word(kdrun, outputs):
     (["launcher.proceses=2"], "launcher.proceses: no such setting. Did you mean launcher.processes?"),
     (["sweep=digit_table"], "sweep=digit_table: no such sweep."),
     (["method=kd,lm"], "2 cells for row 'kd'"),
+    (["method=none", "seed=-1"], "seed=-1: must be at least 0."),
 ])  # fmt: skip
 def test_mistakes_in_one_line(kdrun, words, line):
     code, _, err = kdrun("train", "-m", *TINY, *words)
     assert code == 2
     assert err.count("\n") == 1 and line in err
+
+
+@pytest.mark.parametrize("bad", ["-1", "one"])
+@pytest.mark.parametrize("order", ["{},0", "0,{}"])
+def test_a_seed_that_is_none(kdrun, outputs, bad, order):
+    """The line of a single run, and the other seeds are trained."""
+    _, _, alone = kdrun("train", *TINY, "epochs=1", "method=none", f"seed={bad}")
+    code, out, err = kdrun("train", "-m", *TINY, "epochs=1", "method=none", f"seed={order.format(bad)}", HERE)
+    assert code == 2
+    assert err.count("\n") == 1 and err.endswith(alone.removeprefix("error: "))
+    assert f"seed={bad}" in err
+    assert [name.partition("-")[0] for name in by_place(outputs)] == ["none/s0"]
+    assert "Traceback" not in out
+    assert err.startswith(f"error: seed={bad}: ")  # what sets the cell apart, not the whole command
+    _, out, _ = kdrun("status")
+    assert f"failed  seed={bad}, cannot be made" in out
+
+
+def test_a_seed_that_others_follow_is_composed_for_each():
+    plans = plans_of("method=kd", "seed=0,1", "teacher.seed=${seed}")
+    assert [plan.config.teacher.seed for plan in plans] == [0, 1]
+
+
+def test_what_failed_before_fails_aloud_again(kdrun, outputs):
+    """Even where a rehearsal finds it: failed.txt of an earlier try hides nothing."""
+    words = ["train", "-m", *TINY, "epochs=1", "method=none,deit", HERE]
+    for _ in range(2):
+        code, out, err = kdrun(*words)
+        assert code == 1
+        assert out.count("failed  deit") == 1 and "1 run(s) failed" in err
+    assert len(list(outputs.rglob("failed.txt"))) == 1
+
+
+@pytest.mark.parametrize(("methods", "lines"), [("none,ls", 2), ("kd,dkd", 3)])  # of kd and dkd the teacher fails first
+def test_one_error_of_a_whole_group_is_each_runs(kdrun, outputs, methods, lines):
+    group = ["train", "-m", *TINY, "epochs=1", f"method={methods}", HERE]
+    for plan in plans_of("epochs=1", f"method={methods}"):
+        plan.run.path.mkdir(parents=True)
+        (plan.run.path / "config.yaml").write_text("damaged: [")  # begun, so that nothing is rehearsed
+        plan.run.fail("an earlier try")
+    code, out, err = kdrun(*group)
+    assert code == 1
+    assert out.count("failed  ") == lines and "2 run(s) failed" in err
+    reasons = [path.read_text() for path in outputs.rglob("runs/**/failed.txt")]
+    assert len(reasons) == 2 and all("config.yaml cannot be read" in reason for reason in reasons)
+
+
+def test_a_damaged_checkpoint_ends_its_lane_alone(kdrun, outputs):
+    words = ["train", "-m", *TINY, "epochs=1", "method=kd,dkd", HERE]
+    (plan,) = plans_of("epochs=1", "method=kd")
+    plan.run.path.mkdir(parents=True)
+    plan.run.state_path.write_bytes(b"damaged")
+    code, out, err = kdrun(*words)
+    assert code == 1
+    assert "last.pt cannot be read" in out and "1 run(s) failed" in err
+    assert [name.partition("/")[0] for name in by_place(outputs)] == ["dkd"]
+
+
+def test_a_signal_ends_a_sweep_in_this_process(kdrun, outputs, monkeypatch):
+    """Between its groups too: what has not begun does not begin."""
+    from kdrun.commands import session
+
+    real = session.Session.finish
+
+    def finish(self, student) -> None:
+        real(self, student)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    words = ["train", "-m", *TINY, "epochs=1", "method=none", "seed=0,1,2", HERE]
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "finish", finish)
+        code, _, err = kdrun(*words)
+    assert code == 75
+    assert err == "error: stopped by SIGTERM; saved. The same command goes on.\n"
+    assert len(by_place(outputs)) == 1
+    assert kdrun(*words)[0] == 0
+    assert len(by_place(outputs)) == 3
+
+
+class FullFile:
+    """A file on a disk with room for `room` bytes."""
+
+    def __init__(self, room: int, number: int):
+        self.room, self.number = room, number
+
+    def write(self, data) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(self.number, os.strerror(self.number))
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EIO"])
+def test_what_torch_says_of_a_full_disk(tmp_path, number):
+    """torch.save hides the disk's own error behind a RuntimeError."""
+    import errno
+
+    import torch
+
+    from kdrun.checkpoint import write_atomically
+    from kdrun.errors import DiskFull, RunError
+
+    state, file = {"weights": torch.zeros(100_000)}, FullFile(1000, getattr(errno, number))
+    with pytest.raises(RunError, match="cannot be written" if number == "EIO" else "disk full") as error:
+        write_atomically(tmp_path / "last.pt", lambda _: torch.save(state, file))
+    assert isinstance(error.value, DiskFull) == (number != "EIO")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_what_ends_a_sweep():
+    """The other processes only stop because they are told to."""
+    from kdrun.commands.scheduler import HERE as SLOT
+    from kdrun.commands.scheduler import Scheduler
+    from kdrun.commands.worker import Finished, Task
+
+    plans = plans_of("method=none")
+    scheduler = Scheduler(plans, "0", Path("logs"), lambda *_: None)
+    for report in (Finished("disk full while writing x.", True), Finished("stopped by SIGTERM; saved.")):
+        scheduler.take(SLOT, Task("lanes", plans, ""), report)
+    assert scheduler.outcome.disk_full and scheduler.outcome.stopped == "disk full while writing x."
+
+
+def test_the_environment_is_put_back(monkeypatch):
+    from kdrun.cores import environment
+
+    monkeypatch.setenv("KDRUN_ONE", "before")
+    monkeypatch.delenv("KDRUN_TWO", raising=False)
+    inside = {}
+    with suppress(ZeroDivisionError), environment({"KDRUN_ONE": "inside", "KDRUN_TWO": "inside"}):
+        inside = {name: os.environ[name] for name in ("KDRUN_ONE", "KDRUN_TWO")}
+        raise ZeroDivisionError
+    assert set(inside.values()) == {"inside"}
+    assert os.environ["KDRUN_ONE"] == "before" and "KDRUN_TWO" not in os.environ
+
+
+def test_time_left_counts_the_students_epochs_alone():
+    """A preparation or a teacher inside a task is no part of any run, and a lane that ended trains no longer."""
+    from types import SimpleNamespace
+
+    from kdrun.commands.worker import Advanced, Ended, Task
+    from kdrun.console import SweepView
+
+    plans = plans_of("method=kd,dkd,at")
+    view, task = SweepView(3, {}), Task("lanes", plans, "three")
+    slot = SimpleNamespace(number=0)
+    for what in ("preparing kd", "teacher"):
+        view.show(slot, task, Advanced(what, 1.0, 2, 100.0))
+        assert view._done() == 0
+    view.show(slot, task, Advanced("student", 1.0, 2, 100.0))
+    assert view._done() == 1.5
+    view.show(slot, task, Ended(str(plans[0].run.path), None, "loss is nan"))
+    assert view._done() == 2.0
+    view.show(slot, task, Advanced("student", 1.5, 2, 100.0))
+    assert view._done() == 2.5
 
 
 def plans_of(*words: str):
@@ -287,7 +446,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(kdrun, outputs, tmp_path,
         patch.setattr(checkpoint.os, "fsync", fill)
         code, _, err = kdrun(*words)
     assert code == 1
-    assert "disk full while writing" in err and "The same command goes on." in err
+    assert "disk full while writing" in err and "run the same command again; it resumes." in err
     assert 0 < len(by_place(outputs)) < 6
     assert not list(outputs.rglob("failed.txt"))
     assert kdrun(*words)[0] == 0

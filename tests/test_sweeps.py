@@ -14,10 +14,10 @@ import yaml
 from kdrun.compose import conf_dir, load
 from kdrun.config import RunConfig
 from kdrun.errors import ConfigError
-from kdrun.ledger import TableShape
+from kdrun.ledger import TableShape, changes_numbers
 from kdrun.methods.source import read_method
 from kdrun.reference.published import Published, published
-from kdrun.sweeps import PLACES, Sweep, named_sweep, read_sweep, sweep_names
+from kdrun.sweeps import Sweep, named_sweep, read_sweep, sweep_names
 
 CONF = conf_dir()
 SCRIPTS = CONF.parent / "scripts"
@@ -171,7 +171,16 @@ def test_words_on_the_command_line_win_and_rename():
     assert short.name != expand("digits_table", "epochs=3").name
     assert load(short.wishes[0].overrides).epochs == 2
     assert named_sweep("digits_table", ["epochs=2"], "mine", None).name == "mine"
-    assert "dataset.root" in PLACES
+
+
+@pytest.mark.parametrize(("key", "changes"), [
+    ("output_root", False), ("dataset.root", False), ("++dataset.root", False), ("launcher.processes", False),
+    ("hydra/launcher", False), ("~hydra.sweeper", False), ("sweep", False), ("dataset", True), ("dataset.name", True),
+    ("threads", True), ("method.temperature", True), ("names", True),
+])  # fmt: skip
+def test_settings_that_change_no_numbers(key, changes):
+    """A ledger keeps its name, and a table its rows, wherever the files lie."""
+    assert changes_numbers(key) is changes
 
 
 def test_extends(tmp_path):

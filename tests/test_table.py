@@ -21,7 +21,7 @@ from kdrun.analysis.table import Table, table_of
 from kdrun.errors import ConfigError
 from kdrun.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.reference.published import published
-from kdrun.report.formats import CSV_COLUMNS, to_csv, to_html, to_latex, to_markdown
+from kdrun.report.formats import CSV_COLUMNS, latex, to_csv, to_html, to_latex, to_markdown
 from kdrun.report.text import to_text
 from kdrun.runs import RESULT_KEYS, RunDirectory, digest_of
 
@@ -134,6 +134,19 @@ def test_bold_only_if_distinguishable(ledger, outputs):
     assert r"\textbf{77.77 $\pm$ 0.06 (3)}" in to_latex(table)
     assert "<b>77.77 ± 0.06 (3)</b>" in to_html(table)
     assert "77.77 ± 0.06 (3) *" in to_text(table, 120)
+
+
+def test_one_row_has_no_runner_up(outputs):
+    """Neither the best of a column nor a tie is told where nothing is compared."""
+    for teacher in ("wrn_40_2", "resnet56"):
+        make_run(outputs, "kd", 0, 70.0, teacher=teacher)
+    table = runs_table(outputs)
+    assert len(table.columns) == 2 and table.rows == ["kd"]
+    assert "runner-up" not in to_markdown(table)
+
+
+def test_a_dash_between_figures_is_no_minus():
+    assert latex("seeds 1–3, -0.22, wrn-40") == "seeds 1--3, $-$0.22, wrn-40"
 
 
 def test_unpublished_cells_and_the_cells_own_benchmark(ledger, outputs):

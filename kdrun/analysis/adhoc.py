@@ -10,11 +10,9 @@ from typing import Any
 
 from kdrun.checkpoint import read_json
 from kdrun.errors import CheckpointError
-from kdrun.ledger import Cell, Ledger, TableShape
+from kdrun.ledger import Cell, Ledger, TableShape, changes_numbers
 
 OWN_PLACE = ("seed", "method", "teacher", "student", "dataset")  # a run's row, column and seed say these already
-NO_NUMBERS = ("output_root", "dataset.root", "dataset.workers", "save_every_minutes", "launcher", "hydra", "name",
-              "logger", "sweep")  # fmt: skip
 BASELINE = "none"
 
 
@@ -82,9 +80,7 @@ def describe(path: Path, root: Path) -> Found:
         finished = False
         told, overrides = from_config(path)
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
-    words = [word for word, key in zip(overrides, keys, strict=True)
-             if not {key, key.partition(".")[0].partition("/")[0]} & {"launcher", "hydra"}
-             if key not in (*OWN_PLACE, *NO_NUMBERS)]  # fmt: skip
+    words = [word for word, key in zip(overrides, keys, strict=True) if key not in OWN_PLACE and changes_numbers(key)]
     # A multirun's command holds lists of values: which of them this run is cannot be read from it.
     certain = finished or not any("," in word for word in words)
     return Found(run, **told, settings=frozenset(map(canonical, words)), certain=certain, path=path)
@@ -161,6 +157,7 @@ def flat(node: Any, prefix: str = "") -> list[str]:
     """key=value words of a configuration, without what says nothing about numbers."""
     if isinstance(node, dict):
         return [word for key, value in node.items()
-                if f"{prefix}{key}" not in (*OWN_PLACE[:1], *NO_NUMBERS, "resolved", "experiment", "pair")
+                if f"{prefix}{key}" not in (*OWN_PLACE[:1], "resolved", "experiment", "pair")
+                if changes_numbers(f"{prefix}{key}")
                 for word in flat(value, f"{prefix}{key}.")]  # fmt: skip
     return [f"{prefix[:-1]}={node}"]

@@ -105,9 +105,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
         p_holm of the k-th smallest = max over j <= k of min(1, (m - j + 1) p of the j-th smallest)
     """
     corrected = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, position in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[position]))
+    highest, factors = 0.0, holm_factors(p_values)
+    for position in sorted(range(len(p_values)), key=lambda place: p_values[place]):
+        highest = max(highest, min(1.0, factors[position] * p_values[position]))
         corrected[position] = highest
     return corrected
 

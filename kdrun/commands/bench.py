@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun import console
-from kdrun.assemble import Data, load_data, make_job, make_loaders, make_network, make_plan
+from kdrun.assemble import Data, load_data, make_loaders, make_plan
+from kdrun.commands.bench_steps import EngineSteps, untrained_student, untrained_teacher
 from kdrun.compose import load, split_arguments
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
 from kdrun.errors import ConfigError, suggest
-from kdrun.methods.build import make_method
-from kdrun.runs import RunDirectory
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +58,6 @@ class Bench:
     rounds: int
     steps: int
     rows: list[str]
-    extra: int = 0  # parameters that the method adds, once a step is made
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +108,7 @@ def compare_methods(kinds: list[str], words: list[str], own: dict[str, str], con
         raise ConfigError("bench methods runs alone: leave the other benchmarks out.")
     names = own["methods"].split(",") if own["methods"] else []
     bench = prepare(load(words, config_dir), own)
-    lines = bench_methods.lines_of(bench, names, engine_step, measured, machine(bench))
+    lines = bench_methods.lines_of(bench, names, measured, machine(bench))
     show(bench_methods.COLUMNS, lines, own["save"])
     return 0
 
@@ -191,51 +189,6 @@ def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, f
     return lines
 
 
-def networks(bench: Bench, numerics: Numerics) -> tuple[Any, Any]:
-    """(student, teacher), untrained, with the teacher's statistics as of real activations."""
-    import torch
-
-    from kdrun.engine import batches
-
-    config = bench.config
-    student = make_network(config.student, bench.data, 0, numerics, config.batch_size)
-    teacher = make_network(config.teacher, bench.data, 1, numerics, config.batch_size)
-    loader = make_loaders(bench.data, config.batch_size, 0, "same", bench.numerics).train
-    with torch.no_grad():
-        for batch in batches(loader, 3):
-            teacher.tap.train()(batch.image)
-    return student, teacher
-
-
-def engine_step(bench: Bench, row: str) -> Step:
-    """One training step of the real engine, its input pipeline included, forever."""
-    from kdrun.engine import Teacher
-    from kdrun.metrics import TrainMeter
-
-    config = bench.config
-    student, network = networks(bench, bench.numerics_of(row))
-    method = make_method(config.method)
-    loaders = make_loaders(bench.data, config.batch_size, 0, config.teacher_view, bench.numerics, views=method.views)
-    job = make_job(run=RunDirectory(Path()), digest="", student=student, teacher=network, method=method,
-                   optimizer=config.optimizer, epochs=config.epochs, seed=0, data=bench.data,
-                   loaders=loaders)  # fmt: skip
-    lane, steps = job.lane, loaders.train.steps_per_epoch
-    teacher = lane.peer or (Teacher(network) if method.needs_teacher else None)
-    bench.extra = lane.method.extra_parameters()
-
-    def forever() -> Any:
-        for epoch in range(10**6):
-            lane.meter = TrainMeter(bench.device, steps)
-            for step, batch in enumerate(loaders.train.epoch(epoch)):
-                if len(batch.label) == config.batch_size:  # the small last batch would be another kind of step
-                    lane.step(batch, teacher, epoch, step, steps)
-                    yield len(batch.label)
-
-    student.tap.train()
-    endless = forever()
-    return lambda: next(endless)
-
-
 def bench_train(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
     """Whole training steps, the input pipeline included."""
     import torch
@@ -244,9 +197,9 @@ def bench_train(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) ->
     from kdrun.measure.floor import floor_seconds, matmul_peak
 
     config = bench.config
-    rows = {PLAIN: plain["train"], TUNED: tuned["train"], **{row: engine_step(bench, row) for row in bench.rows}}
-    timings = measured(bench, rows)
-    student, teacher = networks(bench, bench.numerics)
+    ours = {row: EngineSteps(bench, row, [config.method]).together for row in bench.rows}
+    timings = measured(bench, {PLAIN: plain["train"], TUNED: tuned["train"], **ours})
+    student, teacher = untrained_student(bench, bench.numerics), untrained_teacher(bench, bench.numerics)
     floors, side = {}, config.dataset.image_size
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         if any(row.startswith(precision) for row in bench.rows):
@@ -274,7 +227,7 @@ def evaluation_step(bench: Bench, row: str) -> Step:
     from kdrun.engine import evaluate
 
     numerics = bench.numerics_of(row)
-    network = make_network(bench.config.student, bench.data, 0, numerics, bench.config.batch_size)
+    network = untrained_student(bench, numerics)
     loader = make_loaders(bench.data, bench.config.batch_size, 0, "same", numerics).test
 
     def step() -> int:
@@ -300,8 +253,8 @@ def plain_arguments(bench: Bench) -> tuple[Any, ...]:
     """What `plain_steps` needs: networks in PyTorch's own memory format and plain arrays."""
     import torch
 
-    student, teacher = networks(bench, bench.numerics)
-    models = [network.tap.model.cpu().to(memory_format=torch.contiguous_format) for network in (student, teacher)]
+    networks = untrained_student(bench, bench.numerics), untrained_teacher(bench, bench.numerics)
+    models = [network.tap.model.cpu().to(memory_format=torch.contiguous_format) for network in networks]
     sets = [ArraySet(np.array(part.images[:4096]), part.labels[:4096]) for part in
             (bench.data.splits.train, bench.data.splits.test) if isinstance(part, ArraySet)]  # fmt: skip
     augment = bench.config.dataset.augment

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun import console
-from kdrun.assemble import make_job, make_loaders
+from kdrun.commands.bench_steps import EngineSteps
 from kdrun.compose import load
+from kdrun.cores import available_cores, environment
 from kdrun.errors import ConfigError
 from kdrun.measure.rounds import Step, Timing
-from kdrun.methods.build import make_method
-from kdrun.runs import RunDirectory
 
 if TYPE_CHECKING:
     from kdrun.commands.bench import Bench
@@ -25,68 +22,19 @@ COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "precision",
 ALONE, SHARED, PLAIN, WHOLE = "one after the other", "lanes", "plain loop, KD", "processes with lanes"
 
 
-class LaneSteps:
-    """Training steps of several methods on one stream of batches, endlessly: together, or each as if it were alone."""
-
-    def __init__(self, bench: Bench, row: str, methods: list[str]):
-        from kdrun.commands.bench import networks
-        from kdrun.engine import Teacher
-
-        config = bench.config
-        numerics = bench.numerics_of(row)
-        self.batch_size, self.lanes = config.batch_size, []
-        made = [make_method(load([f"method={name}"]).method) for name in methods]
-        views = tuple(dict.fromkeys(view for method in made for view in method.views))
-        self.loaders = make_loaders(bench.data, config.batch_size, 0, "same", bench.numerics, views=views)
-        network = None
-        for method in made:
-            student, taught = networks(bench, numerics)
-            network = network or taught
-            job = make_job(run=RunDirectory(Path()), digest="", student=student, teacher=network, method=method,
-                           optimizer=config.optimizer, epochs=config.epochs, seed=0, data=bench.data,
-                           loaders=self.loaders)  # fmt: skip
-            job.lane.student.tap.train()
-            self.lanes.append(job.lane)
-        assert network is not None
-        self.teacher = Teacher(network)
-        self.batches = self.endless()
-
-    def endless(self) -> Any:
-        """(epoch, step, steps, batch) of full batches, with fresh meters at each epoch's start."""
-        from kdrun.metrics import TrainMeter
-
-        steps = self.loaders.train.steps_per_epoch
-        for epoch in range(10**6):
-            for lane in self.lanes:
-                lane.meter = TrainMeter(lane.device, steps)
-            for step, batch in enumerate(self.loaders.train.epoch(epoch)):
-                if len(batch.label) == self.batch_size:
-                    yield epoch, step, steps, batch
-
-    def together(self) -> int:
-        """One batch through every lane on one teacher forward; the images, summed over students."""
-        epoch, step, steps, batch = next(self.batches)
-        for lane in self.lanes:
-            lane.step(batch, self.teacher, epoch, step, steps)
-        self.teacher.forget()
-        return len(self.lanes) * self.batch_size
-
-    def apart(self) -> int:
-        """One batch of its own and a teacher forward of its own for every lane."""
-        for lane in self.lanes:
-            epoch, step, steps, batch = next(self.batches)
-            lane.step(batch, self.teacher, epoch, step, steps)
-            self.teacher.forget()
-        return len(self.lanes) * self.batch_size
-
-
 def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]:
     """Six runs one after the other against the same six in lanes: same process, precision and threads."""
     from kdrun.commands.bench import machine, measured
 
-    both = {ALONE: LaneSteps(bench, row, methods).apart, SHARED: LaneSteps(bench, row, methods).together}
+    nodes = nodes_of(methods)
+    both = {ALONE: EngineSteps(bench, row, nodes).apart, SHARED: EngineSteps(bench, row, nodes).together}
     timings = measured(bench, both)
     return [line("sharing", timing, timings[0], row, machine(bench)) for timing in timings]
+
+
+def nodes_of(methods: list[str]) -> list[dict[str, Any]]:
+    """Their checked nodes, as conf/method has them. Raises ConfigError for a name that is none."""
+    return [load([f"method={name}"]).method for name in methods]
 
 
 def line(what: str, timing: Timing, base: Timing, row: str, on: str) -> list[str]:
@@ -101,7 +49,7 @@ def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: fl
 
     console.out.quiet = True
     bench = prepare(load(words), {"rounds": "1", "steps": "1", "rows": row})
-    steps = LaneSteps(bench, row, methods)
+    steps = EngineSteps(bench, row, nodes_of(methods))
     steps.together()
 
     def run() -> int:
@@ -121,16 +69,15 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
     from kdrun.measure.apart import apart
     from kdrun.measure.plain import plain_steps
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if bench.device.type == "cuda":
-        cores = min(4, len(methods))  # processes on one GPU: its kernels are small
+    # On one GPU a few processes: its kernels are small.
+    cores = min(4, len(methods)) if bench.device.type == "cuda" else available_cores()
     shares = [methods[number::cores] for number in range(cores)]
     seconds = 6.0
     single = [word for word in words if not word.startswith("threads=")] + ["threads=1"]
     timings = [Timing(PLAIN), Timing(WHOLE)]
     with ExitStack() as stack:
         plain = stack.enter_context(apart(plain_steps, *plain_arguments(bench)))
-        os.environ["OMP_NUM_THREADS"] = "1"
+        stack.enter_context(environment({"OMP_NUM_THREADS": "1"}))
         processes = [stack.enter_context(apart(lane_steps_apart, single, share, row, seconds))
                      for share in shares if share]  # fmt: skip
         pool = stack.enter_context(ThreadPoolExecutor(len(processes)))

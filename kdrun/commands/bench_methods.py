@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kdrun import console
+from kdrun.commands.bench_steps import EngineSteps
 from kdrun.compose import choices, load
 from kdrun.errors import PairingError
 from kdrun.measure.rounds import Step
@@ -22,7 +22,7 @@ COLUMNS = ["method", "ms a step", "over kd", "least", "greatest", "more paramete
 
 
 def lines_of(
-    bench: Bench, names: list[str], make_step: Callable[[Bench, str], Step], time: Callable[..., list[Timing]], on: str
+    bench: Bench, names: list[str], time: Callable[[Bench, dict[str, Step]], list[Timing]], on: str
 ) -> list[list[str]]:
     """Table lines of training steps, in turn, of `names` (empty: all that have a teacher) and KD; a pair that a method
     refuses is a note."""
@@ -30,15 +30,15 @@ def lines_of(
     rows: dict[str, Step] = {}
     extra: dict[str, str] = {}
     for name in [BASE, *(name for name in names or choices("method") if name != BASE)]:
-        own = replace(bench, config=replace(bench.config, method=load([f"method={name}"]).method))
-        if not read_method(own.config.method["_target_"]).needs_teacher:
+        method = load([f"method={name}"]).method
+        if not read_method(method["_target_"]).needs_teacher:
             continue  # no teacher's forward: another kind of step
         try:
-            rows[name] = make_step(own, row)
+            steps = EngineSteps(bench, row, [method])
         except PairingError as error:
             console.note(f"{name}: {error}")
             continue
-        extra[name] = f"{own.extra:,}"
+        rows[name], extra[name] = steps.together, f"{steps.lanes[0].method.extra_parameters():,}"
     timings = time(bench, rows)
     lines = []
     for timing in timings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ from kdrun import console
 from kdrun.compose import ALIASES, choices, conf_dir
 from kdrun.errors import ConfigError, suggest
 from kdrun.methods.source import read_method, sections
+from kdrun.runs import RunDirectory, outputs_folder
 
 GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments", "sweeps")
 KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
@@ -37,7 +37,7 @@ def command(words: list[str]) -> int:
         elif kind == "testsets":
             list_testsets()
         else:
-            list_runs(Path(root or os.environ.get("KDRUN_OUTPUTS", "outputs")), teachers=kind != "runs")
+            list_runs(outputs_folder(root), teachers=kind != "runs")
     return 0
 
 
@@ -96,7 +96,7 @@ def list_runs(root: Path, teachers: bool) -> None:
             except (CheckpointError, KeyError) as error:
                 state = f"damaged: {error}"
         elif (folder / "failed.txt").is_file():
-            state = "failed: " + (folder / "failed.txt").read_text().strip().splitlines()[0]
+            state = f"failed: {RunDirectory(folder).failure()}"
         rows.append([str(folder.relative_to(root)), top1, state])
     if not rows:
         console.note(f"{root} holds none yet.")

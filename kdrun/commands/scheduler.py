@@ -5,17 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from kdrun.assemble import Plan
-from kdrun.commands.worker import Ended, Finished, Task, run_task, serve
+from kdrun.commands.worker import Ended, Finished, Task, end, run_task, serve
+from kdrun.cores import available_cores, environment
 from kdrun.errors import ConfigError, RunError
 from kdrun.groups import group_plans, split_to_fill
+from kdrun.stop import Stop, stop_on_signals
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
     stopped: str = ""
+    disk_full: bool = False
 
 
 Show = Callable[[Slot, Task, Any], None]
@@ -61,10 +64,9 @@ def make_slots(plans: list[Plan], requested: str, most: int) -> list[Slot]:
     """
     if requested != "auto" and not (requested.isdigit() and int(requested) >= 0):
         raise ConfigError(f"launcher.processes={requested}: must be auto or a whole number (0: in this process).")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     gpus = [] if all(plan.config.device == "cpu" for plan in plans) else gpu_numbers()
-    asked = {plan.config.threads for plan in plans}
-    threads = max((count or 1) for count in asked) if asked != {None} else 1
+    threads = max((plan.config.threads or 1 for plan in plans), default=1)
     count = int(requested) if requested != "auto" else len(gpus) or max(cores // threads, 1)
     count = min(count, max(most, 1)) if count else 0
     share = max(cores // max(count, 1), 1)
@@ -80,7 +82,7 @@ def make_slots(plans: list[Plan], requested: str, most: int) -> list[Slot]:
 
 def fresh(plan: Plan) -> bool:
     """Whether this run never trained: what has a checkpoint can run, or has said why it cannot."""
-    return not plan.run.state_path.is_file() and not (plan.run.path / "config.yaml").is_file()
+    return not (plan.run.path / "config.yaml").is_file()
 
 
 class Scheduler:
@@ -94,11 +96,11 @@ class Scheduler:
         self.pending: list[Task] = []
         self.teacher_failures: dict[str, str] = {}
         self.twins: dict[str, list[Plan]] = {}
-        self.stop = ""
+        self.stop = Stop()
 
     def run(self) -> Outcome:
         """Run everything. A signal, or a full disk, ends it with everything saved."""
-        with self.signals():
+        with stop_on_signals() as self.stop:
             try:
                 self.work(self.rehearsals())
                 kept = [[plan for plan in group if str(plan.run.path) not in self.outcome.failures]
@@ -108,8 +110,14 @@ class Scheduler:
                 self.work(self.teachers(groups) + lanes)
             finally:
                 self.dismiss()
-        self.outcome.stopped = self.outcome.stopped or self.stop
+        if self.stop.signal and not self.outcome.disk_full:  # the processes name the one that we passed on
+            self.outcome.stopped = f"stopped by {self.stop.signal}; saved."
         return self.outcome
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing new may begin."""
+        return bool(self.stop.signal or self.outcome.stopped)
 
     def rehearsals(self) -> list[Task]:
         """Every distinct (teacher, student, method) among the runs that never ran, spread over the slots."""
@@ -142,12 +150,13 @@ class Scheduler:
                 if slot.task.kind == "teacher":
                     due.discard(teacher_of(slot.task))
                 slot.task = None
-            if self.stop or self.outcome.stopped:
-                self.pending = []
 
     def give_out(self, due: set[str]) -> None:
         """Ready tasks to free slots, or run here where there are none. due: teachers that are still to come."""
         for task in list(self.pending):
+            if self.ending:
+                self.pending = []
+                return
             teacher = teacher_of(task)
             if task.kind == "lanes" and teacher in due:
                 continue
@@ -158,7 +167,7 @@ class Scheduler:
             if task.kind == "lanes" and teacher in self.teacher_failures:
                 for plan in task.plans:
                     reason = f"its teacher {plan.config.teacher.name} failed: {self.teacher_failures[teacher]}"
-                    self.take(HERE, task, Ended(str(plan.run.path), None, reason))
+                    end(plan, reason, lambda report, task=task: self.take(HERE, task, report))
             elif slot is None:
                 self.take(HERE, task, run_task(task, lambda report, task=task: self.take(HERE, task, report)))
                 due.discard(teacher)
@@ -175,17 +184,9 @@ class Scheduler:
         slot.connection, theirs = self.context.Pipe()
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"process-{slot.number}.log"
-        before = {name: os.environ.get(name) for name in slot.environment}
-        os.environ.update(slot.environment)
-        try:
+        with environment(slot.environment):
             slot.process = self.context.Process(target=serve, args=(theirs, str(log)), daemon=True)
             slot.process.start()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
         theirs.close()
 
     def listen(self) -> list[Slot]:
@@ -206,7 +207,8 @@ class Scheduler:
             self.take(slot, slot.task, report)
             if isinstance(report, Finished):
                 free.append(slot)
-        if self.stop or self.outcome.stopped:  # again and again: a process that is just starting hears nothing yet
+        if self.ending:
+            # Again and again: a process that is just starting hears nothing yet.
             for slot in self.slots:
                 if slot.task is not None and slot.process is not None and slot.process.is_alive():
                     os.kill(slot.process.pid, signal.SIGTERM)
@@ -227,8 +229,9 @@ class Scheduler:
                     self.outcome.failures[str(twin.run.path)] = report.reason
                     with suppress(RunError):
                         twin.run.fail(report.reason)
-        elif isinstance(report, Finished):
-            self.outcome.stopped = report.disk_full or report.stopped or self.outcome.stopped
+        elif isinstance(report, Finished) and report.stopped and not self.outcome.disk_full:
+            # After a full disk the others only stop because they are told to.
+            self.outcome.stopped, self.outcome.disk_full = report.stopped, report.disk_full
         self.show(slot, task, report)
 
     def bury(self, slot: Slot) -> None:
@@ -238,7 +241,7 @@ class Scheduler:
         code, task = slot.process.exitcode, slot.task
         unfinished = [plan for plan in task.plans if not plan.run.finished
                       and str(plan.run.path) not in self.outcome.failures]  # fmt: skip
-        if self.stop:
+        if self.stop.signal:
             return
         if code == -signal.SIGKILL and task.kind == "lanes" and len(unfinished) > 1:
             half = len(unfinished) // 2
@@ -248,10 +251,7 @@ class Scheduler:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         reason = f"its process ended with {how}; the last lines of {self.logs}/process-{slot.number}.log say more."
         for plan in unfinished:
-            if task.kind == "lanes":
-                with suppress(RunError):
-                    plan.run.fail(reason)
-            self.take(slot, task, Ended(str(plan.run.path), None, reason))
+            end(plan, reason, lambda report: self.take(slot, task, report), record=task.kind == "lanes")
 
     def dismiss(self) -> None:
         """End the processes; one that is still at a task is terminated, and its runs can be resumed."""
@@ -269,27 +269,6 @@ class Scheduler:
                 slot.process.join(timeout=5)
             if slot.process.is_alive():
                 slot.process.kill()
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """A signal asks every process to save and end; a second Ctrl-C ends at once."""
-
-        def request(number: int, frame: object) -> None:
-            if self.stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop = f"stopped by {signal.Signals(number).name}"
-
-        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        try:
-            previous = {number: signal.signal(number, request) for number in wanted}
-        except ValueError:  # not in the main thread
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def teacher_of(task: Task) -> str:

@@ -15,7 +15,7 @@ from kdrun import console
 from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network
 from kdrun.commands.outcome import Student, draw, parameters_of, result_of, warnings
 from kdrun.config import read_resolved, to_yaml
-from kdrun.errors import KdrunError, RunError
+from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
 from kdrun.loggers import check_loggers
 from kdrun.methods.build import make_method
 from kdrun.runs import RunDirectory, short_path
@@ -44,7 +44,8 @@ def training_view(what: str, epochs: int, first: float) -> Iterator[Callable[[Ev
 class Session:
     """Plans that share data, teacher, length and requested numerics: numerics and data, the teacher, the students.
 
-    `ended` gets every plan's result or its error as soon as it is known. What ends all of them is raised.
+    `ended` gets every plan's result or its error, which its directory then holds, as soon as it is known. What ends all
+    of them is raised, and recorded by whoever catches it.
     """
 
     def __init__(self, plans: list[Plan], stop: Stop, view: View, ended: Ended, memory_share: float = 0.5):
@@ -122,8 +123,9 @@ class Session:
                                optimizer=plan.config.optimizer, epochs=plan.config.epochs, seed=plan.config.seed,
                                data=self.data, loaders=loaders)  # fmt: skip
             except KdrunError as error:
-                if len(self.plans) == 1:
+                if len(self.plans) == 1 or isinstance(error, DiskFull):
                     raise
+                plan.run.fail(str(error))
                 self.ended(plan, error)
                 continue
             extra = 0 if method.deploys else method.extra_parameters()
@@ -234,10 +236,10 @@ class Session:
 
     def run_to_end(
         self, students: list[Student], teacher: Teacher | None, loaders: Loaders, what: str
-    ) -> Iterator[tuple[Student, RunError | None]]:
+    ) -> Iterator[tuple[Student, KdrunError | None]]:
         """Resume or begin, and train to the last epoch, yielding each as it ends, with its error if it failed.
 
-        Raises Interrupted for a signal.
+        Raises Interrupted for a signal, DiskFull where nobody can go on.
         """
         from kdrun.fit import Epoch, Failed, fit, keep_as_is
 
@@ -248,9 +250,9 @@ class Session:
                 self.begin(student, teacher, loaders, what)
                 if epochs == 0:
                     keep_as_is(student.job, loaders)
-            except RunError as error:
-                if "disk full" in str(error):  # nobody else can go on either
-                    raise
+            except DiskFull:
+                raise
+            except (RunError, CheckpointError) as error:  # a damaged last.pt is this lane's alone
                 student.job.run.fail(str(error))
                 yield student, error
                 continue

@@ -9,7 +9,7 @@ from kdrun.assemble import make_plan, output_root
 from kdrun.commands.outcome import announce, show_result
 from kdrun.commands.session import Session, training_view
 from kdrun.config import RunConfig
-from kdrun.errors import KdrunError, RunError, one_line
+from kdrun.errors import KdrunError, RunError, reason_of
 from kdrun.runs import rebuild_results
 
 
@@ -33,7 +33,7 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         except KdrunError:
             raise
         except Exception as error:
-            plan.run.fail(f"{one_line(error)}\n{traceback.format_exc()}")
+            plan.run.fail(f"{reason_of(error)}\n{traceback.format_exc()}")
             raise
     result = outcome[0]
     if isinstance(result, KdrunError):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from kdrun import console
 from kdrun.analysis.progress import Progress, progress_of
-from kdrun.errors import CheckpointError, ConfigError, suggest
+from kdrun.commands.table import read_words
+from kdrun.errors import CheckpointError
 from kdrun.ledger import STATES, Ledger, known_ledgers, read_ledger
+from kdrun.runs import outputs_folder
 
 HELP = """
 usage: kdrun status [NAME …] [output_root=FOLDER]
@@ -20,12 +19,8 @@ what is done, resumes what is unfinished and tries again what failed.
 
 
 def command(words: list[str]) -> int:
-    names = [word for word in words if "=" not in word]
-    settings = {key: value for key, _, value in (word.partition("=") for word in words if "=" in word)}
-    for key in settings:
-        if key != "output_root":
-            raise ConfigError(f"{key}: status takes output_root.{suggest(key, ['output_root'])}")
-    root = Path(settings.get("output_root") or os.environ.get("KDRUN_OUTPUTS", "outputs"))
+    names, settings = read_words("status", words, ("output_root",))
+    root = outputs_folder(settings.get("output_root"))
     known = names or known_ledgers(root)
     if not known:
         console.note(f"{root}/sweeps holds no sweep yet: kdrun train -m method=none,kd seed=0,1,2 makes one.")

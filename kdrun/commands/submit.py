@@ -32,7 +32,7 @@ class Submission:
         number = JobEnvironment._usr_sig()
         requeue = signal.getsignal(number)  # submitit's own handler, which run_task's replaces while it trains
         finished = run_task(self.task, lambda report: print(report, flush=True))
-        if finished.stopped:
+        if finished.stopped and not finished.disk_full:
             signal.signal(number, requeue)
             os.kill(os.getpid(), number)
             time.sleep(60)  # the handler ends this process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from dataclasses import replace
@@ -12,10 +13,12 @@ from kdrun.assemble import Plan, make_plan, output_root
 from kdrun.compose import load
 from kdrun.config import RunConfig
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error, suggest
-from kdrun.ledger import Cell, Ledger, write_ledger
+from kdrun.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs import rebuild_results, short_path
 from kdrun.sweeps import Sweep, Wish, multirun_sweep, named_sweep, split_words
 
+NO_RUN = "cannot be made"  # the column of a multirun's cells that do not compose
+SEED = re.compile("seed=[0-9]+")
 LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
 
@@ -27,11 +30,8 @@ def command(words: list[str]) -> int:
         sweep = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
     else:
         sweep = multirun_sweep(overrides, own.get("name"))
-    return run_sweep(sweep, launcher, "kdrun train -m " + " ".join(words_shown(words)), config_dir)
-
-
-def words_shown(words: list[str]) -> list[str]:
-    return [word for word in words if word not in ("-m", "--multirun")]
+    shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
+    return run_sweep(sweep, launcher, f"kdrun train -m {shown}", config_dir)
 
 
 def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -105,7 +105,7 @@ def launch(name: str, pending: list[Plan], processes: str, root: Path, places: d
 
     begun = time.monotonic()
     runs = {str(plan.run.path) for plan in pending}
-    with SweepView(len(runs), {run: place_of(cell) for run, cell in places.items()}, root) as view:
+    with SweepView(len(runs), {run: place_of(cell) for run, cell in places.items()}) as view:
         outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", view.show).run()
     spent = console.duration(time.monotonic() - begun)
     if outcome.failures:
@@ -113,8 +113,8 @@ def launch(name: str, pending: list[Plan], processes: str, root: Path, places: d
     if outcome.elsewhere:
         console.note(f"{len(outcome.elsewhere)} run(s) are being trained by other processes.")
     if outcome.stopped:
-        print_error(f"{outcome.stopped} The same command goes on.")
-        return 1 if "disk full" in outcome.stopped else 75
+        print_error(outcome.stopped if outcome.disk_full else f"{outcome.stopped} The same command goes on.")
+        return 1 if outcome.disk_full else 75
     console.say(f"[bold green]{len(outcome.results)} run(s) done[/] in {spent}")
     return 1 if outcome.failures else 0
 
@@ -126,8 +126,10 @@ def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell
     found = []
     for position in console.track(iter(range(len(wishes))), len(wishes), "composing"):
         wish = wishes[position]
-        seeds = [word for word in wish.overrides if word.startswith("seed=")]
-        key = tuple(word for word in wish.overrides if not word.startswith("seed="))
+        seeds = [word for word in wish.overrides if SEED.fullmatch(word)]
+        # What is no seed is composed by itself, for its own line, and so is what may follow from the seed.
+        shared = not any("$" in word for word in wish.overrides)
+        key = tuple(word for word in wish.overrides if not (shared and word in seeds))
         if key not in composed:
             try:
                 composed[key] = load(wish.overrides, config_dir)
@@ -138,12 +140,15 @@ def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell
         plan = None
         if isinstance(config, str):
             cell.reason = config
+            if not cell.column:  # a multirun's places follow from its runs, and this is none
+                own = [word for word in wish.overrides if any(word not in other.overrides for other in wishes)]
+                cell.row, cell.column = " ".join(own or wish.overrides), NO_RUN
         else:
             try:
                 config = replace(config, seed=int(seeds[-1].partition("=")[2])) if seeds else config
                 plan = make_plan(config, wish.overrides)
                 fill(cell, plan)
-            except (KdrunError, ValueError) as error:
+            except KdrunError as error:
                 cell.reason = one_line(error)
         found.append((cell, plan))
     return found
@@ -172,7 +177,7 @@ def check_distinct(sweep: Sweep, cells: list[Cell]) -> None:
             )
 
 
-def shape_of(sweep: Sweep, cells: list[Cell]):
+def shape_of(sweep: Sweep, cells: list[Cell]) -> TableShape:
     """The sweep's shape; for a multirun rows and columns in the order of their first cells."""
     shape = sweep.shape
     if not shape.rows:
@@ -185,6 +190,6 @@ def shape_of(sweep: Sweep, cells: list[Cell]):
 
 def place_of(cell: Cell) -> str:
     """A cell's name on the screen."""
-    if cell.run is None and not cell.column:
-        return " ".join(cell.overrides)
+    if cell.column == NO_RUN:
+        return cell.row
     return f"{cell.row}, {cell.column}, seed {cell.seed}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from kdrun.errors import ConfigError, suggest
 from kdrun.ledger import Ledger, known_ledgers, read_ledger
 from kdrun.report.formats import FORMATS, save
 from kdrun.report.text import to_text
-from kdrun.runs import find_runs, short_path
+from kdrun.runs import find_runs, outputs_folder, short_path
 
 HELP = f"""
 usage: kdrun table NAME [key=value …]
@@ -34,18 +33,13 @@ KEYS = ("value", "against", "baseline", "save", "output_root")
 
 
 def command(words: list[str]) -> int:
-    names = [word for word in words if "=" not in word or Path(word).exists()]
-    settings = read_settings([word for word in words if word not in names])
-    root = Path(settings.get("output_root") or os.environ.get("KDRUN_OUTPUTS", "outputs"))
+    names, settings = read_words("table", words)
+    root = outputs_folder(settings.get("output_root"))
     files = files_to_save(settings.get("save", ""))
     if not names:
         show_known(root)
         return 0
-    ledger, foreign = find_ledger(names, root)
-    for key in ("against", "baseline"):
-        if key in settings:
-            ledger.shape = replace(ledger.shape, **{key: row_named(key, settings[key], ledger)})
-    ledger.shape.value = settings.get("value", ledger.shape.value)
+    ledger, foreign = chosen_ledger(names, settings, root)
     table = table_of(ledger, root)
     table.skipped.extend(foreign)
     show(table)
@@ -55,13 +49,23 @@ def command(words: list[str]) -> int:
     return 0
 
 
-def read_settings(words: list[str]) -> dict[str, str]:
-    """The key=value words. Raises ConfigError for a key that `table` does not take."""
-    settings = {key: value for key, _, value in (word.partition("=") for word in words)}
+def read_words(command: str, words: list[str], keys: tuple[str, ...] = KEYS) -> tuple[list[str], dict[str, str]]:
+    """(names, the key=value words) of a command on ledgers or runs, whose folders may hold an equals sign. Raises
+    ConfigError for a key that it does not take."""
+    names = [word for word in words if "=" not in word or Path(word).exists()]
+    settings = {key: value for key, _, value in (word.partition("=") for word in words if word not in names)}
     for key in settings:
-        if key not in KEYS:
-            raise ConfigError(f"{key}: table takes {', '.join(KEYS)}.{suggest(key, KEYS)}")
-    return settings
+        if key not in keys:
+            raise ConfigError(f"{key}: {command} takes {', '.join(keys)}.{suggest(key, keys)}")
+    return names, settings
+
+
+def chosen_ledger(names: list[str], settings: dict[str, str], root: Path) -> tuple[Ledger, list[str]]:
+    """What `find_ledger` finds, in the shape that value=, against= and baseline= ask for. Raises ConfigError."""
+    ledger, foreign = find_ledger(names, root)
+    rows = {key: row_named(key, settings[key], ledger) for key in ("against", "baseline") if key in settings}
+    ledger.shape = replace(ledger.shape, value=settings.get("value", ledger.shape.value), **rows)
+    return ledger, foreign
 
 
 def files_to_save(value: str) -> list[Path]:

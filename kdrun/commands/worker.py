@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun.assemble import Plan
-from kdrun.errors import Interrupted, KdrunError, RunError, one_line
+from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, RunError, reason_of
 
 if TYPE_CHECKING:
     from kdrun.fit import Event
@@ -52,10 +52,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Finished:
-    """The task is over; stopped: by a signal, everything saved."""
+    """The task is over; stopped: what ended it early, with everything saved; disk_full: that was no signal."""
 
     stopped: str = ""
-    disk_full: str = ""
+    disk_full: bool = False
 
 
 Report = Callable[[Any], None]
@@ -85,26 +85,31 @@ def run_task(task: Task, report: Report) -> Finished:
     from kdrun.stop import stop_on_signals
 
     work = {"rehearse": rehearse, "teacher": train_teacher, "lanes": train_lanes}[task.kind]
+    over: set[str] = set()
+
+    def told(message: Any) -> None:
+        if isinstance(message, Ended):
+            over.add(message.run)
+        report(message)
+
     with stop_on_signals() as stop:
         try:
-            work(task, report, stop)
-        except Interrupted as error:
-            return Finished(stopped=str(error))
+            work(task, told, stop)
+        except Interrupted:
+            pass
         except Exception as error:
             if not isinstance(error, KdrunError):
                 traceback.print_exc()
-            reason = one_line(error) if isinstance(error, KdrunError) else f"{type(error).__name__}: {one_line(error)}"
-            full = reason if "disk full" in reason else ""
+            full = isinstance(error, DiskFull)
             for plan in task.plans:
-                end(plan, reason, report, record=not full and task.kind == "lanes")
-            return Finished(disk_full=full)
-    return Finished(stopped=f"stopped by {stop.signal}" if stop.signal else "")
+                if str(plan.run.path) not in over:  # a failed.txt may be there of an earlier try
+                    end(plan, reason_of(error), report, record=not full and task.kind == "lanes")
+            return Finished(reason_of(error) if full else "", full)
+    return Finished(f"stopped by {stop.signal}; saved." if stop.signal else "")
 
 
 def end(plan: Plan, reason: str, report: Report, record: bool = True) -> None:
-    """Report a run's failure, and record it in its directory unless it has an end already."""
-    if plan.run.finished or (record and plan.run.failed_path.is_file()):
-        return
+    """Report a run's failure, and record it in its directory."""
     if record:
         with suppress(RunError):  # a disk that refuses this too
             plan.run.fail(reason)
@@ -115,7 +120,7 @@ def rehearse(task: Task, report: Report, stop: Stop) -> None:
     """A plan that cannot run ends with the reason; the others stay silent."""
     from kdrun.commands.session import Session
 
-    session = Session(task.plans[:1], stop, quiet(report), lambda *_: None)
+    session = Session(task.plans[:1], stop, viewer(report), lambda *_: None)
     session.numerics.apply()
     for plan in task.plans:
         if stop.signal:
@@ -125,7 +130,7 @@ def rehearse(task: Task, report: Report, stop: Stop) -> None:
         except Exception as error:
             if not isinstance(error, KdrunError):
                 traceback.print_exc()
-            end(plan, one_line(error), report)
+            end(plan, reason_of(error), report)
 
 
 def train_teacher(task: Task, report: Report, stop: Stop) -> None:
@@ -140,8 +145,6 @@ def train_lanes(task: Task, report: Report, stop: Stop) -> None:
 
     def ended(plan: Plan, outcome: dict[str, Any] | KdrunError) -> None:
         if isinstance(outcome, KdrunError):
-            if not plan.run.failed_path.is_file():
-                plan.run.fail(str(outcome))
             report(Ended(str(plan.run.path), None, str(outcome)))
         else:
             report(Ended(str(plan.run.path), outcome))
@@ -151,8 +154,10 @@ def train_lanes(task: Task, report: Report, stop: Stop) -> None:
         for plan in task.plans:
             try:
                 locks.enter_context(plan.run.lock())
+            except DiskFull:
+                raise
             except RunError as error:
-                report(Ended(str(plan.run.path), None, str(error), elsewhere="is being trained by" in str(error)))
+                report(Ended(str(plan.run.path), None, str(error), elsewhere=isinstance(error, LockedElsewhere)))
                 continue
             if plan.run.finished:  # by another machine, in the meantime
                 report(Ended(str(plan.run.path), plan.run.result()))
@@ -201,13 +206,5 @@ def viewer(report: Report) -> Any:
                     report(Advanced(what, epochs, epochs, event.metrics["train"]["images_per_second"]))
 
             yield show
-
-    return view
-
-
-def quiet(report: Report) -> Any:
-    @contextmanager
-    def view(what: str, epochs: int, first: float) -> Iterator[Callable[[Event], None]]:
-        yield lambda event: None
 
     return view

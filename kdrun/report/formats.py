@@ -79,7 +79,7 @@ LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\
 
 def latex(text: str) -> str:
     """Escaped; a hyphen before a figure that stands alone is a minus sign."""
-    return re.sub(r"(?<![\w])-(?=\d)", "$-$", "".join(LATEX.get(sign, sign) for sign in text))
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", "".join(LATEX.get(sign, sign) for sign in text))
 
 
 def to_latex(table: Table) -> str:

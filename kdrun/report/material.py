@@ -15,6 +15,7 @@ from kdrun.checkpoint import read_json
 from kdrun.errors import CheckpointError
 from kdrun.ledger import Ledger
 from kdrun.report.charts import Point
+from kdrun.runs import RunDirectory
 
 CURVES = re.compile(r"^(\d+),(train|val|test),(top1|loss),([^,\n]+)\n", re.MULTILINE)
 
@@ -70,8 +71,7 @@ def read_files(files: RunFiles, folder: Path, finished: bool) -> RunFiles:
         files.state = "passed over"
     elif (folder / "failed.txt").is_file():
         files.state = "failed"
-        lines = read_words(folder / "failed.txt").strip().splitlines()
-        files.reason = lines[0].partition(" ")[2] if lines else "failed.txt is empty"
+        files.reason = RunDirectory(folder).failure()
     files.config = read_words(folder / "config.yaml")
     files.provenance = read_object(folder / "provenance.json")
     files.curves = read_curves(read_words(folder / "metrics.csv"))

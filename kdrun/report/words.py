@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from kdrun.analysis.stats import MIN_SEEDS, SEPARATED, UNKNOWN, PairedTest
@@ -77,12 +78,12 @@ def sections(table: Table) -> list[Section]:
 
 def legend(table: Table) -> Section:
     best = any(entry.best for entry in table.entries.values())
-    ranked = sum(1 for entry in table.filled() if entry.runs) > 1
+    ranked = Counter(entry.column for entry in table.filled() if entry.runs)
     if best:
         return Section(
             "", lines=["* best of its column, and distinguishable from the runner-up (paired, Holm p < 0.05)."]
         )
-    if ranked:
+    if max(ranked.values(), default=0) > 1:
         return Section("", lines=["No column's best is distinguishable from its runner-up (paired, Holm p < 0.05)."])
     return Section("")
 
