@@ -11,6 +11,8 @@ COMMANDS = {
     "eval": "measure a finished run or a checkpoint: kdrun eval RUN",
     "table": "what a sweep or any runs came to, beside published values: kdrun table NAME",
     "report": "the same as one HTML file, with curves, costs and every run: kdrun report NAME",
+    "compare": "what differs between runs, in settings and in figures: kdrun compare RUN RUN",
+    "gradcam": "where teacher and students look, as one picture: kdrun gradcam RUN …",
     "status": "how far sweeps are: done, running, failed, time left",
     "testset": "make a derived copy of the test images (noise, scramble, silhouette …) and look at it",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",

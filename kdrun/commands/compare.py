@@ -1,0 +1,144 @@
+"""kdrun compare: what differs between runs, in settings and in figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from kdrun import console
+from kdrun.analysis.compare import MISSING, Row, Side, differing, figures, label_of, read_side
+from kdrun.assemble import output_root
+from kdrun.checkpoint import write_text
+from kdrun.compose import load
+from kdrun.errors import ConfigError, suggest
+from kdrun.runs import find_runs
+
+HELP = """
+usage: kdrun compare RUN RUN … [save=FILE.csv|FILE.md] [output_root=FOLDER]
+
+RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/.
+
+Prints the settings that differ, by the keys that one types, and every figure of result.json and of evals/ (written by
+kdrun eval and kdrun gradcam) side by side. What differs from the first run is yellow, the best figure green and marked
+with *. A run that is not finished says so, with the last accuracy that it wrote down.
+"""
+
+
+def command(words: list[str]) -> int:
+    names = [word for word in words if "=" not in word]
+    settings = {key: value for key, _, value in (word.partition("=") for word in words if "=" in word)}
+    save = settings.pop("save", None)
+    for key in settings:
+        if key != "output_root":
+            raise ConfigError(f"{key}: compare takes save and output_root.{suggest(key, ('save', 'output_root'))}")
+    if save is not None and Path(save).suffix.lower() not in (".csv", ".md"):
+        raise ConfigError(f"save={save}: give FILE.csv or FILE.md.")
+    root = output_root(load([f"{key}={value}" for key, value in settings.items()]))
+    places = list(dict.fromkeys(place for name in names for place in find_runs(name, root)))
+    if len(places) < 2:
+        raise ConfigError(f"compare needs two runs or more, and this is {len(places)} (kdrun list runs).")
+    sides = [read_side(place) for place in places]
+    show(sides)
+    if save is not None:
+        place = Path(save).expanduser()
+        write_text(place, as_markdown(sides) if place.suffix.lower() == ".md" else as_csv(sides))
+        console.note(f"written to {place}")
+    return 0
+
+
+def show(sides: list[Side]) -> None:
+    """A legend of the runs, the settings that differ, and the figures."""
+    for name, side in zip(letters(sides), sides, strict=True):
+        state = f"[green]{side.state}[/]" if side.state == "done" else f"[bold yellow]{escape(side.state)}[/]"
+        console.say(f"[bold]{name}[/]  {escape(label_of(side))}  {state}")
+    settings, found = differing(sides), figures(sides)
+    console.say("")
+    if settings:
+        print_rows("setting", settings, sides)
+    else:
+        console.say("the settings are the same")
+    console.say("")
+    if found:
+        print_rows("figure", found, sides)
+    else:
+        console.say("no figures yet")
+
+
+def letters(sides: Sequence[Side]) -> list[str]:
+    """A, B, … Z, A1, B1, …: short names for columns."""
+    return [chr(ord("A") + place % 26) + (str(place // 26) if place >= 26 else "") for place in range(len(sides))]
+
+
+def print_rows(title: str, rows: list[Row], sides: list[Side]) -> None:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column(title, overflow="fold")
+    for name in letters(sides):
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(escape(row.key), *(coloured(row, place) for place in range(len(row.values))))
+    console.out.print(table)
+
+
+def coloured(row: Row, place: int) -> str:
+    text = escape(cell(row, place))
+    if place in row.best:
+        return f"[bold green]{text}[/]"
+    return f"[yellow]{text}[/]" if not is_figure(row) and row.values[place] != row.values[0] else text
+
+
+def is_figure(row: Row) -> bool:
+    """Figures differ nearly always; only settings are marked where they differ from the first run's."""
+    return all(value == MISSING or isinstance(value, float) for value in row.values)
+
+
+def cell(row: Row, place: int) -> str:
+    return words_for(row.values[place]) + (" *" if place in row.best else "  " if row.best else "")
+
+
+def words_for(value: Any) -> str:
+    """A value as one types it; whole numbers with separators, others with what a figure needs."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.6g}"
+    return "[" + ",".join(map(words_for, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def as_csv(sides: list[Side]) -> str:
+    """kind, key, and a column for each run; whole values."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["kind", "key", *(label_of(side) for side in sides)])
+    writer.writerow(["state", "state", *(side.state for side in sides)])
+    for kind, rows in (("setting", differing(sides)), ("figure", figures(sides))):
+        for row in rows:
+            writer.writerow([kind, row.key, *("" if value is MISSING else as_typed(value) for value in row.values)])
+    return text.getvalue()
+
+
+def as_typed(value: Any) -> Any:
+    return words_for(value) if value is None or isinstance(value, bool | list) else value
+
+
+def as_markdown(sides: list[Side]) -> str:
+    """The same as two tables; the best figure in bold."""
+    names = letters(sides)
+    lines = [f"- **{name}** {label_of(side)}: {side.state}" for name, side in zip(names, sides, strict=True)]
+    for title, rows in (("setting", differing(sides)), ("figure", figures(sides))):
+        if rows:
+            lines += ["", f"| {title} | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
+        for row in rows:
+            cells = [words_for(value).replace("|", "\\|") for value in row.values]
+            cells = [f"**{text}**" if place in row.best else text for place, text in enumerate(cells)]
+            lines.append(f"| {row.key} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
