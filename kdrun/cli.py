@@ -12,6 +12,7 @@ COMMANDS = {
     "table": "what a sweep or any runs came to, beside published values: kdrun table NAME",
     "report": "the same as one HTML file, with curves, costs and every run: kdrun report NAME",
     "status": "how far sweeps are: done, running, failed, time left",
+    "where": "the directory of a run or its teacher, for scripts: kdrun where run method=dkd",
     "testset": "make a derived copy of the test images (noise, scramble, silhouette …) and look at it",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
     "explain": "a method's paper, equation and settings: kdrun explain method=dkd",
