@@ -161,6 +161,7 @@ def test_a_step_that_fails_ends_the_script(tmp_path):
     assert "kdrun table tutorial" in done.stdout and "predict" not in done.stdout
 
 
+@pytest.mark.slow
 def test_p4_from_images_to_curves(tmp_path):
     """The whole script on two classes of real pixels, by the real kdrun, in processes of their own as a sweep has them:
     decoding and streaming there must be allowed to start further ones."""
@@ -195,7 +196,7 @@ def test_curves_hold_loss_and_accuracy_of_every_split(tmp_path, monkeypatch):
         ("test", "nll", 2.5), ("test", "top1", 30.0), ("val", "nll", 2.6), ("val", "top1", 31.0)])  # fmt: skip
     draw_curves(run, "a run")
     assert {label: values[-1] for label, values in drawn.items()} == {
-        "train: the loss": 1.5, "train: ce": 1.0, "train: kd": 0.5, "test: cross-entropy": 1.25,
+        "train: total": 1.5, "train: ce, weighted": 1.0, "train: kd, weighted": 0.5, "test: cross-entropy": 1.25,
         "val: cross-entropy": 1.3, "train (last 20.00 %)": 20.0, "test (last 15.00 %)": 15.0,
         "val (last 15.50 %)": 15.5,
     }  # fmt: skip

@@ -33,12 +33,11 @@ def draw_curves(run: RunDirectory, title: str) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     terms = [metric for split, metric in series if split == "train" and metric.startswith("loss/")]
     if ("train", "loss") in series:
-        line(left, *series["train", "loss"], color="#222222", label="train: the loss")
+        line(left, *series["train", "loss"], color="#222222", label="train: total")
     if len(terms) > 1:
         for metric in terms:
-            line(
-                left, *series["train", metric], linewidth=1, linestyle="--", label=f"train: {metric.partition('/')[2]}"
-            )
+            label = f"train: {metric.removeprefix('loss/')}, weighted"
+            line(left, *series["train", metric], linewidth=1, linestyle="--", label=label)
     for split in ("test", "val"):
         if (split, "nll") in series:
             line(left, *series[split, "nll"], color=COLOURS[split], label=f"{split}: cross-entropy")
