@@ -31,7 +31,7 @@ if [ -z "$folder" ]; then # a colour jitter of strength nothing: the images as t
 fi
 for network in "${networks[@]}"; do
   mkdir -p "$network/evals"
-  kdrun predict "$network" "path=$folder" "save=$network/evals/predictions.csv,$network/evals/predictions.json"
+  kdrun predict "$network" "path=$folder" top=all "save=$network/evals/predictions.csv,$network/evals/predictions.json"
 done
 
 step "3 of 3: ONNX, plain and quantised"
