@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "what differs between runs, in settings and in figures: kdrun compare RUN RUN",
     "gradcam": "where teacher and students look, as one picture: kdrun gradcam RUN …",
     "status": "how far sweeps are: done, running, failed, time left",
+    "where": "the directory of a run or its teacher, for scripts: kdrun where run method=dkd",
     "testset": "make a derived copy of the test images (noise, scramble, silhouette …) and look at it",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
     "explain": "a method's paper, equation and settings: kdrun explain method=dkd",

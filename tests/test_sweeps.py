@@ -299,7 +299,7 @@ def test_shell_sweeps(script, tmp_path):
     """Each calls `kdrun train` for sweeps that there are, then `kdrun table`; here with a kdrun that only says so."""
     fake = tmp_path / "scripts"
     fake.mkdir()
-    for path in (script, SCRIPTS / "sweep"):
+    for path in (script, SCRIPTS / "sweep", SCRIPTS / "project"):
         (fake / path.name).write_text(path.read_text())
         (fake / path.name).chmod(path.stat().st_mode)
     for name, text in {"scripts/setup": "", ".venv/bin/kdrun": 'echo "kdrun $*"'}.items():

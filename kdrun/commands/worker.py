@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import traceback
@@ -63,6 +64,7 @@ Report = Callable[[Any], None]
 
 def serve(connection: Connection, log: str) -> None:
     """Run tasks until None comes. Whatever is printed goes into `log`."""
+    multiprocessing.current_process().daemon = False  # else it may not start what decodes and streams images
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # between tasks: the scheduler repeats what it wants
     file = Path(log).open("a", buffering=1)  # noqa: SIM115 (open as long as the process lives)

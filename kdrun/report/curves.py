@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
+from typing import TYPE_CHECKING, Any
 
 from kdrun.checkpoint import write_atomically
 from kdrun.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {"train": "#7a7a7a", "test": "#1f6f8b", "val": "#c46b1d"}
 
 
 def draw_curves(run: RunDirectory, title: str) -> None:
-    """Loss and accuracy over epochs, beside each other, one line per split."""
+    """Loss and accuracy over epochs, beside each other, one line per split: in training what is minimised, with its
+    weighted terms, in evaluation the cross-entropy with the labels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,16 +33,19 @@ def draw_curves(run: RunDirectory, title: str) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     terms = [metric for split, metric in series if split == "train" and metric.startswith("loss/")]
     if ("train", "loss") in series:
-        left.plot(*series["train", "loss"], color="#222222", label="loss")
+        line(left, *series["train", "loss"], color="#222222", label="train: total")
     if len(terms) > 1:
         for metric in terms:
-            left.plot(*series["train", metric], linewidth=1, label=metric)
+            label = f"train: {metric.removeprefix('loss/')}, weighted"
+            line(left, *series["train", metric], linewidth=1, linestyle="--", label=label)
+    for split in ("test", "val"):
+        if (split, "nll") in series:
+            line(left, *series[split, "nll"], color=COLOURS[split], label=f"{split}: cross-entropy")
     for split in ("train", "test", "val"):
         if (split, "top1") in series:
             epochs, values = series[split, "top1"]
-            marker = "o" if len(epochs) == 1 else None
-            right.plot(epochs, values, color=COLOURS[split], marker=marker, label=f"{split} (last {values[-1]:.2f} %)")
-    left.set(xlabel="epoch", ylabel="training loss, nats", title="loss and its weighted terms")
+            line(right, epochs, values, color=COLOURS[split], label=f"{split} (last {values[-1]:.2f} %)")
+    left.set(xlabel="epoch", ylabel="loss, nats", title="loss")
     right.set(xlabel="epoch", ylabel="top-1 accuracy, %", title="accuracy")
     for axes in (left, right):
         axes.grid(alpha=0.25)
@@ -49,3 +57,8 @@ def draw_curves(run: RunDirectory, title: str) -> None:
     figure.savefig(picture, format="png", dpi=120)
     plt.close(figure)
     write_atomically(run.path / "curves.png", lambda file: file.write(picture.getvalue()))
+
+
+def line(axes: Axes, epochs: list[int], values: list[float], **style: Any) -> None:
+    """A line over epochs; a single epoch is a point, which a line would not show."""
+    axes.plot(epochs, values, marker="o" if len(epochs) == 1 else None, **style)

@@ -1,0 +1,40 @@
+"""kdrun where: the directory that `kdrun train` with the same words fills, for scripts."""
+
+from __future__ import annotations
+
+from kdrun.assemble import make_plan
+from kdrun.compose import load, split_arguments
+from kdrun.errors import ConfigError, RunError, suggest
+from kdrun.runs import short_path
+
+HELP = """
+usage: kdrun where run|teacher [key=value …]
+
+Prints the directory of the run that `kdrun train` with these words makes, or of the teacher that it learns from, and
+nothing else; exit code 1 where it is not finished yet. For scripts:
+
+kdrun eval "$(kdrun where run method=dkd teacher=vgg16 seed=1)"
+kdrun train teacher.checkpoint="$(kdrun where teacher teacher=vgg16)/teacher.safetensors" teacher=vgg16 method=crd
+"""
+
+KINDS = ("run", "teacher")
+
+
+def command(words: list[str]) -> int:
+    flags, overrides, config_dir = split_arguments(words)
+    for flag in flags:
+        raise ConfigError(f"where: {flag}: no such flag; there is --config-dir FOLDER.")
+    kind, rest = (overrides[0], overrides[1:]) if overrides else ("", [])
+    if kind not in KINDS:
+        raise ConfigError(f"where {kind or '?'}: choose run or teacher, before any key=value.{suggest(kind, KINDS)}")
+    plan = make_plan(load(rest, config_dir), rest)
+    found = plan.run if kind == "run" else plan.teacher_run
+    if found is None:
+        teacher = plan.config.teacher
+        why = (f"method={plan.method.name} has none in the store" if plan.teacher_digest is None
+               else "it is not trained" if teacher.random else f"it is the file {teacher.checkpoint}")  # fmt: skip
+        raise ConfigError(f"where teacher: no directory holds it: {why}.")
+    if not found.finished:
+        raise RunError(f"{short_path(found.path)} is not finished: kdrun train {' '.join(rest)}".rstrip())
+    print(short_path(found.path))
+    return 0
