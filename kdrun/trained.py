@@ -118,7 +118,7 @@ def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str
 def set_value(config: RunConfig, key: str, value: str) -> None:
     """Settings that may differ from the run's: where it is measured, not what."""
     if key not in PASSED:
-        raise ConfigError(f"{key}: eval of a run takes {', '.join(PASSED)}.{suggest(key, PASSED)}")
+        raise ConfigError(f"{key}: a finished run takes {', '.join(PASSED)}.{suggest(key, PASSED)}")
     owner: Any = config.dataset if key.startswith("dataset.") else config
     whole = key in ("eval_batch_size", "threads", "dataset.workers")
     if whole and not (value.isdigit() and (int(value) > 0 or key == "dataset.workers")):
