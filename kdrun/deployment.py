@@ -168,5 +168,3 @@ def images_only(config: RunConfig) -> RunConfig:
     """The configuration of the data set alone: no teacher or file of weights is looked for."""
     return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
                    student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
-
-

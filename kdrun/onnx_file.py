@@ -20,7 +20,6 @@ from kdrun.deployment import Card
 from kdrun.errors import CheckpointError, ConfigError, RunError, one_line
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 KEY = "kdrun"  # of the metadata that hold a card
@@ -110,10 +109,13 @@ def quantise_static(source: Path, target: Path, card: Card, batches: list[np.nda
 
 def quantise_dynamic(source: Path, target: Path, card: Card) -> None:
     """INT8 weights of `WEIGHTED` alone, their activations' scales measured at each call."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    proto = onnx.load(source)
+    del proto.graph.value_info[:]  # weights are transposed on the way, and recorded shapes would contradict them
     with quiet():
-        quantize_dynamic(source, target, op_types_to_quantize=WEIGHTED, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(proto, target, op_types_to_quantize=WEIGHTED, weight_type=QuantType.QInt8, per_channel=True)
     write_card(target, card)
 
 

@@ -14,7 +14,7 @@ FLOORS = {
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
         "loggers", "derive"),
     2: ("config", "compose", "identity", "assemble", "sweeps", "groups", "trained", "deployment", "onnx_file",
-        "gate", "interface"),
+        "gate", "torch_file", "interface"),
     3: ("console", "report", "commands", "cli", "__main__"),
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

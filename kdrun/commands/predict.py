@@ -18,7 +18,7 @@ from kdrun import console
 from kdrun.checkpoint import write_atomically
 from kdrun.compose import split_arguments
 from kdrun.data.prepare import Read, find_images, read_batches
-from kdrun.deployment import OWN, Card, deploy, find_target
+from kdrun.deployment import Card, deploy, find_target
 from kdrun.errors import ConfigError
 from kdrun.runs import short_path
 
@@ -33,8 +33,8 @@ usage: kdrun predict RUN path=FOLDER|FILE [model=student|teacher] [weights=last|
        kdrun predict FILE student=NAME dataset=NAME path=FOLDER|FILE [key=value …]
 
 RUN is a run directory, a digest prefix, or a directory of teachers/. FILE.onnx is what kdrun export wrote. FILE is a
-checkpoint, as kdrun eval takes it. Images are found in all folders below path, turned upright, made RGB, and resized and
-normalised exactly as for the run's evaluation.
+checkpoint, as kdrun eval takes it. Images are found in all folders below path, turned upright, made RGB, and resized
+and normalised exactly as for the run's evaluation.
 
 Shows the first images with their most probable classes, and how often each class was predicted; where the folders have
 the names of classes, also the accuracy. save= writes every image: image, predicted_class, probability, and
@@ -80,7 +80,9 @@ def command(words: list[str]) -> int:
     names = [word for word in overrides if "=" not in word]
     settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
     if len(names) != 1:
-        raise ConfigError("predict with what? Give one run, checkpoint or ONNX file, and path=FOLDER (kdrun list runs).")
+        raise ConfigError(
+            "predict with what? Give one run, checkpoint or ONNX file, and path=FOLDER (kdrun list runs)."
+        )
     options = take_options(settings)
     paths = find_images(options.path)
     predictor, label = make_predictor(names[0], settings, config_dir)
