@@ -1,3 +1,34 @@
-"""kdrun: a config-driven experiment runner for knowledge distillation of image classifiers."""
+"""kdrun: a config-driven experiment runner for knowledge distillation of image classifiers.
+
+In Python: `kdrun.load(RUN)` is a trained network with its transform, class names, configuration and metrics, and
+`kdrun.results("outputs")` a table of every finished run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from kdrun.interface import Trained
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load", "results"]
+
+
+def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
+    """The network of `run` (a run directory, a digest prefix, or a directory of teachers/), ready to use: `.model`,
+    `.transform`, `.class_names`, `.config`, `.metrics`, `.result`. model: student or teacher; weights: last or best."""
+    from kdrun import interface  # torch is imported here, not by `import kdrun`
+
+    return interface.load(run, model, weights, device)
+
+
+def results(outputs: str | Path = "outputs") -> pd.DataFrame:
+    """One row per finished run below `outputs`, with typed columns."""
+    from kdrun import interface
+
+    return interface.results(outputs)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a student (and, where it is missing, its teacher): kdrun train method=dkd teacher=vgg16",
     "eval": "measure a finished run or a checkpoint: kdrun eval RUN",
+    "predict": "what a trained network makes of images in a folder: kdrun predict RUN path=FOLDER",
+    "export": "write ONNX, quantise it, and check both against the network: kdrun export RUN quantize=static",
     "table": "what a sweep or any runs came to, beside published values: kdrun table NAME",
     "report": "the same as one HTML file, with curves, costs and every run: kdrun report NAME",
     "compare": "what differs between runs, in settings and in figures: kdrun compare RUN RUN",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun.assemble import Data, make_job, make_network, make_plan, make_tap, own_stats
 from kdrun.checkpoint import read_json
 from kdrun.config import RunConfig, read_config
-from kdrun.errors import CheckpointError, ConfigError, KdrunError, suggest
+from kdrun.errors import CheckpointError, ConfigError, DataError, KdrunError, suggest
 from kdrun.methods.build import make_method
 from kdrun.methods.source import read_method
 from kdrun.options import ModelOptions, TeacherOptions
@@ -118,7 +118,7 @@ def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str
 def set_value(config: RunConfig, key: str, value: str) -> None:
     """Settings that may differ from the run's: where it is measured, not what."""
     if key not in PASSED:
-        raise ConfigError(f"{key}: eval of a run takes {', '.join(PASSED)}.{suggest(key, PASSED)}")
+        raise ConfigError(f"{key}: a finished run takes {', '.join(PASSED)}.{suggest(key, PASSED)}")
     owner: Any = config.dataset if key.startswith("dataset.") else config
     whole = key in ("eval_batch_size", "threads", "dataset.workers")
     if whole and not (value.isdigit() and (int(value) > 0 or key == "dataset.workers")):
@@ -148,7 +148,7 @@ def find_teacher(run: Path, config: RunConfig) -> tuple[Taught | None, str]:
         asked.output_root = str(root)
         try:
             stored = make_plan(asked, []).teacher_run
-        except CheckpointError as error:  # teacher.pretrained names a file that is gone
+        except (CheckpointError, DataError) as error:  # a file that teacher.pretrained names is gone, or the images
             return None, f"has a teacher that cannot be found: {str(error).rstrip('.')}"
         assert stored is not None
         if stored.finished and stored.weights_path.is_file():

@@ -13,7 +13,8 @@ FLOORS = {
     1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
         "loggers", "derive", "cores"),
-    2: ("config", "compose", "identity", "assemble", "sweeps", "groups", "trained"),
+    2: ("config", "compose", "identity", "assemble", "sweeps", "groups", "trained", "deployment", "onnx_file",
+        "gate", "torch_file", "interface"),
     3: ("console", "report", "commands", "cli", "__main__"),
 }  # fmt: skip
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

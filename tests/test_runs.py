@@ -532,7 +532,7 @@ def test_eval_mistakes(kdrun, outputs):
         (["nothing"], "RUN nothing: no run directory"),
         ([run, "split=val"], "had no validation split"),
         ([run, "split=all"], "split=all: choose test or val or train"),
-        ([run, "epochs=3"], "epochs: eval of a run takes"),
+        ([run, "epochs=3"], "epochs: a finished run takes"),
     ):
         code, _, err = kdrun("eval", *words)
         assert code == 2

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,14 +28,22 @@ def untracked(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
 
 
 def read_image(path: str | os.PathLike[str], size: int | None) -> np.ndarray:
-    """One file as RGB uint8 [H, W, 3], upright by its EXIF tag; resized (bilinear) to size x size where it differs."""
-    from PIL import Image, ImageOps
+    """One file as `rgb_pixels`."""
+    from PIL import Image
 
     with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("I;16", "I;16B", "I;16L", "I"):  # PIL clips 16-bit grey to white otherwise
-            upright = Image.fromarray((np.asarray(upright, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-        rgb = upright.convert("RGB")
+        return rgb_pixels(image, size)
+
+
+def rgb_pixels(image: Any, size: int | None) -> np.ndarray:
+    """A PIL image as RGB uint8 [H, W, 3], upright by its EXIF tag; resized (bilinear) to size x size where it
+    differs."""
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("I;16", "I;16B", "I;16L", "I"):  # PIL clips 16-bit grey to white otherwise
+        upright = Image.fromarray((np.asarray(upright, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    rgb = upright.convert("RGB")
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(rgb)

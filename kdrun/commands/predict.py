@@ -1,0 +1,238 @@
+"""kdrun predict: what a trained network makes of images in a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from rich.markup import escape
+
+from kdrun import console
+from kdrun.checkpoint import write_atomically
+from kdrun.compose import split_arguments
+from kdrun.data.prepare import Read, find_images, read_batches
+from kdrun.deployment import Card, deploy, find_target
+from kdrun.errors import ConfigError
+from kdrun.runs import short_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+HELP = """
+usage: kdrun predict RUN path=FOLDER|FILE [model=student|teacher] [weights=last|best] [top=5] [save=FILE.csv,FILE.json]
+                     [batch_size=64] [device=… precision=… threads=…]
+       kdrun predict FILE.onnx path=FOLDER|FILE [top=…] [save=…] [batch_size=…] [threads=…]
+       kdrun predict FILE student=NAME dataset=NAME path=FOLDER|FILE [key=value …]
+
+RUN is a run directory, a digest prefix, or a directory of teachers/. FILE.onnx is what kdrun export wrote. FILE is a
+checkpoint, as kdrun eval takes it. Images are found in all folders below path, turned upright, made RGB, and resized
+and normalised exactly as for the run's evaluation.
+
+Shows the first images with their most probable classes, and how often each class was predicted; where the folders have
+the names of classes, also the accuracy. save= writes every image: image, predicted_class, probability, and
+probabilities, the `top` most probable classes with their probabilities (top=all: every class). Images that cannot be
+read are named and left out, and the exit code is then 1.
+"""
+
+SHOWN = 20  # rows, classes and unreadable files on the screen
+COLUMNS = ("image", "predicted_class", "probability", "probabilities")
+
+
+class Predictor(Protocol):
+    card: Card
+
+    def logits(self, pixels: np.ndarray) -> Tensor: ...
+
+
+@dataclass
+class Options:
+    path: Path
+    top: int | None  # None: every class
+    batch_size: int
+    save: list[Path]
+
+
+@dataclass
+class Seen:
+    """What is kept of the images, however many they are."""
+
+    head: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    right: int = 0
+    labelled: int = 0
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        return sum(self.counts.values())
+
+
+def command(words: list[str]) -> int:
+    _, overrides, config_dir = split_arguments(words)
+    names = [word for word in overrides if "=" not in word]
+    settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
+    if len(names) != 1:
+        raise ConfigError(
+            "predict with what? Give one run, checkpoint or ONNX file, and path=FOLDER (kdrun list runs)."
+        )
+    options = take_options(settings)
+    paths = find_images(options.path)
+    predictor, label = make_predictor(names[0], settings, config_dir)
+    card = predictor.card
+    console.say(f"{escape(label)}  {escape(card.network)}, {len(card.class_names)} classes, on {len(paths):,} "
+                f"image{'s' * (len(paths) != 1)} of {escape(str(options.path))}")  # fmt: skip
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # one JSON line per image: memory stays flat
+        seen = predict(predictor, paths, options, spool)
+        for place in options.save:
+            write_records(place, spool)
+    show(seen, card, options)
+    return 1 if seen.unreadable else 0
+
+
+def take_options(settings: dict[str, str]) -> Options:
+    """predict's own settings, taken out of `settings`."""
+    place = settings.pop("path", None)
+    if not place:
+        raise ConfigError("path is not set: give path=FOLDER or path=IMAGE.")
+    top, size = settings.pop("top", "5"), settings.pop("batch_size", "64")
+    for key, value in (("top", top), ("batch_size", size)):
+        if not (value.isdigit() and int(value)) and (key, value) != ("top", "all"):
+            raise ConfigError(f"{key}={value}: must be a whole number above 0{' or all' if key == 'top' else ''}.")
+    save = [Path(part).expanduser() for part in settings.pop("save", "").split(",") if part]
+    for part in save:
+        if part.suffix.lower() not in (".csv", ".json"):
+            raise ConfigError(f"save={part}: predictions are written as FILE.csv or FILE.json.")
+    return Options(Path(place).expanduser(), None if top == "all" else int(top), int(size), save)
+
+
+def make_predictor(word: str, settings: dict[str, str], config_dir: str | None) -> tuple[Predictor, str]:
+    """(the network that `word` means, its name for the screen)."""
+    if word.lower().endswith(".onnx"):
+        from kdrun.onnx_file import OnnxNetwork
+
+        threads = settings.pop("threads", "0")
+        if settings or not threads.isdigit():
+            wrong = next(iter(settings), "threads")
+            raise ConfigError(f"{wrong}: an ONNX file takes path, top, batch_size, save and threads (a whole number).")
+        place = Path(word).expanduser()
+        if not place.is_file():
+            raise ConfigError(f"{word}: no such file; kdrun export RUN writes one.")
+        return OnnxNetwork(place, int(threads)), short_path(place)
+    target = find_target(word, settings, config_dir)
+    from kdrun.numerics import resolve
+
+    config = target.config
+    numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
+    numerics.apply()
+    return deploy(target, numerics, console.track), target.label
+
+
+def predict(predictor: Predictor, paths: list[Path], options: Options, spool: IO[str]) -> Seen:
+    """Every image in order; its record goes to `spool` as a line of JSON."""
+    seen = Seen()
+    base = options.path if options.path.is_dir() else options.path.parent
+    batches = read_batches(paths, predictor.card.preparation, options.batch_size)
+
+    def steps() -> Iterator[int]:
+        for number, batch in enumerate(batches):
+            for record in records_of(predictor, batch, base, options.top):
+                spool.write(json.dumps(record, ensure_ascii=False) + "\n")
+                note_record(seen, record, predictor.card)
+            seen.unreadable += batch.unreadable
+            yield number
+
+    every = steps()
+    for _ in console.track(every, -(-len(paths) // options.batch_size), "predicting") if is_long(paths) else every:
+        pass
+    return seen
+
+
+def is_long(paths: list[Path]) -> bool:
+    return console.out.is_terminal and len(paths) > 1
+
+
+def records_of(predictor: Predictor, batch: Read, base: Path, top: int | None) -> Iterator[dict[str, Any]]:
+    """image, predicted_class, probability, probabilities of each readable image."""
+    if not batch.paths:
+        return
+    names = predictor.card.class_names
+    values, labels = predictor.logits(batch.pixels).softmax(1).topk(min(top or len(names), len(names)))
+    for path, row, places in zip(batch.paths, values.tolist(), labels.tolist(), strict=True):
+        ranked = {names[label]: round(value, 6) for label, value in zip(places, row, strict=True)}
+        yield dict(zip(COLUMNS, (path.relative_to(base).as_posix(), names[places[0]], round(row[0], 6), ranked),
+                       strict=True))  # fmt: skip
+
+
+def note_record(seen: Seen, record: dict[str, Any], card: Card) -> None:
+    if len(seen.head) < SHOWN:
+        seen.head.append(record)
+    seen.counts[record["predicted_class"]] += 1
+    folders = [part for part in Path(record["image"]).parent.parts if part in card.class_names]
+    if folders:
+        seen.labelled += 1
+        seen.right += folders[-1] == record["predicted_class"]
+
+
+def write_records(place: Path, spool: IO[str]) -> None:
+    """The spooled records as CSV (probabilities as JSON in their cell) or as a JSON list."""
+
+    def lines() -> Iterator[dict[str, Any]]:
+        spool.seek(0)
+        return (json.loads(line) for line in spool)
+
+    def as_csv(file: IO[bytes]) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for record in lines():
+            *plain, ranked = record.values()
+            writer.writerow([*plain, json.dumps(ranked, ensure_ascii=False)])
+        text.flush()
+        text.detach()
+
+    def as_json(file: IO[bytes]) -> None:
+        for number, record in enumerate(lines()):
+            file.write((",\n" if number else "[\n").encode() + json.dumps(record, ensure_ascii=False).encode())
+        file.write(b"\n]\n" if spool.tell() else b"[]\n")
+
+    write_atomically(place, as_csv if place.suffix.lower() == ".csv" else as_json)
+
+
+def show(seen: Seen, card: Card, options: Options) -> None:
+    """The first images, the classes, what could not be read, and where the rest is."""
+    width = min(options.top or len(card.class_names), len(card.class_names), 5)
+    columns = ["image", "class", "%", *(["then"] if width > 1 else [])]
+    rows = []
+    for record in seen.head:
+        others = list(record["probabilities"].items())[1:width]
+        then = ", ".join(f"{name} {100 * value:.2f}" for name, value in others)
+        rows.append([record["image"], record["predicted_class"], f"{100 * record['probability']:.2f}",
+                     *([then] if width > 1 else [])])  # fmt: skip
+    if rows:
+        console.table("", columns, rows)
+    if seen.images > len(seen.head):
+        more = f"… and {seen.images - len(seen.head):,} more; "
+        common = [f"{name} {count:,}" for name, count in seen.counts.most_common(SHOWN)]
+        rest = len(seen.counts) - len(common)
+        console.say(f"{more}predicted: {escape(', '.join(common))}{f' and {rest} other classes' if rest else ''}")
+    if seen.labelled == seen.images > 0:
+        console.say(f"the folders' names are classes: [bold]{100 * seen.right / seen.images:.2f} %[/] of "
+                    f"{seen.images:,} predictions agree with them")  # fmt: skip
+    for path, reason in seen.unreadable[:SHOWN]:
+        console.say(f"[bold red]unreadable[/]  {escape(str(path))}: {escape(reason)}")
+    if seen.unreadable:
+        more = len(seen.unreadable) - SHOWN
+        console.say(f"{len(seen.unreadable):,} of {seen.images + len(seen.unreadable):,} images could not be read and "
+                    f"are left out{f' ({more:,} more than are shown)' if more > 0 else ''}.")  # fmt: skip
+    if options.save:
+        console.note(f"written: {', '.join(short_path(place.absolute()) for place in options.save)}")
+    elif seen.images:
+        console.note("save=FILE.csv,FILE.json writes all of it, with every image's probabilities")

@@ -1,0 +1,170 @@
+"""A trained network as it is used: its weights, and everything that an image goes through before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdrun.assemble import Data, load_data, make_loaders, make_plan, output_root
+from kdrun.checkpoint import read_json, write_json
+from kdrun.compose import load
+from kdrun.config import RunConfig, check_value
+from kdrun.data.ingest import Track, untracked
+from kdrun.data.loading import STREAMED
+from kdrun.data.prepare import Preparation
+from kdrun.data.sets import ArraySet, Dataset
+from kdrun.errors import CheckpointError, ConfigError
+from kdrun.runs import find_runs
+from kdrun.trained import Target, home_of, networks_of, target_of_file, target_of_run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdrun.analysis.evaluation import Subject
+    from kdrun.numerics import Numerics
+
+OWN = {"model": ("student", "teacher"), "weights": ("last", "best")}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a network must be told with. image_size, resize, streamed: see `Preparation`. input_size: side to which the
+    network's images are then resized (bilinear, antialiased), mostly the same. mean, std: the network's normalisation
+    of channels in [0, 1]."""
+
+    network: str
+    class_names: list[str]
+    image_size: int
+    resize: str
+    streamed: bool
+    input_size: int
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def preparation(self) -> Preparation:
+        return Preparation(self.image_size, self.resize, self.streamed)
+
+    def unit(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [N, S, S, 3] -> RGB in [0, 1], [N, 3, input_size, input_size]: what an exported file takes."""
+        import torch
+        import torch.nn.functional as F
+
+        image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        if self.input_size != self.image_size:
+            image = F.interpolate(image, size=self.input_size, mode="bilinear", antialias=True)
+        return image
+
+
+@dataclass
+class Deployed:
+    """A network on its device, in evaluation mode."""
+
+    target: Target
+    card: Card
+    subject: Subject
+    data: Data  # of one black image per class: shapes, names and normalisation
+
+    @property
+    def numerics(self) -> Numerics:
+        return self.subject.network.numerics
+
+    @property
+    def model(self) -> nn.Module:
+        """Maps what `transform` returns to logits [N, K]."""
+        return self.subject.deployed
+
+    def transform(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [N, S, S, 3] -> the network's own input, on its device: the arithmetic of evaluation."""
+        import torch
+
+        from kdrun.data.resident import Normalise
+
+        device = self.numerics.torch_device
+        return self.subject.tap.prepare(Normalise(self.data.stats, device)(torch.from_numpy(pixels).to(device)))
+
+    def logits(self, pixels: np.ndarray) -> Tensor:
+        """[N, K] in float32, at the run's precision."""
+        import torch
+
+        with torch.inference_mode(), self.numerics.autocast():
+            return self.model(self.transform(pixels)).float()
+
+
+def find_target(word: str, settings: dict[str, str], config_dir: str | None = None) -> Target:
+    """The one network that `word` means: a RUN of the command line or a file of weights. Takes model= and weights= out
+    of `settings`; the rest are values that a finished run may be given, or a file's whole configuration."""
+    own = {name: settings.pop(name, values[0]) for name, values in OWN.items()}
+    for name, values in OWN.items():
+        check_value(name, own[name], {"choices": values})
+    own["split"] = "test"
+    rest = [f"{key}={value}" for key, value in settings.items()]
+    if Path(word).expanduser().is_file():
+        return target_of_file(word, load([*rest, f"student.checkpoint={word}", "method=none"], config_dir), own)
+    found = find_runs(word, output_root(load([part for part in rest if part.startswith("output_root=")])))
+    if len(found) > 1:
+        raise ConfigError(f"RUN {word} means {len(found)} runs; name one, such as {found[0]}.")
+    return target_of_run(found[0], own, settings)
+
+
+def home(target: Target) -> Path | None:
+    """The directory of the run that a target is of."""
+    return None if target.folder is None else target.folder.parent
+
+
+def deploy(target: Target, numerics: Numerics, track: Track = untracked) -> Deployed:
+    """Load the network. The data set is read the first time, for its class names and normalisation, then never."""
+    from kdrun.analysis.evaluation import Subject
+
+    config = target.config
+    names, stats = described(target, track)
+    side = config.dataset.image_size
+    black = ArraySet(np.zeros((len(names), side, side, 3), np.uint8), np.arange(len(names)))
+    data = Data(Dataset(black, black, None, names, side), stats, config)
+    loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
+    network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
+    subject = Subject(network, deployed)
+    mean, std = normalisation(subject, stats)
+    card = Card(target.options.name, names, side, config.dataset.resize, config.dataset.name in STREAMED,
+                subject.tap.input_size or side, mean, std)  # fmt: skip
+    return Deployed(target, card, subject, data)
+
+
+def normalisation(subject: Subject, stats: tuple[list[float], list[float]]) -> tuple[list[float], list[float]]:
+    """Mean and std of the network's own input: the data set's, unless its tap re-normalises.
+
+    (x - mean) / std · scale + shift = (x - (mean - shift / scale · std)) / (std / scale).
+    """
+    tap = subject.tap
+    mean, std = (np.asarray(values, np.float64) for values in stats)
+    if tap.scale is not None and tap.shift is not None:
+        scale, shift = (values.detach().cpu().double().numpy().ravel() for values in (tap.scale, tap.shift))
+        mean, std = mean - shift / scale * std, std / scale
+    return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
+
+
+def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float], list[float]]]:
+    """(class names, (mean, std)) of the data set that a network was trained on, kept beside the caches: a run's
+    directory name has the data's content in it."""
+    run = home(target)
+    root = (home_of(run) if run else None) or output_root(target.config)
+    place = None if run is None else root / "caches" / "data" / f"about-{run.name}.json"
+    if place is not None and place.is_file():
+        try:
+            known = read_json(place)
+            return known["class_names"], (known["mean"], known["std"])
+        except (CheckpointError, KeyError):
+            pass
+    data = load_data(make_plan(images_only(target.config), []), track)
+    if place is not None:
+        write_json(place, {"class_names": data.splits.class_names, "mean": data.stats[0], "std": data.stats[1]})
+    return data.splits.class_names, data.stats
+
+
+def images_only(config: RunConfig) -> RunConfig:
+    """The configuration of the data set alone: no teacher or file of weights is looked for."""
+    return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
+                   student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
