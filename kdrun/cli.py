@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "write ONNX, quantise it, and check both against the network: kdrun export RUN quantize=static",
     "table": "what a sweep or any runs came to, beside published values: kdrun table NAME",
     "report": "the same as one HTML file, with curves, costs and every run: kdrun report NAME",
+    "bias": "what students took over beside accuracy, on derived test sets: kdrun bias NAME",
     "compare": "what differs between runs, in settings and in figures: kdrun compare RUN RUN",
     "gradcam": "where teacher and students look, as one picture: kdrun gradcam RUN …",
     "status": "how far sweeps are: done, running, failed, time left",

@@ -15,6 +15,7 @@ from kdrun.runs import short_path
 from kdrun.trained import Target
 
 if TYPE_CHECKING:
+    from kdrun.analysis.bias import Change
     from kdrun.analysis.evaluation import Findings
 
 RANKS = {"kl": "kl_teacher", "agreement": "agreement"}
@@ -28,6 +29,8 @@ class Measured:
     classes: list[str]
     place: str  # data set, split, images and precision in words
     files: list[Path]
+    change: Change | None = None  # on derived images
+    testset: str = ""  # their name
 
     def score(self, name: str) -> float | None:
         return (self.found.scores | self.found.cost).get(name)
@@ -41,6 +44,8 @@ def show_scores(done: Measured) -> None:
         f"top-1 [bold]{scores['top1']:.2f} %[/]  top-5 {scores['top5']:.2f} %  NLL {scores['nll']:.4f} nats  "
         f"ECE {scores['ece']:.2f} %"
     )
+    if done.change is not None:
+        console.say(f"  {escape(change_words(done.change))}")
     if target.missing:
         console.note(f"  {target.label} {target.missing}; KL, agreement and CKA are left out.")
     if "kl_teacher" in scores and target.teacher is not None:
@@ -49,6 +54,18 @@ def show_scores(done: Measured) -> None:
             f"KL(teacher ‖ student) [bold]{scores['kl_teacher']:.4f} nats[/]  "
             f"agreement [bold]{scores['agreement']:.2f} %[/]"
         )
+
+
+def change_words(change: Change) -> str:
+    """Beside the clean images: accuracy kept and lost, flips and divergence, shape bias."""
+    words = [f"clean images {change.clean_top1:.2f} %, here {change.top1:.2f} %, a drop of "
+             f"{change.clean_top1 - change.top1:.2f} points"]  # fmt: skip
+    words += [] if change.ratio is None else [f"ratio {change.ratio:.3f}"]
+    words += [] if change.flipped is None else [f"{change.flipped:.2f} % of predictions flip"]
+    words += [] if change.kl is None else [f"KL(clean ‖ here) {change.kl:.4f} nats"]
+    words += [] if change.shape_bias is None else [f"shape bias {change.shape_bias:.1f} %"]
+    words += [] if change.coverage is None else [f"coverage {change.coverage:.1f} %"]
+    return ", ".join(words)
 
 
 def show_details(done: Measured) -> None:
@@ -101,12 +118,15 @@ def show_table(every: list[Measured], rank: str | None) -> None:
         order += [done for done in every if done.score("kl_teacher") is None]
     folder, names = short_labels([done.target.label for done in order])
     taught = {done.target.teacher.options.name for done in ranked if done.target.teacher}
+    derived = any(done.testset for done in every)
     rows = []
     for name, done in zip(names, order, strict=True):
         ranks = [str(places[key].get(id(done), "–")) for key in RANKS.values()] if rank is not None else []
         beside = done.target.teacher.options.name if done in ranked and done.target.teacher else "–"
-        rows.append([name, *ranks, *cells_of(done), *([beside] if len(taught) > 1 else [])])
-    heads = ["rank KL", "agr."] if rank is not None else []
+        on = [done.testset or "clean"] if derived else []
+        rows.append([name, *on, *ranks, *cells_of(done), *([beside] if len(taught) > 1 else [])])
+    heads = ["test set"] if derived else []
+    heads += ["rank KL", "agr."] if rank is not None else []
     last = ["teacher"] if len(taught) > 1 else []
     console.say("")
     console.table("", ["run", *heads, *(title for _, title, _ in COLUMNS), *last], rows)

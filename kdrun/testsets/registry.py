@@ -35,6 +35,20 @@ def parse(text: str) -> NamedSet:
     return make(name, given)
 
 
+def parse_list(text: str) -> list[NamedSet]:
+    """`noise,scramble:grid=4,offset=true` as two sets: a word with = belongs to the set before it. `all`: every set
+    that is made of the test images. Raises ConfigError in one line."""
+    found: list[str] = []
+    for part in text.split(","):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        elif part == "all":
+            found += [name for name, kind in SETS.items() if kind is not PublishedCorruption]
+        else:
+            found.append(part)
+    return [parse(word) for word in found]
+
+
 def make(name: str, given: dict[str, str]) -> NamedSet:
     """The set `name` with parameters from their texts. Raises ConfigError in one line."""
     if name not in SETS:

@@ -1,0 +1,132 @@
+"""kdrun bias: what students took over from their teacher beside its accuracy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from rich.markup import escape
+
+from kdrun import console
+from kdrun.analysis.bias_grid import Column, column_entries
+from kdrun.analysis.decisions import read_decisions
+from kdrun.commands.table import read_words
+from kdrun.errors import ConfigError, suggest
+from kdrun.ledger import Ledger, known_ledgers, read_ledger, result_of
+from kdrun.runs import outputs_folder, short_path
+
+HELP = """
+usage: kdrun bias NAME [value=ratio|transfer|accuracy|agreement|errors|kl|consistency] [testset=NAME[:key=value,…],…]
+                  [device=… precision=… eval_batch_size=… dataset.root=…] [save=FOLDER] [output_root=FOLDER]
+       kdrun bias decisions=FILE.csv,…
+
+NAME is a sweep's ledger (kdrun train -m sweep=bias_cnn_to_vit), as far as it is trained. Every finished run and the
+teacher answer the derived test sets that the sweep names, or testset=, once: answers are kept beside the runs.
+Prints, for each set, the accuracy that is kept, how far distillation led from the independent student to the teacher
+(transfer ratio, with a bootstrap interval), agreement, agreement on the teacher's errors, KL and error consistency;
+value= shows one of them, without it the first two. All of them go into grid.csv and grid.md, with a heat map, in
+sweeps/NAME/bias/ of the output folder or save=.
+
+decisions= takes responses to cue-conflict images that somebody else collected (columns subj, object_response,
+imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias and coverage of every subject.
+"""
+
+PASSED = ("device", "precision", "eval_batch_size", "threads", "dataset.root", "dataset.workers")
+KEYS = ("value", "testset", "save", "decisions", "output_root", *PASSED)
+FIRST = ("ratio", "transfer")
+
+
+def command(words: list[str]) -> int:
+    names, settings = read_words("bias", words, KEYS)
+    if "decisions" in settings:
+        if names or len(settings) > 1:
+            raise ConfigError("decisions=… stands alone: it needs no sweep and no settings.")
+        return show_decisions(settings["decisions"])
+    from kdrun.report.bias import VIEWS
+
+    if "value" in settings and settings["value"] not in VIEWS:
+        raise ConfigError(f"value={settings['value']}: no such value.{suggest(settings['value'], VIEWS)} "
+                          f"There are: {', '.join(VIEWS)}.")  # fmt: skip
+    root = outputs_folder(settings.get("output_root"))
+    if len(names) != 1:
+        known = ", ".join(known_ledgers(root)) or "none yet"
+        raise ConfigError(f"bias of which sweep? Give one name; {root}/sweeps holds: {known}.")
+    ledger = read_ledger(root, names[0])
+    return grid_of(ledger, root, settings)
+
+
+def chosen_sets(ledger: Ledger, text: str | None) -> list[str]:
+    """Of testset=, else of the sweep, else all that are made of the test images."""
+    from kdrun.testsets.registry import parse_list, title
+
+    chosen = parse_list(",".join(ledger.shape.testsets) or "all" if text is None else text)
+    return list(dict.fromkeys(title(one) for one in chosen))
+
+
+def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
+    """Answer what is missing, compare, show and write."""
+    from kdrun.commands.bias_answers import Answering
+
+    done = sum(result_of(cell, root) is not None for cell in ledger.cells)
+    if not done:
+        raise ConfigError(f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: "
+                          f"{ledger.command}")  # fmt: skip
+    passed = {key: value for key, value in settings.items() if key in PASSED}
+    answering = Answering(ledger, root, chosen_sets(ledger, settings.get("testset")), passed)
+    columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
+    show(ledger, root, columns, answering.notes, done, settings)
+    return 0
+
+
+def show(
+    ledger: Ledger, root: Path, columns: list[Column], notes: list[str], done: int, settings: dict[str, str]
+) -> None:
+    from kdrun.report.bias import VIEWS, Grid, footnotes, summary_grid, view_grid, write_grid
+    from kdrun.report.text import text_grid
+    from kdrun.testsets.registry import parse
+
+    entries = [entry for column in columns for entry in column_entries(column)]
+    used = dict.fromkeys(name for column in columns for name in column.names if column.names[name])
+    grid = Grid(ledger.name, ledger.title, columns, entries, {name: parse(name).recipe for name in used},
+                about(ledger, root, done), notes)  # fmt: skip
+    console.say(f"[bold]{escape(grid.title)}[/]")
+    for line in grid.about:
+        console.note(line)
+    shown = [settings["value"]] if "value" in settings else list(FIRST)
+    for column in columns:
+        console.say(f"\n[bold]{escape(column.name)}[/]  teacher {escape(str(column.teacher_name))}")
+        for heading, (heads, rows) in [("", summary_grid(grid, column)),
+                                       *((VIEWS[name].heading, view_grid(grid, column, VIEWS[name]))
+                                         for name in shown)]:  # fmt: skip
+            if heading:
+                console.say(f"\n{escape(heading)}")
+            console.say(escape("\n".join(text_grid(heads, rows, console.out.width))))
+        for line in footnotes(grid, column):
+            console.note(line)
+    for line in notes:
+        console.note(f"left out: {line}")
+    folder = Path(settings["save"]).expanduser() if "save" in settings else root / "sweeps" / ledger.name / "bias"
+    written = write_grid(grid, folder)
+    console.note(f"wrote {', '.join(short_path(place) for place in written)}")
+
+
+def about(ledger: Ledger, root: Path, done: int) -> list[str]:
+    """How far the sweep is, and on what it was trained."""
+    results = [result for cell in ledger.cells if (result := result_of(cell, root)) is not None]
+    where = Counter(f"{result['precision']} on {result['device']}" for result in results)
+    trained = f"trained in {', '.join(where)}"
+    return [f"{done} of {len(ledger.cells)} cells done; {trained}; the weights of the last epoch",
+            "images and seeds are resampled together; with few seeds the intervals are too narrow"]  # fmt: skip
+
+
+def show_decisions(text: str) -> int:
+    """Shape bias and coverage of every subject of every file."""
+    found = {}
+    for name in text.split(","):
+        found |= read_decisions(Path(name).expanduser())
+    rows = [[subject, "–" if one.bias is None else f"{one.bias:.1f}", f"{one.coverage:.1f}", str(one.shape),
+             str(one.texture), str(one.count)] for subject, one in found.items()]  # fmt: skip
+    console.table("", ["subject", "shape bias, %", "coverage, %", "shape", "texture", "images"], rows)
+    console.note("shape bias = shape / (shape + texture) decisions; coverage = (shape + texture) / images; without "
+                 "images whose two cues are of one class")  # fmt: skip
+    return 0

@@ -1,0 +1,204 @@
+"""The answers that a bias grid rests on: of finished runs and their teacher on every test set, measured if missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun import console
+from kdrun.analysis.bias_grid import CLEAN, Column, Row
+from kdrun.answers import Answers, read_answers, write_answers
+from kdrun.assemble import Data, load_data, make_loaders, make_plan
+from kdrun.commands.testset import derived_test
+from kdrun.config import RunConfig
+from kdrun.data.sets import ArraySet
+from kdrun.derive import fingerprint
+from kdrun.errors import DataError, KdrunError
+from kdrun.ledger import Cell, Ledger
+from kdrun.runs import RunDirectory
+from kdrun.testsets.registry import file_stem, parse
+from kdrun.trained import Target, networks_of, target_of_run
+
+if TYPE_CHECKING:
+    from kdrun.analysis.evaluation import Subject
+
+OWN = {"model": "student", "weights": "last", "split": "test"}
+
+
+@dataclass
+class Questions:
+    """The test sets of one data set. sets: title -> (images, labels, textures, what identifies them)."""
+
+    data: Data
+    sets: dict[str, tuple[ArraySet, np.ndarray | None, dict[str, Any]]]
+    names: dict[str, str]  # title -> the set's name
+    stems: dict[str, str]  # title -> of the file of answers
+    config: RunConfig
+
+
+class Answering:
+    """Answers of runs, from their evals/ folders or measured now. `settings`: where it is measured, as for eval."""
+
+    def __init__(self, ledger: Ledger, root: Path, testsets: list[str], settings: dict[str, str]):
+        self.ledger, self.root, self.testsets, self.settings = ledger, root, testsets, settings
+        self.questions: dict[str, Questions] = {}  # by data set
+        self.notes: list[str] = []
+        self.found: dict[str, dict[str, Answers] | str] = {}  # by run: its answers, or why there are none
+
+    def column(self, name: str) -> Column:
+        """One column of the grid, as far as its runs are finished."""
+        cells = [cell for cell in self.ledger.cells if cell.column == name]
+        done = [cell for cell in cells if cell.run is not None and RunDirectory(self.root / cell.run).finished]
+        shape = self.ledger.shape
+        targets = self.targets(done)
+        reference = self.reference(targets)
+        rows = {cell.row: Row(cell.row, method=cell.method, student=cell.student, teacher=cell.teacher)
+                for cell in cells}  # fmt: skip
+        for place in console.track(iter(range(len(done))), len(done), f"answers of {name}"):
+            cell = done[place]
+            target = targets.get(str(cell.run))
+            answers = None if target is None else self.of_run(str(cell.run), target)
+            if answers is None:
+                continue
+            rows[cell.row].seeds[cell.seed] = answers
+            rows[cell.row].control = self.teacher_of(target) != reference
+            result = RunDirectory(self.root / str(cell.run)).result()
+            if isinstance(result.get("train_seconds"), int | float) and result.get("epochs"):
+                rows[cell.row].seconds.append(result["train_seconds"] / result["epochs"])
+        teacher = None if reference is None else self.of_teacher(reference, next(iter(targets.values())))
+        names = {CLEAN: ""}
+        for asked in self.questions.values():
+            names |= asked.names
+        testsets = [CLEAN, *(text for text in self.testsets if text in names)]
+        ordered = [*(row for row in shape.rows if row in rows), *(row for row in rows if row not in shape.rows)]
+        dataset = cells[0].dataset if cells else ""
+        taught = None if reference is None else Path(reference).parent.parent.name
+        return Column(name, dataset, taught, teacher, [rows[row] for row in ordered],
+                      testsets, names, shape.baseline, shape.benchmark)  # fmt: skip
+
+    def targets(self, cells: list[Cell]) -> dict[str, Target]:
+        """Run -> its network; runs that cannot be loaded are noted."""
+        found: dict[str, Target] = {}
+        for cell in cells:
+            try:
+                found[str(cell.run)] = target_of_run(self.root / str(cell.run), dict(OWN), self.settings)
+            except KdrunError as error:
+                self.notes.append(f"{cell.row}, {cell.column}, seed {cell.seed}: {error}")
+        return found
+
+    def teacher_of(self, target: Target | None) -> str | None:
+        """The stored teacher that a run learned from; None for none, and for the untrained control."""
+        taught = None if target is None else target.teacher
+        return None if taught is None or taught.weights is None else str(taught.weights)
+
+    def reference(self, targets: dict[str, Target]) -> str | None:
+        """The teacher that most runs of a column learned from."""
+        counts = Counter(found for target in targets.values() if (found := self.teacher_of(target)) is not None)
+        return counts.most_common(1)[0][0] if counts else None
+
+    def of_run(self, run: str, target: Target) -> dict[str, Answers] | None:
+        """Test set -> answers of a student, or None, noted once, where it cannot be measured."""
+        if run not in self.found:
+            try:
+                self.found[run] = self.answers(self.root / run, target)
+            except KdrunError as error:
+                self.found[run] = str(error)
+                self.notes.append(f"{run}: {error}")
+        answers = self.found[run]
+        return None if isinstance(answers, str) else answers
+
+    def of_teacher(self, weights: str, like: Target) -> dict[str, Answers] | None:
+        """Of the teacher in the store, under the data of one of its students."""
+        folder = Path(weights).parent
+        if weights not in self.found:
+            try:
+                target = target_of_run(folder, dict(OWN), self.settings)
+                target = replace(target, config=replace(target.config, dataset=like.config.dataset,
+                                                        output_root=like.config.output_root))  # fmt: skip
+                self.found[weights] = self.answers(folder, target)
+            except KdrunError as error:
+                self.found[weights] = str(error)
+                self.notes.append(f"teacher {folder}: {error}")
+        answers = self.found[weights]
+        return None if isinstance(answers, str) else answers
+
+    def answers(self, folder: Path, target: Target) -> dict[str, Answers]:
+        """On every test set, from evals/ where they are of the same images, weights and numerics."""
+        from kdrun.numerics import resolve
+
+        asked = self.asked(target.config)
+        config = target.config
+        numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
+        finished = RunDirectory(folder, "teacher" if target.options is config.teacher else "student").result()
+        subject: Subject | None = None
+        found = {}
+        for name, (images, textures, identity) in asked.sets.items():
+            place = folder / "evals" / f"{asked.stems[name]}.answers.npz"
+            wanted = {"schema": 1, "images": identity, "finished_at": finished.get("finished_at"),
+                      "precision": numerics.precision, "device": numerics.torch_device.type}  # fmt: skip
+            answers = read_answers(place, wanted)
+            if answers is None:
+                numerics.apply()
+                subject = subject or self.subject(target, asked.data, numerics)
+                answers = replace(answer(subject, images, asked.data, config.eval_batch_size), textures=textures)
+                write_answers(place, answers, wanted)
+            found[name] = answers
+        return found
+
+    def subject(self, target: Target, data: Data, numerics: Any) -> Subject:
+        from kdrun.analysis.evaluation import Subject
+
+        config = target.config
+        loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
+        network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
+        return Subject(network, deployed)
+
+    def asked(self, config: RunConfig) -> Questions:
+        """The test sets of a run's data set, made or found once. Raises KdrunError where one cannot be made."""
+        key = repr(config.dataset)
+        if key in self.questions:
+            return self.questions[key]
+        images = replace(config, method={"_target_": "kdrun.methods.none.Independent"},
+                         student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
+        plan = make_plan(images, [])
+        data = load_data(plan, console.track)
+        test = data.splits.test
+        if not isinstance(test, ArraySet):
+            raise DataError(f"dataset={config.dataset.name} streams its files; derived sets are made of images in "
+                            "memory (cifar10, cifar100, digits, fake).")  # fmt: skip
+        sets: dict[str, tuple[ArraySet, np.ndarray | None, dict[str, Any]]] = {
+            CLEAN: (test, None, {"data": fingerprint(test)})
+        }
+        names, stems = {}, {CLEAN: "test"}
+        for text in self.testsets:
+            wished = parse(text)
+            try:
+                made = derived_test(wished, plan, data.splits)
+            except KdrunError as error:  # the grid goes on without it
+                self.notes.append(f"testset={text} is left out: {error}")
+                continue
+            sets[text] = (made.data, made.texture_labels, made.manifest)
+            names[text], stems[text] = wished.name, file_stem(wished)
+        self.questions[key] = Questions(data, sets, names, stems, config)
+        return self.questions[key]
+
+
+def answer(subject: Subject, images: ArraySet, data: Data, batch_size: int | None) -> Answers:
+    """Every image once, in order."""
+    import torch
+
+    from kdrun.data.resident import ResidentEval
+    from kdrun.engine import eval_batch_size
+    from kdrun.metrics import ranked
+
+    numerics = subject.network.numerics
+    loader = ResidentEval(images, batch_size=eval_batch_size(batch_size, numerics), stats=data.stats,
+                          device=numerics.torch_device)  # fmt: skip
+    with torch.inference_mode():
+        logits = torch.cat([subject.logits(image).cpu() for image, _ in loader.batches()])
+    predicted = ranked(logits)[:, 0]
+    return Answers(logits.log_softmax(dim=1).half().numpy(), predicted.numpy(), np.asarray(images.labels))
