@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -30,6 +31,9 @@ sweeps/NAME/bias/ of the output folder or save=.
 decisions= takes responses to cue-conflict images that somebody else collected (columns subj, object_response,
 imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias and coverage of every subject.
 """
+
+if TYPE_CHECKING:
+    from kdrun.commands.bias_answers import Answering
 
 PASSED = ("device", "precision", "eval_batch_size", "threads", "dataset.root", "dataset.workers")
 KEYS = ("value", "testset", "save", "decisions", "output_root", *PASSED)
@@ -74,21 +78,22 @@ def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
     passed = {key: value for key, value in settings.items() if key in PASSED}
     answering = Answering(ledger, root, chosen_sets(ledger, settings.get("testset")), passed)
     columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
-    show(ledger, root, columns, answering.notes, done, settings)
+    show(ledger, root, columns, answering, done, settings)
     return 0
 
 
 def show(
-    ledger: Ledger, root: Path, columns: list[Column], notes: list[str], done: int, settings: dict[str, str]
+    ledger: Ledger, root: Path, columns: list[Column], answering: Answering, done: int, settings: dict[str, str]
 ) -> None:
     from kdrun.report.bias import VIEWS, Grid, footnotes, summary_grid, view_grid, write_grid
+    from kdrun.report.bias_section import bias_folder
     from kdrun.report.text import text_grid
     from kdrun.testsets.registry import parse
 
     entries = [entry for column in columns for entry in column_entries(column)]
     used = dict.fromkeys(name for column in columns for name in column.names if column.names[name])
     grid = Grid(ledger.name, ledger.title, columns, entries, {name: parse(name).recipe for name in used},
-                about(ledger, root, done), notes)  # fmt: skip
+                about(ledger, root, done), answering.notes)  # fmt: skip
     console.say(f"[bold]{escape(grid.title)}[/]")
     for line in grid.about:
         console.note(line)
@@ -103,11 +108,11 @@ def show(
             console.say(escape("\n".join(text_grid(heads, rows, console.out.width))))
         for line in footnotes(grid, column):
             console.note(line)
-    for line in notes:
+    for line in answering.notes:
         console.note(f"left out: {line}")
-    folder = Path(settings["save"]).expanduser() if "save" in settings else root / "sweeps" / ledger.name / "bias"
-    written = write_grid(grid, folder)
-    console.note(f"wrote {', '.join(short_path(place) for place in written)}")
+    folder = Path(settings["save"]).expanduser() if "save" in settings else bias_folder(root, ledger.name)
+    written = write_grid(grid, folder) + answering.write_sheets(folder)
+    console.note(f"wrote {short_path(folder)}/  ({', '.join(place.name for place in written)})")
 
 
 def about(ledger: Ledger, root: Path, done: int) -> list[str]:

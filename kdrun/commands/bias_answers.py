@@ -13,13 +13,14 @@ from kdrun import console
 from kdrun.analysis.bias_grid import CLEAN, Column, Row
 from kdrun.answers import Answers, read_answers, write_answers
 from kdrun.assemble import Data, load_data, make_loaders, make_plan
-from kdrun.commands.testset import derived_test
+from kdrun.commands.testset import derived_test, write_sheet
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
-from kdrun.derive import fingerprint
+from kdrun.derive import Derived, fingerprint
 from kdrun.errors import DataError, KdrunError
 from kdrun.ledger import Cell, Ledger
 from kdrun.runs import RunDirectory
+from kdrun.testsets.base import NamedSet
 from kdrun.testsets.registry import file_stem, parse
 from kdrun.trained import Target, networks_of, target_of_run
 
@@ -47,6 +48,7 @@ class Answering:
         self.ledger, self.root, self.testsets, self.settings = ledger, root, testsets, settings
         self.questions: dict[str, Questions] = {}  # by data set
         self.notes: list[str] = []
+        self.made: dict[str, tuple[NamedSet, Derived, ArraySet, list[str]]] = {}  # stem -> what a sheet shows
         self.found: dict[str, dict[str, Answers] | str] = {}  # by run: its answers, or why there are none
 
     def column(self, name: str) -> Column:
@@ -79,6 +81,12 @@ class Answering:
         taught = None if reference is None else Path(reference).parent.parent.name
         return Column(name, dataset, taught, teacher, [rows[row] for row in ordered],
                       testsets, names, shape.baseline, shape.benchmark)  # fmt: skip
+
+    def write_sheets(self, folder: Path) -> list[Path]:
+        """The contact sheets of the derived sets, beside the grid."""
+        for stem, shown in self.made.items():
+            write_sheet(folder / f"sheet-{stem}.png", *shown)
+        return [folder / f"sheet-{stem}.png" for stem in self.made]
 
     def targets(self, cells: list[Cell]) -> dict[str, Target]:
         """Run -> its network; runs that cannot be loaded are noted."""
@@ -181,8 +189,9 @@ class Answering:
             except KdrunError as error:  # the grid goes on without it
                 self.notes.append(f"testset={text} is left out: {error}")
                 continue
+            self.made.setdefault(stem := file_stem(wished), (wished, made, test, data.splits.class_names))
             sets[text] = (made.data, made.texture_labels, made.manifest)
-            names[text], stems[text] = wished.name, file_stem(wished)
+            names[text], stems[text] = wished.name, stem
         self.questions[key] = Questions(data, sets, names, stems, config)
         return self.questions[key]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from kdrun.analysis.table import Entry, Table, table_of
 from kdrun.ledger import Ledger
+from kdrun.report.bias_section import bias_section
 from kdrun.report.charts import MAX_POINTS
 from kdrun.report.figures import cost_charts, learning_curves, legend, styles_of
 from kdrun.report.formats import numeric_columns, plain_best
@@ -41,6 +42,7 @@ def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
         f'<main><section id="table"><h2>Results</h2>{results(table, places)}</section>',
         notes(table),
         charts(table, places, styles),
+        bias_section(root, ledger.name),
         f'<section id="runs"><h2>Runs</h2><p class="quiet">{html.escape(run_words(runs))}</p>'
         f"{run_pages(table, places)}</section></main>",
     ]
