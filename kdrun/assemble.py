@@ -76,6 +76,12 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
     return Plan(config, overrides, source, method, digest, run, teacher_digest, teacher_run)
 
 
+def images_only(config: RunConfig) -> RunConfig:
+    """The configuration of the data set alone: no teacher or file of weights is looked for."""
+    return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
+                   student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
+
+
 @dataclass
 class Data:
     """Loaded splits and their normalisation."""

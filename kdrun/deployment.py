@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdrun.assemble import Data, load_data, make_loaders, make_plan, output_root
-from kdrun.checkpoint import read_json, write_json
+from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan, output_root
+from kdrun.checkpoint import read_json
 from kdrun.compose import load
-from kdrun.config import RunConfig, check_value
+from kdrun.config import check_value
 from kdrun.data.ingest import Track, untracked
 from kdrun.data.loading import STREAMED
 from kdrun.data.prepare import Preparation
 from kdrun.data.sets import ArraySet, Dataset
 from kdrun.errors import CheckpointError, ConfigError
 from kdrun.runs import find_runs
-from kdrun.trained import Target, home_of, networks_of, target_of_file, target_of_run
+from kdrun.trained import Target, networks_of, target_of_file, target_of_run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -147,24 +147,14 @@ def normalisation(subject: Subject, stats: tuple[list[float], list[float]]) -> t
 
 
 def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float], list[float]]]:
-    """(class names, (mean, std)) of the data set that a network was trained on, kept beside the caches: a run's
-    directory name has the data's content in it."""
+    """(class names, (mean, std)) of the data set that a network was trained on: as its run wrote them down, else of the
+    data set itself."""
     run = home(target)
-    root = (home_of(run) if run else None) or output_root(target.config)
-    place = None if run is None else root / "caches" / "data" / f"about-{run.name}.json"
-    if place is not None and place.is_file():
+    if run is not None:
         try:
-            known = read_json(place)
+            known = read_json(run / "provenance.json")["data"]
             return known["class_names"], (known["mean"], known["std"])
-        except (CheckpointError, KeyError):
+        except (CheckpointError, KeyError, TypeError):  # written before class names were
             pass
     data = load_data(make_plan(images_only(target.config), []), track)
-    if place is not None:
-        write_json(place, {"class_names": data.splits.class_names, "mean": data.stats[0], "std": data.stats[1]})
     return data.splits.class_names, data.stats
-
-
-def images_only(config: RunConfig) -> RunConfig:
-    """The configuration of the data set alone: no teacher or file of weights is looked for."""
-    return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
-                   student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip

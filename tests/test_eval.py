@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kdrun.assemble import Data
-from kdrun.commands.eval import chosen_split
+from kdrun.commands.eval import chosen_split, shuffled
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet, Dataset
 from kdrun.models.zoo import create_model
@@ -233,7 +233,7 @@ def test_images_come_in_random_order():
     label = np.repeat(np.arange(4), 64)
     held = ArraySet(np.broadcast_to(label[:, None, None, None], (256, 2, 2, 3)).astype(np.uint8), label)
     data = Data(Dataset(held, held, None, ["a"] * 4, 2), ([0.0], [1.0]), RunConfig.__new__(RunConfig))
-    found = chosen_split(data, "test")
+    found = shuffled(chosen_split(data, "test"))
     assert all(len(np.unique(found.labels[start : start + 64])) == 4 for start in range(0, 256, 64))
     assert (found.images[:, 0, 0, 0] == found.labels).all()
     assert sorted(found.labels) == sorted(label)

@@ -12,7 +12,7 @@ import numpy as np
 from kdrun import console
 from kdrun.analysis.bias_grid import CLEAN, Column, Row
 from kdrun.answers import Answers, read_answers, write_answers
-from kdrun.assemble import Data, load_data, make_loaders, make_plan
+from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan
 from kdrun.commands.testset import derived_test, write_sheet
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
@@ -170,9 +170,7 @@ class Answering:
         key = repr(config.dataset)
         if key in self.questions:
             return self.questions[key]
-        images = replace(config, method={"_target_": "kdrun.methods.none.Independent"},
-                         student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
-        plan = make_plan(images, [])
+        plan = make_plan(images_only(config), [])
         data = load_data(plan, console.track)
         test = data.splits.test
         if not isinstance(test, ArraySet):

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdrun import console
 from kdrun.analysis.bias import Change, change_of
-from kdrun.assemble import load_data, make_loaders, make_plan, output_root
+from kdrun.assemble import images_only, load_data, make_loaders, make_plan, output_root
 from kdrun.commands.eval_words import RANKS, Measured, show_details, show_files, show_scores, show_table
 from kdrun.commands.testset import derived_test
 from kdrun.compose import load, split_arguments
@@ -132,9 +132,7 @@ def measure(target: Target, split: str, testset: NamedSet | None = None) -> Meas
     config = target.config
     numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
     numerics.apply()
-    images = replace(config, method={"_target_": "kdrun.methods.none.Independent"},
-                     student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
-    plan = make_plan(images, [])
+    plan = make_plan(images_only(config), [])
     data = load_data(plan, console.track)
     derived = None if testset is None else derived_test(testset, plan, data.splits)
     clean = data.splits.test

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.assemble import load_data, make_plan
+from kdrun.assemble import images_only, load_data, make_plan
 from kdrun.checkpoint import explain_os_error, write_json
 from kdrun.compose import split_arguments
 from kdrun.config import check_value
-from kdrun.deployment import OWN, Card, Deployed, deploy, find_target, images_only
+from kdrun.deployment import OWN, Card, Deployed, deploy, find_target
 from kdrun.errors import ConfigError, RunError
 from kdrun.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
 from kdrun.runs import now, short_path

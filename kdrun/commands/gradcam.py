@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun import console
-from kdrun.assemble import Data, load_data, make_loaders, make_plan, output_root
+from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan, output_root
 from kdrun.commands.eval import chosen_split
 from kdrun.commands.gradcam_images import Images, batches, files_named, own_images, read_files
 from kdrun.commands.gradcam_words import Asked, Watched, draw, place_of_picture, show, write_overlaps
@@ -157,7 +156,7 @@ def load_networks(targets: list[Target], asked: Asked) -> tuple[list[Watched], A
         return Watched(head, View(network.tap, deployed, layer_in(network, asked), KINDS[asked.method]), data)
 
     for target in targets:
-        data = load_data(plain_plan(target), console.track)
+        data = load_data(make_plan(images_only(target.config), []), console.track)
         loaders: Any = make_loaders(data, target.config.batch_size, 0, "same", numerics) if target.deploys else None
         network, deployed, teacher = networks_of(target, data, loaders, numerics)
         key = None
@@ -188,13 +187,6 @@ def check_layer(every: list[Watched], asked: Asked) -> None:
 
     if asked.layer is not None and not any(watched.view.path == asked.layer for watched in every):
         module_of(every[-1].view.tap.model, asked.layer)
-
-
-def plain_plan(target: Target) -> Any:
-    """A plan for the images alone: no weights are looked up."""
-    config = target.config
-    return make_plan(replace(config, method={"_target_": "kdrun.methods.none.Independent"},
-                             student=replace(config.student, checkpoint=None, pretrained="false")), [])  # fmt: skip
 
 
 def subtitle(target: Target) -> str:

@@ -292,7 +292,8 @@ class Session:
 
         job, plan = student.job, student.plan
         data = {"fingerprint": plan.source.fingerprint(), "train": loaders.train.num_samples,
-                "test": loaders.test.num_samples, "mean": self.data.stats[0], "std": self.data.stats[1]}  # fmt: skip
+                "test": loaders.test.num_samples, "mean": self.data.stats[0], "std": self.data.stats[1],
+                "class_names": self.data.splits.class_names}  # fmt: skip
         resumed = job.resume(loaders.train.steps_per_epoch)
         if resumed:
             console.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
