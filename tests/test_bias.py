@@ -337,6 +337,24 @@ def test_eval_on_derived_sets(trained, kdrun, outputs):
     assert kdrun("eval", str(run), "testset=noise", "split=train")[0] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("methods", "words"), [
+    ("vlfkd,cskd", ["teacher=resnet20", "student=vit_cifar_tiny", "optimizer=vit_scratch", "teacher.recipe.epochs=10"]),
+    ("capd,sskd", ["teacher=vit_cifar_tiny", "student=resnet8x4", "optimizer@teacher.recipe=vit_scratch",
+                   "teacher.recipe.epochs=20", "method.prepare_epochs=2"]),
+], ids=["CNN to ViT", "ViT to CNN"])  # fmt: skip
+def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, methods, words):
+    """Ten classes: chance is 10 %."""
+    for method in methods.split(","):
+        own = [word for word in words if method == "sskd" or not word.startswith("method.")]
+        steady = ["optimizer.clip_norm=1"] if method == "capd" else []
+        code, out, err = kdrun("train", "dataset.image_size=16", f"method={method}", "optimizer.epochs=15", "compile=false",
+                               "threads=1", "eval_every=15", *own, *steady)  # fmt: skip
+        assert code == 0, out + err
+        (result,) = [json.loads(place.read_text()) for place in outputs.glob(f"runs/digits/*/{method}/*/result.json")]
+        assert result["top1_last"] > 50, (method, result["top1_last"])
+
+
 @pytest.mark.parametrize(("words", "line"), [
     (["nothing"], "nothing: no such sweep"),
     ([], "bias of which sweep?"),
