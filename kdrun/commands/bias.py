@@ -121,7 +121,8 @@ def about(ledger: Ledger, root: Path, done: int) -> list[str]:
     where = Counter(f"{result['precision']} on {result['device']}" for result in results)
     trained = f"trained in {', '.join(where)}"
     return [f"{done} of {len(ledger.cells)} cells done; {trained}; the weights of the last epoch",
-            "images and seeds are resampled together; with few seeds the intervals are too narrow"]  # fmt: skip
+            "images and seeds are resampled together; with few seeds the intervals are too narrow",
+            "s per epoch: of the process; runs that trained as lanes had it together"]  # fmt: skip
 
 
 def show_decisions(text: str) -> int:

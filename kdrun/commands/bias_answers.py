@@ -71,14 +71,15 @@ class Answering:
             result = RunDirectory(self.root / str(cell.run)).result()
             if isinstance(result.get("train_seconds"), int | float) and result.get("epochs"):
                 rows[cell.row].seconds.append(result["train_seconds"] / result["epochs"])
-        teacher = None if reference is None else self.of_teacher(reference, next(iter(targets.values())))
+        learned = next((run for run, target in targets.items() if self.teacher_of(target) == reference), None)
+        teacher = None if reference is None or learned is None else self.of_teacher(reference, learned)
         names = {CLEAN: ""}
         for asked in self.questions.values():
             names |= asked.names
         testsets = [CLEAN, *(text for text in self.testsets if text in names)]
         ordered = [*(row for row in shape.rows if row in rows), *(row for row in rows if row not in shape.rows)]
         dataset = cells[0].dataset if cells else ""
-        taught = None if reference is None else Path(reference).parent.parent.name
+        taught = targets[learned].config.teacher.name if reference is not None and learned is not None else None
         return Column(name, dataset, taught, teacher, [rows[row] for row in ordered],
                       testsets, names, shape.baseline, shape.benchmark)  # fmt: skip
 
@@ -112,42 +113,44 @@ class Answering:
         """Test set -> answers of a student, or None, noted once, where it cannot be measured."""
         if run not in self.found:
             try:
-                self.found[run] = self.answers(self.root / run, target)
+                made = RunDirectory(self.root / run).result().get("finished_at")
+                self.found[run] = self.answers(self.root / run, target, made)
             except KdrunError as error:
                 self.found[run] = str(error)
                 self.notes.append(f"{run}: {error}")
         answers = self.found[run]
         return None if isinstance(answers, str) else answers
 
-    def of_teacher(self, weights: str, like: Target) -> dict[str, Answers] | None:
-        """Of the teacher in the store, under the data of one of its students."""
-        folder = Path(weights).parent
+    def of_teacher(self, weights: str, run: str) -> dict[str, Answers] | None:
+        """Of the teacher of `run`, kept beside it where it is in the store, else under caches/answers/."""
+        from kdrun.models.weights import sha256_of
+
         if weights not in self.found:
             try:
-                target = target_of_run(folder, dict(OWN), self.settings)
-                target = replace(target, config=replace(target.config, dataset=like.config.dataset,
-                                                        output_root=like.config.output_root))  # fmt: skip
-                self.found[weights] = self.answers(folder, target)
+                target = target_of_run(self.root / run, {**OWN, "model": "teacher"}, self.settings)
+                stored = None if target.own is None else target.own.stored
+                made = sha256_of(Path(weights)) if stored is None else stored.result().get("finished_at")
+                folder = self.root / "caches" / "answers" / str(made)[:12] if stored is None else stored.path
+                self.found[weights] = self.answers(folder, target, made)
             except KdrunError as error:
                 self.found[weights] = str(error)
-                self.notes.append(f"teacher {folder}: {error}")
+                self.notes.append(f"teacher {weights}: {error}")
         answers = self.found[weights]
         return None if isinstance(answers, str) else answers
 
-    def answers(self, folder: Path, target: Target) -> dict[str, Answers]:
-        """On every test set, from evals/ where they are of the same images, weights and numerics."""
+    def answers(self, folder: Path, target: Target, made: str | None) -> dict[str, Answers]:
+        """On every test set, from evals/ where they are of the same images, weights (`made`) and numerics."""
         from kdrun.numerics import resolve
 
         asked = self.asked(target.config)
         config = target.config
         numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
-        finished = RunDirectory(folder, "teacher" if target.options is config.teacher else "student").result()
         subject: Subject | None = None
         found = {}
         for name, (images, textures, identity) in asked.sets.items():
             place = folder / "evals" / f"{asked.stems[name]}.answers.npz"
-            wanted = {"schema": 1, "images": identity, "finished_at": finished.get("finished_at"),
-                      "precision": numerics.precision, "device": numerics.torch_device.type}  # fmt: skip
+            wanted = {"schema": 1, "images": identity, "made": made, "precision": numerics.precision,
+                      "device": numerics.torch_device.type}  # fmt: skip
             answers = read_answers(place, wanted)
             if answers is None:
                 numerics.apply()
