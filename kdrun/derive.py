@@ -25,6 +25,7 @@ from kdrun.runs import digest_of
 from kdrun.testsets.base import DerivedSet, Draw, NamedSet, partners
 from kdrun.testsets.corruptions import PublishedCorruption
 from kdrun.testsets.files import png_files, write_zip
+from kdrun.testsets.pretrained import batch_size
 
 CHUNK_BYTES = 2**19  # of images that one task gets: small enough for an even end, large against the cost of a task
 SCHEMA = 1
@@ -53,26 +54,39 @@ def derive(
     seed: int = 0,
     track: Track = untracked,
     processes: int | None = None,
+    device: str = "auto",
 ) -> Derived:
     """`test` as `wished` changes it, from <caches>/testsets/<name>-<digest>/ where it was made before; published files
     are read where they are.
 
-    processes: of the making; None: one for each core. What is made depends on neither. Raises DataError where the
-    parameters do not fit the images, or where a cache does not match its manifest.
+    processes: of the making; None: one for each core. device: where a network makes the images; a GPU needs no
+    processes. What is made does not depend on processes; what a network makes is another set on a GPU than on the CPU,
+    since the last bits differ. Raises DataError where the parameters do not fit the images, a file that the recipe
+    needs is missing, or a cache does not match its manifest.
     """
     height, width = test.images.shape[1:3]
     if isinstance(wished, PublishedCorruption):
         return read_published(wished, test)
     assert isinstance(wished, DerivedSet)
-    derived = wished
-    derived.check_size(height, width)
-    wanted = {"schema": SCHEMA, **derived.identity(seed), "data": fingerprint(test), "count": len(test),
-              "image_size": [height, width], "versions": derived.versions()}  # fmt: skip
-    folder = caches / "testsets" / f"{derived.name}-{digest_of(wanted)[:12]}"
+    wished.check_size(height, width)
+    wanted = {"schema": SCHEMA, **wished.identity(seed), "data": fingerprint(test), "count": len(test),
+              "image_size": [height, width], "versions": wished.versions()}  # fmt: skip
+    place = "cpu"
+    if wished.needs_network:
+        place = resolved(device)
+        wanted["device"] = place.partition(":")[0]
+    folder = caches / "testsets" / f"{wished.name}-{digest_of(wanted)[:12]}"
     cached = (folder / "manifest.json").is_file()
     if not cached:
-        build(folder, derived, test, seed, wanted, track, processes)
+        build(folder, wished, test, seed, wanted, track, processes, place)
     return read(folder, wanted, test.labels, cached)
+
+
+def resolved(device: str) -> str:
+    """cpu or cuda:N. Raises ConfigError for a device that is not there."""
+    from kdrun.numerics import resolve_device
+
+    return resolve_device(device)
 
 
 def read_published(wished: PublishedCorruption, test: ArraySet) -> Derived:
@@ -102,11 +116,12 @@ def build(
     wanted: dict[str, Any],
     track: Track,
     processes: int | None,
+    device: str,
 ) -> None:
     """Write images.npy, for pairs partners.npy, and last manifest.json, whose presence means complete."""
     others = partners(derived, test.labels, seed) if derived.pairs else None
     images = np.empty(test.images.shape, dtype=np.uint8)
-    for start, made in made_chunks(derived, test, others, seed, track, processes):
+    for start, made in made_chunks(derived, test, others, seed, track, processes, device):
         images[start : start + len(made)] = made
     write_atomically(folder / "images.npy", lambda file: np.save(file, images))
     if others is not None:
@@ -122,18 +137,21 @@ def made_chunks(
     seed: int,
     track: Track = untracked,
     processes: int | None = None,
+    device: str = "cpu",
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the chunk's first image, its images) in order."""
+    """(index of the chunk's first image, its images) in order; for a network a chunk is a batch."""
     size = max(CHUNK_BYTES // max(test.images[0].nbytes, 1), 1)
+    if derived.needs_network:
+        size = batch_size(device, *derived.made_at(*test.images.shape[1:3]))
     starts = range(0, len(test), size)
     label = f"{derived.name}: {len(test):,} images"
 
-    def task(start: int) -> tuple[DerivedSet, int, int, np.ndarray, np.ndarray | None]:
+    def task(start: int) -> Task:
         part = slice(start, start + size)
         pair = None if others is None else np.asarray(test.images[others[part]])
-        return derived, derived.key(seed), start, np.asarray(test.images[part]), pair
+        return Task(derived, derived.key(seed), start, np.asarray(test.images[part]), pair, device, size)
 
-    count = min(processes or available_cores(), len(starts))
+    count = 1 if device.startswith("cuda") else min(processes or available_cores(), len(starts))
     if count <= 1:
         for number in track(iter(range(len(starts))), len(starts), label):
             yield starts[number], make_chunk(task(starts[number]))
@@ -158,14 +176,44 @@ def result_of(made: Future[np.ndarray]) -> np.ndarray:
         raise RunError("a process that made images was killed (out of memory?); try again with processes=1.") from error
 
 
-def make_chunk(task: tuple[DerivedSet, int, int, np.ndarray, np.ndarray | None]) -> np.ndarray:
-    """Derived images uint8 [n, H, W, 3] of (set, key, index of the first image, images, other images or None)."""
-    derived, key, start, images, others = task
+@dataclass(frozen=True)
+class Task:
+    """One chunk: uint8 images and others [n, H, W, 3]; start: index of the first; size: of a whole chunk."""
+
+    derived: DerivedSet
+    key: int
+    start: int
+    images: np.ndarray
+    others: np.ndarray | None
+    device: str
+    size: int
+
+
+def make_chunk(task: Task) -> np.ndarray:
+    """The derived images of a task, uint8 [n, H, W, 3]."""
+    if task.derived.needs_network:
+        return make_batch(task)
     made = [
-        derived.image(image, Draw(key, start + place), None if others is None else others[place])
-        for place, image in enumerate(images)
+        task.derived.image(
+            image, Draw(task.key, task.start + place), None if task.others is None else task.others[place]
+        )
+        for place, image in enumerate(task.images)
     ]
     return np.stack(made)
+
+
+def make_batch(task: Task) -> np.ndarray:
+    """The same in one go. The last batch is filled up, since another size could round otherwise."""
+    import torch
+
+    filled = np.minimum(np.arange(task.size), len(task.images) - 1)
+    others = None if task.others is None else task.others[filled]
+    try:
+        made = task.derived.by_network(task.images[filled], others, task.device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"testset={task.derived.name}: no room on {task.device} for {task.size} images at once; use "
+                       "device=cpu, or a smaller side.") from error  # fmt: skip
+    return made[: len(task.images)]
 
 
 def one_thread() -> None:

@@ -93,7 +93,8 @@ def derived_test(wished: NamedSet, plan: Plan, splits: Dataset, seed: int = 0, p
             "images in memory (cifar10, cifar100, digits, fake)."
         )
     caches = output_root(plan.config) / "caches"
-    return derive(wished, splits.test, caches, seed=seed, track=console.track, processes=processes)
+    return derive(wished, splits.test, caches, seed=seed, track=console.track, processes=processes,
+                  device=plan.config.device)  # fmt: skip
 
 
 def build_and_show(
@@ -109,9 +110,11 @@ def build_and_show(
         sheet = output_root(plan.config) / "caches" / "testsets" / f"{wished.name}-{wished.kind}-{wished.severity}.png"
     sheet = Path(own["sheet"]).expanduser() if "sheet" in own else sheet
     write_sheet(sheet, wished, found, splits.test, splits.class_names)
-    state = "found" if found.cached else "made"
-    console.say(f"[bold]{wished.name}[/]  {len(found.data):,} images of {plan.config.dataset.name} {state} in "
-                f"{spent:.1f} s")  # fmt: skip
+    state = f"found in {spent:.1f} s" if found.cached else f"made in {spent:.1f} s"
+    if not found.cached:
+        speed = len(found.data) / spent
+        state += f" ({speed:,.0f} images/s)" if speed >= 10 else f" ({speed:.2g} images/s)"
+    console.say(f"[bold]{wished.name}[/]  {len(found.data):,} images of {plan.config.dataset.name} {state}")
     console.note(f"  {title(wished)}: {wished.recipe}")
     console.note(f"  {short_path(found.folder)}, picture {short_path(sheet)}")
     if "save" in own:

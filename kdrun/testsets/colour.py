@@ -20,7 +20,7 @@ class Colour(DerivedSet):
 
     name = "colour"
     measures = "colour invariance"
-    recipe = "torchvision v2"
+    usual = "torchvision v2"
     libraries = ("numpy", "torch", "torchvision")
 
     kind: str = setting("jitter", choices=("jitter", "grayscale", "hue"))

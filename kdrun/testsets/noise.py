@@ -21,7 +21,7 @@ class Noise(DerivedSet):
 
     name = "noise"
     measures = "robustness to local damage"
-    recipe = "Gaussian window"
+    usual = "Gaussian window"
 
     window: float = setting(76 / 224, over=0, high=1)
     std: float = setting(2.0, over=0)

@@ -22,7 +22,7 @@ class Scramble(DerivedSet):
 
     name = "scramble"
     measures = "permutation invariance, locality"
-    recipe = "permuted patches"
+    usual = "permuted patches"
 
     grid: int | None = setting(None, low=2)
     offset: bool = setting(False)

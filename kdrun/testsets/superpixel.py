@@ -16,12 +16,23 @@ def enlarged(image: np.ndarray, side: int) -> tuple[np.ndarray, int]:
     from PIL import Image
 
     height, width, _ = image.shape
-    factor = -(-side // min(height, width))
+    factor = enlargement(height, width, side)
     if factor == 1:
         return image, 1
     return np.asarray(
         Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BILINEAR)
     ), factor
+
+
+def enlargement(height: int, width: int, side: int) -> int:
+    """The least whole factor by which the shorter side gets to at least `side`."""
+    return -(-side // min(height, width))
+
+
+def enlarged_all(images: np.ndarray, side: int) -> tuple[np.ndarray, int]:
+    """`enlarged` for uint8 [N, H, W, 3]: (the images, the factor)."""
+    made = [enlarged(image, side) for image in images]
+    return np.stack([large for large, _ in made]), made[0][1]
 
 
 def shrunk(image: np.ndarray, factor: int) -> np.ndarray:
@@ -58,7 +69,7 @@ class Superpixel(DerivedSet):
 
     name = "superpixel"
     measures = "reliance on fine detail (the published grids' locality)"
-    recipe = "SLIC, mean colours"
+    usual = "SLIC, mean colours"
     libraries = ("numpy", "scikit-image", "pillow")
 
     segments: int = setting(100, low=2)
