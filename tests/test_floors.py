@@ -12,7 +12,7 @@ FLOORS = {
     0: ("errors", "options", "batch", "losses", "models", "data", "testsets"),
     1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
-        "loggers", "derive", "cores"),
+        "loggers", "derive", "chunks", "cores"),
     2: ("config", "compose", "identity", "assemble", "sweeps", "groups", "trained"),
     3: ("console", "report", "commands", "cli", "__main__"),
 }  # fmt: skip

@@ -108,6 +108,10 @@ class DerivedSet(NamedSet, ABC):
     def image(self, image: np.ndarray, draw: Draw, other: np.ndarray | None = None) -> np.ndarray:
         """The derived image: uint8 [H, W, 3] -> uint8 [H, W, 3]; `image` itself stays as it is."""
 
+    def shares(self) -> tuple[object, ...] | None:
+        """Equal for sets that begin with the same computation on an image, which is then done once for all of them."""
+        return None
+
     def made_at(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which images of this size go through the network."""
         return height, width

@@ -126,6 +126,9 @@ class Silhouette(DerivedSet):
     def versions(self) -> dict[str, str]:
         return super().versions() | (versions_of("torch", "torchvision") if self.needs_network else {})
 
+    def shares(self) -> tuple[object, ...] | None:
+        return None if self.needs_network else ("superpixels", self.segments, self.compactness, self.side)
+
     def made_at(self, height: int, width: int) -> tuple[int, int]:
         factor = enlargement(height, width, self.side)
         return height * factor, width * factor

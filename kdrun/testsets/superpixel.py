@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -42,13 +43,26 @@ def shrunk(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def superpixels(image: np.ndarray, segments: int, compactness: float) -> tuple[np.ndarray, np.ndarray]:
-    """(segment numbers [H, W] from 0, mean colours [S, 3]) of about `segments` SLIC segments."""
+    """(segment numbers [H, W] from 0, mean colours [S, 3]) of about `segments` SLIC segments.
+
+    The last result is kept, since it takes most of the time of every set that rests on it.
+    """
+    return _superpixels(image.tobytes(), image.shape, segments, compactness)
+
+
+@lru_cache(maxsize=1)
+def _superpixels(
+    pixels: bytes, shape: tuple[int, ...], segments: int, compactness: float
+) -> tuple[np.ndarray, np.ndarray]:
     from skimage.segmentation import slic
 
+    image = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
     number = slic(image, n_segments=segments, compactness=compactness, start_label=0, channel_axis=-1)
     used = np.bincount(number.ravel()) > 0
     number = (np.cumsum(used) - 1)[number]  # no empty segments
-    return number, segment_means(number, image)
+    means = segment_means(number, image)
+    number.flags.writeable = means.flags.writeable = False
+    return number, means
 
 
 def segment_means(number: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -75,6 +89,9 @@ class Superpixel(DerivedSet):
     segments: int = setting(100, low=2)
     compactness: float = setting(10.0, over=0)
     side: int = setting(128, low=8)
+
+    def shares(self) -> tuple[object, ...]:
+        return ("superpixels", self.segments, self.compactness, self.side)
 
     def image(self, image: np.ndarray, draw: Draw, other: np.ndarray | None = None) -> np.ndarray:
         large, factor = enlarged(image, self.side)
