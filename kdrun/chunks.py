@@ -20,6 +20,8 @@ from kdrun.testsets.pretrained import batch_size
 
 CHUNK_BYTES = 2**19  # of images that one task gets: small enough for an even end, large against the cost of a task
 
+START_SECONDS = 6.0  # of a process that imports torch, about
+
 
 @dataclass(frozen=True)
 class Task:
@@ -61,7 +63,7 @@ def made_chunks(
         pair = None if others is None else np.asarray(test.images[others[part]])
         return Task(sets, keys, start, np.asarray(test.images[part]), pair, device, size)
 
-    count = 1 if device.startswith("cuda") else min(processes or available_cores(), len(starts))
+    count = 1 if device.startswith("cuda") else min(processes or worthwhile(sets, test), len(starts))
     if count <= 1:
         for number in track(iter(range(len(starts))), len(starts), label):
             yield starts[number], make_chunk(task(starts[number]))
@@ -76,6 +78,12 @@ def made_chunks(
                 pending[submitted] = pool.submit(make_chunk, task(starts[submitted]))
                 submitted += 1
             yield starts[number], result_of(pending.pop(number))
+
+
+def worthwhile(sets: tuple[DerivedSet, ...], test: ArraySet) -> int:
+    """How many processes: one for each core, or only this one where the work is over before others have begun."""
+    work = sum(each.seconds_per_megapixel for each in sets) * test.images[..., 0].size / 1e6
+    return 1 if work < START_SECONDS else available_cores()
 
 
 def result_of(made: Future[list[np.ndarray]]) -> list[np.ndarray]:

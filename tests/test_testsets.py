@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kdrun import chunks
+from kdrun.cores import available_cores
 from kdrun.data.sets import ArraySet
 from kdrun.derive import derive, derive_together, export, grouped
 from kdrun.errors import ConfigError, DataError, RunError
@@ -298,6 +299,17 @@ def test_sets_that_share_superpixels_are_made_in_one_pass(clean, tmp_path, monke
         apart = derive(one, clean, tmp_path / "apart", processes=1)
         assert np.array_equal(apart.data.images, found.data.images) and apart.manifest == found.manifest
     assert all(found.cached for found in derive_together(wished, clean, tmp_path / "together"))
+
+
+def test_processes_are_started_only_where_they_save_time(clean):
+    small = ArraySet(np.zeros((10_000, 32, 32, 3), np.uint8), np.zeros(10_000, np.int64))
+    large = ArraySet(np.broadcast_to(np.uint8(0), (10_000, 224, 224, 3)), small.labels)
+    for name in ("noise", "scramble", "colour"):
+        derived = parse(name)
+        assert isinstance(derived, DerivedSet) and chunks.worthwhile((derived,), small) == 1
+        assert chunks.worthwhile((derived,), large) == available_cores()
+    slow = parse("superpixel")
+    assert isinstance(slow, DerivedSet) and chunks.worthwhile((slow,), clean) == available_cores()
 
 
 def die(task: object) -> np.ndarray:

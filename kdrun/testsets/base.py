@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -95,9 +96,11 @@ class NamedSet:
 
 
 class DerivedSet(NamedSet, ABC):
-    """A set made from the clean one, image by image. pairs: whether `image` needs another image, of another class."""
+    """A set made from the clean one, image by image. pairs: whether `image` needs another image, of another class.
+    seconds_per_megapixel: about how long that takes where it is little, to tell whether processes would pay."""
 
     pairs: ClassVar[bool] = False
+    seconds_per_megapixel: ClassVar[float] = math.inf
 
     @property
     def needs_network(self) -> bool:

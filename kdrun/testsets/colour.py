@@ -22,6 +22,7 @@ class Colour(DerivedSet):
     measures = "colour invariance"
     usual = "torchvision v2"
     libraries = ("numpy", "torch", "torchvision")
+    seconds_per_megapixel = 0.5
 
     kind: str = setting("jitter", choices=("jitter", "grayscale", "hue"))
     brightness: float = setting(0.4, low=0)
