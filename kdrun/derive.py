@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdrun.checkpoint import explain_os_error, read_json, write_atomically, write_json
-from kdrun.cores import available_cores
+from kdrun.chunks import made_chunks
 from kdrun.data.ingest import Track, untracked
 from kdrun.data.sets import ArraySet
 from kdrun.errors import CheckpointError, DataError, RunError
 from kdrun.runs import digest_of
-from kdrun.testsets.base import DerivedSet, Draw, NamedSet, partners
+from kdrun.testsets.base import DerivedSet, NamedSet, partners
 from kdrun.testsets.corruptions import PublishedCorruption
 from kdrun.testsets.files import png_files, write_zip
 
-CHUNK_BYTES = 2**19  # of images that one task gets: small enough for an even end, large against the cost of a task
 SCHEMA = 1
 
 
@@ -53,26 +50,77 @@ def derive(
     seed: int = 0,
     track: Track = untracked,
     processes: int | None = None,
+    device: str = "auto",
 ) -> Derived:
     """`test` as `wished` changes it, from <caches>/testsets/<name>-<digest>/ where it was made before; published files
     are read where they are.
 
-    processes: of the making; None: one for each core. What is made depends on neither. Raises DataError where the
-    parameters do not fit the images, or where a cache does not match its manifest.
+    processes: of the making; None: one for each core. device: where a network makes the images; a GPU needs no
+    processes. What is made does not depend on processes; what a network makes is another set on a GPU than on the CPU,
+    since the last bits differ. Raises DataError where the parameters do not fit the images, a file that the recipe
+    needs is missing, or a cache does not match its manifest.
     """
+    (found,) = derive_together([wished], test, caches, seed=seed, track=track, processes=processes, device=device)
+    return found
+
+
+def derive_together(
+    wished: list[NamedSet],
+    test: ArraySet,
+    caches: Path,
+    *,
+    seed: int = 0,
+    track: Track = untracked,
+    processes: int | None = None,
+    device: str = "auto",
+) -> list[Derived]:
+    """`derive` for each of the sets; those that share a computation are made in one pass. The images are the same."""
+    orders = [order_of(one, test, caches, seed, device) for one in wished if isinstance(one, DerivedSet)]
+    missing = [order for order in orders if not (order.folder / "manifest.json").is_file()]
+    by_set = {order.derived: order for order in missing}
+    for group in grouped([order.derived for order in missing]):
+        build([by_set[each] for each in group if isinstance(each, DerivedSet)], test, seed, track, processes)
+    made = iter([read(order.folder, order.wanted, test.labels, order not in missing) for order in orders])
+    return [read_published(one, test) if isinstance(one, PublishedCorruption) else next(made) for one in wished]
+
+
+def grouped(wished: Sequence[NamedSet]) -> list[list[NamedSet]]:
+    """The sets, each once, with those together that share a computation, in the order of their first ones."""
+    groups: dict[object, list[NamedSet]] = {}
+    for one in dict.fromkeys(wished):
+        shared = one.shares() if isinstance(one, DerivedSet) else None
+        groups.setdefault(one if shared is None else shared, []).append(one)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Order:
+    """A set, the manifest that it is to have, where, and the device that makes it."""
+
+    derived: DerivedSet
+    wanted: dict[str, Any]
+    folder: Path
+    device: str
+
+
+def order_of(derived: DerivedSet, test: ArraySet, caches: Path, seed: int, device: str) -> Order:
+    """Raises DataError where the parameters do not fit the images or a file is missing."""
     height, width = test.images.shape[1:3]
-    if isinstance(wished, PublishedCorruption):
-        return read_published(wished, test)
-    assert isinstance(wished, DerivedSet)
-    derived = wished
     derived.check_size(height, width)
     wanted = {"schema": SCHEMA, **derived.identity(seed), "data": fingerprint(test), "count": len(test),
               "image_size": [height, width], "versions": derived.versions()}  # fmt: skip
-    folder = caches / "testsets" / f"{derived.name}-{digest_of(wanted)[:12]}"
-    cached = (folder / "manifest.json").is_file()
-    if not cached:
-        build(folder, derived, test, seed, wanted, track, processes)
-    return read(folder, wanted, test.labels, cached)
+    place = "cpu"
+    if derived.needs_network:
+        place = resolved(device)
+        wanted["device"] = place.partition(":")[0]
+    return Order(derived, wanted, caches / "testsets" / f"{derived.name}-{digest_of(wanted)[:12]}", place)
+
+
+def resolved(device: str) -> str:
+    """cpu or cuda:N. Raises ConfigError for a device that is not there."""
+    from kdrun.numerics import resolve_device
+
+    return resolve_device(device)
 
 
 def read_published(wished: PublishedCorruption, test: ArraySet) -> Derived:
@@ -94,84 +142,20 @@ def sha256(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
-def build(
-    folder: Path,
-    derived: DerivedSet,
-    test: ArraySet,
-    seed: int,
-    wanted: dict[str, Any],
-    track: Track,
-    processes: int | None,
-) -> None:
-    """Write images.npy, for pairs partners.npy, and last manifest.json, whose presence means complete."""
-    others = partners(derived, test.labels, seed) if derived.pairs else None
-    images = np.empty(test.images.shape, dtype=np.uint8)
-    for start, made in made_chunks(derived, test, others, seed, track, processes):
-        images[start : start + len(made)] = made
-    write_atomically(folder / "images.npy", lambda file: np.save(file, images))
-    if others is not None:
-        write_atomically(folder / "partners.npy", lambda file: np.save(file, others))
-    sums = {"sha256": sha256(images), "partners_sha256": None if others is None else sha256(others)}
-    write_json(folder / "manifest.json", {**wanted, **sums})
-
-
-def made_chunks(
-    derived: DerivedSet,
-    test: ArraySet,
-    others: np.ndarray | None,
-    seed: int,
-    track: Track = untracked,
-    processes: int | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the chunk's first image, its images) in order."""
-    size = max(CHUNK_BYTES // max(test.images[0].nbytes, 1), 1)
-    starts = range(0, len(test), size)
-    label = f"{derived.name}: {len(test):,} images"
-
-    def task(start: int) -> tuple[DerivedSet, int, int, np.ndarray, np.ndarray | None]:
-        part = slice(start, start + size)
-        pair = None if others is None else np.asarray(test.images[others[part]])
-        return derived, derived.key(seed), start, np.asarray(test.images[part]), pair
-
-    count = min(processes or available_cores(), len(starts))
-    if count <= 1:
-        for number in track(iter(range(len(starts))), len(starts), label):
-            yield starts[number], make_chunk(task(starts[number]))
-        return
-    # Spawned, not forked: the parent may already run the threads of torch or of a progress bar.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=one_thread) as pool:
-        pending: dict[int, Future[np.ndarray]] = {}
-        submitted = 0
-        for number in track(iter(range(len(starts))), len(starts), label):
-            while submitted < min(number + 2 * count, len(starts)):  # no more images in flight than needed
-                pending[submitted] = pool.submit(make_chunk, task(starts[submitted]))
-                submitted += 1
-            yield starts[number], result_of(pending.pop(number))
-
-
-def result_of(made: Future[np.ndarray]) -> np.ndarray:
-    """Raises RunError in one line where the process was killed."""
-    try:
-        return made.result()
-    except BrokenProcessPool as error:
-        raise RunError("a process that made images was killed (out of memory?); try again with processes=1.") from error
-
-
-def make_chunk(task: tuple[DerivedSet, int, int, np.ndarray, np.ndarray | None]) -> np.ndarray:
-    """Derived images uint8 [n, H, W, 3] of (set, key, index of the first image, images, other images or None)."""
-    derived, key, start, images, others = task
-    made = [
-        derived.image(image, Draw(key, start + place), None if others is None else others[place])
-        for place, image in enumerate(images)
-    ]
-    return np.stack(made)
-
-
-def one_thread() -> None:
-    """Each process has one core; libraries that read their thread count when they are imported are told before."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+def build(orders: list[Order], test: ArraySet, seed: int, track: Track, processes: int | None) -> None:
+    """Write each set's images.npy, for pairs partners.npy, and last manifest.json, whose presence means complete."""
+    sets = tuple(order.derived for order in orders)
+    others = partners(sets[0], test.labels, seed) if sets[0].pairs else None
+    images = [np.empty(test.images.shape, dtype=np.uint8) for _ in sets]
+    for start, made in made_chunks(sets, test, others, seed, track, processes, orders[0].device):
+        for whole, part in zip(images, made, strict=True):
+            whole[start : start + len(part)] = part
+    for order, whole in zip(orders, images, strict=True):
+        write_atomically(order.folder / "images.npy", partial(np.save, arr=whole))
+        if others is not None:
+            write_atomically(order.folder / "partners.npy", partial(np.save, arr=others))
+        sums = {"sha256": sha256(whole), "partners_sha256": None if others is None else sha256(others)}
+        write_json(order.folder / "manifest.json", {**order.wanted, **sums})
 
 
 def read(folder: Path, wanted: dict[str, Any], labels: np.ndarray, cached: bool) -> Derived:

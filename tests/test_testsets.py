@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import kdrun.derive as derivation
+from kdrun import chunks
+from kdrun.cores import available_cores
 from kdrun.data.sets import ArraySet
-from kdrun.derive import derive, export
+from kdrun.derive import derive, derive_together, export, grouped
 from kdrun.errors import ConfigError, DataError, RunError
 from kdrun.testsets.base import DerivedSet, Draw, partners
 from kdrun.testsets.corruptions import GENERATORS, PublishedCorruption
@@ -71,7 +72,7 @@ def test_shape_type_source_and_repeatability(name, clean):
 def test_same_images_in_any_chunk_and_number_of_processes(name, clean, tmp_path, monkeypatch):
     derived = parse(name)
     whole = derive(derived, clean, tmp_path / "whole", processes=1)
-    monkeypatch.setattr(derivation, "CHUNK_BYTES", 3 * 32 * 32 * 5)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 32 * 32 * 5)
     apart = derive(derived, clean, tmp_path / "apart", processes=2)
     assert not apart.cached and apart.folder.name == whole.folder.name
     assert np.array_equal(whole.data.images, apart.data.images)
@@ -280,13 +281,44 @@ def test_damaged_partners_are_one_line(damage, clean, tmp_path):
         derive(parse("cue_conflict"), clean, tmp_path)
 
 
+def test_sets_that_share_superpixels_are_made_in_one_pass(clean, tmp_path, monkeypatch):
+    import skimage.segmentation
+
+    whole, calls = skimage.segmentation.slic, []
+    monkeypatch.setattr(skimage.segmentation, "slic", lambda *args, **how: calls.append(1) or whole(*args, **how))
+    names = ["superpixel", "noise", "silhouette", "superpixel:segments=50"]
+    wished = [parse(name) for name in names]
+    assert [[title(one) for one in group] for group in grouped(wished)] == [
+        [names[0], names[2]],
+        [names[1]],
+        [names[3]],
+    ]
+    together = derive_together(wished, clean, tmp_path / "together", processes=1)
+    assert len(calls) == 2 * len(clean) and not any(found.cached for found in together)
+    for one, found in zip(wished, together, strict=True):
+        apart = derive(one, clean, tmp_path / "apart", processes=1)
+        assert np.array_equal(apart.data.images, found.data.images) and apart.manifest == found.manifest
+    assert all(found.cached for found in derive_together(wished, clean, tmp_path / "together"))
+
+
+def test_processes_are_started_only_where_they_save_time(clean):
+    small = ArraySet(np.zeros((10_000, 32, 32, 3), np.uint8), np.zeros(10_000, np.int64))
+    large = ArraySet(np.broadcast_to(np.uint8(0), (10_000, 224, 224, 3)), small.labels)
+    for name in ("noise", "scramble", "colour"):
+        derived = parse(name)
+        assert isinstance(derived, DerivedSet) and chunks.worthwhile((derived,), small) == 1
+        assert chunks.worthwhile((derived,), large) == available_cores()
+    slow = parse("superpixel")
+    assert isinstance(slow, DerivedSet) and chunks.worthwhile((slow,), clean) == available_cores()
+
+
 def die(task: object) -> np.ndarray:
     os._exit(9)
 
 
 def test_a_killed_process_is_one_line(clean, tmp_path, monkeypatch):
-    monkeypatch.setattr(derivation, "CHUNK_BYTES", 3 * 32 * 32 * 5)
-    monkeypatch.setattr(derivation, "make_chunk", die)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 32 * 32 * 5)
+    monkeypatch.setattr(chunks, "make_chunk", die)
     with pytest.raises(RunError, match="processes=1"):
         derive(parse("noise"), clean, tmp_path, processes=2)
     assert not list(tmp_path.rglob("manifest.json"))

@@ -76,7 +76,7 @@ def list_testsets() -> None:
     """Name, what it measures, how it is made, and its parameters with their defaults."""
     from kdrun.testsets.registry import SETS, settings
 
-    rows = [[name, kind.measures, kind.recipe, settings(kind)] for name, kind in SETS.items()]
+    rows = [[name, kind.measures, kind.usual, settings(kind)] for name, kind in SETS.items()]
     console.table("", ["testset", "measures", "made by", "parameters"], rows)
     console.note("kdrun testset NAME dataset=… makes one and shows it.")
 

@@ -13,7 +13,7 @@ from kdrun.assemble import Plan, load_data, make_plan, output_root
 from kdrun.checkpoint import write_atomically
 from kdrun.compose import load, split_arguments
 from kdrun.data.sets import ArraySet, Dataset
-from kdrun.derive import Derived, derive, export
+from kdrun.derive import Derived, derive_together, export, grouped
 from kdrun.errors import ConfigError, DataError
 from kdrun.runs import short_path
 from kdrun.testsets.base import NamedSet
@@ -27,9 +27,11 @@ usage: kdrun testset NAME[:key=value,…] … | all [dataset=… dataset.root=�
 
 Makes the derived copy of a data set's test images, keeps it under caches/testsets/ of the output folder, and writes a
 contact sheet (originals above derived images). key=value are the set's own parameters: kdrun list testsets names them.
-all makes every set with its defaults. save= writes the images as PNG class folders or as one archive.
+all makes every set with its defaults, offline. style method=gatys and silhouette mask=fcn are the published recipes by
+pretrained networks, on device=auto. save= writes the images as PNG class folders or as one archive.
 
 kdrun testset scramble dataset=cifar10 dataset.root=FOLDER grid=4 offset=true
+kdrun testset style method=gatys painting=FILE weights=vgg19-dcbb9e9d.pth dataset=cifar10 dataset.root=FOLDER
 kdrun testset cifar_c files=CIFAR-10-C kind=fog severity=5 dataset=cifar10 dataset.root=FOLDER
 """
 
@@ -55,8 +57,8 @@ def command(words: list[str]) -> int:
     seed, processes = number("seed", own, 0), number("processes", own, 1)
     plan = make_plan(load([*rest, "method=none"], config_dir), [])
     splits = load_data(plan, console.track).splits
-    for one in wished:
-        build_and_show(one, plan, splits, seed or 0, processes, own)
+    for group in grouped(wished):
+        build_and_show(group, plan, splits, seed or 0, processes, own)
     return 0
 
 
@@ -87,31 +89,51 @@ def number(key: str, own: dict[str, str], least: int) -> int | None:
 
 def derived_test(wished: NamedSet, plan: Plan, splits: Dataset, seed: int = 0, processes: int | None = None) -> Derived:
     """The test split of `splits` as `wished` changes it, made or from the cache, with a progress bar."""
+    (found,) = derived_tests([wished], plan, splits, seed, processes)
+    return found
+
+
+def derived_tests(
+    wished: list[NamedSet], plan: Plan, splits: Dataset, seed: int = 0, processes: int | None = None
+) -> list[Derived]:
+    """`derived_test` of each, in one pass where they share a computation."""
     if not isinstance(splits.test, ArraySet):
         raise DataError(
-            f"testset={wished.name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "
+            f"testset={wished[0].name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "
             "images in memory (cifar10, cifar100, digits, fake)."
         )
     caches = output_root(plan.config) / "caches"
-    return derive(wished, splits.test, caches, seed=seed, track=console.track, processes=processes)
+    return derive_together(wished, splits.test, caches, seed=seed, track=console.track, processes=processes,
+                           device=plan.config.device)  # fmt: skip
 
 
 def build_and_show(
-    wished: NamedSet, plan: Plan, splits: Dataset, seed: int, processes: int | None, own: dict[str, str]
+    group: list[NamedSet], plan: Plan, splits: Dataset, seed: int, processes: int | None, own: dict[str, str]
 ) -> None:
-    """One set: made or found, its contact sheet, and its files where they are asked for."""
+    """Sets that share a computation, mostly one: made or found, and shown."""
     begun = time.perf_counter()
-    found = derived_test(wished, plan, splits, seed, processes)
+    all_found = derived_tests(group, plan, splits, seed, processes)
     spent = time.perf_counter() - begun
+    made = [wished.name for wished, found in zip(group, all_found, strict=True) if not found.cached]
+    for wished, found in zip(group, all_found, strict=True):
+        state = "found" if found.cached and made else f"found in {spent:.1f} s"
+        if not found.cached:
+            speed = len(found.data) / spent
+            pace = f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.2g} images/s"
+            others = " and ".join(name for name in made if name != wished.name)
+            state = f"made in {spent:.1f} s ({pace}{f', with {others}' if others else ''})"
+        show(wished, found, state, plan, splits, own)
+
+
+def show(wished: NamedSet, found: Derived, state: str, plan: Plan, splits: Dataset, own: dict[str, str]) -> None:
+    """One set's line, its contact sheet, and its files where they are asked for."""
     assert isinstance(splits.test, ArraySet)
     sheet = found.folder / "sheet.png"
     if isinstance(wished, PublishedCorruption):  # its folder is the user's, not ours
         sheet = output_root(plan.config) / "caches" / "testsets" / f"{wished.name}-{wished.kind}-{wished.severity}.png"
     sheet = Path(own["sheet"]).expanduser() if "sheet" in own else sheet
     write_sheet(sheet, wished, found, splits.test, splits.class_names)
-    state = "found" if found.cached else "made"
-    console.say(f"[bold]{wished.name}[/]  {len(found.data):,} images of {plan.config.dataset.name} {state} in "
-                f"{spent:.1f} s")  # fmt: skip
+    console.say(f"[bold]{wished.name}[/]  {len(found.data):,} images of {plan.config.dataset.name} {state}")
     console.note(f"  {title(wished)}: {wished.recipe}")
     console.note(f"  {short_path(found.folder)}, picture {short_path(sheet)}")
     if "save" in own:

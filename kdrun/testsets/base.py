@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from kdrun.errors import DataError
+from kdrun.errors import ConfigError, DataError
+from kdrun.testsets.pretrained import content_of
+
+
+def versions_of(*distributions: str) -> dict[str, str]:
+    return {distribution: version(distribution) for distribution in distributions}
 
 
 @dataclass(frozen=True)
@@ -42,24 +49,34 @@ class Draw:
 class NamedSet:
     """A test set other than the clean one, with its parameters as fields.
 
-    name, measures: for lists and tables. recipe: which of several published or offline ways this is; tables and
-    manifests name it. libraries: distributions whose version can change a pixel. revision: raised whenever the same
-    parameters give other pixels.
+    name, measures: for lists and tables. usual: the recipe of the default parameters. libraries: distributions whose
+    version can change a pixel. revision: raised whenever the same parameters give other pixels.
     """
 
     name: ClassVar[str]
     measures: ClassVar[str]
-    recipe: ClassVar[str]
+    usual: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
     revision: ClassVar[int] = 1
 
+    @property
+    def recipe(self) -> str:
+        """Which of several published or offline ways this is; tables and manifests name it."""
+        return self.usual
+
     def parameters(self) -> dict[str, Any]:
+        """The fields that decide a pixel."""
         return asdict(self)
+
+    def needed_files(self) -> dict[str, Path]:
+        """The files whose content decides a pixel. Raises DataError for a missing one."""
+        return {}
 
     def identity(self, seed: int) -> dict[str, Any]:
         """All that decides a pixel beside the images themselves."""
+        contents = {f"{name}_sha256": content_of(place) for name, place in self.needed_files().items()}
         return {"set": self.name, "recipe": self.recipe, "revision": self.revision,
-                "parameters": self.parameters(), "seed": seed}  # fmt: skip
+                "parameters": self.parameters(), "seed": seed, **contents}  # fmt: skip
 
     def key(self, seed: int) -> int:
         """The 128 bits from which all draws of this set follow."""
@@ -67,17 +84,44 @@ class NamedSet:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
     def versions(self) -> dict[str, str]:
-        return {library: version(library) for library in self.libraries}
+        return versions_of(*self.libraries)
+
+    def refuse(self, names: tuple[str, ...], way: str) -> None:
+        """Raise ConfigError where one of the fields `names`, which only `way` reads, was changed."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(f"{self.name}.{name}={getattr(self, name)}: only {way} has this parameter; "
+                                  f"leave it out, or set {way}.")  # fmt: skip
 
 
 class DerivedSet(NamedSet, ABC):
-    """A set made from the clean one, image by image. pairs: whether `image` needs another image, of another class."""
+    """A set made from the clean one, image by image. pairs: whether `image` needs another image, of another class.
+    seconds_per_megapixel: about how long that takes where it is little, to tell whether processes would pay."""
 
     pairs: ClassVar[bool] = False
+    seconds_per_megapixel: ClassVar[float] = math.inf
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether a pretrained network makes the images: then in batches, on a device."""
+        return False
 
     @abstractmethod
     def image(self, image: np.ndarray, draw: Draw, other: np.ndarray | None = None) -> np.ndarray:
         """The derived image: uint8 [H, W, 3] -> uint8 [H, W, 3]; `image` itself stays as it is."""
+
+    def shares(self) -> tuple[object, ...] | None:
+        """Equal for sets that begin with the same computation on an image, which is then done once for all of them."""
+        return None
+
+    def made_at(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which images of this size go through the network."""
+        return height, width
+
+    def by_network(self, images: np.ndarray, others: np.ndarray | None, device: str) -> np.ndarray:
+        """Where `needs_network`: all of uint8 [N, H, W, 3] at once on a torch device, none with regard to another."""
+        raise NotImplementedError
 
     def check_size(self, height: int, width: int) -> None:
         """Raise DataError in one line where the parameters do not fit images of this size."""

@@ -20,8 +20,9 @@ class Colour(DerivedSet):
 
     name = "colour"
     measures = "colour invariance"
-    recipe = "torchvision v2"
+    usual = "torchvision v2"
     libraries = ("numpy", "torch", "torchvision")
+    seconds_per_megapixel = 0.5
 
     kind: str = setting("jitter", choices=("jitter", "grayscale", "hue"))
     brightness: float = setting(0.4, low=0)

@@ -108,7 +108,7 @@ class Corrupted(DerivedSet):
 
     name = "corruptions"
     measures = "robustness to common corruptions"
-    recipe = "C-like (made here; not the published CIFAR-C files)"
+    usual = "C-like (made here; not the published CIFAR-C files)"
     libraries = ("numpy", "scipy", "scikit-image", "pillow")
 
     kind: str = setting("gaussian_noise", choices=tuple(GENERATORS))
@@ -129,7 +129,7 @@ class PublishedCorruption(NamedSet):
 
     name = "cifar_c"
     measures = "robustness to common corruptions, published files"
-    recipe = "published CIFAR-C files"
+    usual = "published CIFAR-C files"
 
     files: str | None = setting(None)
     kind: str = setting("gaussian_noise")

@@ -21,7 +21,8 @@ class Noise(DerivedSet):
 
     name = "noise"
     measures = "robustness to local damage"
-    recipe = "Gaussian window"
+    usual = "Gaussian window"
+    seconds_per_megapixel = 0.03
 
     window: float = setting(76 / 224, over=0, high=1)
     std: float = setting(2.0, over=0)

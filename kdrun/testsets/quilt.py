@@ -32,6 +32,9 @@ def transfer(
     wanted = matched_luma(target, source)
     luma = (pool @ LUMA).reshape(len(pool), -1)
     squares = (luma**2).sum(axis=1)
+    tops, lefts = (
+        np.ascontiguousarray(part).reshape(len(pool), -1) for part in (pool[:, :overlap], pool[:, :, :overlap])
+    )
     made = np.zeros((height, width, 3), dtype=np.float32)
     ramp = (np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1))[:, None]
     for row in _starts(height, side, side - overlap):
@@ -41,14 +44,21 @@ def transfer(
             done = made[row : row + side, column : column + side]
             weight = np.ones((side, side, 1), dtype=np.float32)
             if row:
-                error += (1 - shape_weight) * ((pool[:, :overlap] - done[:overlap]) ** 2).sum(axis=(1, 2, 3))
+                error += (1 - shape_weight) * _squared_distances(tops, done[:overlap])
                 weight[:overlap] *= ramp[:, None]
             if column:
-                error += (1 - shape_weight) * ((pool[:, :, :overlap] - done[:, :overlap]) ** 2).sum(axis=(1, 2, 3))
+                error += (1 - shape_weight) * _squared_distances(lefts, done[:, :overlap])
                 weight[:, :overlap] *= ramp
             near = np.flatnonzero(error <= max(error.min(), 0) * (1 + TOLERANCE) + 1e-6)
             done[...] += weight * (pool[generator.choice(near)] - done)
     return np.clip(np.round(made * 255), 0, 255).astype(np.uint8)
+
+
+def _squared_distances(rows: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Of each of rows [K, n] from `block` with n values, float32 [K]."""
+    away = rows - block.ravel()
+    away *= away
+    return away.sum(axis=1)
 
 
 def matched_luma(target: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ class Scramble(DerivedSet):
 
     name = "scramble"
     measures = "permutation invariance, locality"
-    recipe = "permuted patches"
+    usual = "permuted patches"
+    seconds_per_megapixel = 0.03
 
     grid: int | None = setting(None, low=2)
     offset: bool = setting(False)

@@ -27,8 +27,10 @@ def contact_sheet(
     columns = len(captions)
     pair = 2 * CELL + 2 * MARGIN + (LINE if below else 0) + MARGIN
     width, head = MARGIN + columns * (CELL + MARGIN), 2 * LINE + MARGIN
-    canvas = Image.new("RGB", (max(width, 480), head + rows * pair), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    font = ImageFont.load_default(13)
+    width = max(width, round(font.getlength(title)) + 2 * MARGIN)
+    canvas = Image.new("RGB", (width, head + rows * pair), "white")
+    draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, 3), title, "black", font)
     for position in range(rows * columns):
         row, column = divmod(position, columns)

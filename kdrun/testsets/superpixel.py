@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,12 +17,23 @@ def enlarged(image: np.ndarray, side: int) -> tuple[np.ndarray, int]:
     from PIL import Image
 
     height, width, _ = image.shape
-    factor = -(-side // min(height, width))
+    factor = enlargement(height, width, side)
     if factor == 1:
         return image, 1
     return np.asarray(
         Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BILINEAR)
     ), factor
+
+
+def enlargement(height: int, width: int, side: int) -> int:
+    """The least whole factor by which the shorter side gets to at least `side`."""
+    return -(-side // min(height, width))
+
+
+def enlarged_all(images: np.ndarray, side: int) -> tuple[np.ndarray, int]:
+    """`enlarged` for uint8 [N, H, W, 3]: (the images, the factor)."""
+    made = [enlarged(image, side) for image in images]
+    return np.stack([large for large, _ in made]), made[0][1]
 
 
 def shrunk(image: np.ndarray, factor: int) -> np.ndarray:
@@ -31,13 +43,26 @@ def shrunk(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def superpixels(image: np.ndarray, segments: int, compactness: float) -> tuple[np.ndarray, np.ndarray]:
-    """(segment numbers [H, W] from 0, mean colours [S, 3]) of about `segments` SLIC segments."""
+    """(segment numbers [H, W] from 0, mean colours [S, 3]) of about `segments` SLIC segments.
+
+    The last result is kept, since it takes most of the time of every set that rests on it.
+    """
+    return _superpixels(image.tobytes(), image.shape, segments, compactness)
+
+
+@lru_cache(maxsize=1)
+def _superpixels(
+    pixels: bytes, shape: tuple[int, ...], segments: int, compactness: float
+) -> tuple[np.ndarray, np.ndarray]:
     from skimage.segmentation import slic
 
+    image = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
     number = slic(image, n_segments=segments, compactness=compactness, start_label=0, channel_axis=-1)
     used = np.bincount(number.ravel()) > 0
     number = (np.cumsum(used) - 1)[number]  # no empty segments
-    return number, segment_means(number, image)
+    means = segment_means(number, image)
+    number.flags.writeable = means.flags.writeable = False
+    return number, means
 
 
 def segment_means(number: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -58,12 +83,15 @@ class Superpixel(DerivedSet):
 
     name = "superpixel"
     measures = "reliance on fine detail (the published grids' locality)"
-    recipe = "SLIC, mean colours"
+    usual = "SLIC, mean colours"
     libraries = ("numpy", "scikit-image", "pillow")
 
     segments: int = setting(100, low=2)
     compactness: float = setting(10.0, over=0)
     side: int = setting(128, low=8)
+
+    def shares(self) -> tuple[object, ...]:
+        return ("superpixels", self.segments, self.compactness, self.side)
 
     def image(self, image: np.ndarray, draw: Draw, other: np.ndarray | None = None) -> np.ndarray:
         large, factor = enlarged(image, self.side)
