@@ -13,15 +13,15 @@ from kdrun import console
 from kdrun.analysis.bias_grid import CLEAN, Column, Row
 from kdrun.answers import Answers, read_answers, write_answers
 from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan
-from kdrun.commands.testset import derived_test, write_sheet
+from kdrun.commands.testset import derived_tests, write_sheet
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
-from kdrun.derive import Derived, fingerprint
+from kdrun.derive import Derived, fingerprint, grouped
 from kdrun.errors import DataError, KdrunError
 from kdrun.ledger import Cell, Ledger
 from kdrun.runs import RunDirectory
 from kdrun.testsets.base import NamedSet
-from kdrun.testsets.registry import file_stem, parse
+from kdrun.testsets.registry import file_stem, parse, title
 from kdrun.trained import Target, networks_of, target_of_run
 
 if TYPE_CHECKING:
@@ -183,16 +183,17 @@ class Answering:
             CLEAN: (test, None, {"data": fingerprint(test)})
         }
         names, stems = {}, {CLEAN: "test"}
-        for text in self.testsets:
-            wished = parse(text)
+        for group in grouped([parse(text) for text in self.testsets]):
             try:
-                made = derived_test(wished, plan, data.splits)
+                found = derived_tests(group, plan, data.splits)
             except KdrunError as error:  # the grid goes on without it
-                self.notes.append(f"testset={text} is left out: {error}")
+                self.notes += [f"testset={title(wished)} is left out: {error}" for wished in group]
                 continue
-            self.made.setdefault(stem := file_stem(wished), (wished, made, test, data.splits.class_names))
-            sets[text] = (made.data, made.texture_labels, made.manifest)
-            names[text], stems[text] = wished.name, stem
+            for wished, made in zip(group, found, strict=True):
+                text, stem = title(wished), file_stem(wished)
+                self.made.setdefault(stem, (wished, made, test, data.splits.class_names))
+                sets[text] = (made.data, made.texture_labels, made.manifest)
+                names[text], stems[text] = wished.name, stem
         self.questions[key] = Questions(data, sets, names, stems, config)
         return self.questions[key]
 
