@@ -339,7 +339,8 @@ def test_eval_on_derived_sets(trained, kdrun, outputs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("methods", "words"), [
-    ("vlfkd,cskd", ["teacher=resnet20", "student=vit_cifar_tiny", "optimizer=vit_scratch", "teacher.recipe.epochs=10"]),
+    ("vlfkd,cskd", ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch",
+                    "teacher.recipe.epochs=10"]),
     ("capd,sskd", ["teacher=vit_cifar_tiny", "student=resnet8x4", "optimizer@teacher.recipe=vit_scratch",
                    "teacher.recipe.epochs=20", "method.prepare_epochs=2"]),
 ], ids=["CNN to ViT", "ViT to CNN"])  # fmt: skip
