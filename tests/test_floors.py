@@ -9,10 +9,10 @@ import kdrun
 
 PACKAGE = Path(kdrun.__file__).parent
 FLOORS = {
-    0: ("errors", "options", "batch", "losses", "models", "data", "testsets"),
+    0: ("errors", "cores", "options", "batch", "losses", "models", "data", "testsets"),
     1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
-        "loggers", "derive", "cores", "chunks", "answers"),
+        "loggers", "derive", "chunks", "answers"),
     2: ("config", "compose", "identity", "assemble", "sweeps", "groups", "trained", "deployment", "onnx_file",
         "gate", "torch_file", "interface"),
     3: ("console", "report", "commands", "cli", "__main__"),

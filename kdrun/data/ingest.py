@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.cores import available_cores
 from kdrun.data.sets import ArraySet
 from kdrun.data.tree import Tree
 from kdrun.errors import DataError, one_line
@@ -127,7 +128,7 @@ def _decoded_chunks(tree: Tree, size: int, track: Track) -> Iterator[tuple[int, 
         return
     # Spawned, not forked: the parent may already run the threads of torch or of a progress bar.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(chunks)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(available_cores(), len(chunks)), mp_context=context) as pool:
         results = pool.map(decode, chunks)
         for number in track(iter(range(len(chunks))), len(chunks), label):
             yield starts[number], *next(results)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.cores import available_cores
 from kdrun.data.ingest import rgb_pixels
 from kdrun.data.tree import SUFFIXES
 from kdrun.errors import DataError, one_line
@@ -72,7 +73,7 @@ def find_images(place: Path) -> list[Path]:
 def read_batches(paths: list[Path], prepare: Preparation, batch_size: int) -> Iterator[Read]:
     """Every batch in order, decoded by all cores while the one before is worked on; memory holds two at most."""
     starts = [*range(0, len(paths), batch_size), len(paths)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         waiting: list[tuple[list[Path], list[Future[np.ndarray | str]]]] = []
         for start in starts:
             chunk = paths[start : start + batch_size]

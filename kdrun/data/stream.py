@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdrun.batch import Batch
+from kdrun.cores import available_cores
 from kdrun.data.augment import uniform
 from kdrun.data.ingest import read_image
 from kdrun.data.resident import Normalise, Stats, shuffled
@@ -174,7 +174,7 @@ class Stream:
         self.device, self.on_error, self.normalise = device, on_error, Normalise(stats, device)
         self.batches_of = batches
         self.skipped: set[str] = set()
-        count = min(os.cpu_count() or 1, 8) if workers is None else workers
+        count = min(available_cores(), 8) if workers is None else workers
         self.loader: DataLoader[Any] = DataLoader(
             decoder,
             batch_sampler=batches,  # type: ignore[arg-type]
