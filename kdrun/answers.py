@@ -6,11 +6,15 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdrun.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from kdrun.analysis.evaluation import Subject
+    from kdrun.engine import EvalLoader
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,19 @@ class Answers:
     def accuracy(self) -> float:
         """Percent."""
         return 100 * float(self.right.mean())
+
+
+def answer(subject: Subject, loader: EvalLoader, textures: np.ndarray | None = None) -> Answers:
+    """Every image of `loader` once, in its order."""
+    import torch
+
+    from kdrun.metrics import ranked
+
+    with torch.inference_mode():
+        found = [(subject.logits(image).cpu(), label.cpu()) for image, label in loader.batches()]
+    logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    log_probabilities = logits.log_softmax(dim=1).half().numpy()
+    return Answers(log_probabilities, ranked(logits)[:, 0].numpy(), labels.numpy(), textures)
 
 
 def write_answers(place: Path, answers: Answers, identity: dict[str, Any]) -> None:

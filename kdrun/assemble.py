@@ -11,17 +11,17 @@ import numpy as np
 from kdrun.config import RunConfig
 from kdrun.data.ingest import Track, untracked
 from kdrun.data.loading import DataSource
-from kdrun.data.sets import ArraySet, Dataset
+from kdrun.data.sets import AnySet, ArraySet, Dataset
 from kdrun.errors import PairingError
 from kdrun.identity import run_identity, teacher_identity
 from kdrun.methods.source import MethodSource, combined_name, read_method
-from kdrun.options import ModelOptions, OptimizerOptions
+from kdrun.options import DatasetOptions, ModelOptions, OptimizerOptions
 from kdrun.runs import RunDirectory, digest_of, slug
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdrun.engine import Network
+    from kdrun.engine import EvalLoader, Network
     from kdrun.job import Job, Loaders
     from kdrun.methods.base import Method
     from kdrun.models.taps import Tap
@@ -128,24 +128,38 @@ def make_loaders(
     data: Data, batch_size: int, seed: int, teacher_view: str, numerics: Numerics, views: tuple[str, ...] = ()
 ) -> Loaders:
     """Resident tensors for arrays, streaming for files; views: `Method.views` of what trains on them."""
-    from kdrun.data.resident import ResidentEval, ResidentTrain
-    from kdrun.data.stream import StreamEval, StreamTrain
-    from kdrun.engine import eval_batch_size
+    from kdrun.data.resident import ResidentTrain
+    from kdrun.data.stream import StreamTrain
     from kdrun.job import Loaders
 
     splits, options = data.splits, data.config.dataset
-    size = eval_batch_size(data.config.eval_batch_size, numerics)
     common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device}
     train: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "augment": options.augment,
                              "teacher_view": teacher_view, "views": views}  # fmt: skip
     held = [splits.test] if splits.val is None else [splits.test, splits.val]
+    measured = [make_eval_loader(data, part, numerics) for part in held]
     if isinstance(splits.train, ArraySet):
-        sets = [ResidentEval(part, batch_size=size, **common) for part in held if isinstance(part, ArraySet)]
-        return Loaders(ResidentTrain(splits.train, **train, **common), *sets)
-    common |= {"image_size": options.image_size, "resize": options.resize, "workers": options.workers,
-               "on_error": options.on_error}  # fmt: skip
-    files = [StreamEval(part, batch_size=size, **common) for part in held if not isinstance(part, ArraySet)]
-    return Loaders(StreamTrain(splits.train, **train, **common), *files)
+        return Loaders(ResidentTrain(splits.train, **train, **common), *measured)
+    return Loaders(StreamTrain(splits.train, **train, **common, **streamed(options)), *measured)
+
+
+def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader:
+    """Unaugmented batches of `part`, normalised as `data` is, in its own order."""
+    from kdrun.data.resident import ResidentEval
+    from kdrun.data.stream import StreamEval
+    from kdrun.engine import eval_batch_size
+
+    common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device,
+                              "batch_size": eval_batch_size(data.config.eval_batch_size, numerics)}  # fmt: skip
+    if isinstance(part, ArraySet):
+        return ResidentEval(part, **common)
+    return StreamEval(part, **common, **streamed(data.config.dataset))
+
+
+def streamed(options: DatasetOptions) -> dict[str, Any]:
+    """How files are read while a network trains on them or is measured."""
+    return {"image_size": options.image_size, "resize": options.resize, "workers": options.workers,
+            "on_error": options.on_error}  # fmt: skip
 
 
 def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: Stats | None) -> Tap:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kdrun.config import RunConfig, check
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.methods.source import read_method
+from kdrun.words import split_arguments
 
 ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
 MODEL_GROUPS = ("teacher", "student")
@@ -189,25 +190,6 @@ def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None
         raise translate(error) from error
     finally:
         sys.argv = saved
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
-    """(Hydra's flags with their values, overrides, --config-dir)."""
-    flags, overrides, config_dir = [], [], None
-    pending = list(arguments)
-    while pending:
-        word = pending.pop(0)
-        if word in ("--config-dir", "-cd") and pending:
-            config_dir = pending.pop(0)
-        elif word.startswith("--config-dir="):
-            config_dir = word.partition("=")[2]
-        elif word.startswith("-"):
-            flags.append(word)
-            if word in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i") and pending:
-                flags.append(pending.pop(0))
-        else:
-            overrides.append(word)
-    return flags, overrides, config_dir
 
 
 def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:

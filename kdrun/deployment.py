@@ -11,7 +11,6 @@ import numpy as np
 from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan, output_root
 from kdrun.checkpoint import read_json
 from kdrun.compose import load
-from kdrun.config import check_value
 from kdrun.data.ingest import Track, untracked
 from kdrun.data.loading import STREAMED
 from kdrun.data.prepare import Preparation
@@ -19,6 +18,7 @@ from kdrun.data.sets import ArraySet, Dataset
 from kdrun.errors import CheckpointError, ConfigError
 from kdrun.runs import find_runs
 from kdrun.trained import Target, networks_of, target_of_file, target_of_run
+from kdrun.words import take_choices
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,10 +97,7 @@ class Deployed:
 def find_target(word: str, settings: dict[str, str], config_dir: str | None = None) -> Target:
     """The one network that `word` means: a RUN of the command line or a file of weights. Takes model= and weights= out
     of `settings`; the rest are values that a finished run may be given, or a file's whole configuration."""
-    own = {name: settings.pop(name, values[0]) for name, values in OWN.items()}
-    for name, values in OWN.items():
-        check_value(name, own[name], {"choices": values})
-    own["split"] = "test"
+    own = take_choices(settings, OWN) | {"split": "test"}
     rest = [f"{key}={value}" for key, value in settings.items()]
     if Path(word).expanduser().is_file():
         return target_of_file(word, load([*rest, f"student.checkpoint={word}", "method=none"], config_dir), own)

@@ -22,11 +22,12 @@ from typing import Any
 
 import yaml
 
-from kdrun.compose import group_files, split_arguments
+from kdrun.compose import group_files
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.ledger import TableShape, changes_numbers
 from kdrun.reference.published import published
 from kdrun.runs import digest_of
+from kdrun.words import split_arguments
 
 GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
 KINDS = {"title": str, "extends": str, "base": list, "seeds": list, "rows": dict, "columns": dict, "cells": list,

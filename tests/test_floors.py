@@ -13,7 +13,7 @@ FLOORS = {
     1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "engine", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
         "loggers", "derive", "chunks", "answers"),
-    2: ("config", "compose", "identity", "assemble", "sweeps", "groups", "trained", "deployment", "onnx_file",
+    2: ("config", "words", "compose", "identity", "assemble", "sweeps", "groups", "trained", "deployment", "onnx_file",
         "gate", "torch_file", "interface"),
     3: ("console", "report", "commands", "cli", "__main__"),
 }  # fmt: skip

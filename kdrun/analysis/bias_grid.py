@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdrun.analysis.bias import (
@@ -130,11 +130,11 @@ def entry_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -
     """Blank with a reason where no seed is there, or where one is at chance on clean images."""
     blank = BiasEntry(row.label, column.name, testset, row.control, len(row.seeds))
     if not row.seeds:
-        return BiasEntry(**{**vars(blank), "reason": "no finished run"})
+        return replace(blank, reason="no finished run")
     chance = [f"{seed} ({answers[CLEAN].accuracy:.1f} % clean)" for seed, answers in row.seeds.items()
               if not above_chance(answers[CLEAN])]  # fmt: skip
     if chance:
-        return BiasEntry(**{**vars(blank), "reason": f"at chance: seed {', '.join(chance)}"})
+        return replace(blank, reason=f"at chance: seed {', '.join(chance)}")
     every = [(answers[testset], answers[CLEAN]) for answers in row.seeds.values()]
     shapes = [shape_bias(found) for found, _ in every if found.textures is not None]
     beside: dict[str, Any] = {}

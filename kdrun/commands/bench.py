@@ -12,10 +12,11 @@ import numpy as np
 from kdrun import console
 from kdrun.assemble import Data, load_data, make_loaders, make_plan
 from kdrun.commands.bench_steps import EngineSteps, untrained_student, untrained_teacher
-from kdrun.compose import load, split_arguments
+from kdrun.compose import load
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
 from kdrun.errors import ConfigError, suggest
+from kdrun.words import split_arguments
 
 if TYPE_CHECKING:
     import torch

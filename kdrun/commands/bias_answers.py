@@ -11,8 +11,8 @@ import numpy as np
 
 from kdrun import console
 from kdrun.analysis.bias_grid import CLEAN, Column, Row
-from kdrun.answers import Answers, read_answers, write_answers
-from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan
+from kdrun.answers import Answers, answer, read_answers, write_answers
+from kdrun.assemble import Data, images_only, load_data, make_eval_loader, make_loaders, make_plan
 from kdrun.commands.testset import derived_tests, write_sheet
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
@@ -38,7 +38,6 @@ class Questions:
     sets: dict[str, tuple[ArraySet, np.ndarray | None, dict[str, Any]]]
     names: dict[str, str]  # title -> the set's name
     stems: dict[str, str]  # title -> of the file of answers
-    config: RunConfig
 
 
 class Answering:
@@ -155,7 +154,7 @@ class Answering:
             if answers is None:
                 numerics.apply()
                 subject = subject or self.subject(target, asked.data, numerics)
-                answers = replace(answer(subject, images, asked.data, config.eval_batch_size), textures=textures)
+                answers = answer(subject, make_eval_loader(asked.data, images, numerics), textures)
                 write_answers(place, answers, wanted)
             found[name] = answers
         return found
@@ -194,22 +193,5 @@ class Answering:
                 self.made.setdefault(stem, (wished, made, test, data.splits.class_names))
                 sets[text] = (made.data, made.texture_labels, made.manifest)
                 names[text], stems[text] = wished.name, stem
-        self.questions[key] = Questions(data, sets, names, stems, config)
+        self.questions[key] = Questions(data, sets, names, stems)
         return self.questions[key]
-
-
-def answer(subject: Subject, images: ArraySet, data: Data, batch_size: int | None) -> Answers:
-    """Every image once, in order."""
-    import torch
-
-    from kdrun.data.resident import ResidentEval
-    from kdrun.engine import eval_batch_size
-    from kdrun.metrics import ranked
-
-    numerics = subject.network.numerics
-    loader = ResidentEval(images, batch_size=eval_batch_size(batch_size, numerics), stats=data.stats,
-                          device=numerics.torch_device)  # fmt: skip
-    with torch.inference_mode():
-        logits = torch.cat([subject.logits(image).cpu() for image, _ in loader.batches()])
-    predicted = ranked(logits)[:, 0]
-    return Answers(logits.log_softmax(dim=1).half().numpy(), predicted.numpy(), np.asarray(images.labels))

@@ -18,6 +18,7 @@ from kdrun.checkpoint import write_text
 from kdrun.compose import load
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs import find_runs
+from kdrun.words import names_and_settings
 
 HELP = """
 usage: kdrun compare RUN RUN … [save=FILE.csv|FILE.md] [output_root=FOLDER]
@@ -31,8 +32,7 @@ with *. A run that is not finished says so, with the last accuracy that it wrote
 
 
 def command(words: list[str]) -> int:
-    names = [word for word in words if "=" not in word]
-    settings = {key: value for key, _, value in (word.partition("=") for word in words if "=" in word)}
+    names, settings, _ = names_and_settings(words)
     save = settings.pop("save", None)
     for key in settings:
         if key != "output_root":

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from kdrun import console
-from kdrun.compose import conf_dir, load, split_arguments
+from kdrun.compose import conf_dir, load
 from kdrun.errors import KdrunError, print_error
+from kdrun.words import split_arguments
 
 HELP = """
 usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]

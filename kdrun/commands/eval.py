@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdrun import console
 from kdrun.analysis.bias import Change, change_of
-from kdrun.assemble import images_only, load_data, make_loaders, make_plan, output_root
+from kdrun.answers import answer
+from kdrun.assemble import Plan, images_only, load_data, make_eval_loader, make_loaders, make_plan, output_root
 from kdrun.commands.eval_words import RANKS, Measured, show_details, show_files, show_scores, show_table
-from kdrun.commands.testset import derived_test
-from kdrun.compose import load, split_arguments
+from kdrun.commands.testset import derived_tests
+from kdrun.compose import load
 from kdrun.config import check_value
-from kdrun.data.sets import ArraySet
+from kdrun.data.sets import AnySet
 from kdrun.errors import ConfigError
 from kdrun.runs import find_runs, now
 from kdrun.testsets.base import NamedSet
 from kdrun.testsets.registry import file_stem, parse_list, title
 from kdrun.trained import Target, networks_of, target_of_file, target_of_run
+from kdrun.words import names_and_settings, take_choices
 
 if TYPE_CHECKING:
-    from kdrun.analysis.evaluation import Subject
+    from kdrun.analysis.evaluation import Findings, Subject
     from kdrun.assemble import Data
-    from kdrun.data.sets import AnySet
-    from kdrun.derive import Derived
+    from kdrun.engine import EvalLoader
 
 HELP = """
 usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=test|val|train] [rank=kl|agreement]
@@ -53,12 +54,8 @@ OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": 
 
 
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    names = [word for word in overrides if "=" not in word]
-    settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
-    own = {name: settings.pop(name, values[0]) for name, values in OWN.items()}
-    for name, values in OWN.items():
-        check_value(name, own[name], {"choices": values})
+    names, settings, config_dir = names_and_settings(words)
+    own = take_choices(settings, OWN)
     rank, save = settings.pop("rank", None), settings.pop("save", None)
     testsets = chosen_sets(settings.pop("testset", None), own["split"])
     if not names:
@@ -74,11 +71,11 @@ def command(words: list[str]) -> int:
         place_findings(save, targets)
     every = []
     for target in targets:
-        for testset in testsets:
-            every.append(measure(target, own["split"], testset))
-            show_scores(every[-1])
-            if len(targets) == len(testsets) == 1:
-                show_details(every[-1])
+        for done in measure(target, own["split"], testsets):
+            every.append(done)
+            show_scores(done)
+            if len(targets) == 1 and len(testsets) < 2:
+                show_details(done)
     if len(every) > 1 or rank is not None:
         show_table(every, rank)
     show_files(every)
@@ -113,56 +110,85 @@ def place_findings(save: str, targets: list[Target]) -> None:
     targets[0].folder = Path(save).expanduser()
 
 
-def chosen_sets(text: str | None, split: str) -> list[NamedSet | None]:
-    """The derived sets of testset=; None stands for the images as they are. Raises ConfigError."""
-    if text is None:
-        return [None]
-    if split != "test":
+def chosen_sets(text: str | None, split: str) -> list[NamedSet]:
+    """The derived sets of testset=; none without it. Raises ConfigError."""
+    if text is not None and split != "test":
         raise ConfigError(f"split={split}: derived sets are made of the test images; leave split= out.")
-    return list(parse_list(text))
+    return [] if text is None else parse_list(text)
 
 
-def measure(target: Target, split: str, testset: NamedSet | None = None) -> Measured:
-    """Load and examine the network, and write what was found where it has a place."""
-    from kdrun.analysis.evaluation import Subject, examine
-    from kdrun.engine import eval_batch_size
+@dataclass(frozen=True)
+class Asked:
+    """Images to measure on; of a derived set its title, the stem of its files, its manifest and its textures."""
+
+    images: AnySet
+    title: str = ""
+    stem: str = ""
+    manifest: dict[str, Any] | None = None
+    textures: np.ndarray | None = None
+
+
+def asked_of(testsets: list[NamedSet], data: Data, plan: Plan, split: str) -> list[Asked]:
+    """The derived sets, made or found; without any, the split as it is."""
+    if not testsets:
+        return [Asked(chosen_split(data, split))]
+    made = derived_tests(testsets, plan, data.splits)
+    return [Asked(found.data, title(testset), file_stem(testset), found.manifest, found.texture_labels)
+            for testset, found in zip(testsets, made, strict=True)]  # fmt: skip
+
+
+def measure(target: Target, split: str, testsets: list[NamedSet]) -> Iterator[Measured]:
+    """Load the network once, examine it on each set, and write what was found where it has a place."""
+    from kdrun.analysis.evaluation import Subject
     from kdrun.numerics import resolve
-    from kdrun.report.evaluation import write_findings
 
     config = target.config
     numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
     numerics.apply()
     plan = make_plan(images_only(config), [])
     data = load_data(plan, console.track)
-    derived = None if testset is None else derived_test(testset, plan, data.splits)
-    clean = data.splits.test
-    data.splits = replace(data.splits, test=shuffled(chosen_split(data, split) if derived is None else derived.data))
+    every = asked_of(testsets, data, plan, split)
     loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
     network, deployed, teacher = networks_of(target, data, loaders, numerics)
-    steps = -(-loaders.test.num_samples // eval_batch_size(config.eval_batch_size, numerics))
+    subject, taught = Subject(network, deployed), Subject(teacher) if teacher else None
+    clean = answer(subject, loaders.test) if testsets else None
+    for asked in every:
+        change = None
+        if clean is not None:
+            change = change_of(clean, answer(subject, make_eval_loader(data, asked.images, numerics), asked.textures))
+        found = examined(subject, taught, make_eval_loader(data, shuffled(asked.images), numerics), data, target.label)
+        about = {"split": split, "testset": asked.manifest, "change": None if change is None else asdict(change),
+                 "network": target.options.name,
+                 "teacher": target.teacher.options.name if teacher and target.teacher else None,
+                 "numerics": numerics.as_dict(), "measured_at": now()}  # fmt: skip
+        yield measured(target, split, asked, found, data.splits.class_names, about, change)
+
+
+def examined(subject: Subject, taught: Subject | None, loader: EvalLoader, data: Data, label: str) -> Findings:
+    """With a progress bar on a terminal."""
+    from kdrun.analysis.evaluation import examine
+    from kdrun.engine import eval_batch_size
+
+    steps = -(-loader.num_samples // eval_batch_size(data.config.eval_batch_size, subject.network.numerics))
 
     def track(every: Iterator[int]) -> Iterator[int]:
-        return console.track(every, steps, target.label) if console.out.is_terminal else every
+        return console.track(every, steps, label) if console.out.is_terminal else every
 
-    classes = data.splits.class_names
-    found = examine(
-        subject := Subject(network, deployed), Subject(teacher) if teacher else None, loaders.test, len(classes), track
-    )
-    change = None
-    if derived is not None and isinstance(clean, ArraySet):
-        change = changed(subject, clean, derived, data, config.eval_batch_size)
-    images_named = f"{config.dataset.name}/{split}" + ("" if testset is None else f" {title(testset)}")
-    taught = target.teacher.options.name if teacher and target.teacher else None
+    return examine(subject, taught, loader, data.splits.num_classes, track)
+
+
+def measured(target: Target, split: str, asked: Asked, found: Findings, classes: list[str], about: dict[str, Any],
+             change: Change | None) -> Measured:  # fmt: skip
+    """What was found, written where it has a place."""
+    from kdrun.report.evaluation import write_findings
+
+    images = f"{target.config.dataset.name}/{split} {asked.title}".rstrip()
     files: list[Path] = []
     if target.folder is not None:
-        about = {"split": split, "testset": None if derived is None else derived.manifest,
-                 "change": None if change is None else asdict(change), "network": target.options.name,
-                 "teacher": taught, "numerics": numerics.as_dict(),
-                 "measured_at": now()}  # fmt: skip
-        name = target.name if testset is None else file_stem(testset) + target.name.removeprefix(split)
-        files = write_findings(target.folder, name, f"{target.options.name} on {images_named}", found, classes, about)
-    place = f"{images_named} ({found.samples:,} images, {numerics.precision})"
-    return Measured(target, found, classes, place, files, change, "" if testset is None else title(testset))
+        name = asked.stem + target.name.removeprefix(split) if asked.stem else target.name
+        files = write_findings(target.folder, name, f"{target.options.name} on {images}", found, classes, about)
+    place = f"{images} ({found.samples:,} images, {about['numerics']['precision']})"
+    return Measured(target, found, classes, place, files, change, asked.title)
 
 
 def chosen_split(data: Data, split: str) -> AnySet:
@@ -176,12 +202,3 @@ def chosen_split(data: Data, split: str) -> AnySet:
 def shuffled(chosen: AnySet) -> AnySet:
     """In an order that is random and always the same: on disk images often lie class by class."""
     return chosen.take(np.random.default_rng(0).permutation(len(chosen)))
-
-
-def changed(subject: Subject, clean: ArraySet, derived: Derived, data: Data, batch_size: int | None) -> Change:
-    """What the derived images change in the network's answers."""
-    from kdrun.commands.bias_answers import answer
-
-    before = answer(subject, clean, data, batch_size)
-    after = replace(answer(subject, derived.data, data, batch_size), textures=derived.texture_labels)
-    return change_of(before, after)

@@ -14,12 +14,12 @@ from rich.markup import escape
 from kdrun import console
 from kdrun.assemble import images_only, load_data, make_plan
 from kdrun.checkpoint import explain_os_error, write_json
-from kdrun.compose import split_arguments
 from kdrun.config import check_value
 from kdrun.deployment import OWN, Card, Deployed, deploy, find_target
 from kdrun.errors import ConfigError, RunError
 from kdrun.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
 from kdrun.runs import now, short_path
+from kdrun.words import names_and_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,9 +67,7 @@ class Options:
 
 
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    names = [word for word in overrides if "=" not in word]
-    settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
+    names, settings, config_dir = names_and_settings(words)
     if len(names) != 1:
         raise ConfigError("export what? Give one run, or one file of weights (kdrun list runs).")
     options = take_options(settings)

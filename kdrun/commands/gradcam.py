@@ -13,12 +13,12 @@ from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan
 from kdrun.commands.eval import chosen_split
 from kdrun.commands.gradcam_images import Images, batches, files_named, own_images, read_files
 from kdrun.commands.gradcam_words import Asked, Watched, draw, place_of_picture, show, write_overlaps
-from kdrun.compose import load, split_arguments
-from kdrun.config import check_value
+from kdrun.compose import load
 from kdrun.data.loading import DataSource
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs import find_runs
 from kdrun.trained import Target, networks_of, target_of_run
+from kdrun.words import names_and_settings, take_choices
 
 if TYPE_CHECKING:
     from kdrun.engine import Network
@@ -63,12 +63,8 @@ BATCH = 32
 
 
 def command(words: list[str]) -> int:
-    _, overrides, _ = split_arguments(words)
-    names = [word for word in overrides if "=" not in word]
-    settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
-    own = {name: settings.pop(name, values[0]) for name, values in OWN.items()}
-    for name, values in OWN.items():
-        check_value(name, own[name], {"choices": values})
+    names, settings, _ = names_and_settings(words)
+    own = take_choices(settings, OWN)
     asked = read_asked(settings)
     if not names:
         raise ConfigError("gradcam of what? Give a run directory, a glob or a digest (kdrun list runs).")

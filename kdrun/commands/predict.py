@@ -16,11 +16,11 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.checkpoint import write_atomically
-from kdrun.compose import split_arguments
 from kdrun.data.prepare import Read, find_images, read_batches
 from kdrun.deployment import Card, deploy, find_target
 from kdrun.errors import ConfigError
 from kdrun.runs import short_path
+from kdrun.words import names_and_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,9 +76,7 @@ class Seen:
 
 
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    names = [word for word in overrides if "=" not in word]
-    settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
+    names, settings, config_dir = names_and_settings(words)
     if len(names) != 1:
         raise ConfigError(
             "predict with what? Give one run, checkpoint or ONNX file, and path=FOLDER (kdrun list runs)."

@@ -6,9 +6,10 @@ from typing import Any
 
 from kdrun import console
 from kdrun.assemble import make_tap
-from kdrun.compose import load, split_arguments
+from kdrun.compose import load
 from kdrun.config import RunConfig
 from kdrun.data.loading import DataSource
+from kdrun.words import split_arguments
 
 HELP = """
 usage: kdrun taps [teacher=NAME] [student=NAME] [dataset=NAME] [key=value …]

@@ -11,7 +11,7 @@ import numpy as np
 from kdrun import console
 from kdrun.assemble import Plan, load_data, make_plan, output_root
 from kdrun.checkpoint import write_atomically
-from kdrun.compose import load, split_arguments
+from kdrun.compose import load
 from kdrun.data.sets import ArraySet, Dataset
 from kdrun.derive import Derived, derive_together, export, grouped
 from kdrun.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from kdrun.testsets.base import NamedSet
 from kdrun.testsets.corruptions import PublishedCorruption
 from kdrun.testsets.registry import SETS, make, parse, title
 from kdrun.testsets.sheet import chosen_images, contact_sheet
+from kdrun.words import split_arguments
 
 HELP = """
 usage: kdrun testset NAME[:key=value,…] … | all [dataset=… dataset.root=… dataset.image_size=…] [key=value …] [seed=N]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from kdrun.compose import MultirunAsked, checked, load, run_app, split_arguments
+from kdrun.compose import MultirunAsked, checked, load, run_app
 from kdrun.errors import Interrupted, KdrunError, print_error
+from kdrun.words import split_arguments
 
 
 def command(words: list[str]) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from kdrun.assemble import make_plan
-from kdrun.compose import load, split_arguments
+from kdrun.compose import load
 from kdrun.errors import ConfigError, RunError, suggest
 from kdrun.runs import short_path
+from kdrun.words import split_arguments
 
 HELP = """
 usage: kdrun where run|teacher [key=value …]
