@@ -15,6 +15,7 @@ from kdrun.commands.table import read_words
 from kdrun.errors import ConfigError, suggest
 from kdrun.ledger import Ledger, known_ledgers, read_ledger, result_of
 from kdrun.runs import outputs_folder, short_path
+from kdrun.trained import PASSED
 
 HELP = """
 usage: kdrun bias NAME [value=ratio|transfer|accuracy|agreement|errors|kl|consistency] [testset=NAME[:key=value,…],…]
@@ -35,8 +36,7 @@ imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias an
 if TYPE_CHECKING:
     from kdrun.commands.bias_answers import Answering
 
-PASSED = ("device", "precision", "eval_batch_size", "threads", "dataset.root", "dataset.workers")
-KEYS = ("value", "testset", "save", "decisions", "output_root", *PASSED)
+KEYS = ("value", "testset", "save", "decisions", *PASSED)
 FIRST = ("ratio", "transfer")
 
 
@@ -75,7 +75,7 @@ def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
     if not done:
         raise ConfigError(f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: "
                           f"{ledger.command}")  # fmt: skip
-    passed = {key: value for key, value in settings.items() if key in PASSED}
+    passed = {key: value for key, value in settings.items() if key in PASSED and key != "output_root"}
     answering = Answering(ledger, root, chosen_sets(ledger, settings.get("testset")), passed)
     columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
     show(ledger, root, columns, answering, done, settings)

@@ -88,16 +88,11 @@ def number(key: str, own: dict[str, str], least: int) -> int | None:
     return int(own[key])
 
 
-def derived_test(wished: NamedSet, plan: Plan, splits: Dataset, seed: int = 0, processes: int | None = None) -> Derived:
-    """The test split of `splits` as `wished` changes it, made or from the cache, with a progress bar."""
-    (found,) = derived_tests([wished], plan, splits, seed, processes)
-    return found
-
-
 def derived_tests(
     wished: list[NamedSet], plan: Plan, splits: Dataset, seed: int = 0, processes: int | None = None
 ) -> list[Derived]:
-    """`derived_test` of each, in one pass where they share a computation."""
+    """The test split of `splits` as each of `wished` changes it, made or from the cache, with a progress bar; in one
+    pass where they share a computation."""
     if not isinstance(splits.test, ArraySet):
         raise DataError(
             f"testset={wished[0].name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "
