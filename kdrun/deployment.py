@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,9 +95,11 @@ class Deployed:
             return self.model(self.transform(pixels)).float()
 
 
-def find_target(word: str, settings: dict[str, str], config_dir: str | None = None) -> Target:
+def find_target(word: str, settings: dict[str, str], config_dir: str | None = None,
+                takes: Sequence[str] = ()) -> Target:  # fmt: skip
     """The one network that `word` means: a RUN of the command line or a file of weights. Takes model= and weights= out
-    of `settings`; the rest are values that a finished run may be given, or a file's whole configuration."""
+    of `settings`; the rest are values that a finished run may be given, or a file's whole configuration. takes: see
+    `target_of_run`."""
     own = take_choices(settings, OWN) | {"split": "test"}
     rest = [f"{key}={value}" for key, value in settings.items()]
     if Path(word).expanduser().is_file():
@@ -104,7 +107,7 @@ def find_target(word: str, settings: dict[str, str], config_dir: str | None = No
     found = find_runs(word, output_root(load([part for part in rest if part.startswith("output_root=")])))
     if len(found) > 1:
         raise ConfigError(f"RUN {word} means {len(found)} runs; name one, such as {found[0]}.")
-    return target_of_run(found[0], own, settings)
+    return target_of_run(found[0], own, settings, takes)
 
 
 def home(target: Target) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,12 +79,13 @@ def target_of_file(path: str, config: RunConfig, own: dict[str, str]) -> Target:
     return Target(path, config, config.student, None, None, own["split"], teacher=teacher)
 
 
-def target_of_run(run: Path, own: dict[str, str], settings: dict[str, str]) -> Target:
-    """A run's student or teacher, or a stored teacher, under the run's own configuration."""
+def target_of_run(run: Path, own: dict[str, str], settings: dict[str, str], takes: Sequence[str] = ()) -> Target:
+    """A run's student or teacher, or a stored teacher, under the run's own configuration. takes: the command's further
+    settings, which a misspelt one may mean."""
     config, resolved = read_config(run)
     config.precision = str(resolved["precision"])
     for key, value in settings.items():
-        set_value(config, key, value)
+        set_value(config, key, value, [*takes, *own])
     stored = (run / "teacher.safetensors").is_file()  # a directory of teachers/: there is no other model in it
     best = "_best" if own["weights"] == "best" else ""
     name = f"{own['split']}{best}"
@@ -115,10 +117,10 @@ def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str
     return Target(f"{label} teacher", config, teacher.options, teacher.weights, run / "evals", name, own=teacher)
 
 
-def set_value(config: RunConfig, key: str, value: str) -> None:
+def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> None:
     """Settings that may differ from the run's: where it is measured, not what."""
     if key not in PASSED:
-        raise ConfigError(f"{key}: a finished run takes {', '.join(PASSED)}.{suggest(key, PASSED)}")
+        raise ConfigError(f"{key}: a finished run takes {', '.join(PASSED)}.{suggest(key, [*takes, *PASSED])}")
     owner: Any = config.dataset if key.startswith("dataset.") else config
     whole = key in ("eval_batch_size", "threads", "dataset.workers")
     if whole and not (value.isdigit() and (int(value) > 0 or key == "dataset.workers")):

@@ -212,6 +212,7 @@ def test_mistakes(kdrun, outputs, monkeypatch):
         ([run, "images=0"], "images=0"),
         ([run, "save=net.pt"], "format=onnx is written as *.onnx"),
         ([run, "epochs=3"], "epochs: a finished run takes"),
+        ([run, "quantise=static"], "Did you mean quantize?"),
         ([f"{run}/student.safetensors", *TINY], "save is not set"),
     ):
         code, _, err = kdrun("export", *words)

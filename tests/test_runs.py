@@ -533,6 +533,7 @@ def test_eval_mistakes(kdrun, outputs):
         ([run, "split=val"], "had no validation split"),
         ([run, "split=all"], "split=all: choose test or val or train"),
         ([run, "epochs=3"], "epochs: a finished run takes"),
+        ([run, "tesset=noise"], "Did you mean testset?"),
     ):
         code, _, err = kdrun("eval", *words)
         assert code == 2

@@ -139,6 +139,8 @@ def test_mistakes_in_predict(kdrun, outputs, image_folder, tmp_path):
     (tmp_path / "text.onnx").write_text("no model")
     for words, part in (
         ([run], "path is not set: give path=FOLDER"),
+        ([run, f"pth={root}"], "pth: no such setting. Did you mean path?"),
+        ([run, f"path={root}", "tops=3"], "Did you mean top?"),
         ([f"path={root}"], "predict with what?"),
         ([run, f"path={empty}"], "holds no images"),
         ([run, f"path={tmp_path / 'none'}"], "no such file or folder"),

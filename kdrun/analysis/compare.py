@@ -112,9 +112,15 @@ def unfinished(run: RunDirectory, settings: Mapping[str, Any]) -> tuple[str, dic
 
 
 def differing(sides: Sequence[Side]) -> list[Row]:
-    """The settings that are not the same in all runs, in the order of config.yaml."""
+    """The settings that are not the same in all runs, in the order of config.yaml. Of runs without a teacher the row
+    `teacher` says so; its own settings compare the others."""
     rows = table_of([side.settings for side in sides])
-    return [row for row in rows if any(value != row.values[0] for value in row.values)]
+    return [row for row in rows if differs([value for value in row.values
+            if value is not MISSING or not row.key.startswith("teacher.")])]  # fmt: skip
+
+
+def differs(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
 
 
 def figures(sides: Sequence[Side]) -> list[Row]:

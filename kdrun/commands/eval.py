@@ -52,6 +52,8 @@ bias and its coverage.
 
 OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": ("student", "teacher")}
 
+TAKES = ("testset", "rank", "save")
+
 
 def command(words: list[str]) -> int:
     names, settings, config_dir = names_and_settings(words)
@@ -94,7 +96,7 @@ def find_targets(
             config = load([*rest, f"student.checkpoint={name}", "method=none"], config_dir)
             targets.append(target_of_file(name, config, own))
         else:
-            targets += [target_of_run(run, own, settings) for run in find_runs(name, root)]
+            targets += [target_of_run(run, own, settings, TAKES) for run in find_runs(name, root)]
     return targets
 
 

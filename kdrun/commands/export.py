@@ -49,6 +49,7 @@ only if it passes: float32 within 1e-4 of the largest logit, INT8 within max_dro
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch_export": ".pt2"}
 QUANTIZED = ("none", "static", "dynamic", "all")
+TAKES = ("quantize", "format", "max_drop", "images", "opset", "save")
 CALIBRATED = 512  # training images
 
 
@@ -72,7 +73,7 @@ def command(words: list[str]) -> int:
         raise ConfigError("export what? Give one run, or one file of weights (kdrun list runs).")
     options = take_options(settings)
     own = {name: settings.get(name, values[0]) for name, values in OWN.items()}
-    target = find_target(names[0], settings, config_dir)
+    target = find_target(names[0], settings, config_dir, TAKES)
     place = destination(target, options, own)
     if options.format == "onnx":
         from kdrun.onnx_file import require

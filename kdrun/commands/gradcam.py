@@ -58,6 +58,7 @@ Writes the overlap into the run, evals/gradcam.json and gradcam.csv (a row for e
 beside them, that of several in pictures/ of the output folder.
 """
 OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": ("student", "teacher")}
+TAKES = ("images", "target", "method", "layer", "overlap", "save")
 MOST = 100  # rows of one picture
 BATCH = 32
 
@@ -71,7 +72,7 @@ def command(words: list[str]) -> int:
     files = None if asked.images.isdecimal() else files_named(asked.images)
     rest = [f"{key}={value}" for key, value in settings.items()]
     root = output_root(load([word for word in rest if word.startswith("output_root=")]))
-    targets = [target_of_run(run, own, settings) for name in names for run in find_runs(name, root)]
+    targets = [target_of_run(run, own, settings, TAKES) for name in names for run in find_runs(name, root)]
     same_data(targets)
     watched, numerics = load_networks(targets, asked)
     first = watched[0].data

@@ -18,7 +18,7 @@ from kdrun import console
 from kdrun.checkpoint import write_atomically
 from kdrun.data.prepare import Read, find_images, read_batches
 from kdrun.deployment import Card, deploy, find_target
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, suggest
 from kdrun.runs import short_path
 from kdrun.words import names_and_settings
 
@@ -42,6 +42,7 @@ probabilities, the `top` most probable classes with their probabilities (top=all
 read are named and left out, and the exit code is then 1.
 """
 
+TAKES = ("path", "top", "batch_size", "save")
 SHOWN = 20  # rows, classes and unreadable files on the screen
 COLUMNS = ("image", "predicted_class", "probability", "probabilities")
 
@@ -99,7 +100,8 @@ def take_options(settings: dict[str, str]) -> Options:
     """predict's own settings, taken out of `settings`."""
     place = settings.pop("path", None)
     if not place:
-        raise ConfigError("path is not set: give path=FOLDER or path=IMAGE.")
+        meant = next((f"{key}: no such setting. Did you mean path? " for key in settings if suggest(key, ["path"])), "")
+        raise ConfigError(f"{meant}path is not set: give path=FOLDER or path=IMAGE.")
     top, size = settings.pop("top", "5"), settings.pop("batch_size", "64")
     for key, value in (("top", top), ("batch_size", size)):
         if not (value.isdigit() and int(value)) and (key, value) != ("top", "all"):
@@ -124,7 +126,7 @@ def make_predictor(word: str, settings: dict[str, str], config_dir: str | None) 
         if not place.is_file():
             raise ConfigError(f"{word}: no such file; kdrun export RUN writes one.")
         return OnnxNetwork(place, int(threads)), short_path(place)
-    target = find_target(word, settings, config_dir)
+    target = find_target(word, settings, config_dir, TAKES)
     from kdrun.numerics import resolve
 
     config = target.config

@@ -65,7 +65,8 @@ def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: 
     plans = [plan for _, plan in found if plan is not None]
     broken = [cell for cell in cells if cell.run is None]
     for cell in broken:
-        print_error(f"{place_of(cell)}: {cell.reason}")
+        place = place_of(cell)
+        print_error(cell.reason if cell.reason.startswith(f"{place}:") else f"{place}: {cell.reason}")
     if not plans:
         return 2
     root = output_root(plans[0].config)
