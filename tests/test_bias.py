@@ -25,6 +25,7 @@ from kdrun.analysis.bias import (
 from kdrun.analysis.bias_grid import AT_CHANCE, CLEAN, Column, Row, column_entries
 from kdrun.analysis.decisions import read_decisions
 from kdrun.answers import Answers, read_answers, write_answers
+from kdrun.commands.eval_words import change_words
 from kdrun.errors import DataError
 from kdrun.reference.published import published
 from kdrun.testsets.registry import SETS, parse_list, title
@@ -102,11 +103,24 @@ def test_shape_bias_by_hand():
 
 
 def test_change():
-    clean, derived = told([0, 1, 2, 3], [0, 1, 2, 0]), told([0, 1, 0, 1], [0, 1, 2, 0])
+    labels = [0, 1, 2, 0] * 20
+    clean, derived = told([0, 1, 2, 3] * 20, labels), told([0, 1, 0, 1] * 20, labels)
     found = change_of(clean, derived)
     assert (found.clean_top1, found.top1, found.flipped) == (75, 50, 50)
     assert found.ratio == pytest.approx(2 / 3)
     assert change_of(clean, told([0, 1], [0, 1])).flipped is None
+    always = told([0] * 80, labels)
+    assert change_of(always, always).ratio is None  # all of nothing
+    assert "no ratio: the clean ones are answered at chance" in change_words(change_of(always, always))
+
+
+def test_no_divergence_is_below_zero():
+    """Probabilities are kept in 16 bits, and what rounding leaves of two networks' may seem to be."""
+    for seed in range(50):
+        logits = torch.randn(20, K, generator=torch.Generator().manual_seed(seed)) / 1000
+        kept = [scores.log_softmax(1).half().numpy() for scores in (logits, logits + logits.flip(0) / 100)]
+        one, other = (Answers(values, values.argmax(1), np.zeros(20, dtype=np.int64)) for values in kept)
+        assert divergence(one, other) >= 0
 
 
 # --- bootstrap ------------------------------------------------------------------------------------------------------

@@ -41,9 +41,10 @@ def above_chance(answers: Answers) -> bool:
 
 def divergence(teacher: Answers, student: Answers) -> float:
     """KL(teacher ‖ student) at temperature 1, nats, mean over images; of probabilities as they are kept (16 bits)."""
+    # that rounding makes a divergence of nothing a little more or less than 0, and there is none below 0
     p, q = teacher.log_probabilities.astype(np.float64), student.log_probabilities.astype(np.float64)
     shares = np.exp(p)
-    return float((shares * (p - q)).sum(axis=1).mean() / shares.sum(axis=1).mean())
+    return max(0.0, float((shares * (p - q)).sum(axis=1).mean() / shares.sum(axis=1).mean()))
 
 
 def agreement(teacher: Answers, student: Answers) -> float:
@@ -104,9 +105,10 @@ def shape_bias(answers: Answers) -> ShapeBias:
 
 @dataclass(frozen=True)
 class Change:
-    """What derived images change in a network's answers. clean_top1, top1: percent; ratio: of them; flipped:
-    predictions that change, percent; kl: KL(clean ‖ derived), nats; both None where the images are not the same ones in
-    the same order. shape_bias, coverage: of a cue conflict, percent."""
+    """What derived images change in a network's answers. clean_top1, top1: percent; ratio: of them, None where
+    the clean images are answered at chance; flipped: predictions that change, percent; kl: KL(clean ‖ derived), nats;
+    both None where the images are not the same ones in the same order. shape_bias, coverage: of a cue conflict, in
+    percent."""
 
     clean_top1: float
     top1: float
@@ -120,7 +122,7 @@ class Change:
 def change_of(clean: Answers, derived: Answers) -> Change:
     same = np.array_equal(clean.labels, derived.labels)
     shape = None if derived.textures is None else shape_bias(derived)
-    return Change(clean.accuracy, derived.accuracy, derived.accuracy / clean.accuracy if clean.accuracy else None,
+    return Change(clean.accuracy, derived.accuracy, derived.accuracy / clean.accuracy if above_chance(clean) else None,
                   100 - agreement(clean, derived) if same else None, divergence(clean, derived) if same else None,
                   shape and shape.bias, shape and shape.coverage)  # fmt: skip
 

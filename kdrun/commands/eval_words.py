@@ -60,7 +60,8 @@ def change_words(change: Change) -> str:
     """Beside the clean images: accuracy kept and lost, flips and divergence, shape bias."""
     words = [f"clean images {change.clean_top1:.2f} %, here {change.top1:.2f} %, a drop of "
              f"{change.clean_top1 - change.top1:.2f} points"]  # fmt: skip
-    words += [] if change.ratio is None else [f"ratio {change.ratio:.3f}"]
+    chance = "no ratio: the clean ones are answered at chance"
+    words += [chance if change.ratio is None else f"ratio {change.ratio:.3f}"]
     words += [] if change.flipped is None else [f"{change.flipped:.2f} % of predictions flip"]
     words += [] if change.kl is None else [f"KL(clean ‖ here) {change.kl:.4f} nats"]
     words += [] if change.shape_bias is None else [f"shape bias {change.shape_bias:.1f} %"]
