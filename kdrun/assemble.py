@@ -21,10 +21,11 @@ from kdrun.runs import RunDirectory, digest_of, slug
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdrun.engine import EvalLoader, Network
+    from kdrun.engine import EvalLoader
     from kdrun.job import Job, Loaders
     from kdrun.methods.base import Method
     from kdrun.models.taps import Tap
+    from kdrun.network import Network
     from kdrun.numerics import Numerics
 
 Stats = tuple[list[float], list[float]]
@@ -189,7 +190,7 @@ def make_network(options: ModelOptions, data: Data, seed: int, numerics: Numeric
     change it, from `seed` alone, so that the method does not either."""
     import torch
 
-    from kdrun.engine import Network
+    from kdrun.network import Network
 
     torch.manual_seed(seed)
     tap = make_tap(options, data.splits.num_classes, data.splits.image_size, data.stats)
@@ -225,10 +226,11 @@ def make_job(
     import torch
 
     from kdrun.batch import DataSpec
-    from kdrun.engine import Lane, Peer
+    from kdrun.engine import Lane
     from kdrun.job import Job
     from kdrun.models.adapters import ProbeAdapter
     from kdrun.models.taps import measure
+    from kdrun.network import Peer
 
     classes, device = data.splits.num_classes, torch.device(student.numerics.device)
     spec = DataSpec(loaders.train.num_samples, loaders.train.labels, classes, data.splits.image_size)

@@ -74,6 +74,20 @@ class Outputs(NamedTuple):
             kept |= {"map_prefix"}
         return Outputs(*(value if name in kept else None for name, value in zip(self._fields, self, strict=True)))  # type: ignore[arg-type]
 
+    def at(self, stages: frozenset[int] | None) -> Outputs:
+        """The same outputs with None in the place of every map but those of `stages` (counted from the end where
+        negative); None keeps them all."""
+        if stages is None:
+            return self
+
+        def thin(values: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+            if values is None:
+                return None
+            kept = {stage % len(values) for stage in stages}
+            return tuple(value if place in kept else None for place, value in enumerate(values))  # type: ignore[misc]
+
+        return self._replace(maps=thin(self.maps), preact=thin(self.preact), map_prefix=thin(self.map_prefix))
+
 
 @dataclass(frozen=True)
 class Spec:

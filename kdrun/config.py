@@ -54,6 +54,7 @@ class RunConfig:
     teacher_view: str = setting(choices=("same", "clean", "independent"))
     output_root: str = setting()
     save_every_minutes: float = setting(over=0)
+    teacher_cache: bool = True
     logger: list[str] = dataclasses.field(default_factory=list)
 
 

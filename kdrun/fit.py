@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from kdrun.checkpoint import save_weights
-from kdrun.engine import Lane, Preparation, Teacher, TrainLoader, evaluate, train_epoch
+from kdrun.engine import Lane, Preparation, TrainLoader, evaluate, train_epoch
 from kdrun.errors import Interrupted, KdrunError
 from kdrun.job import Job, Loaders
+from kdrun.network import Teacher
 from kdrun.options import OptimizerOptions
 from kdrun.stop import Stop
 

@@ -21,7 +21,8 @@ def group_key(plan: Plan) -> str:
         "view": config.teacher_view if method.needs_teacher else None,
         "length": [config.epochs, config.batch_size, config.seed],
         "evaluation": [config.eval_batch_size, config.eval_every],
-        "numerics": [config.device, config.precision, config.compile, config.threads, config.deterministic],
+        "numerics": [config.device, config.precision, config.compile, config.threads, config.deterministic,
+                     config.teacher_cache],
     })  # fmt: skip
 
 

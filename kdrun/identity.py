@@ -109,4 +109,6 @@ def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
             identity["teacher"] = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
         identity["teacher_taps"] = config.teacher.preact_last_map
         identity["teacher_view"] = config.teacher_view
+        if not config.teacher_cache:
+            identity["teacher_cache"] = False
     return identity

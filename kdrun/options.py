@@ -50,6 +50,11 @@ class Augment:
     def jitters(self) -> bool:
         return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
 
+    @property
+    def changes(self) -> bool:
+        """Whether an image may look different from one epoch to the next."""
+        return self.padding > 0 or self.flip > 0 or self.warps or self.jitters
+
 
 @dataclass
 class DatasetOptions:

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import torch
 
-from kdrun.engine import Network, Teacher, batches
+from kdrun.engine import batches
 from kdrun.errors import one_line
 from kdrun.job import Job, Loaders
 from kdrun.metrics import TrainMeter
+from kdrun.network import Network, Teacher
 
 LONG_RUN_SECONDS = 600  # compiling costs about a minute: shorter runs do not earn it back
 WARM_STEPS, TIMED_STEPS = 3, 12
@@ -55,6 +56,8 @@ def time_steps(job: Job, teacher: Teacher | None, loaders: Loaders) -> float:
     job.lane.meter = TrainMeter(job.lane.device, WARM_STEPS + TIMED_STEPS)
     spent = []
     for step, batch in enumerate(batches(loaders.train, WARM_STEPS + TIMED_STEPS)):
+        if teacher is not None:
+            teacher.expect(batch)
         begun = time.perf_counter()
         job.lane.step(batch, teacher, 0, step, loaders.train.steps_per_epoch)
         if job.lane.device.type == "cuda":

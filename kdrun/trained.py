@@ -20,8 +20,8 @@ from kdrun.runs import RunDirectory, short_path
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdrun.engine import Network
     from kdrun.job import Loaders
+    from kdrun.network import Network
     from kdrun.numerics import Numerics
 
 PASSED = ("device", "precision", "dataset.root", "dataset.workers", "eval_batch_size", "threads", "output_root")

@@ -13,10 +13,10 @@ from kdrun.analysis.cka import MINIBATCH, CKAMeter
 from kdrun.analysis.classification import ConfusionMeter
 from kdrun.analysis.evaluation import Subject, examine, throughput
 from kdrun.analysis.fidelity import FidelityMeter
-from kdrun.engine import Network
 from kdrun.errors import RunError
 from kdrun.metrics import EvalMeter
 from kdrun.models.taps import Tap
+from kdrun.network import Network
 from kdrun.numerics import Numerics
 from tests.conftest import TinyCNN
 

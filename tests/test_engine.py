@@ -15,13 +15,14 @@ from torch import nn
 from kdrun.batch import Batch
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.sets import ArraySet
-from kdrun.engine import Lane, Network, Teacher, evaluate, train_epoch
+from kdrun.engine import Lane, evaluate, train_epoch
 from kdrun.errors import ConfigError, RunError
 from kdrun.methods.kd import KD
 from kdrun.methods.none import Independent
 from kdrun.metrics import EvalMeter, TrainMeter
 from kdrun.models.taps import Tap
 from kdrun.models.zoo import create_model
+from kdrun.network import Network, Teacher
 from kdrun.numerics import Numerics, compiler_missing, pinned, resolve, resolve_precision
 from kdrun.optim import learning_rate, make_optimizer
 from kdrun.options import Augment, OptimizerOptions

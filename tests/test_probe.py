@@ -10,8 +10,8 @@ import torch
 import kdrun.probe
 from kdrun.assemble import load_data, make_job, make_loaders, make_network, make_plan
 from kdrun.compose import load
-from kdrun.engine import Teacher
 from kdrun.methods.build import make_method
+from kdrun.network import Teacher
 from kdrun.numerics import Numerics
 from tests.conftest import TINY
 

@@ -16,10 +16,11 @@ from kdrun.analysis.classification import Classification, ConfusionMeter
 from kdrun.analysis.fidelity import FidelityMeter
 from kdrun.batch import Outputs
 from kdrun.cost import count_flops
-from kdrun.engine import EvalLoader, Network
+from kdrun.engine import EvalLoader
 from kdrun.errors import RunError
 from kdrun.metrics import EvalMeter
 from kdrun.models.taps import measure, pair_maps
+from kdrun.network import Network
 
 TIMED_SECONDS = 0.5  # of forward passes at least, after one that is not counted
 STAGES = frozenset({"maps", "pooled"})

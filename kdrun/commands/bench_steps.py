@@ -13,7 +13,7 @@ from kdrun.runs import RunDirectory
 if TYPE_CHECKING:
     from kdrun.batch import Batch
     from kdrun.commands.bench import Bench
-    from kdrun.engine import Network
+    from kdrun.network import Network
     from kdrun.numerics import Numerics
 
 
@@ -43,7 +43,7 @@ class EngineSteps:
     """
 
     def __init__(self, bench: Bench, row: str, methods: Sequence[dict[str, Any]]):
-        from kdrun.engine import Teacher
+        from kdrun.network import Teacher
 
         config, numerics = bench.config, bench.numerics_of(row)
         made = [make_method(node) for node in methods]

@@ -21,7 +21,7 @@ from kdrun.trained import Target, networks_of, target_of_run
 from kdrun.words import names_and_settings, take_choices
 
 if TYPE_CHECKING:
-    from kdrun.engine import Network
+    from kdrun.network import Network
 
 KINDS = {  # name on the command line -> class of the grad-cam package, None for our own
     "gradcam": None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun import console
 from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network
 from kdrun.commands.outcome import Student, draw, parameters_of, result_of, warnings
+from kdrun.commands.settle import decide_compile, keep_outputs
 from kdrun.config import read_resolved, to_yaml
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
 from kdrun.loggers import check_loggers
@@ -21,10 +22,10 @@ from kdrun.methods.build import make_method
 from kdrun.runs import RunDirectory, short_path
 
 if TYPE_CHECKING:
-    from kdrun.engine import Network, Teacher
     from kdrun.fit import Event
     from kdrun.job import Loaders
     from kdrun.loggers import Logger
+    from kdrun.network import Network, Teacher
     from kdrun.stop import Stop
 
 PEER_SEED = 1_000_000  # a peer of the student's own architecture must not start as its copy
@@ -71,7 +72,8 @@ class Session:
 
     def run(self) -> None:
         """Teacher first, then the students to their last epoch."""
-        from kdrun.engine import Teacher, evaluate
+        from kdrun.engine import evaluate
+        from kdrun.network import Teacher
 
         taught, about = self.obtain_teacher() if self.plan.method.needs_teacher else (None, None)
         self.numerics.apply()
@@ -79,9 +81,11 @@ class Session:
         if not students:
             return
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
+        if frozen is not None:
+            keep_outputs(frozen, students, loaders, self.config, self.stop)
         teacher = students[0].job.lane.peer or frozen
         if self.undecided:
-            self.decide_compile(students, teacher, loaders)
+            decide_compile(students, teacher, loaders)
         for student, error in self.run_to_end(students, teacher, loaders, "student"):
             if error is not None:
                 self.ended(student.plan, error)
@@ -172,7 +176,7 @@ class Session:
         import torch
 
         from kdrun.batch import Batch, Progress
-        from kdrun.engine import Teacher
+        from kdrun.network import Teacher
 
         plan = plan or self.plan
         config, side = plan.config, self.data.splits.image_size
@@ -215,24 +219,13 @@ class Session:
                        data=self.data, loaders=loaders)  # fmt: skip
         lane = Student(self.plan, job, 0)
         if self.undecided and recorded is None:
-            self.decide_compile([lane], None, loaders)
+            decide_compile([lane], None, loaders)
         for _, error in self.run_to_end([lane], None, loaders, "teacher"):
             if error is not None:
                 raise error
         record_weights(run)
         draw(run, f"teacher {options.name} on {self.config.dataset.name}")
         run.finish(result_of(lane))
-
-    def decide_compile(self, students: list[Student], teacher: Teacher | None, loaders: Loaders) -> None:
-        """Settle `compile=auto` by a timed probe of the first, for the networks of all."""
-        from kdrun.probe import choose_compile, switch
-
-        first = students[0].job
-        compiled, note = choose_compile(first, teacher, loaders, first.lane.epochs)
-        networks = [student.job.lane.student for student in students]
-        switch(networks + ([] if teacher is None else [teacher.network]), compiled)
-        if note:
-            console.note(note)
 
     def run_to_end(
         self, students: list[Student], teacher: Teacher | None, loaders: Loaders, what: str

@@ -97,6 +97,16 @@ class ResidentTrain:
     def steps_per_epoch(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
+    @property
+    def teacher_sees_the_same(self) -> bool:
+        """Whether each sample looks the same to the teacher in every epoch."""
+        return self.teacher_view == "clean" or not self.augment.changes
+
+    def teacher_image(self, index: Tensor) -> Tensor:
+        """`Batch.teacher_image` of samples `index` [N] in every epoch; only where `teacher_sees_the_same`."""
+        assert self.teacher_sees_the_same
+        return self.view(index, centre_views(self.augment, self.num_samples, self.device))
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
         host_order = shuffled(self.num_samples, self.seed, epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -12,6 +12,12 @@ from kdrun.models.taps import Tap
 from kdrun.options import OptimizerOptions
 
 Forward = Callable[[Tensor], Outputs]
+
+
+def stages_read(methods: Iterable[Method]) -> frozenset[int] | None:
+    """The teacher's maps that `methods` read between them, after `build`; None: all."""
+    stages = [method.teacher_stages for method in methods if method.teacher_needs & {"maps", "preact"}]
+    return None if None in stages else frozenset().union(*stages)  # type: ignore[arg-type]
 
 
 class Method(nn.Module):
@@ -32,9 +38,13 @@ class Method(nn.Module):
     trains_classifier: ClassVar[bool] = True
     # Views of each image that the loader makes beside the usual one: "strong" fills `batch.strong`.
     views: ClassVar[tuple[str, ...]] = ()
+    # False: the teacher is shown only images that the method makes, and never `batch.teacher_image` itself.
+    shows_batch: ClassVar[bool] = True
     # Features of `kdrun.batch.FEATURES` beside the logits, which are always there, in float32.
     student_needs: ClassVar[frozenset[str]] = frozenset()
     teacher_needs: ClassVar[frozenset[str]] = frozenset()
+    # Which of the teacher's maps it reads (-1: the last), where it needs maps; None: all. `build` may set it.
+    teacher_stages: frozenset[int] | None = None
     # Properties of `tests/methods/test_properties.py` that a paper makes untrue, with the reason.
     exceptions: ClassVar[dict[str, str]] = {}
     peer: Tap

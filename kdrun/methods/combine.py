@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import ConfigError
-from kdrun.methods.base import Forward, Method
+from kdrun.methods.base import Forward, Method, stages_read
 from kdrun.methods.build import make_method
 from kdrun.options import OptimizerOptions
 
@@ -76,6 +76,7 @@ class Combine(Method):
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         for method in self.methods:
             method.build(student, teacher, data)
+        self.teacher_stages = stages_read(self.methods)
 
     def note(self) -> str:
         return "; ".join(line for method in self.methods if (line := method.note()))

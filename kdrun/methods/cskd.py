@@ -98,6 +98,7 @@ class CSKD(Method):
     deploys = True
     student_needs = HEADS
     teacher_needs = frozenset({"maps", "tokens"})
+    teacher_stages = frozenset({-1})
     exceptions = {"reload": "inference averages three heads; the student alone would predict the mean of two"}
 
     def __init__(

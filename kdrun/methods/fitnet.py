@@ -94,6 +94,7 @@ class FitNet(KD):
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None
         self.ours, self.theirs = hint_pair(student, teacher, self.hint_stage, "fitnet")
+        self.teacher_stages = frozenset({self.theirs})
         self.regressor = regressor(student.maps[self.ours], teacher.maps[self.theirs])
 
     def preparation(self) -> OptimizerOptions:

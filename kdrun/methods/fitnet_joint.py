@@ -53,6 +53,7 @@ class FitNetJoint(KD):
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         assert teacher is not None
         self.ours, self.theirs = hint_pair(student, teacher, self.hint_stage, "fitnet_joint")
+        self.teacher_stages = frozenset({self.theirs})
         self.regressor = regressor(student.maps[self.ours], teacher.maps[self.theirs])
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class HintRegressor(Method):
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         ((self.ours, self.theirs),) = stage_pairs(student, teacher, "hint_regressor", "last")
         assert teacher is not None
+        self.teacher_stages = frozenset({self.theirs})
         self.regressor = nn.Conv2d(student.maps[self.ours][0], teacher.maps[self.theirs][0], 3, padding=1)
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ class SimKD(Method):
     trains_classifier = False
     student_needs = MAPS
     teacher_needs = frozenset({"maps", "tokens"})
+    teacher_stages = frozenset({-1})
     exceptions = {
         "ce": "the only loss is the feature's mean squared error (Chen et al. 2022)",
         "reload": "inference needs the projector and the teacher's classifier",

@@ -43,6 +43,7 @@ class SP(Method):
 
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
+    teacher_stages = frozenset({-1})
 
     def __init__(self, *, ce_weight: float, sp_weight: float):
         super().__init__()

@@ -110,6 +110,7 @@ class SRD(Method):
     name: ClassVar[str] = "srd"
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps", "tokens"})
+    teacher_stages = frozenset({-1})
 
     def __init__(self, *, ce_weight: float, feature_weight: float, srd_weight: float):
         super().__init__()

@@ -91,6 +91,7 @@ class SSKD(Method):
 
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
+    shows_batch = False  # but its rotations
 
     def __init__(
         self,

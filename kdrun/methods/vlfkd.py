@@ -64,6 +64,7 @@ class VLFKD(Method):
 
     student_needs = frozenset({"tokens"})
     teacher_needs = frozenset({"maps"})
+    teacher_stages = frozenset({-1})
 
     def __init__(
         self,

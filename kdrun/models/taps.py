@@ -18,10 +18,10 @@ Shape = tuple[int, int, int]
 class Tap(nn.Module):
     """`model` behind the one interface that engine and methods use.
 
-    needs: which of `kdrun.batch.FEATURES` to return beside the logits. input_size: side to which this network's images
-    are resized (bilinear, antialiased). data_stats and own_stats: ((mean), (std)) of the incoming images and of the
-    network's training; where they differ, images are re-normalised. The wrapped model's own state dict is what
-    checkpoints hold.
+    needs: which of `kdrun.batch.FEATURES` to return beside the logits; the attribute `stages`: which of the maps among
+    them, None for all. input_size: side to which this network's images are resized (bilinear, antialiased). data_stats
+    and own_stats: ((mean), (std)) of the incoming images and of the network's training; where they differ, images are
+    re-normalised. The wrapped model's own state dict is what checkpoints hold.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Tap(nn.Module):
         assert not unknown, f"unknown features {sorted(unknown)}; there are {sorted(FEATURES)}"
         self.model = model
         self.needs = needs
+        self.stages: frozenset[int] | None = None
         self.image_size = image_size
         self.input_size = None if input_size == image_size else input_size
         side = input_size or image_size
@@ -61,7 +62,7 @@ class Tap(nn.Module):
         return image
 
     def forward(self, image: Tensor) -> Outputs:
-        return self.adapter(self.prepare(image), self.needs).only(self.needs)
+        return self.adapter(self.prepare(image), self.needs).only(self.needs).at(self.stages)
 
 
 def measure(tap: Tap, num_classes: int) -> Spec:

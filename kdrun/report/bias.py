@@ -198,7 +198,7 @@ def draw_heat_map(grid: Grid, column: Column) -> bytes:
     )
     seeds = max((entry.seeds for (row, _), entry in entries.items() if row != TEACHER), default=0)
     figure.suptitle(f"{grid.title}: {column.name}, {seeds} seed{'s' if seeds != 1 else ''}; brackets: 95 % bootstrap "
-                    "interval; – : no difference between teacher and independent student to transfer; ¹ : control",
+                    "interval; – : nothing to transfer, as grid.md says; ¹ : control",
                     fontsize=9)  # fmt: skip
     return as_png(figure)
 

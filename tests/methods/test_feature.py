@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.batch import DataSpec, Outputs, Progress, Spec
 from kdrun.compose import load
-from kdrun.engine import Lane, Teacher
+from kdrun.engine import Lane
 from kdrun.errors import ConfigError, PairingError
 from kdrun.losses import kl_divergence
 from kdrun.methods.at import AT, attention_loss, attention_map
@@ -29,6 +29,7 @@ from kdrun.methods.srd_kl import SRDKL
 from kdrun.methods.srd_pmse import SRDPMSE
 from kdrun.models.taps import Tap, measure
 from kdrun.models.zoo import create_model
+from kdrun.network import Teacher
 from tests.methods.cases import (
     CASES,
     Definitions,

@@ -12,12 +12,14 @@ from torch import nn
 
 from kdrun.batch import Batch, DataSpec
 from kdrun.compose import choices, load
-from kdrun.engine import Lane, Network, Peer, Preparation, Teacher
+from kdrun.engine import Lane, Preparation
 from kdrun.errors import PairingError
+from kdrun.methods.base import stages_read
 from kdrun.methods.build import make_method
 from kdrun.methods.source import read_method
 from kdrun.metrics import TrainMeter
 from kdrun.models.taps import Tap, measure
+from kdrun.network import Network, Peer, Teacher
 from kdrun.numerics import Numerics
 from kdrun.options import OptimizerOptions
 from tests.conftest import TinyCNN
@@ -79,6 +81,7 @@ def make_lane(
     teacher, peer = None, None
     if network is not None:
         network.tap.needs = method.teacher_needs
+        network.tap.stages = stages_read([method])  # a map that the method reads and does not declare is None
         if method.trains_teacher:
             method.peer, peer = network.tap, Peer(network)
         teacher = peer or Teacher(network)

@@ -1,0 +1,54 @@
+"""What is settled before the first step: what is kept of the teacher's outputs, and whether networks are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kdrun import console
+from kdrun.commands.outcome import Student
+from kdrun.config import RunConfig
+from kdrun.errors import Interrupted
+from kdrun.stop import Stop
+
+if TYPE_CHECKING:
+    from kdrun.job import Loaders
+    from kdrun.network import Teacher
+
+
+def keep_outputs(teacher: Teacher, students: list[Student], loaders: Loaders, config: RunConfig, stop: Stop) -> None:
+    """What the teacher says of each training image, once for all epochs, where it sees the same ones in each. Raises
+    Interrupted for a signal."""
+    from kdrun.cache import fill
+    from kdrun.data.resident import ResidentTrain
+    from kdrun.methods.base import stages_read
+
+    methods = [student.job.lane.method for student in students]
+    teacher.network.tap.stages = stages_read(methods)
+    train = loaders.train
+    wanted = config.teacher_cache and config.epochs > 1 and any(method.shows_batch for method in methods)
+    if not (wanted and isinstance(train, ResidentTrain) and train.teacher_sees_the_same):
+        return
+
+    def watch(steps: Iterator[int], total: int) -> Iterator[int]:
+        label = f"teacher outputs of {train.num_samples:,} images, the same in every epoch"
+        for step in console.track(steps, total, label):
+            if stop.signal:
+                raise Interrupted(f"stopped by {stop.signal} before the first step. The same command resumes.")
+            yield step
+
+    teacher.cache = fill(teacher.network, train, watch)
+    if teacher.cache is None:
+        console.note("they do not fit into memory: the teacher computes them in every epoch")
+
+
+def decide_compile(students: list[Student], teacher: Teacher | None, loaders: Loaders) -> None:
+    """Settle `compile=auto` by a timed probe of the first, for the networks of all."""
+    from kdrun.probe import choose_compile, switch
+
+    first = students[0].job
+    compiled, note = choose_compile(first, teacher, loaders, first.lane.epochs)
+    networks = [student.job.lane.student for student in students]
+    switch(networks + ([] if teacher is None else [teacher.network]), compiled)
+    if note:
+        console.note(note)

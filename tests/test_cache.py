@@ -1,0 +1,192 @@
+"""The teacher's outputs, kept where it sees the same images in every epoch: the same students, with fewer passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdrun import cache as cache_module
+from kdrun.batch import Outputs
+from kdrun.cache import TeacherCache, fill
+from kdrun.data.resident import ResidentTrain
+from kdrun.data.sets import ArraySet
+from kdrun.models.taps import Tap
+from kdrun.models.zoo import create_model
+from kdrun.network import Network, Teacher
+from kdrun.numerics import Numerics
+from kdrun.options import Augment
+from tests.conftest import TINY
+
+PLAIN = ["dataset.augment.crop=none", "dataset.augment.flip=0"]
+STILL = Augment(crop="none", flip=0)
+SHIFTED = Augment(crop="padded", crop_padding=2, flip=0.5)
+
+
+def students(outputs: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """method -> the student's weights, of the runs below `outputs`."""
+    found = {path.parent.parent.name: load_file(path) for path in outputs.glob("runs/*/*/*/*/student.safetensors")}
+    assert found
+    return found
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the frozen teacher's batches, as they come."""
+    seen: list[int] = []
+    forward = Tap.forward
+
+    def counted(self: Tap, image: torch.Tensor) -> Outputs:
+        if len(image) > 2 and not any(parameter.requires_grad for parameter in self.parameters()):  # 2: a rehearsal
+            seen.append(len(image))
+        return forward(self, image)
+
+    monkeypatch.setattr(Tap, "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=kd", *PLAIN],
+        ["method=kd", "teacher_view=clean"],
+        ["method=kd", "teacher_view=independent", *PLAIN],
+        ["method=kd", "precision=bf16", *PLAIN],
+        ["method=hint_regressor", "precision=bf16", *PLAIN],
+        ["method=at", *PLAIN],
+        ["method=reviewkd", "precision=bf16", *PLAIN],
+        ["method=srd", *PLAIN],
+        ["method=fitnet", "method.hint_epochs=1", *PLAIN],
+        ["method=kd", "teacher=vit_cifar_tiny", "precision=bf16", *PLAIN],
+        ["method=capd", "teacher=vit_cifar_tiny", *PLAIN],
+    ],
+    ids=" ".join,
+)
+def test_a_student_is_the_same_bit_for_bit(kdrun, tmp_path, monkeypatch, words):
+    """Three batches of 32, 32 and 8 an epoch; kept, they are seen once, and computed anew in each of three epochs."""
+    seen = passes(monkeypatch)
+    trained = []
+    for kept in ("true", "false"):
+        seen.clear()
+        place = tmp_path / kept
+        command = ("train", *TINY, "epochs=3", *words, f"teacher_cache={kept}", f"output_root={place}")
+        code, out, err = kdrun(*command)
+        assert (code, err) == (0, "")
+        assert ("teacher outputs of 72 images, the same in every epoch" in out) is (kept == "true")
+        trained.append((students(place)[words[0].removeprefix("method=")], len(seen)))
+    (kept_weights, few), (weights, many) = trained
+    assert same(kept_weights, weights)
+    assert few == 3
+    assert many >= 9  # and those of a preparation
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["method=kd"], ["method=kd", "epochs=1", *PLAIN], ["method=kd", "dataset.augment.rotation=5", *PLAIN],
+     ["method=sskd", "method.prepare_epochs=1", *PLAIN]],
+    ids=" ".join,
+)  # fmt: skip
+def test_nothing_is_kept_where_nothing_repeats(kdrun, words):
+    """Augmented images, a single epoch, a method that shows the teacher its own rotations."""
+    code, out, err = kdrun("train", *TINY, "epochs=2", *words)
+    assert (code, err) == (0, "")
+    assert "teacher outputs" not in out
+
+
+def test_what_does_not_fit_is_computed_in_every_epoch(kdrun, tmp_path, monkeypatch):
+    words = ("train", *TINY, "epochs=2", "method=kd", *PLAIN)
+    kdrun(*words, f"output_root={tmp_path / 'kept'}")
+    monkeypatch.setattr(cache_module, "MOST", 72 * 4 * 4 - 1)  # one byte less than 72 samples of four float32 logits
+    code, out, err = kdrun(*words, f"output_root={tmp_path / 'large'}")
+    assert (code, err) == (0, "")
+    assert "they do not fit into memory: the teacher computes them in every epoch" in out
+    assert same(students(tmp_path / "kept")["kd"], students(tmp_path / "large")["kd"])
+
+
+def test_lanes_share_what_is_kept(kdrun, tmp_path):
+    """One pass for lanes that read different maps, and the weights of runs alone."""
+    methods = ("kd", "hint_regressor", "at")
+    for method in methods:
+        assert kdrun("train", *TINY, *PLAIN, "epochs=2", f"method={method}", f"output_root={tmp_path / 'a'}")[0] == 0
+    code, out, _ = kdrun("train", "-m", *TINY, *PLAIN, "epochs=2", f"method={','.join(methods)}",
+                         "launcher.processes=0", f"output_root={tmp_path / 'b'}")  # fmt: skip
+    assert code == 0
+    assert out.count("teacher outputs of 72 images") <= 1
+    alone, together = students(tmp_path / "a"), students(tmp_path / "b")
+    assert sorted(alone) == sorted(together) == sorted(methods)
+    assert all(same(alone[method], together[method]) for method in methods)
+
+
+def test_only_the_switched_off_one_has_a_name_of_its_own(kdrun, outputs):
+    """Old runs keep their digests."""
+    for value in ("true", "false"):
+        assert kdrun("train", *TINY, "epochs=1", "method=kd", f"teacher_cache={value}")[0] == 0
+    assert kdrun("train", *TINY, "epochs=1", "method=kd")[0] == 0
+    assert len(list(outputs.glob("runs/*/*/*/*/result.json"))) == 2
+
+
+def loader(augment: Augment, view: str = "same") -> ResidentTrain:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (21, 16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+    return ResidentTrain(ArraySet(pixels, (torch.arange(21) % 4).numpy()), batch_size=8, seed=0, augment=augment,
+                         stats=([0.5] * 3, [0.25] * 3), teacher_view=view, device=torch.device("cpu"))  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "needs"), [("resnet8", {"maps", "preact", "pooled"}), ("vit_cifar_tiny", {"tokens", "attention", "maps"})]
+)
+@pytest.mark.parametrize(("augment", "view"), [(STILL, "same"), (SHIFTED, "clean")])
+def test_kept_outputs_are_those_of_a_pass(name, needs, precision, augment, view):
+    """In value, type, shape and memory layout, for the samples of every batch of an epoch."""
+    torch.manual_seed(0)
+    network = Network(Tap(create_model(name, num_classes=4, image_size=16), 16, frozenset(needs)),
+                      Numerics("cpu", precision, False, 1, False), 8)  # fmt: skip
+    teacher, batches = Teacher(network), loader(augment, view)
+    cache = fill(network, batches, lambda steps, total: steps)
+    assert cache is not None
+    for batch in batches.epoch(5):
+        found, wanted = cache(batch.index), teacher(batch.teacher_image)
+        ours, theirs = (cache_module.tensors_of(one) for one in (found, wanted))
+        assert len(ours) == len(theirs) > 1
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+            assert one.dtype == other.dtype == torch.float32
+            assert [n for n, size in zip(one.stride(), one.shape, strict=True) if size > 1] == [
+                n for n, size in zip(other.stride(), other.shape, strict=True) if size > 1
+            ] or other.stride()[0] != other[0].numel()  # a slice of a larger tensor has gaps, what is kept has none
+
+
+def test_layout_of_a_sample_is_kept():
+    maps = torch.randn(5, 3, 4, 2).to(memory_format=torch.channels_last)
+    heads = torch.randn(5, 6, 2, 7).transpose(1, 2)
+    cache = TeacherCache(Outputs(torch.randn(5, 4), maps=(maps,), attention=(heads, heads, heads)), 5)
+    cache.put(0, Outputs(torch.zeros(5, 4), maps=(maps,), attention=(heads, heads, heads)))
+    out = cache(torch.tensor([4, 0]))
+    assert out.maps is not None
+    assert out.attention is not None
+    assert out.maps[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(out.maps[0], maps[[4, 0]])
+    assert out.attention[1].stride() == heads.stride()
+    assert torch.equal(out.attention[1], heads[[4, 0]])
+    assert cache.size == 4 * (5 * 4 + maps.numel() + 3 * heads.numel())
+
+
+@pytest.mark.parametrize("augment", [Augment(), SHIFTED, Augment(crop="none", flip=0.5),
+                                     Augment(crop="none", flip=0, rotation=1), Augment(crop="none", flip=0, hue=0.1),
+                                     Augment(crop="resized", flip=0)])  # fmt: skip
+def test_augmentation_is_seen(augment):
+    assert not loader(augment).teacher_sees_the_same
+    assert not loader(augment, "independent").teacher_sees_the_same
+    assert loader(augment, "clean").teacher_sees_the_same
+
+
+@pytest.mark.parametrize("view", ["same", "clean", "independent"])
+def test_without_augmentation_all_views_are_one(view):
+    assert loader(STILL, view).teacher_sees_the_same
+    assert loader(Augment(crop="padded", crop_padding=0, flip=0), view).teacher_sees_the_same
