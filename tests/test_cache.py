@@ -130,11 +130,11 @@ def test_only_the_switched_off_one_has_a_name_of_its_own(kdrun, outputs):
     assert len(list(outputs.glob("runs/*/*/*/*/result.json"))) == 2
 
 
-def loader(augment: Augment, view: str = "same") -> ResidentTrain:
+def loader(augment: Augment, view: str = "same", device: str = "cpu") -> ResidentTrain:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (21, 16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
     return ResidentTrain(ArraySet(pixels, (torch.arange(21) % 4).numpy()), batch_size=8, seed=0, augment=augment,
-                         stats=([0.5] * 3, [0.25] * 3), teacher_view=view, device=torch.device("cpu"))  # fmt: skip
+                         stats=([0.5] * 3, [0.25] * 3), teacher_view=view, device=torch.device(device))  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -7,8 +7,14 @@ import json
 import pytest
 import torch
 
+from kdrun.cache import fill, tensors_of
 from kdrun.cli import main
+from kdrun.models.taps import Tap
+from kdrun.models.zoo import create_model
+from kdrun.network import Network, Teacher
+from kdrun.numerics import Numerics
 from tests.conftest import TINY
+from tests.test_cache import STILL, loader
 from tests.test_runs import numbers, only_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -41,6 +47,20 @@ def test_repeats_when_deterministic(tmp_path):
         assert main(["train", *words]) == 0
         found.append(numbers(only_run(tmp_path / folder)))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kept_outputs_are_those_of_a_pass(precision):
+    """cuDNN may choose another algorithm for the small last batch, so to rounding."""
+    numerics = Numerics("cuda", precision, False, 1, False)
+    model = create_model("resnet8", num_classes=4, image_size=16).cuda()
+    network = Network(Tap(model, 16, frozenset({"maps", "pooled"})), numerics, 8)
+    teacher, batches = Teacher(network), loader(STILL, device="cuda")
+    cache = fill(network, batches, lambda steps, total: steps)
+    assert cache is not None
+    for batch in batches.epoch(1):
+        for one, other in zip(tensors_of(cache(batch.index)), tensors_of(teacher(batch.teacher_image)), strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
 
 
 def test_out_of_memory_is_one_line(tmp_path, capsys):
