@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,17 @@ def known_ledgers(root: Path) -> list[str]:
     return sorted(path.parent.name for path in (root / "sweeps").glob("*/cells.json"))
 
 
-def read_ledger(root: Path, name: str) -> Ledger:
-    """Raises ConfigError where there is none of that name, CheckpointError where it is damaged."""
+def read_ledger(root: Path, name: str, defined: Callable[[], Sequence[str]] = tuple) -> Ledger:
+    """Raises ConfigError where there is none of that name, CheckpointError where it is damaged. defined() names the
+    sweeps that could be trained; asked only for an error."""
     place = ledger_path(root, name)
     if not place.is_file():
+        trainable = defined()
+        if name in trainable:
+            raise ConfigError(f"{name} is not begun in {root}/sweeps: kdrun train -m sweep={name} trains it.")
         known = known_ledgers(root)
         there = f"There are: {', '.join(known)}." if known else f"{root}/sweeps holds none yet."
-        raise ConfigError(f"{name}: no such sweep.{suggest(name, known)} {there}")
+        raise ConfigError(f"{name}: no such sweep.{suggest(name, [*known, *trainable])} {there}")
     content = read_json(place)
     try:
         return Ledger(**{**content, "shape": TableShape(**content["shape"]),

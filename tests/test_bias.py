@@ -372,6 +372,8 @@ def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, method
 
 @pytest.mark.parametrize(("words", "line"), [
     (["nothing"], "nothing: no such sweep"),
+    (["bias_vit_to_cnn"], "sweeps: kdrun train -m sweep=bias_vit_to_cnn trains it."),
+    (["bias_vit_to_cnm"], "Did you mean bias_vit_to_cnn?"),
     ([], "bias of which sweep?"),
     (["x", "value=ratoi"], "Did you mean ratio?"),
     (["x", "testsets=noise"], "Did you mean testset?"),

@@ -11,7 +11,7 @@ from rich.markup import escape
 from kdrun import console
 from kdrun.analysis.bias_grid import Column, column_entries
 from kdrun.analysis.decisions import read_decisions
-from kdrun.commands.table import read_words
+from kdrun.commands.table import defined_sweeps, read_words
 from kdrun.errors import ConfigError, suggest
 from kdrun.ledger import Ledger, known_ledgers, read_ledger, result_of
 from kdrun.runs import outputs_folder, short_path
@@ -55,7 +55,7 @@ def command(words: list[str]) -> int:
     if len(names) != 1:
         known = ", ".join(known_ledgers(root)) or "none yet"
         raise ConfigError(f"bias of which sweep? Give one name; {root}/sweeps holds: {known}.")
-    ledger = read_ledger(root, names[0])
+    ledger = read_ledger(root, names[0], defined_sweeps)
     return grid_of(ledger, root, settings)
 
 

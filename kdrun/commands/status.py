@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdrun import console
 from kdrun.analysis.progress import Progress, progress_of
-from kdrun.commands.table import read_words
+from kdrun.commands.table import defined_sweeps, read_words
 from kdrun.errors import CheckpointError
 from kdrun.ledger import STATES, Ledger, known_ledgers, read_ledger
 from kdrun.runs import outputs_folder
@@ -29,7 +29,7 @@ def command(words: list[str]) -> int:
     damaged: list[str] = []
     for name in known:
         try:
-            ledger = read_ledger(root, name)
+            ledger = read_ledger(root, name, defined_sweeps)
         except CheckpointError as error:
             damaged.append(str(error))
             continue

@@ -94,11 +94,18 @@ def show_known(root: Path) -> None:
         console.note(f"{root}/sweeps holds no sweep yet. Of any runs: kdrun table '{root}/runs/*/*/*/*'")
 
 
+def defined_sweeps() -> list[str]:
+    """The sweeps of conf/sweep; reading configurations is slow to import, and needed for an error alone."""
+    from kdrun.sweeps import sweep_names
+
+    return sweep_names()
+
+
 def find_ledger(names: list[str], root: Path) -> tuple[Ledger, list[str]]:
     """The named ledger, or one of the runs that the words name; with the folders among them that are no runs."""
     known = known_ledgers(root)
     if len(names) == 1 and (names[0] in known or not looks_like_runs(names[0])):
-        return read_ledger(root, names[0]), []
+        return read_ledger(root, names[0], defined_sweeps), []
     both = [name for name in names if name in known and not looks_like_runs(name)]
     if both:
         raise ConfigError(f"{both[0]} is a sweep's table: show it alone (kdrun table {both[0]}), or give runs only.")
