@@ -194,7 +194,7 @@ class SweepView:
                 self.progress.update(self.tasks[slot.number], completed=0, text="", description="idle")
 
     def _advance(self, number: int, task: Any, report: Any) -> None:
-        lanes = sum(str(plan.run.path) not in self.over for plan in task.plans)
+        lanes = sum(run not in self.over for run in report.runs)
         # A preparation, or a teacher that these lanes still have to train, is no part of any run's epochs.
         counted = lanes if task.kind == "lanes" and report.what == "student" else 0
         self.positions[number] = (report.position, report.epochs, counted)

@@ -232,7 +232,8 @@ def test_the_environment_is_put_back(monkeypatch):
 
 
 def test_time_left_counts_the_students_epochs_alone():
-    """A preparation or a teacher inside a task is no part of any run, and a lane that ended trains no longer."""
+    """A preparation or a teacher inside a task is no part of any run, and a lane that ended trains no longer; nor do
+    those of a task that wait for the others."""
     from types import SimpleNamespace
 
     from kdrun.commands.worker import Advanced, Ended, Task
@@ -240,16 +241,18 @@ def test_time_left_counts_the_students_epochs_alone():
 
     plans = plans_of("method=kd,dkd,at")
     view, task = SweepView(3, {}), Task("lanes", plans, "three")
-    slot = SimpleNamespace(number=0)
+    slot, runs = SimpleNamespace(number=0), tuple(str(plan.run.path) for plan in plans)
     for what in ("preparing kd", "teacher"):
-        view.show(slot, task, Advanced(what, 1.0, 2, 100.0))
+        view.show(slot, task, Advanced(what, 1.0, 2, 100.0, runs))
         assert view._done() == 0
-    view.show(slot, task, Advanced("student", 1.0, 2, 100.0))
+    view.show(slot, task, Advanced("student", 1.0, 2, 100.0, runs))
     assert view._done() == 1.5
     view.show(slot, task, Ended(str(plans[0].run.path), None, "loss is nan"))
     assert view._done() == 2.0
-    view.show(slot, task, Advanced("student", 1.5, 2, 100.0))
+    view.show(slot, task, Advanced("student", 1.5, 2, 100.0, runs))
     assert view._done() == 2.5
+    view.show(slot, task, Advanced("student", 1.0, 2, 100.0, runs[1:2]))
+    assert view._done() == 1.5
 
 
 def plans_of(*words: str):

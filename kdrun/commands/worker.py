@@ -33,12 +33,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Advanced:
-    """Training stands at `position` of `epochs`, with so many images per second through every lane."""
+    """Training stands at `position` of `epochs`, with so many images per second through every lane. runs: the
+    directories of those that train side by side, which may be a part of the task's."""
 
     what: str
     position: float
     epochs: int
     images_per_second: float
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def train_lanes(task: Task, report: Report, stop: Stop) -> None:
                 plans.append(plan)
         for group in by_compiled_needs(plans):
             while group:
-                session = Session(group, stop, viewer(report), ended, task.memory_share)
+                view = viewer(report, tuple(str(plan.run.path) for plan in group))
+                session = Session(group, stop, view, ended, task.memory_share)
                 session.run()
                 group = session.left
 
@@ -184,7 +187,7 @@ def by_compiled_needs(plans: list[Plan]) -> Iterator[list[Plan]]:
     yield from groups.values()
 
 
-def viewer(report: Report) -> Any:
+def viewer(report: Report, runs: tuple[str, ...] = ()) -> Any:
     """A session's view that reports epochs, and steps now and then."""
     import time
 
@@ -203,9 +206,9 @@ def viewer(report: Report) -> Any:
                 if isinstance(event, Step) and time.monotonic() - last > 0.5:
                     last = time.monotonic()
                     position = event.epoch - 1 + event.step / event.steps
-                    report(Advanced(what, position, epochs, event.images_per_second))
+                    report(Advanced(what, position, epochs, event.images_per_second, runs))
                 elif isinstance(event, Epoch) and event.epoch == epochs:
-                    report(Advanced(what, epochs, epochs, event.metrics["train"]["images_per_second"]))
+                    report(Advanced(what, epochs, epochs, event.metrics["train"]["images_per_second"], runs))
 
             yield show
 
