@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # P1: DeepNN -> LightNN on CIFAR-10, 50 epochs: the table of five seeds, then of the first seed predictions on a folder of
-# images and ONNX files of the teacher, plain and quantised. Under one GPU-hour, an estimate; hours on a CPU. Expect (P1's
-# README, one run each) Teacher 71.77, Student 66.32, Cosine 65.00, Regressor 65.98: the student alone is the best there.
+# images and ONNX files of the teacher, plain and quantised. Under one GPU-hour, an estimate; about four hours of one CPU
+# core. Expect (P1's README, one run each) Teacher 71.77, Student 66.32, Cosine 65.00, Regressor 65.98: the student alone
+# is the best there. kdrun's own: outputs/published/tutorial.md.
 #   scripts/reproduce_p1.sh [seed=0 dataset.root=/path images=FOLDER …]          try it: train_limit and epochs, as in
 #   scripts/reproduce_p1.sh seed=0 epochs=1 teacher.recipe.epochs=1 dataset.train_limit=1000 dataset.test_limit=500
 # images: what is predicted; without it 20 test images, written as PNG files first. What P1 saves is found here:
