@@ -3,17 +3,14 @@ without augmentation, or with teacher_view=clean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
 
 from kdrun.batch import Outputs
 from kdrun.cost import free_memory
+from kdrun.data.ingest import Track
 from kdrun.data.resident import ResidentTrain
 from kdrun.network import Network
-
-Watch = Callable[[Iterator[int], int], Iterator[int]]
 
 MOST = 4 * 2**30  # bytes, and never more than a quarter of what is free
 
@@ -30,7 +27,9 @@ class Kept:
         self.rows = example.new_empty([samples, *(example.shape[axis] for axis in order)])
 
     def put(self, start: int, values: Tensor) -> None:
-        self.rows[start : start + len(values)] = values.permute(self.order)
+        """What goes beyond the last sample is dropped."""
+        room = self.rows[start : start + len(values)]
+        room.copy_(values[: len(room)].permute(self.order))
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return self.rows.index_select(0, index).permute(self.back)
@@ -41,8 +40,8 @@ class TeacherCache:
 
     def __init__(self, example: Outputs, samples: int):
         """example: of one batch, not yet in float32; it fixes which outputs there are, their shapes and precision."""
-        self.example, self.samples = example, samples
         self.kept = [Kept(tensor, samples) for tensor in tensors_of(example)]
+        self.shape = example.apply(lambda tensor: tensor.new_empty(0))  # a view would hold the whole batch
 
     def put(self, start: int, outputs: Outputs) -> None:
         for kept, values in zip(self.kept, tensors_of(outputs), strict=True):
@@ -50,12 +49,16 @@ class TeacherCache:
 
     def __call__(self, index: Tensor) -> Outputs:
         rows = iter(self.kept)
-        return self.example.apply(lambda _: next(rows)[index]).float()
+        return self.shape.apply(lambda _: next(rows)[index]).float()
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return sum(kept.rows.numel() * kept.rows.element_size() for kept in self.kept)
+        return bytes_of([kept.rows for kept in self.kept])
+
+
+def bytes_of(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def tensors_of(outputs: Outputs) -> list[Tensor]:
@@ -64,27 +67,23 @@ def tensors_of(outputs: Outputs) -> list[Tensor]:
     return found
 
 
-def fill(network: Network, loader: ResidentTrain, watch: Watch) -> TeacherCache | None:
+def fill(network: Network, loader: ResidentTrain, track: Track) -> TeacherCache | None:
     """One pass of the frozen `network` over the training images as the teacher sees them; None where what it says does
     not fit into memory.
 
     In the set's own order and in full batches whatever the run has done before, and never compiled: a resumed run, and
-    a lane beside other lanes, gets the same numbers. watch(steps, total) passes the steps on, and may show them.
+    a lane beside other lanes, gets the same numbers.
     """
     assert not network.tap.training, "the teacher is in training mode"
-    samples, size = loader.num_samples, min(loader.batch_size, loader.num_samples)
-    room = min(MOST, free_memory(network.numerics.torch_device) // 4)
-    cache = None
-    starts = range(0, samples, size)
-    for step in watch(iter(range(len(starts))), len(starts)):
-        index = torch.arange(starts[step], starts[step] + size, device=network.numerics.torch_device) % samples
+    samples, steps, cache = loader.num_samples, loader.steps_per_epoch, None
+    label = f"teacher outputs of {samples:,} images, the same in every epoch"
+    for step, image in zip(track(iter(range(steps)), steps, label), loader.teacher_images(), strict=True):
         with torch.no_grad():
-            outputs = network.eager(loader.teacher_image(index))
+            outputs = network.eager(image)
         if cache is None:
-            needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(outputs)) * samples // size
-            if needed > room:
+            room = min(MOST, free_memory(network.numerics.torch_device) // 4)
+            if bytes_of(tensors_of(outputs)) * samples // len(image) > room:
                 return None
-            cache = TeacherCache(outputs.apply(lambda tensor: tensor[:0]), samples)
-        left = min(size, samples - starts[step])
-        cache.put(starts[step], outputs.apply(lambda tensor, left=left: tensor[:left]))
+            cache = TeacherCache(outputs, samples)
+        cache.put(step * len(image), outputs)
     return cache

@@ -196,7 +196,7 @@ class SweepView:
     def _advance(self, number: int, task: Any, report: Any) -> None:
         lanes = sum(run not in self.over for run in report.runs)
         # A preparation, or a teacher that these lanes still have to train, is no part of any run's epochs.
-        counted = lanes if task.kind == "lanes" and report.what == "student" else 0
+        counted = lanes if report.what == "student" else 0
         self.positions[number] = (report.position, report.epochs, counted)
         text = f"epoch {report.position:.1f}/{report.epochs} · {report.images_per_second:,.0f} images/s"
         if counted > 1:

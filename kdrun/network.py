@@ -40,8 +40,7 @@ class Network:
             self.compiled = torch.compile(self.tap, dynamic=False)
 
     def __call__(self, image: Tensor) -> Outputs:
-        alone = len(image) == 1 and self.tap.training
-        if self.compiled is None or len(image) != self.batch_size or alone:
+        if self.compiled is None or len(image) != self.batch_size or self.trains_alone(image):
             return self.eager(image).float()
         with self.numerics.autocast():
             return self.compiled(image).float()
@@ -49,9 +48,10 @@ class Network:
     def eager(self, image: Tensor) -> Outputs:
         """The same uncompiled, and in the precision in which each output was computed."""
         with self.numerics.autocast():
-            if len(image) == 1 and self.tap.training:
-                return self.alone(image)
-            return self.tap(image)
+            return self.alone(image) if self.trains_alone(image) else self.tap(image)
+
+    def trains_alone(self, image: Tensor) -> bool:
+        return len(image) == 1 and self.tap.training
 
     def alone(self, image: Tensor) -> Outputs:
         """A training batch of one. Where a map is down to one position there is no variance to normalise by, and
@@ -108,9 +108,11 @@ class Teacher:
                 self.seen.append(self.seen.pop(position))
                 return outputs
         assert not self.network.tap.training, "something has put the teacher into training mode"
-        with torch.no_grad():
-            known = self.cache is not None and self.batch is not None and image is self.batch.teacher_image
-            outputs = self.cache(self.batch.index) if known else self.network(image)  # type: ignore[misc,union-attr]
+        if self.cache is not None and self.batch is not None and image is self.batch.teacher_image:
+            outputs = self.cache(self.batch.index)
+        else:
+            with torch.no_grad():
+                outputs = self.network(image)
         self.seen = [*self.seen[1 - self.KEPT :], (image, outputs)]
         return outputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdrun import console
@@ -13,6 +13,7 @@ from kdrun.runs import RunDirectory, now, short_path
 if TYPE_CHECKING:
     from kdrun.engine import Lane
     from kdrun.job import Job
+    from kdrun.loggers import Logger
 
 
 @dataclass
@@ -23,6 +24,13 @@ class Student:
     job: Job
     extra: int
     about: dict[str, Any] | None = None
+
+
+def loggers_of(student: Student) -> list[Logger]:
+    from kdrun.loggers import make_loggers
+
+    job, config = student.job, student.plan.config
+    return make_loggers(config.logger, job.run.path, asdict(config), job.digest, job.epoch)
 
 
 def result_of(student: Student) -> dict[str, Any]:

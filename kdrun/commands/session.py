@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun import console
 from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network
-from kdrun.commands.outcome import Student, draw, parameters_of, result_of, warnings
+from kdrun.commands.outcome import Student, draw, loggers_of, parameters_of, result_of, warnings
 from kdrun.commands.settle import decide_compile, keep_outputs
 from kdrun.config import read_resolved, to_yaml
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
@@ -24,7 +24,6 @@ from kdrun.runs import RunDirectory, short_path
 if TYPE_CHECKING:
     from kdrun.fit import Event
     from kdrun.job import Loaders
-    from kdrun.loggers import Logger
     from kdrun.network import Network, Teacher
     from kdrun.stop import Stop
 
@@ -256,7 +255,7 @@ class Session:
         waiting = [student.job for student in jobs.values()]
         if not waiting:
             return
-        loggers = {key: self.loggers_of(student) for key, student in jobs.items()}
+        loggers = {key: loggers_of(student) for key, student in jobs.items()}
         first = min(job.epoch + job.step / steps for job in waiting)
         with ExitStack() as closing, self.view(what, epochs, first) as show:
             for logger in (logger for several in loggers.values() for logger in several):
@@ -271,12 +270,6 @@ class Session:
                     yield jobs[id(event.job)], RunError(f"{what}: {event.reason}")
                 elif isinstance(event, Epoch) and event.epoch == epochs:
                     yield jobs[id(event.job)], None
-
-    def loggers_of(self, student: Student) -> list[Logger]:
-        from kdrun.loggers import make_loggers
-
-        job, config = student.job, student.plan.config
-        return make_loggers(config.logger, job.run.path, asdict(config), job.digest, job.epoch)
 
     def begin(self, student: Student, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
         """Resume where it stands, or write what is known before training and prepare its method."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def keep_outputs(teacher: Teacher, students: list[Student], loaders: Loaders, config: RunConfig, stop: Stop) -> None:
-    """What the teacher says of each training image, once for all epochs, where it sees the same ones in each. Raises
-    Interrupted for a signal."""
+    """Let the teacher return only the maps that the methods read, and compute what it says of each training image once
+    for all epochs where it sees the same ones in each. Raises Interrupted for a signal."""
     from kdrun.cache import fill
     from kdrun.data.resident import ResidentTrain
     from kdrun.methods.base import stages_read
@@ -30,14 +30,13 @@ def keep_outputs(teacher: Teacher, students: list[Student], loaders: Loaders, co
     if not (wanted and isinstance(train, ResidentTrain) and train.teacher_sees_the_same):
         return
 
-    def watch(steps: Iterator[int], total: int) -> Iterator[int]:
-        label = f"teacher outputs of {train.num_samples:,} images, the same in every epoch"
+    def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
         for step in console.track(steps, total, label):
             if stop.signal:
                 raise Interrupted(f"stopped by {stop.signal} before the first step. The same command resumes.")
             yield step
 
-    teacher.cache = fill(teacher.network, train, watch)
+    teacher.cache = fill(teacher.network, train, track)
     if teacher.cache is None:
         console.note("they do not fit into memory: the teacher computes them in every epoch")
 

@@ -102,10 +102,14 @@ class ResidentTrain:
         """Whether each sample looks the same to the teacher in every epoch."""
         return self.teacher_view == "clean" or not self.augment.changes
 
-    def teacher_image(self, index: Tensor) -> Tensor:
-        """`Batch.teacher_image` of samples `index` [N] in every epoch; only where `teacher_sees_the_same`."""
+    def teacher_images(self) -> Iterator[Tensor]:
+        """What the teacher sees of the samples in their own order, in full batches: the last one goes on with the first
+        samples. Only where `teacher_sees_the_same`."""
         assert self.teacher_sees_the_same
-        return self.view(index, centre_views(self.augment, self.num_samples, self.device))
+        views = centre_views(self.augment, self.num_samples, self.device)
+        size = min(self.batch_size, self.num_samples)
+        for start in range(0, self.num_samples, size):
+            yield self.view(torch.arange(start, start + size, device=self.device) % self.num_samples, views)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
