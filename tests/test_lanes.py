@@ -75,6 +75,19 @@ def test_cells_that_cannot_run_are_listed_before_training(kdrun, outputs):
     assert not list((outputs / "runs").glob("*/*/deit/*/metrics.csv"))
 
 
+def test_only_the_cells_that_were_asked_for_are_complained_of(kdrun):
+    """A word that other rows do not take is no error of a call that leaves them out; a seed keeps its own name."""
+    words = [*TINY, "teacher=resnet8", "student=resnet8", "epochs=1", "method.temperature=3", HERE]
+    code, out, err = kdrun("train", "-m", "sweep=digits_table", "row=KD", "seed=1", *words)
+    assert (code, err) == (0, "")
+    assert "1 run(s) done" in out
+    code, _, err = kdrun("train", "-m", "sweep=digits_table", "row=KD,RKD", "seed=1,2", *words)
+    assert code == 2
+    found = [line for line in err.splitlines() if "method.temperature: rkd has no such setting" in line]
+    assert len(found) == 2
+    assert ["seed 1:" in found[0], "seed 2:" in found[1]] == [True, True]
+
+
 def test_one_cell_without_a_seed_word(kdrun, outputs):
     code, out, err = kdrun("train", "-m", *TINY, "epochs=1", "method=none", HERE)
     assert (code, err) == (0, "")

@@ -63,7 +63,7 @@ def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: 
     cells = [cell for cell, _ in found]
     check_distinct(sweep, cells)
     plans = [plan for _, plan in found if plan is not None]
-    broken = [cell for cell in cells if cell.run is None]
+    broken = [cell for wish, cell in zip(sweep.wishes, cells, strict=True) if cell.run is None and wish.chosen]
     for cell in broken:
         place = place_of(cell)
         print_error(cell.reason if cell.reason.startswith(f"{place}:") else f"{place}: {cell.reason}")
@@ -137,7 +137,8 @@ def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell
             except KdrunError as error:
                 composed[key] = str(error)
         config = composed[key]
-        cell = Cell(wish.row, wish.column, 0, wish.overrides, published=wish.published)
+        seed = int(seeds[-1].partition("=")[2]) if seeds else None
+        cell = Cell(wish.row, wish.column, seed or 0, wish.overrides, published=wish.published)
         plan = None
         if isinstance(config, str):
             cell.reason = config
@@ -146,8 +147,7 @@ def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell
                 cell.row, cell.column = " ".join(own or wish.overrides), NO_RUN
         else:
             try:
-                config = replace(config, seed=int(seeds[-1].partition("=")[2])) if seeds else config
-                plan = make_plan(config, wish.overrides)
+                plan = make_plan(config if seed is None else replace(config, seed=seed), wish.overrides)
                 fill(cell, plan)
             except KdrunError as error:
                 cell.reason = one_line(error)
