@@ -116,7 +116,7 @@ def differing(sides: Sequence[Side]) -> list[Row]:
     `teacher` says so; its own settings compare the others."""
     rows = table_of([side.settings for side in sides])
     return [row for row in rows if differs([value for value in row.values
-            if value is not MISSING or not row.key.startswith("teacher.")])]  # fmt: skip
+            if value is not MISSING or not row.key.startswith(("teacher.", "teacher_"))])]  # fmt: skip
 
 
 def differs(values: Sequence[Any]) -> bool:
