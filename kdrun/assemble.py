@@ -17,6 +17,7 @@ from kdrun.identity import run_identity, teacher_identity
 from kdrun.methods.source import MethodSource, combined_name, read_method
 from kdrun.options import DatasetOptions, ModelOptions, OptimizerOptions
 from kdrun.runs import RunDirectory, digest_of, slug
+from kdrun.streams import Streams
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,7 +127,7 @@ def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
 
 
 def make_loaders(
-    data: Data, batch_size: int, seed: int, teacher_view: str, numerics: Numerics, views: tuple[str, ...] = ()
+    data: Data, batch_size: int, streams: Streams, teacher_view: str, numerics: Numerics, views: tuple[str, ...] = ()
 ) -> Loaders:
     """Resident tensors for arrays, streaming for files; views: `Method.views` of what trains on them."""
     from kdrun.data.resident import ResidentTrain
@@ -135,7 +136,7 @@ def make_loaders(
 
     splits, options = data.splits, data.config.dataset
     common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device}
-    train: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "augment": options.augment,
+    train: dict[str, Any] = {"batch_size": batch_size, "seed": streams.data, "augment": options.augment,
                              "teacher_view": teacher_view, "views": views}  # fmt: skip
     held = [splits.test] if splits.val is None else [splits.test, splits.val]
     measured = [make_eval_loader(data, part, numerics) for part in held]
@@ -185,14 +186,14 @@ def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: St
     return Tap(model, image_size, input_size=options.input_size, data_stats=stats, own_stats=own_stats(options, model))
 
 
-def make_network(options: ModelOptions, data: Data, seed: int, numerics: Numerics, batch_size: int) -> Network:
+def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: Numerics, batch_size: int) -> Network:
     """A freshly initialised (or loaded) network on the device. Initialised on the CPU, so that the device does not
-    change it, from `seed` alone, so that the method does not either."""
+    change it, from `streams` alone, so that the method does not either."""
     import torch
 
     from kdrun.network import Network
 
-    torch.manual_seed(seed)
+    torch.manual_seed(streams.start)
     tap = make_tap(options, data.splits.num_classes, data.splits.image_size, data.stats)
     return Network(tap.to(numerics.device), numerics, batch_size)
 
@@ -218,7 +219,7 @@ def make_job(
     method: Method,
     optimizer: OptimizerOptions,
     epochs: int,
-    seed: int,
+    streams: Streams,
     data: Data,
     loaders: Loaders,
 ) -> Job:
@@ -236,7 +237,7 @@ def make_job(
     spec = DataSpec(loaders.train.num_samples, loaders.train.labels, classes, data.splits.image_size)
     taught = None if teacher is None else measure(teacher.tap, classes)
     shapes = measure(student.tap, classes)
-    torch.manual_seed(2**32 + seed)  # the method's own parts draw from another stream than the student's
+    torch.manual_seed(streams.parts)
     method.build(shapes, taught, spec)
     method.to(device)
     student.tap.needs = method.student_needs
@@ -251,4 +252,4 @@ def make_job(
             f"optimizer.ema_decay={optimizer.ema_decay}: an average of what this method deploys needs a student of the "
             "zoo or of timm; leave ema_decay out."
         )
-    return Job(run, Lane(student, method, optimizer, epochs, seed, device, peer=peer), digest)
+    return Job(run, Lane(student, method, optimizer, epochs, streams, device, peer=peer), digest)

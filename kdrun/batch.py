@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from kdrun.draws import Draws
 
 # Everything a method may ask of a network beside its logits.
 FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"})
@@ -127,11 +128,11 @@ class DataSpec:
 
 @dataclass
 class Progress:
-    """Where training stands. epoch and step count from 0; `generator` is keyed by (seed, epoch, step), so every
-    random draw of a method is the same after a resume and in any lane."""
+    """Where training stands. epoch and step count from 0. A method takes every random number from `draws`: it is the
+    same after a resume, in any lane and on any device."""
 
     epoch: int
     epochs: int
     step: int
     steps_per_epoch: int
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    draws: Draws = Draws(0, 0, 0)

@@ -18,6 +18,7 @@ from kdrun.data.prepare import Preparation
 from kdrun.data.sets import ArraySet, Dataset
 from kdrun.errors import CheckpointError, ConfigError
 from kdrun.runs import find_runs
+from kdrun.streams import Streams
 from kdrun.trained import Target, networks_of, target_of_file, target_of_run
 from kdrun.words import take_choices
 
@@ -124,7 +125,7 @@ def deploy(target: Target, numerics: Numerics, track: Track = untracked) -> Depl
     side = config.dataset.image_size
     black = ArraySet(np.zeros((len(names), side, side, 3), np.uint8), np.arange(len(names)))
     data = Data(Dataset(black, black, None, names, side), stats, config)
-    loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
+    loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
     network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
     subject = Subject(network, deployed)
     mean, std = normalisation(subject, stats)

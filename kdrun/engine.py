@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kdrun.batch import Batch, Outputs, Progress
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
+from kdrun.draws import Draws, seed_dropout
 from kdrun.errors import RunError, one_line, reason_of
 from kdrun.methods.base import Forward, Method
 from kdrun.metrics import EvalMeter, TrainMeter
@@ -22,6 +23,7 @@ from kdrun.network import Network, Peer, Teacher
 from kdrun.numerics import Numerics
 from kdrun.optim import learning_rate, make_optimizer, set_learning_rate
 from kdrun.options import OptimizerOptions
+from kdrun.streams import Streams
 
 TrainLoader = ResidentTrain | StreamTrain
 EvalLoader = ResidentEval | StreamEval
@@ -46,7 +48,7 @@ class Lane:
     method: Method
     options: OptimizerOptions
     epochs: int
-    seed: int
+    streams: Streams
     device: torch.device
     failed: RunError | None = None
     logits: Tensor | None = None
@@ -55,12 +57,10 @@ class Lane:
     peer: Peer | None = None  # takes the place of the shared teacher
     deployed: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
-    generator: torch.Generator = field(init=False)
     meter: TrainMeter = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizer = make_optimizer(self.options, [self.model, self.method], self.device)
-        self.generator = torch.Generator(self.device)
         self.deployed = self.method.deployed(self.student.tap)
         if self.options.ema_decay is not None:
             average = get_ema_multi_avg_fn(self.options.ema_decay)
@@ -89,11 +89,9 @@ class Lane:
 
     def step(self, batch: Batch, teacher: Teacher | None, epoch: int, step: int, steps: int) -> None:
         """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
-        key = step_key(self.seed, epoch, step)
-        torch.manual_seed(key)  # dropout and stochastic depth draw from the global generator
-        self.generator.manual_seed(key + 1)
+        seed_dropout(self.streams.dropout, epoch, step, self.device)
         self.logits, self.usual = None, batch.image
-        progress = Progress(epoch, self.epochs, step, steps, self.generator)
+        progress = Progress(epoch, self.epochs, step, steps, Draws(self.streams.method, epoch, step))
         try:
             terms = self.method(batch, self.forward, teacher, progress)
             every = self.options.accumulate_steps
@@ -134,11 +132,6 @@ class Lane:
                 "optimizer.accumulate_steps=2 for the same update, or choose a smaller model."
             )
         return error
-
-
-def step_key(seed: int, epoch: int, step: int) -> int:
-    """A seed for everything drawn in one step."""
-    return (seed * 1_000_003 + epoch) * 2_000_003 + 2 * step
 
 
 def train_epoch(

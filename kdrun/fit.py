@@ -58,7 +58,7 @@ def prepare(
     Resumes at the end of an epoch of its own. Raises RunError where it fails, Interrupted after saving for a signal.
     """
     lane = job.lane
-    own = Lane(lane.student, Preparation(lane.method), options, options.epochs, lane.seed, lane.device)
+    own = Lane(lane.student, Preparation(lane.method), options, options.epochs, lane.streams, lane.device)
     stage = Job(job.run, own, job.digest, stage="preparation")
     stage.resume(loader.steps_per_epoch)
     saved = time.monotonic()

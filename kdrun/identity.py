@@ -15,6 +15,7 @@ from kdrun.errors import CheckpointError
 from kdrun.methods.source import read_method
 from kdrun.options import DatasetOptions, ModelOptions, TeacherOptions
 from kdrun.runs import digest_of
+from kdrun.streams import VERSION as STREAMS
 
 PLACES = {"root", "workers"}  # where things are and how fast they come: no number changes
 TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
@@ -67,16 +68,22 @@ def teacher_identity(teacher: TeacherOptions, data: DatasetOptions, fingerprint:
     if teacher.checkpoint is not None:
         return model_identity(teacher, "teacher", {"recipe", "seed", "precision", *TAPS_ONLY})
     if teacher.random:
-        return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), "seed": teacher.seed}
+        return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), **initialised(teacher)}
     return {
         "model": model_identity(teacher, "teacher", TAPS_ONLY),
         "data": data_identity(data, fingerprint, {"test_limit"}),
+        "streams": STREAMS,
     }
 
 
 def peer_identity(teacher: TeacherOptions) -> dict[str, Any]:
     """A teacher that learns along is its architecture, its start and nothing it was trained with before."""
-    return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), "seed": teacher.seed}
+    return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), **initialised(teacher)}
+
+
+def initialised(teacher: TeacherOptions) -> dict[str, Any]:
+    """What an untrained teacher's weights are drawn by."""
+    return {"seed": teacher.seed, "streams": STREAMS}
 
 
 def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
@@ -93,6 +100,7 @@ def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
             "batch_size": config.batch_size,
         },
         "seed": config.seed,
+        "streams": STREAMS,
         "evaluation": [config.eval_batch_size, config.eval_every],
         "numerics": [
             config.device.partition(":")[0],

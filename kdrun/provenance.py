@@ -11,6 +11,7 @@ from typing import Any
 from kdrun import __version__
 from kdrun.numerics import Numerics, hardware
 from kdrun.runs import now
+from kdrun.streams import VERSION as STREAMS
 
 LIBRARIES = (
     "torch",
@@ -36,6 +37,7 @@ def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any]
         "libraries": {name: version for name in LIBRARIES if (version := version_of(name))},
         "hardware": hardware(),
         "numerics": numerics.as_dict(),
+        "streams": STREAMS,
         "data": data,
         "teacher": teacher,
     }

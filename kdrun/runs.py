@@ -63,6 +63,7 @@ class RunDirectory:
         self.best_weights_path = path / f"{role}_best.safetensors"
         self.result_path = path / "result.json"
         self.failed_path = path / "failed.txt"
+        self.sha256_path = path / "sha256"
 
     @property
     def finished(self) -> bool:
@@ -71,6 +72,10 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any]:
         return read_json(self.result_path)
+
+    def recorded_sha256(self) -> str:
+        """The SHA-256 of a stored teacher's weights as they were trained; empty where none was recorded."""
+        return self.sha256_path.read_text().strip() if self.sha256_path.is_file() else ""
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:

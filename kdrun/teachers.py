@@ -18,7 +18,7 @@ def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
 
     Raises CheckpointError where the file is missing or changed.
     """
-    recorded = (run.path / "sha256").read_text().strip() if (run.path / "sha256").is_file() else ""
+    recorded = run.recorded_sha256()
     if not run.weights_path.is_file():
         raise CheckpointError(f"{run.weights_path} is missing; delete {run.path} and the teacher is trained again.")
     found = sha256_of(run.weights_path)
@@ -35,7 +35,7 @@ def record_weights(run: RunDirectory) -> None:
     """Note the finished weights' SHA-256 beside them."""
     from kdrun.checkpoint import write_text
 
-    write_text(run.path / "sha256", sha256_of(run.weights_path) + "\n")
+    write_text(run.sha256_path, sha256_of(run.weights_path) + "\n")
 
 
 def describe(kind: str, name: str, top1: float | None, sha256: str | None, place: Path | str | None) -> dict[str, Any]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.assemble import Data, make_job, make_network, make_plan, make_tap, own_stats
+from kdrun.assemble import Data, make_job, make_network, make_tap, own_stats
 from kdrun.checkpoint import read_json
 from kdrun.config import RunConfig, read_config
-from kdrun.errors import CheckpointError, ConfigError, DataError, KdrunError, suggest
+from kdrun.errors import CheckpointError, ConfigError, KdrunError, suggest
 from kdrun.methods.build import make_method
 from kdrun.methods.source import read_method
 from kdrun.options import ModelOptions, TeacherOptions
-from kdrun.runs import RunDirectory, short_path
+from kdrun.runs import RunDirectory, short_path, slug
+from kdrun.streams import VERSION as STREAMS
+from kdrun.streams import Streams
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,16 +38,20 @@ class Taught:
     stored: RunDirectory | None = None
     sha256: str | None = None
 
+    @property
+    def streams(self) -> Streams:
+        return Streams("teacher", self.options.seed)
+
     def network(self, data: Data, numerics: Numerics, batch_size: int) -> Network:
         """On the device, with its weights. Raises CheckpointError where they are not those of the run."""
         from kdrun.models.weights import sha256_of
         from kdrun.teachers import load_stored
 
         if self.weights is None:
-            return make_network(self.options, data, self.options.seed, numerics, batch_size)
+            return make_network(self.options, data, self.streams, numerics, batch_size)
         if self.sha256 is not None and self.weights.is_file() and sha256_of(self.weights) != self.sha256:
             raise CheckpointError(f"teacher.checkpoint={self.weights} is not the file that the run learned from.")
-        network = load_network(self.options, self.weights, data, self.options.seed, numerics, batch_size)
+        network = load_network(self.options, self.weights, data, self.streams, numerics, batch_size)
         if self.stored is not None and self.weights == self.stored.weights_path:
             load_stored(self.stored, network.tap.model, self.options.name)
         return network
@@ -135,27 +140,34 @@ def find_teacher(run: Path, config: RunConfig) -> tuple[Taught | None, str]:
         return None, ""
     if method.trains_teacher:
         return None, f"trained its teacher along with the student ({method.name}) and keeps only the student"
-    options = config.teacher
+    options, learned = config.teacher, read_provenance(run)
+    about = learned.get("teacher") or {}
     if options.checkpoint is not None:
         weights = Path(options.checkpoint).expanduser()
         if not weights.is_file():
             return None, f"learned from teacher.checkpoint={weights}, which is not there any more"
-        return Taught(options, weights, sha256=recorded_sha256(run)), ""
+        return Taught(options, weights, sha256=about.get("sha256")), ""
     if options.random:
+        if learned.get("streams") != STREAMS:
+            return None, "learned from an untrained teacher of an older kdrun, which drew other weights for its seed"
         return Taught(options, None), ""
-    asked = copy.deepcopy(config)
-    asked.student = replace(asked.student, checkpoint=None, pretrained="false")  # no part of a teacher's identity
-    homes = [home_of(run)] if home_of(run) else []
-    for root in (*homes, config.output_root):
-        asked.output_root = str(root)
-        try:
-            stored = make_plan(asked, []).teacher_run
-        except (CheckpointError, DataError) as error:  # a file that teacher.pretrained names is gone, or the images
-            return None, f"has a teacher that cannot be found: {str(error).rstrip('.')}"
-        assert stored is not None
-        if stored.finished and stored.weights_path.is_file():
+    for root in (home_of(run), Path(config.output_root).expanduser()):
+        if root is None:
+            continue
+        stored = stored_teacher(root, config.dataset.name, options.name, about.get("sha256"))
+        if stored is not None:
             return Taught(options, stored.weights_path, stored), ""
     return None, f"learned from a {options.name} that is not in the store of teachers any more"
+
+
+def stored_teacher(root: Path, dataset: str, name: str, sha256: str | None) -> RunDirectory | None:
+    """The stored teacher below `root` whose weights had this checksum when they were trained, whatever its directory is
+    called."""
+    for folder in sorted((root / "teachers" / slug(dataset) / slug(name)).glob("*/")):
+        stored = RunDirectory(folder, role="teacher")
+        if sha256 and stored.finished and stored.weights_path.is_file() and stored.recorded_sha256() == sha256:
+            return stored
+    return None
 
 
 def home_of(run: Path) -> Path | None:
@@ -164,15 +176,15 @@ def home_of(run: Path) -> Path | None:
     return parents[4] if len(parents) > 4 and parents[3].name == "runs" else None
 
 
-def recorded_sha256(run: Path) -> str | None:
+def read_provenance(run: Path) -> dict[str, Any]:
+    """A run's provenance.json; empty where it is missing or damaged."""
     try:
-        about = read_json(run / "provenance.json").get("teacher")
+        return read_json(run / "provenance.json")
     except CheckpointError:
-        return None
-    return about.get("sha256") if isinstance(about, dict) else None
+        return {}
 
 
-def load_network(options: ModelOptions, weights: Path | None, data: Data, seed: int, numerics: Numerics,
+def load_network(options: ModelOptions, weights: Path | None, data: Data, streams: Streams, numerics: Numerics,
                  batch_size: int) -> Network:  # fmt: skip
     """`options` with trained `weights`, which take the place of pretrained ones; their mean and std stay."""
     bare = replace(options, pretrained="false", checkpoint=None if weights is None else str(weights))
@@ -181,7 +193,7 @@ def load_network(options: ModelOptions, weights: Path | None, data: Data, seed: 
         stats = own_stats(options, untrained.model)
         if stats is not None:
             bare = replace(bare, mean=stats[0], std=stats[1])
-    return make_network(bare, data, seed, numerics, batch_size)
+    return make_network(bare, data, streams, numerics, batch_size)
 
 
 def deployed_network(target: Target, data: Data, loaders: Loaders, student: Network) -> nn.Module:
@@ -191,10 +203,11 @@ def deployed_network(target: Target, data: Data, loaders: Loaders, student: Netw
     config, weights = target.config, target.weights
     assert weights is not None
     shape = replace(config.teacher, checkpoint=None, pretrained="false")  # its part of the weights is in the file
-    teacher = make_network(shape, data, config.seed, student.numerics, config.batch_size)
+    streams = Streams("student", config.seed)
+    teacher = make_network(shape, data, streams, student.numerics, config.batch_size)
     job = make_job(run=RunDirectory(weights.parent), digest="", student=student, teacher=teacher,
                    method=make_method(config.method), optimizer=config.optimizer, epochs=config.epochs,
-                   seed=config.seed, data=data, loaders=loaders)  # fmt: skip
+                   streams=streams, data=data, loaders=loaders)  # fmt: skip
     load_weights(job.lane.deployed, weights, config.student.name)
     return job.lane.deployed
 
@@ -203,15 +216,17 @@ def networks_of(
     target: Target, data: Data, loaders: Loaders, numerics: Numerics
 ) -> tuple[Network, nn.Module | None, Network | None]:
     """(network, what is deployed where that is more, teacher). A teacher that does not load becomes `missing`."""
+
     config = target.config
     common: tuple[Any, ...] = (data, numerics, config.batch_size)
+    streams = Streams("student", config.seed)
     if target.own is not None:
         return target.own.network(*common), None, None
     weights = target.weights
     if weights is None:
-        network = make_network(target.options, data, config.seed, numerics, config.batch_size)
+        network = make_network(target.options, data, streams, numerics, config.batch_size)
     else:
-        network = load_network(target.options, None if target.deploys else weights, data, config.seed, numerics,
+        network = load_network(target.options, None if target.deploys else weights, data, streams, numerics,
                                config.batch_size)  # fmt: skip
     deployed = deployed_network(target, data, loaders, network) if target.deploys else None
     teacher = None

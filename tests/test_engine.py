@@ -26,6 +26,7 @@ from kdrun.network import Network, Teacher
 from kdrun.numerics import Numerics, compiler_missing, pinned, resolve, resolve_precision
 from kdrun.optim import learning_rate, make_optimizer
 from kdrun.options import Augment, OptimizerOptions
+from kdrun.streams import Streams
 from tests.conftest import TinyCNN
 
 CPU = torch.device("cpu")
@@ -119,7 +120,7 @@ def make_lane(
 ) -> Lane:
     torch.manual_seed(seed)
     network = Network(Tap(model or TinyCNN(), 16), PLAIN, 8)
-    return Lane(network, method or Independent(), options or recipe(), 10, seed, CPU)
+    return Lane(network, method or Independent(), options or recipe(), 10, Streams("student", seed), CPU)
 
 
 def loader(batch_size: int = 8) -> ResidentTrain:
@@ -320,12 +321,12 @@ def test_network_is_channels_last():
     assert network.tap.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_random_step_generator_is_keyed():
+def test_random_numbers_of_a_step_are_those_of_a_resume():
     drawn = []
 
     class Drawing(Independent):
         def losses(self, batch: Batch, student, teacher, progress):
-            drawn.append(torch.rand(1, generator=progress.generator).item())
+            drawn.append((progress.draws.order(0, 9, CPU)[0], torch.rand(1)))
             return super().losses(batch, student, teacher, progress)
 
     for start in (0, 2):
@@ -343,7 +344,14 @@ def test_compiled_steps_are_close_to_eager():
     for compile in (False, True):
         numerics = Numerics("cpu", "fp32", compile, torch.get_num_threads(), False)
         torch.manual_seed(0)
-        lane = Lane(Network(Tap(create_model("resnet8", num_classes=5), 16), numerics, 8), kd(), recipe(), 10, 0, CPU)
+        lane = Lane(
+            Network(Tap(create_model("resnet8", num_classes=5), 16), numerics, 8),
+            kd(),
+            recipe(),
+            10,
+            Streams("student", 0),
+            CPU,
+        )
         torch.manual_seed(9)
         teacher = Teacher(Network(Tap(create_model("resnet14", num_classes=5), 16), numerics, 8))
         list(train_epoch([lane], teacher, loader(), 0))

@@ -9,7 +9,7 @@ import kdrun
 
 PACKAGE = Path(kdrun.__file__).parent
 FLOORS = {
-    0: ("errors", "cores", "options", "batch", "losses", "models", "data", "testsets"),
+    0: ("errors", "cores", "streams", "draws", "options", "batch", "losses", "models", "data", "testsets"),
     1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "network", "engine", "cache", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
         "loggers", "derive", "chunks", "answers"),

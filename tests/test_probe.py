@@ -13,18 +13,21 @@ from kdrun.compose import load
 from kdrun.methods.build import make_method
 from kdrun.network import Teacher
 from kdrun.numerics import Numerics
+from kdrun.streams import Streams
 from tests.conftest import TINY
+
+STREAMS = Streams("student", 0)
 
 
 def ready():
     plan = make_plan(load([*TINY, "dataset.fake_train=640"]), [])
     config, numerics = plan.config, Numerics("cpu", "fp32", False, torch.get_num_threads(), False)
     data = load_data(plan)
-    student = make_network(config.student, data, 0, numerics, config.batch_size)
-    teacher = make_network(config.teacher, data, 1, numerics, config.batch_size)
-    loaders = make_loaders(data, config.batch_size, 0, "same", numerics)
+    student = make_network(config.student, data, STREAMS, numerics, config.batch_size)
+    teacher = make_network(config.teacher, data, Streams("teacher", 0), numerics, config.batch_size)
+    loaders = make_loaders(data, config.batch_size, STREAMS, "same", numerics)
     job = make_job(run=plan.run, digest=plan.digest, student=student, teacher=teacher, data=data, loaders=loaders,
-                   method=make_method(config.method), optimizer=config.optimizer, epochs=2, seed=0)  # fmt: skip
+                   method=make_method(config.method), optimizer=config.optimizer, epochs=2, streams=STREAMS)  # fmt: skip
     return job, Teacher(teacher), loaders
 
 

@@ -16,6 +16,7 @@ from kdrun.compose import load
 from kdrun.config import RunConfig
 from kdrun.data.sets import ArraySet
 from kdrun.errors import ConfigError, suggest
+from kdrun.streams import Streams
 from kdrun.words import split_arguments
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def evaluation_step(bench: Bench, row: str) -> Step:
 
     numerics = bench.numerics_of(row)
     network = untrained_student(bench, numerics)
-    loader = make_loaders(bench.data, bench.config.batch_size, 0, "same", numerics).test
+    loader = make_loaders(bench.data, bench.config.batch_size, Streams("student", 0), "same", numerics).test
 
     def step() -> int:
         evaluate(network.tap.model, network.tap.prepare, loader, numerics)
@@ -240,7 +241,8 @@ def evaluation_step(bench: Bench, row: str) -> Step:
 
 def bench_input(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
     """Batches of augmented, normalised images and nothing else."""
-    loader = make_loaders(bench.data, bench.config.batch_size, 0, "same", bench.numerics).train
+
+    loader = make_loaders(bench.data, bench.config.batch_size, Streams("student", 0), "same", bench.numerics).train
 
     def epoch() -> int:
         """A whole epoch, so that the permutation and the draws are counted in."""

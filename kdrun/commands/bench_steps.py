@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun.assemble import make_job, make_loaders, make_network
 from kdrun.methods.build import make_method
 from kdrun.runs import RunDirectory
+from kdrun.streams import Streams
 
 if TYPE_CHECKING:
     from kdrun.batch import Batch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def untrained_student(bench: Bench, numerics: Numerics) -> Network:
-    return make_network(bench.config.student, bench.data, 0, numerics, bench.config.batch_size)
+    return make_network(bench.config.student, bench.data, Streams("student", 0), numerics, bench.config.batch_size)
 
 
 def untrained_teacher(bench: Bench, numerics: Numerics) -> Network:
@@ -28,8 +29,8 @@ def untrained_teacher(bench: Bench, numerics: Numerics) -> Network:
     from kdrun.engine import batches
 
     config = bench.config
-    teacher = make_network(config.teacher, bench.data, 1, numerics, config.batch_size)
-    loader = make_loaders(bench.data, config.batch_size, 0, "same", bench.numerics).train
+    teacher = make_network(config.teacher, bench.data, Streams("teacher", 0), numerics, config.batch_size)
+    loader = make_loaders(bench.data, config.batch_size, Streams("teacher", 0), "same", bench.numerics).train
     with torch.no_grad():
         for batch in batches(loader, 3):
             teacher.tap.train()(batch.image)
@@ -45,18 +46,20 @@ class EngineSteps:
     def __init__(self, bench: Bench, row: str, methods: Sequence[dict[str, Any]]):
         from kdrun.network import Teacher
 
+        streams = Streams("student", 0)
         config, numerics = bench.config, bench.numerics_of(row)
         made = [make_method(node) for node in methods]
         views = tuple(dict.fromkeys(view for method in made for view in method.views))
         self.batch_size = config.batch_size
-        self.loaders = make_loaders(bench.data, config.batch_size, 0, config.teacher_view, bench.numerics, views=views)
+        self.loaders = make_loaders(bench.data, config.batch_size, streams, config.teacher_view, bench.numerics,
+                                    views=views)  # fmt: skip
         shared = untrained_teacher(bench, numerics)
         self.lanes = []
         for method in made:
             network = untrained_teacher(bench, numerics) if method.trains_teacher else shared
             job = make_job(run=RunDirectory(Path()), digest="", student=untrained_student(bench, numerics),
-                           teacher=network, method=method, optimizer=config.optimizer, epochs=config.epochs, seed=0,
-                           data=bench.data, loaders=self.loaders)  # fmt: skip
+                           teacher=network, method=method, optimizer=config.optimizer, epochs=config.epochs,
+                           streams=streams, data=bench.data, loaders=self.loaders)  # fmt: skip
             job.lane.student.tap.train()
             self.lanes.append(job.lane)
         self.teacher = Teacher(shared)

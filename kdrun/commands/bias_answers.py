@@ -20,6 +20,7 @@ from kdrun.derive import Derived, fingerprint, grouped
 from kdrun.errors import DataError, KdrunError
 from kdrun.ledger import Cell, Ledger
 from kdrun.runs import RunDirectory
+from kdrun.streams import Streams
 from kdrun.testsets.base import NamedSet
 from kdrun.testsets.registry import file_stem, parse, title
 from kdrun.trained import Target, networks_of, target_of_run
@@ -163,7 +164,7 @@ class Answering:
         from kdrun.analysis.evaluation import Subject
 
         config = target.config
-        loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
+        loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
         network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
         return Subject(network, deployed)
 

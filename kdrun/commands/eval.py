@@ -20,6 +20,7 @@ from kdrun.config import check_value
 from kdrun.data.sets import AnySet
 from kdrun.errors import ConfigError
 from kdrun.runs import find_runs, now
+from kdrun.streams import Streams
 from kdrun.testsets.base import NamedSet
 from kdrun.testsets.registry import file_stem, parse_list, title
 from kdrun.trained import Target, networks_of, target_of_file, target_of_run
@@ -150,7 +151,7 @@ def measure(target: Target, split: str, testsets: list[NamedSet]) -> Iterator[Me
     plan = make_plan(images_only(config), [])
     data = load_data(plan, console.track)
     every = asked_of(testsets, data, plan, split)
-    loaders = make_loaders(data, config.batch_size, config.seed, "same", numerics)
+    loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
     network, deployed, teacher = networks_of(target, data, loaders, numerics)
     subject, taught = Subject(network, deployed), Subject(teacher) if teacher else None
     clean = answer(subject, loaders.test) if testsets else None

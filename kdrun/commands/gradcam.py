@@ -17,6 +17,7 @@ from kdrun.compose import load
 from kdrun.data.loading import DataSource
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs import find_runs
+from kdrun.streams import Streams
 from kdrun.trained import Target, networks_of, target_of_run
 from kdrun.words import names_and_settings, take_choices
 
@@ -154,7 +155,9 @@ def load_networks(targets: list[Target], asked: Asked) -> tuple[list[Watched], A
 
     for target in targets:
         data = load_data(make_plan(images_only(target.config), []), console.track)
-        loaders: Any = make_loaders(data, target.config.batch_size, 0, "same", numerics) if target.deploys else None
+        loaders: Any = None
+        if target.deploys:
+            loaders = make_loaders(data, target.config.batch_size, Streams("student", 0), "same", numerics)
         network, deployed, teacher = networks_of(target, data, loaders, numerics)
         key = None
         if teacher is not None and target.teacher is not None:

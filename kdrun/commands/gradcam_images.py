@@ -86,9 +86,9 @@ def prepared(path: Path, options: DatasetOptions) -> np.ndarray:
         raise DataError(f"image {path} cannot be read ({one_line(error)}).") from error
     import torch
 
-    from kdrun.data.stream import eval_transform
+    from kdrun.data.transform import PlainView
 
-    transform = eval_transform(options.image_size, options.resize)
+    transform = PlainView(options.image_size, options.resize)
     return transform(torch.from_numpy(pixels.copy()).permute(2, 0, 1)).permute(1, 2, 0).numpy()
 
 

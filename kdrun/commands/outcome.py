@@ -46,7 +46,7 @@ def result_of(student: Student) -> dict[str, Any]:
         "teacher": None if is_teacher else plan.teacher_name,
         "student": config.teacher.name if is_teacher else config.student.name,
         "method": "none" if is_teacher else plan.method.name,
-        "benchmark": config.benchmark, "seed": lane.seed, "digest": job.digest, "epochs": lane.epochs,
+        "benchmark": config.benchmark, "seed": lane.streams.seed, "digest": job.digest, "epochs": lane.epochs,
         "precision": numerics.precision, "compile": numerics.compile, "threads": numerics.threads,
         "device": numerics.device, "teacher_top1": teacher["top1"] if teacher else None,
         "top1_last": score.last["top1"], "top1_best": score.top1_best, "top1_best_epoch": score.top1_best_epoch,

@@ -20,14 +20,13 @@ from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
 from kdrun.loggers import check_loggers
 from kdrun.methods.build import make_method
 from kdrun.runs import RunDirectory, short_path
+from kdrun.streams import Streams
 
 if TYPE_CHECKING:
     from kdrun.fit import Event
     from kdrun.job import Loaders
     from kdrun.network import Network, Teacher
     from kdrun.stop import Stop
-
-PEER_SEED = 1_000_000  # a peer of the student's own architecture must not start as its copy
 
 # (what trains, its epochs, where it stands in epochs) -> a context whose value takes every event
 View = Callable[[str, int, float], AbstractContextManager[Callable[["Event"], None]]]
@@ -109,9 +108,8 @@ class Session:
 
         methods = [make_method(plan.config.method) for plan in self.plans]
         views = tuple(dict.fromkeys(view for method in methods for view in method.views))
-        config = self.config
-        loaders = make_loaders(self.data, config.batch_size, config.seed, config.teacher_view, self.numerics,
-                               views=views)  # fmt: skip
+        config, streams = self.config, Streams("student", self.config.seed)
+        loaders = make_loaders(self.data, config.batch_size, streams, config.teacher_view, self.numerics, views=views)
         students: list[Student] = []
         room = self.memory_share * free_memory(self.numerics.torch_device)
         for position, (plan, method) in enumerate(zip(self.plans, methods, strict=True)):
@@ -120,10 +118,9 @@ class Session:
                 console.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
                 break
             try:
-                network = make_network(plan.config.student, self.data, plan.config.seed, self.numerics,
-                                       plan.config.batch_size)  # fmt: skip
+                network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
                 job = make_job(run=plan.run, digest=plan.digest, student=network, teacher=taught, method=method,
-                               optimizer=plan.config.optimizer, epochs=plan.config.epochs, seed=plan.config.seed,
+                               optimizer=plan.config.optimizer, epochs=plan.config.epochs, streams=streams,
                                data=self.data, loaders=loaders)  # fmt: skip
             except KdrunError as error:
                 if len(self.plans) == 1 or isinstance(error, DiskFull):
@@ -148,7 +145,8 @@ class Session:
 
         options, stored = self.config.teacher, self.plan.teacher_run
         if self.plan.method.trains_teacher:
-            network = make_network(options, self.data, PEER_SEED + options.seed, self.numerics, self.config.batch_size)
+            network = make_network(options, self.data, Streams("peer", options.seed), self.numerics,
+                                   self.config.batch_size)  # fmt: skip
             console.say(f"[bold]teacher[/] {options.name}: untrained, learns along with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
@@ -156,7 +154,8 @@ class Session:
             with stored.lock(wait=True):
                 if not stored.finished:
                     self.train_teacher(stored)
-        network = make_network(options, self.data, options.seed, self.numerics, self.config.batch_size)
+        streams = Streams("teacher", options.seed)
+        network = make_network(options, self.data, streams, self.numerics, self.config.batch_size)
         kind, place, sha256 = "untrained control", None, None
         if stored is not None:
             kind, place, sha256 = "trained", stored.path, load_stored(stored, network.tap.model, options.name)
@@ -164,7 +163,7 @@ class Session:
             place = Path(options.checkpoint).expanduser()
             kind, sha256 = "checkpoint", sha256_of(place)
         self.numerics.apply()
-        loaders = make_loaders(self.data, self.config.batch_size, options.seed, "same", self.numerics)
+        loaders = make_loaders(self.data, self.config.batch_size, streams, "same", self.numerics)
         top1 = evaluate(network.tap.model, network.tap.prepare, loaders.test, self.numerics)["top1"]
         origin = f" from {short_path(place)}" if place else ""
         console.say(f"[bold]teacher[/] {options.name} ({kind}): [bold]{top1:.2f} %[/] top-1 on the test set{origin}")
@@ -179,21 +178,23 @@ class Session:
 
         plan = plan or self.plan
         config, side = plan.config, self.data.splits.image_size
-        student = make_network(config.student, self.data, 0, self.numerics, config.batch_size)
+        streams = Streams("student", config.seed)
+        student = make_network(config.student, self.data, streams, self.numerics, config.batch_size)
         teacher = None
         if plan.method.needs_teacher:
             untrained = replace(config.teacher, checkpoint=None, pretrained="false")
-            teacher = make_network(untrained, self.data, 1, self.numerics, config.batch_size)
-        loaders = make_loaders(self.data, config.batch_size, 0, "same", self.numerics)
+            teacher = make_network(untrained, self.data, streams, self.numerics, config.batch_size)
+        loaders = make_loaders(self.data, config.batch_size, streams, "same", self.numerics)
         job = make_job(run=plan.run, digest="", student=student, teacher=teacher, method=make_method(config.method),
-                       optimizer=config.optimizer, epochs=1, seed=0, data=self.data, loaders=loaders)  # fmt: skip
+                       optimizer=config.optimizer, epochs=1, streams=streams, data=self.data,
+                       loaders=loaders)  # fmt: skip
         device = self.numerics.torch_device
         image = torch.randn(2, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
         batch = Batch(image, torch.arange(2, device=device), torch.arange(2, device=device), image, image)
         job.lane.student.tap.train()
         taught = None if teacher is None else Teacher(teacher)
         with torch.no_grad():
-            job.lane.method(batch, student, taught, Progress(0, 1, 0, 1, torch.Generator(device)))
+            job.lane.method(batch, student, taught, Progress(0, 1, 0, 1))
 
     def train_teacher(self, run: RunDirectory) -> None:
         """By its own recipe, precision and seed, with the same loop and the labels alone."""
@@ -211,10 +212,11 @@ class Session:
             f"all runs, into {short_path(run.path)}"
         )
         numerics.apply()
-        network = make_network(options, self.data, options.seed, numerics, recipe.batch_size)
-        loaders = make_loaders(self.data, recipe.batch_size, options.seed, "same", numerics)
+        streams = Streams("teacher", options.seed)
+        network = make_network(options, self.data, streams, numerics, recipe.batch_size)
+        loaders = make_loaders(self.data, recipe.batch_size, streams, "same", numerics)
         job = make_job(run=run, digest=self.plan.teacher_digest or "", student=network, teacher=None,
-                       method=Independent(), optimizer=recipe, epochs=recipe.epochs, seed=options.seed,
+                       method=Independent(), optimizer=recipe, epochs=recipe.epochs, streams=streams,
                        data=self.data, loaders=loaders)  # fmt: skip
         lane = Student(self.plan, job, 0)
         if self.undecided and recorded is None:

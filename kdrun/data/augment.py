@@ -1,7 +1,7 @@
 """Augmentation: what is drawn, and batched crops, warps and colour jitter on the training device.
 
-Randomness is counter-based: every draw is a function of (seed, epoch, sample, purpose), so neither the batch, nor the
-number of workers, nor a resume changes what a sample looks like in an epoch.
+Every draw is a function of (seed, epoch, purpose, sample), so neither the batch, nor the number of workers, nor a
+resume changes what a sample looks like in an epoch.
 """
 
 from __future__ import annotations
@@ -9,29 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.draws import uniform
 from kdrun.options import Augment
-
-
-def uniform(seed: int, epoch: int, index: np.ndarray, count: int, purpose: int = 0) -> np.ndarray:
-    """Numbers in [0, 1) as float64 [len(index), count]: SplitMix64's finaliser over a counter made of the arguments."""
-    with np.errstate(over="ignore"):
-        key = _mix(_mix(_mix(np.uint64(seed)) + np.uint64(epoch)) + np.uint64(purpose))
-        counter = index.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-        bits = _mix(_mix(counter + key) + key)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(x: np.uint64 | np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele et al. 2014): golden-ratio step, then the finaliser."""
-    x = np.asarray(x, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+from kdrun.streams import key_of
 
 
 @dataclass
@@ -49,21 +33,33 @@ class Views:
     factors: Tensor | None = None
 
 
+ATTEMPTS = 10  # at an area that fits into the image, as in torchvision's RandomResizedCrop
+
+# Columns of a view's draws: the crop's corner, the flip, a resized area's place, the angle, the colours, the areas.
+CORNER, FLIP, PLACE, ANGLE, COLOURS = slice(0, 2), 2, slice(3, 5), 5, slice(6, 10)
+AREAS = slice(10, 10 + 2 * ATTEMPTS)
+
+
+def view_draws(augment: Augment, seed: int, epoch: int, purpose: int, index: Tensor) -> Tensor:
+    """The draws of the views of samples `index` [N] in `epoch`: float64 [N, columns], as many as `augment` reads.
+    purpose tells the student's, the teacher's and the strong view apart."""
+    read = 3
+    if augment.warps or augment.jitters:
+        read = AREAS.stop if augment.crop == "resized" else COLOURS.stop
+    return uniform(key_of(seed, epoch, purpose), index, AREAS.stop, read)
+
+
 def draw_views(augment: Augment, seed: int, epoch: int, count: int, purpose: int, device: torch.device) -> Views:
-    """Views of samples 0 … count-1 in `epoch`; purpose tells independent draws apart (student's, teacher's)."""
-    draws = uniform(seed, epoch, np.arange(count), 12, purpose)
-    span = 2 * augment.padding + 1
-    corner = np.floor(draws[:, :2] * span).astype(np.int64)
-    views = Views(_put(corner[:, 0], device), _put(corner[:, 1], device))
+    """Views of samples 0 … count-1 in `epoch`."""
+    draws = view_draws(augment, seed, epoch, purpose, torch.arange(count, device=device))
+    corner = (draws[:, CORNER] * (2 * augment.padding + 1)).long()
+    views = Views(corner[:, 0].contiguous(), corner[:, 1].contiguous())
     if augment.flip > 0:
-        views.flip = _put(draws[:, 2] < augment.flip, device)
+        views.flip = draws[:, FLIP] < augment.flip
     if augment.warps:
-        views.theta = _put(_affine(augment, draws[:, 3:8]).astype(np.float32), device)
+        views.theta = affine(augment, draws).float()
     if augment.jitters:
-        strengths = np.array([augment.brightness, augment.contrast, augment.saturation, augment.hue])
-        factors = (2 * draws[:, 8:12] - 1) * strengths
-        factors[:, :3] = np.maximum(1 + factors[:, :3], 0)
-        views.factors = _put(factors.astype(np.float32), device)
+        views.factors = colour_factors(augment, draws).float()
     return views
 
 
@@ -73,24 +69,37 @@ def centre_views(augment: Augment, count: int, device: torch.device) -> Views:
     return Views(corner, corner)
 
 
-def _put(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+def colour_factors(augment: Augment, draws: Tensor) -> Tensor:
+    """Factors of brightness, contrast and saturation, and the shift of the hue, [N, 4], from a view's draws."""
+    strengths = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
+    columns = [(2 * draw - 1) * strength for draw, strength in zip(draws[:, COLOURS].unbind(1), strengths, strict=True)]
+    return torch.stack([*((1 + column).clamp(min=0) for column in columns[:3]), columns[3]], dim=1)
 
 
-def _affine(augment: Augment, draws: np.ndarray) -> np.ndarray:
-    """Maps output to input coordinates in [-1, 1], [N, 2, 3]: a random area (draws 0-3), then a rotation (draw 4)."""
-    angle = np.deg2rad(augment.rotation) * (2 * draws[:, 4] - 1)
-    width = height = np.ones(len(draws))
-    x = y = np.zeros(len(draws))
+def area_shares(augment: Augment, draws: Tensor, aspect: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(width, height) [N] of a random area in sides of an image that is `aspect` times as high as wide, from a view's
+    draws. The area's own aspect ratio is between 3/4 and 4/3, evenly on a logarithmic scale. Of ATTEMPTS areas the
+    first one that fits is taken, else the first, cut to the image."""
+    low, high = augment.resized_scale
+    area, ratio = draws[:, AREAS].unflatten(1, (ATTEMPTS, 2)).unbind(2)
+    area, ratio = low + (high - low) * area, (math.log(4 / 3) * (2 * ratio - 1)).exp()
+    width, height = (area * ratio * aspect).sqrt(), (area / ratio / aspect).sqrt()
+    first = ((width <= 1) & (height <= 1)).int().argmax(dim=1, keepdim=True)
+    return width.gather(1, first).squeeze(1).clamp(max=1), height.gather(1, first).squeeze(1).clamp(max=1)
+
+
+def affine(augment: Augment, draws: Tensor) -> Tensor:
+    """Maps of output to input coordinates in [-1, 1], [N, 2, 3], from a view's draws: a random area, rotated."""
+    angle = math.radians(augment.rotation) * (2 * draws[:, ANGLE] - 1)
+    width = height = torch.ones_like(angle)
+    x = y = torch.zeros_like(angle)
     if augment.crop == "resized":
-        low, high = augment.resized_scale
-        area = low + (high - low) * draws[:, 0]
-        ratio = np.exp(math.log(4 / 3) * (2 * draws[:, 1] - 1))
-        width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
-        x, y = (1 - width) * (2 * draws[:, 2] - 1), (1 - height) * (2 * draws[:, 3] - 1)
-    cos, sin = np.cos(angle), np.sin(angle)
+        width, height = area_shares(augment, draws)
+        across, down = (2 * draws[:, PLACE] - 1).unbind(1)
+        x, y = (1 - width) * across, (1 - height) * down
+    cos, sin = angle.cos(), angle.sin()
     rows = [[width * cos, -width * sin, x], [height * sin, height * cos, y]]
-    return np.stack([np.stack(row, axis=1) for row in rows], axis=1)
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
 def warp(image: Tensor, theta: Tensor) -> Tensor:
@@ -115,8 +124,8 @@ def jitter(image: Tensor, factors: Tensor) -> Tensor:
 
 def grey(image: Tensor) -> Tensor:
     """Luma [N, 1, H, W] by the ITU-R 601-2 weights."""
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=image.device).view(1, 3, 1, 1)
-    return (image * weights).sum(dim=1, keepdim=True)
+    red, green, blue = image.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def rotate_hue(image: Tensor, shift: Tensor) -> Tensor:

@@ -38,10 +38,10 @@ class Preparation:
             return rgb_pixels(image, self.image_size)
         import torch
 
-        from kdrun.data.stream import eval_transform
+        from kdrun.data.transform import PlainView
 
         pixels = torch.from_numpy(rgb_pixels(image, None).copy()).permute(2, 0, 1)
-        return eval_transform(self.image_size, self.resize)(pixels).permute(1, 2, 0).numpy()
+        return PlainView(self.image_size, self.resize)(pixels).permute(1, 2, 0).numpy()
 
 
 @dataclass(frozen=True)

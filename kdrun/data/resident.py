@@ -12,8 +12,10 @@ from torch import Tensor
 from kdrun.batch import Batch
 from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
 from kdrun.data.sets import ArraySet
-from kdrun.data.strong import VIEW_PURPOSE, strengthen
+from kdrun.data.strong import counts_of, operations_of, strengthen, strong_draws
+from kdrun.draws import ORDER, STRONG_VIEW, TEACHER_VIEW, VIEW, permutation
 from kdrun.options import Augment
+from kdrun.streams import key_of
 
 Stats = tuple[list[float], list[float]]
 
@@ -113,20 +115,17 @@ class ResidentTrain:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
-        host_order = shuffled(self.num_samples, self.seed, epoch)
-        order = host_order.to(self.device)
-        views = self._draw(epoch, 0)
+        order = shuffled(self.num_samples, self.seed, epoch, self.device)
+        views = self._draw(epoch, VIEW)
         teacher_views = self._teacher_views(epoch)
-        strong_views = self._draw(epoch, VIEW_PURPOSE) if "strong" in self.views else None
+        strong = Strong(self, epoch, order) if "strong" in self.views else None
         for step in range(start, self.steps_per_epoch):
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
             index = order[window]
             image = self.view(index, views)
             teacher_image = image if teacher_views is None else self.view(index, teacher_views)
-            strong = None
-            if strong_views is not None:
-                strong = self.strong(index, strong_views, epoch, host_order[window].numpy())
-            yield Batch(image, self.device_labels[index], index, teacher_image, strong)
+            yield Batch(image, self.device_labels[index], index, teacher_image,
+                        None if strong is None else strong(index, window))  # fmt: skip
 
     def _draw(self, epoch: int, purpose: int) -> Views:
         return draw_views(self.augment, self.seed, epoch, self.num_samples, purpose, self.device)
@@ -136,18 +135,12 @@ class ResidentTrain:
             return None
         if self.teacher_view == "clean":
             return centre_views(self.augment, self.num_samples, self.device)
-        return self._draw(epoch, 1)
+        return self._draw(epoch, TEACHER_VIEW)
 
     def view(self, index: Tensor, views: Views) -> Tensor:
         """The normalised images of samples `index` as `views` draws them."""
         image = self.drawn(index, views)
         return self.normalise(image) if image.dtype == torch.uint8 else self.normalise.unit(image)
-
-    def strong(self, index: Tensor, views: Views, epoch: int, host_index: np.ndarray) -> Tensor:
-        """The same, with RandAugment and Cutout before the normalisation; host_index is `index` on the host."""
-        image = self.drawn(index, views)
-        pixels = image.permute(0, 3, 1, 2) if image.dtype == torch.uint8 else (255 * image).round().to(torch.uint8)
-        return self.normalise(strengthen(pixels, self.seed, epoch, host_index).permute(0, 2, 3, 1).contiguous())
 
     def drawn(self, index: Tensor, views: Views) -> Tensor:
         """The images before normalisation: uint8 [N, H, W, 3], or, where warped or jittered, floats in [0, 1]
@@ -163,6 +156,23 @@ class ResidentTrain:
         if views.factors is not None:
             image = jitter(image, views.factors[index])
         return image
+
+
+class Strong:
+    """One epoch's strong views: RandAugment and Cutout before the normalisation, on a crop and flip of their own."""
+
+    def __init__(self, loader: ResidentTrain, epoch: int, order: Tensor):
+        self.loader = loader
+        self.views = loader._draw(epoch, STRONG_VIEW)
+        self.draws = strong_draws(loader.seed, epoch, torch.arange(loader.num_samples, device=loader.device))
+        self.operations = operations_of(self.draws)[order].cpu()  # once an epoch: see `strengthen`
+
+    def __call__(self, index: Tensor, window: slice) -> Tensor:
+        """Of samples `index` [N], which stand at `window` of the epoch's order: normalised [N, 3, H, W]."""
+        image = self.loader.drawn(index, self.views)
+        pixels = image.permute(0, 3, 1, 2) if image.dtype == torch.uint8 else (255 * image).round().to(torch.uint8)
+        strong = strengthen(pixels, self.draws[index], counts_of(self.operations[window]))
+        return self.loader.normalise(strong.permute(0, 2, 3, 1).contiguous())
 
 
 class ResidentEval:
@@ -182,10 +192,9 @@ class ResidentEval:
             yield self.normalise(self.images[window]), self.labels[window]
 
 
-def shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of 0 … count-1, a function of (seed, epoch)."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(count, generator=generator)
+def shuffled(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """The order of an epoch's samples: a permutation of 0 … count-1, a function of (seed, epoch)."""
+    return permutation(key_of(seed, epoch, ORDER), count, device)
 
 
 def measured_stats(images: np.ndarray) -> Stats:

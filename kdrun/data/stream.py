@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdrun.batch import Batch
 from kdrun.cores import available_cores
-from kdrun.data.augment import uniform
+from kdrun.data.augment import view_draws
 from kdrun.data.ingest import read_image
 from kdrun.data.resident import Normalise, Stats, shuffled
 from kdrun.data.sets import FileSet
-from kdrun.data.strong import VIEW_PURPOSE, strengthen
+from kdrun.data.strong import counts_of, operations_of, strengthen, strong_draws
+from kdrun.data.transform import AugmentedView, PlainView
+from kdrun.draws import STRONG_VIEW, TEACHER_VIEW, VIEW
 from kdrun.errors import DataError, one_line
 from kdrun.options import Augment
-
-EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre crop keeps
 
 
 @dataclass(frozen=True)
@@ -42,74 +42,39 @@ class Decoder(Dataset[Sample]):
 
     def __init__(self, files: FileSet, size: int, resize: str, augment: Augment, seed: int, teacher_view: str,
                  views: tuple[str, ...] = ()):  # fmt: skip
-        self.files, self.seed, self.teacher_view, self.views = files, seed, teacher_view, views
-        self.train = train_transform(augment, size, resize)
-        self.plain = eval_transform(size, resize)
+        self.files, self.seed, self.augment, self.teacher_view, self.views = files, seed, augment, teacher_view, views
+        self.plain, self.augmented = PlainView(size, resize), AugmentedView(augment, size, resize)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
+        """The samples of one batch: drawn together, since a draw of one number takes as long as of many."""
+        epoch, index = keys[0][0], [index for _, index in keys]
+        if epoch < 0:
+            return [self._sample(one, {}) for one in index]
+        purposes = [VIEW]
+        if self.teacher_view == "independent":
+            purposes.append(TEACHER_VIEW)
+        if "strong" in self.views:
+            purposes.append(STRONG_VIEW)
+        draws = {purpose: view_draws(self.augment, self.seed, epoch, purpose, torch.tensor(index))
+                 for purpose in purposes}  # fmt: skip
+        return [self._sample(one, {purpose: rows[row] for purpose, rows in draws.items()})
+                for row, one in enumerate(index)]  # fmt: skip
+
+    def _sample(self, index: int, draws: dict[int, Tensor]) -> Sample:
+        """draws: of each augmented view, by purpose; none: the unaugmented view."""
         label, path = int(self.files.labels[index]), self.files.root / self.files.paths[index]
         try:
             pixels = torch.from_numpy(read_image(path, None).copy()).permute(2, 0, 1)
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
             return Sample(None, None, label, index, f"{path} cannot be read ({one_line(error)})")
-        if epoch < 0:
+        if not draws:
             return Sample(self.plain(pixels), None, label, index)
-        image, other = self._augmented(pixels, epoch, index, 0), None
-        if self.teacher_view != "same":
-            other = self.plain(pixels) if self.teacher_view == "clean" else self._augmented(pixels, epoch, index, 1)
-        strong = self._augmented(pixels, epoch, index, VIEW_PURPOSE) if "strong" in self.views else None
-        return Sample(image, other, label, index, strong=strong)
-
-    def _augmented(self, pixels: Tensor, epoch: int, index: int, purpose: int) -> Tensor:
-        """torchvision draws from torch's global generator: seed it per sample, and leave the caller's as it was."""
-        draw = uniform(self.seed, epoch, np.array([index]), 1, purpose)[0, 0]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(draw * 2**53))
-            return self.train(pixels)
-
-
-def train_transform(augment: Augment, size: int, resize: str) -> Any:
-    """torchvision's transforms for uint8 [3, H, W] -> [3, size, size]."""
-    from torchvision.transforms import v2
-
-    steps: list[Any] = []
-    if augment.crop == "resized":
-        steps.append(
-            v2.RandomResizedCrop(size, scale=(augment.resized_scale[0], augment.resized_scale[1]), antialias=True)
-        )
-    else:
-        steps += eval_steps(size, resize)
-    if augment.crop == "padded":
-        mode = "constant" if augment.crop_padding_mode == "zeros" else "reflect"
-        steps.append(v2.RandomCrop(size, padding=augment.crop_padding, padding_mode=mode))
-    if augment.flip:
-        steps.append(v2.RandomHorizontalFlip(augment.flip))
-    if augment.rotation:
-        steps.append(
-            v2.RandomRotation([-augment.rotation, augment.rotation], interpolation=v2.InterpolationMode.BILINEAR)
-        )
-    if augment.jitters:
-        steps.append(v2.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue))
-    return v2.Compose(steps)
-
-
-def eval_transform(size: int, resize: str) -> Any:
-    from torchvision.transforms import v2
-
-    return v2.Compose(eval_steps(size, resize))
-
-
-def eval_steps(size: int, resize: str) -> list[Any]:
-    """stretch: both sides to `size`; crop: the shorter side to size / 0.875, then the centre."""
-    from torchvision.transforms import v2
-
-    if resize == "stretch":
-        return [v2.Resize((size, size), antialias=True)]
-    return [v2.Resize(round(size / EVAL_CROP), antialias=True), v2.CenterCrop(size)]
+        made = {purpose: self.augmented(pixels, row) for purpose, row in draws.items()}
+        other = self.plain(pixels) if self.teacher_view == "clean" else made.get(TEACHER_VIEW)
+        return Sample(made[VIEW], other, label, index, strong=made.get(STRONG_VIEW))
 
 
 class EpochBatches:
@@ -126,7 +91,7 @@ class EpochBatches:
         if self.seed is None:
             epoch, order = -1, torch.arange(self.count)
         else:
-            epoch, order = self.epoch, shuffled(self.count, self.seed, self.epoch)
+            epoch, order = self.epoch, shuffled(self.count, self.seed, self.epoch, torch.device("cpu"))
         for start in range(self.start * self.batch_size, self.count, self.batch_size):
             yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
 
@@ -237,8 +202,9 @@ class StreamTrain(Stream):
             other = image if packed.teacher_image is None else self.on_device(packed.teacher_image)
             strong = None
             if packed.strong is not None:
-                pixels = packed.strong.to(self.device, non_blocking=True)
-                strong = self.on_device(strengthen(pixels, self.seed, epoch, packed.index.numpy()))
+                draws = strong_draws(self.seed, epoch, packed.index)
+                pixels, counts = packed.strong.to(self.device, non_blocking=True), counts_of(operations_of(draws))
+                strong = self.on_device(strengthen(pixels, draws.to(self.device, non_blocking=True), counts))
             yield Batch(image, packed.label.to(self.device), packed.index.to(self.device), other, strong)
 
 

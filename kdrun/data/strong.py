@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdrun.data.augment import uniform
+from kdrun.draws import STRONG, uniform
+from kdrun.streams import key_of
 
-VIEW_PURPOSE, DRAW_PURPOSE = 2, 3  # of `kdrun.data.augment.uniform`; 0 and 1 are the student's and the teacher's view
 ROUNDS = 2
 CUTOUT_SHARE = 0.5  # largest side of the square, in sides of the image
 CUTOUT_COLOUR = (125, 123, 114)
@@ -25,27 +24,38 @@ CUTOUT_COLOUR = (125, 123, 114)
 Operation = Callable[[Tensor, Tensor], Tensor]  # (image uint8 [n, 3, H, W], level [n, 1, 1, 1] in [0, 1)) -> image
 
 
-def strengthen(image: Tensor, seed: int, epoch: int, index: np.ndarray) -> Tensor:
-    """image uint8 [N, 3, H, W] of samples `index` [N], augmented: a function of (image, seed, epoch, sample)."""
-    draws = uniform(seed, epoch, index, 2 * ROUNDS + 3, DRAW_PURPOSE)
+def strong_draws(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """The draws of samples `index` [N], float64 [N, 7] in [0, 1): operation and magnitude of each round, then side and
+    centre of the square."""
+    return uniform(key_of(seed, epoch, STRONG), index, 2 * ROUNDS + 3)
+
+
+def operations_of(draws: Tensor) -> Tensor:
+    """Positions in `OPERATIONS`, int64 [N, ROUNDS]."""
+    return (draws[:, : 2 * ROUNDS : 2] * len(OPERATIONS)).long()
+
+
+def counts_of(operations: Tensor) -> list[list[int]]:
+    """How many samples of `operations` [N, ROUNDS], on the host, drew each operation, by round."""
+    return [column.bincount(minlength=len(OPERATIONS)).tolist() for column in operations.unbind(1)]
+
+
+def strengthen(image: Tensor, draws: Tensor, counts: list[list[int]]) -> Tensor:
+    """image uint8 [N, 3, H, W] augmented by its `draws`. counts: `counts_of` them, which the host must know to launch
+    one kernel per operation; taken from the device here, they would make it wait."""
+    operations = operations_of(draws)
     for step in range(ROUNDS):
-        image = _one_each(image, (draws[:, 2 * step] * len(OPERATIONS)).astype(np.int64), draws[:, 2 * step + 1])
-    return cutout(image, _put(draws[:, 2 * ROUNDS :], image.device))
+        image = _one_each(image, operations[:, step], draws[:, 2 * step + 1].float(), counts[step])
+    return cutout(image, draws[:, 2 * ROUNDS :].float())
 
 
-def _one_each(image: Tensor, operation: np.ndarray, level: np.ndarray) -> Tensor:
+def _one_each(image: Tensor, operation: Tensor, level: Tensor, counts: list[int]) -> Tensor:
     """Apply OPERATIONS[operation[i]] to image i: one call per operation, on the samples that drew it."""
-    order = np.argsort(operation, kind="stable")
-    counts = np.bincount(operation, minlength=len(OPERATIONS)).tolist()
-    places = torch.from_numpy(order).to(image.device)
-    levels = _put(level[order], image.device).view(-1, 1, 1, 1)
+    places = operation.argsort(stable=True)
+    levels = level[places].view(-1, 1, 1, 1)
     parts = zip(OPERATIONS, image[places].split(counts), levels.split(counts), strict=True)
     done = torch.cat([apply(part, at) for apply, part, at in parts if len(part)])
     return torch.empty_like(done).index_copy_(0, places, done)
-
-
-def _put(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(device)
 
 
 def _between(low: float, high: float, level: Tensor) -> Tensor:
@@ -164,8 +174,8 @@ def cutout(image: Tensor, draws: Tensor) -> Tensor:
         at = torch.arange(size, device=image.device)
         inside.append((at >= first) & (at <= first + side[:, None]))
     painted = inside[1][:, None, :, None] & inside[0][:, None, None, :]
-    grey = torch.tensor(CUTOUT_COLOUR, dtype=torch.uint8, device=image.device).view(1, 3, 1, 1)
-    return torch.where(painted, grey, image)
+    channels = zip(image.split(1, dim=1), CUTOUT_COLOUR, strict=True)
+    return torch.cat([channel.masked_fill(painted, value) for channel, value in channels], dim=1)
 
 
 OPERATIONS: tuple[Operation, ...] = (

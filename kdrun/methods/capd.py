@@ -13,16 +13,13 @@ from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import PairingError
 from kdrun.methods.base import Forward, Method
 from kdrun.methods.parts import resize_map
-from kdrun.methods.views import transformed
+from kdrun.methods.views import PURPOSES, transformed
 
 NEIGHBOURS = 4  # patches per side of the square that shares one linear map
 
+DROPPED, REPLACED = PURPOSES, PURPOSES + 1  # purposes of the draws, after those of `transformed`; q, k, v one each
+
 Attention = tuple[Tensor, Tensor, Tensor]  # (q, k, v), each [N, heads, L, d]
-
-
-def draw(shape: torch.Size, probability: float, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Booleans of `shape`, true with `probability`, on the device of `like`."""
-    return torch.rand(shape, device=like.device, generator=generator) < probability
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -70,10 +67,9 @@ class GroupLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(self.across**2, channels, width).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(self.across**2, 1, width).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
-        """`dropout` of the inputs are zeroed, as nn.Dropout does it, but by `generator`."""
-        x = resize_map(x, (self.side, self.side))
-        x = x * draw(x.shape, 1 - dropout, x, generator) / max(1 - dropout, 1e-6)
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        """kept [N, C, side, side]: what each input is multiplied by, as dropout does it."""
+        x = resize_map(x, (self.side, self.side)) * kept
         n, across, over = len(x), self.across, self.across * NEIGHBOURS - self.side
         x = F.pad(x, (0, over, 0, over)).unflatten(3, (across, NEIGHBOURS)).unflatten(2, (across, NEIGHBOURS))
         rows = x.permute(2, 4, 0, 3, 5, 1).reshape(across**2, n * NEIGHBOURS**2, -1)
@@ -171,7 +167,7 @@ class CAPD(Method):
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         """The teacher sees the image, the student with probability `transformed` a transformed view of it."""
         assert teacher is not None
-        view = transformed(batch.image, self.transformed, progress.generator)
+        view = transformed(batch.image, self.transformed, progress.draws, batch.index)
         return self.losses(batch, student(view), teacher(batch.teacher_image), progress)
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
@@ -180,12 +176,14 @@ class CAPD(Method):
         last, tokens = student.maps[-1], teacher.tokens
         patches = slice(-tokens.shape[1], None)  # without the prefix tokens
         q, k, v = (item[:, :, patches] for item in teacher.attention)
-        ours = self.cross(last)
+        ours, draws = self.cross(last), progress.draws
         mixed = tuple(
-            torch.where(draw(a.shape, self.replaced, a, progress.generator), b, a)
-            for a, b in zip(ours, (q, k, v), strict=True)
+            torch.where(draws.uniform(REPLACED + number, batch.index, *a.shape[1:]) < self.replaced, b, a)
+            for number, (a, b) in enumerate(zip(ours, (q, k, v), strict=True))
         )
-        found = self.groups(last, self.dropout, progress.generator)
+        side = self.groups.side
+        kept = draws.uniform(DROPPED, batch.index, last.shape[1], side, side) >= self.dropout
+        found = self.groups(last, kept / max(1 - self.dropout, 1e-6))
         apart, fool = adversarial_losses(self.judge, found, tokens)
         return {
             "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),

@@ -16,18 +16,18 @@ EPS = 1e-7
 
 
 def draw_negatives(
-    labels: Tensor, label: Tensor, *, count: int, largest_class: int, num_classes: int, generator: torch.Generator
+    labels: Tensor, label: Tensor, order: Tensor, *, count: int, largest_class: int, num_classes: int
 ) -> tuple[Tensor, Tensor]:
     """(candidates [S], weight [N, S]): for each sample a uniform draw of `count` training samples of other classes.
 
-    labels [n]: of the training set; label [N]: of the batch. One random order of the training set is drawn, and each
+    labels [n]: of the training set; label [N]: of the batch; order [n]: a random order of the training set. Each
     sample takes the first `count` members of other classes in it: weight 1, all others 0. That is a draw without
     replacement for each sample, and a batch scores S <= count + largest_class rows of the bank instead of N times
     count. Where a sample has fewer than `count` others, it takes them all at a weight that sums to `count`: what the
     published draw with replacement is on average.
     """
     size = min(len(labels), count + largest_class)
-    candidates = torch.randperm(len(labels), generator=generator, device=labels.device)[:size]
+    candidates = order[:size]
     kinds = labels[candidates]
     # A class's cut is the column behind its `count`-th stranger: `count` plus the members of the class before that.
     position = torch.arange(size, device=labels.device)
@@ -137,9 +137,9 @@ class CRD(Method):
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and student.pooled is not None and teacher.pooled is not None
         s, t = self.embed_student(student.pooled), self.embed_teacher(teacher.pooled)
-        candidates, weight = draw_negatives(
-            self.labels, batch.label, count=self.negatives, largest_class=self.largest_class,
-            num_classes=self.num_classes, generator=progress.generator)  # fmt: skip
+        order = progress.draws.order(0, self.samples, self.labels.device)
+        candidates, weight = draw_negatives(self.labels, batch.label, order, count=self.negatives,
+                                            largest_class=self.largest_class, num_classes=self.num_classes)  # fmt: skip
         scores = [self.scores(s, self.bank_t, batch.index, candidates),
                   self.scores(t, self.bank_s, batch.index, candidates)]  # fmt: skip
         self.estimate(scores, weight)

@@ -1,4 +1,4 @@
-"""Transformed views of normalised images, batched on the training device and drawn from a method's own generator."""
+"""Transformed views of normalised images, batched on the training device and drawn from a method's own stream."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.data.augment import warp
+from kdrun.draws import Draws
 
 # No paper states strengths; these leave an image recognisable. Brightness and noise: in standard deviations.
 ROTATION = 15.0  # degrees either way
@@ -17,22 +18,26 @@ BRIGHTNESS, CONTRAST, COLOUR = 0.4, 0.4, 0.2  # colour: contrast of each channel
 NOISE = 0.1
 CELLS, MASKED = 8, 0.1  # patches per side, share of them masked
 
+SETTINGS, NOISES, PATCHES = range(3)  # purposes of the draws
+PURPOSES = 3
 
-def transformed(image: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+
+def transformed(image: Tensor, probability: float, draws: Draws, index: Tensor) -> Tensor:
     """Each image [C, H, W] of a batch [N, C, H, W], with `probability`, cropped, shifted, rotated, jittered in colour,
-    noisy and with masked patches, or else as it is. What lies outside and what is masked is the mean colour, 0."""
+    noisy and with masked patches, or else as it is. What lies outside and what is masked is the mean colour, 0.
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=image.device, generator=generator)
-
-    n, channels = image.shape[:2]
-    chosen = uniform(n, 1, 1, 1) < probability
-    view = warp(image, affine_maps(uniform(4, n)))
-    view = view * (1 + CONTRAST * (2 * uniform(n, 1, 1, 1) - 1)) * (1 + COLOUR * (2 * uniform(n, channels, 1, 1) - 1))
-    view = view + BRIGHTNESS * (2 * uniform(n, 1, 1, 1) - 1)
-    view = view + NOISE * torch.randn(image.shape, device=image.device, generator=generator)
-    kept = F.interpolate((uniform(n, 1, CELLS, CELLS) >= MASKED).to(image.dtype), size=image.shape[-2:])
-    return torch.where(chosen, view * kept, image).contiguous(memory_format=torch.channels_last)
+    index [N]: of the samples, by which their numbers are drawn.
+    """
+    channels = image.shape[1]
+    drawn = draws.uniform(SETTINGS, index, 7 + channels, 1, 1).float()
+    chosen, place, contrast, brightness, colour = drawn.split([1, 4, 1, 1, channels], dim=1)
+    view = warp(image, affine_maps(place.flatten(1).T))
+    view = view * (1 + CONTRAST * (2 * contrast - 1)) * (1 + COLOUR * (2 * colour - 1))
+    view = view + BRIGHTNESS * (2 * brightness - 1)
+    view = view + NOISE * draws.normal(NOISES, index, *image.shape[1:])
+    shown = draws.uniform(PATCHES, index, 1, CELLS, CELLS) >= MASKED
+    kept = F.interpolate(shown.to(image.dtype), size=image.shape[-2:])
+    return torch.where(chosen < probability, view * kept, image).contiguous(memory_format=torch.channels_last)
 
 
 def affine_maps(draws: Tensor) -> Tensor:

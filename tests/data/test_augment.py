@@ -76,15 +76,7 @@ def test_last_small_batch_is_kept():
     assert loader(data()).steps_per_epoch == 4
 
 
-def test_draws_are_uniform_and_independent():
-    draws = augment.uniform(seed=1, epoch=2, index=np.arange(20_000), count=4)
-    assert draws.min() >= 0
-    assert draws.max() < 1
-    assert np.allclose(draws.mean(axis=0), 0.5, atol=0.01)
-    assert np.allclose(np.corrcoef(draws.T), np.eye(4), atol=0.03)
-    for other in (augment.uniform(2, 2, np.arange(20_000), 4), augment.uniform(1, 3, np.arange(20_000), 4),
-                  augment.uniform(1, 2, np.arange(20_000), 4, purpose=1)):  # fmt: skip
-        assert abs(np.corrcoef(draws[:, 0], other[:, 0])[0, 1]) < 0.03
+def test_corners_and_flips_are_uniform():
     corners = augment.draw_views(Augment(), 0, 0, 20_000, 0, CPU)
     counts = torch.bincount(corners.row * 9 + corners.column, minlength=81)
     assert counts.min() > 170
@@ -172,10 +164,10 @@ def test_measured_stats():
 
 
 def test_order_is_a_permutation_per_epoch():
-    orders = [shuffled(100, 0, epoch) for epoch in range(3)]
+    orders = [shuffled(100, 0, epoch, CPU) for epoch in range(3)]
     assert all(sorted(order.tolist()) == list(range(100)) for order in orders)
     assert not torch.equal(orders[0], orders[1])
-    assert torch.equal(orders[1], shuffled(100, 0, 1))
+    assert torch.equal(orders[1], shuffled(100, 0, 1, CPU))
 
 
 def strong_by_sample(batches) -> dict[int, torch.Tensor]:
@@ -259,7 +251,9 @@ def test_strong_draws_each_operation_equally_often(monkeypatch):
     seen = []
     counting = tuple(lambda image, level, i=i: (seen.append((i, len(image))), image)[1] for i in range(14))
     monkeypatch.setattr(strong, "OPERATIONS", counting)
-    strong.strengthen(torch.zeros(14_000, 3, 2, 2, dtype=torch.uint8), 0, 0, np.arange(14_000))
+    draws = strong.strong_draws(0, 0, torch.arange(14_000))
+    counts = strong.counts_of(strong.operations_of(draws))
+    strong.strengthen(torch.zeros(14_000, 3, 2, 2, dtype=torch.uint8), draws, counts)
     counts = torch.zeros(14).index_add_(
         0, torch.tensor([i for i, _ in seen]), torch.tensor([float(n) for _, n in seen])
     )

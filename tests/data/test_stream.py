@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from kdrun.data.ingest import read_image
+from kdrun.data.resident import ResidentTrain
+from kdrun.data.sets import ArraySet
 from kdrun.data.stream import StreamEval, StreamTrain, measured_stats
 from kdrun.data.tree import scan
 from kdrun.errors import DataError
@@ -118,3 +120,20 @@ def test_crops(crop, image_folder):
     root = image_folder("set")
     images = by_sample(train_loader(root, augment=Augment(crop=crop)).epoch(0))
     assert all(image.shape == (3, 16, 16) for image in images.values())
+
+
+def test_a_streamed_image_has_the_view_of_a_resident_one(image_folder):
+    """The same draws: crop and flip agree pixel for pixel where nothing is resized."""
+    root = image_folder("set", size=(16, 16))
+    files, augment = scan(root).files(), Augment(crop_padding=3)
+    streamed = by_sample(train_loader(root, augment=augment, views=("strong",)).epoch(2))
+    pixels = np.stack([read_image(root / path, None) for path in files.paths])
+    resident = ResidentTrain(ArraySet(pixels, files.labels), batch_size=5, seed=0, stats=STATS, augment=augment,
+                             teacher_view="same", device=CPU, views=("strong",))  # fmt: skip
+    assert all(torch.equal(image, streamed[i]) for i, image in by_sample(resident.epoch(2)).items())
+    order = [index for loader in (resident, train_loader(root, batch_size=5)) for batch in loader.epoch(2)
+             for index in batch.index.tolist()]  # fmt: skip
+    assert order[:12] == order[12:]
+    strong = [{int(i): image for batch in loader.epoch(2) for i, image in zip(batch.index, batch.strong, strict=True)}
+              for loader in (resident, train_loader(root, augment=augment, views=("strong",)))]  # fmt: skip
+    assert all(torch.equal(image, strong[1][i]) for i, image in strong[0].items())

@@ -22,10 +22,11 @@ from kdrun.models.taps import Tap, measure
 from kdrun.network import Network, Peer, Teacher
 from kdrun.numerics import Numerics
 from kdrun.options import OptimizerOptions
+from kdrun.streams import Streams
 from tests.conftest import TinyCNN
 
 CLASSES, SIDE = 5, 16
-CPU = torch.device("cpu")
+CPU, STREAMS = torch.device("cpu"), Streams("student", 0)
 METHODS = choices("method")
 
 
@@ -86,7 +87,7 @@ def make_lane(
             method.peer, peer = network.tap, Peer(network)
         teacher = peer or Teacher(network)
     options = OptimizerOptions(name="sgd", epochs=30, batch_size=6, lr=0.05, weight_decay=5e-4, schedule="constant")
-    lane = Lane(student, method, options, 30, 0, CPU, peer=peer)
+    lane = Lane(student, method, options, 30, STREAMS, CPU, peer=peer)
     before = copy.deepcopy(method.state_dict())
     prepare(lane, teacher)
     lane.prepared = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
@@ -101,7 +102,7 @@ def prepare(lane: Lane, teacher: Teacher | None) -> None:
     options = lane.method.preparation()
     if options is None:
         return
-    own = Lane(lane.student, Preparation(lane.method), options, options.epochs, 0, CPU)
+    own = Lane(lane.student, Preparation(lane.method), options, options.epochs, STREAMS, CPU)
     own.meter = TrainMeter(CPU, 100)
     own.student.tap.train()
     own.method.train()

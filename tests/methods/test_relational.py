@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.batch import DataSpec, Outputs, Progress, Spec
+from kdrun.draws import Draws
 from kdrun.errors import PairingError
 from kdrun.methods.cc import cc_loss
 from kdrun.methods.crd import CRD, draw_negatives, log_partition, nce_loss
@@ -201,8 +202,8 @@ LABELS = torch.cat([torch.full((size,), kind) for kind, size in enumerate((40, 7
 def draw(count: int, seed: int = 0, labels: Tensor = LABELS) -> tuple[Tensor, Tensor, Tensor]:
     label = torch.arange(4)
     candidates, weight = draw_negatives(
-        labels, label, count=count, largest_class=int(labels.bincount().max()), num_classes=4,
-        generator=torch.Generator().manual_seed(seed))  # fmt: skip
+        labels, label, Draws(seed, 0, 0).order(0, len(labels), labels.device), count=count,
+        largest_class=int(labels.bincount().max()), num_classes=4)  # fmt: skip
     return label, candidates, weight
 
 
@@ -238,7 +239,7 @@ def test_every_other_sample_is_drawn_equally_often():
         assert (others - share).abs().max() < 5 * math.sqrt(share * (1 - share) / times)
 
 
-def test_negatives_come_from_their_generator_alone():
+def test_negatives_leave_the_global_generator_alone():
     state = torch.random.get_rng_state()
     first, again, other = draw(10, 3), draw(10, 3), draw(10, 4)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -256,7 +257,7 @@ def crd_method(samples: int = 30, negatives: int = 12) -> CRD:
 
 def crd_step(method: CRD, step: int, count: int = 4) -> Tensor:
     s, t = Outputs(randn(count, 5), pooled=randn(count, 6, seed=step)), Outputs(randn(count, 5), pooled=randn(count, 4))
-    progress = Progress(0, 240, step, 9, torch.Generator().manual_seed(step))
+    progress = Progress(0, 240, step, 9, Draws(0, 0, step))
     return method.losses(batch_of(torch.arange(count) % 5), s, t, progress)["crd"]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.batch import DataSpec, Outputs, Progress, Spec
 from kdrun.compose import load
+from kdrun.draws import Draws
 from kdrun.errors import ConfigError, PairingError
 from kdrun.methods.capd import (
     CAPD,
@@ -483,7 +484,7 @@ def test_group_linear_position_by_position(side, groups):
     torch.manual_seed(0)
     linear, x = GroupLinear(3, 6, side), torch.randn(2, 3, side, side)
     assert len(linear.weight) == groups
-    found = linear(x, 0.0, torch.Generator())
+    found = linear(x, torch.ones(()))
     assert found.shape == (2, side * side, 6)
     for row in range(side):
         for column in range(side):
@@ -492,12 +493,16 @@ def test_group_linear_position_by_position(side, groups):
             assert torch.allclose(found[:, row * side + column], wanted, atol=1e-5)
 
 
-def test_group_linear_dropout_is_the_generators():
-    linear, x = GroupLinear(50, 6, 4), torch.ones(4, 50, 4, 4)
-    first, again, other = (linear(x, 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    many = torch.stack([linear(x, 0.5, torch.Generator().manual_seed(seed)) for seed in range(200)]).mean(0)
-    assert torch.allclose(many, linear(x, 0.0, torch.Generator()), atol=0.25)
+def test_capd_drops_inputs_of_its_linear_maps():
+    """Half of them zeroed and the others doubled, by draws of their own in each epoch."""
+    lane, teacher = make_lane("capd", "ViT to CNN", settings={"dropout": 0.5, "transformed": 0.0})
+    seen = []
+    lane.method.groups.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    for epoch in (0, 0, 1):
+        lane.method(image_batch(6), lane.student, teacher, Progress(epoch, 30, 0, 10, Draws(5, epoch, 0)))
+    assert set(seen[0].unique().tolist()) == {0.0, 2.0}
+    assert abs(seen[0].mean() - 1) < 0.15
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
 def test_adversaries_share_an_optimizer_as_if_each_had_its_own():
@@ -543,7 +548,7 @@ def test_views():
     image = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
     def view(probability: float, seed: int = 0) -> Tensor:
-        return transformed(image, probability, torch.Generator().manual_seed(seed))
+        return transformed(image, probability, Draws(seed, 0, 0), torch.arange(64))
 
     def changed(probability: float) -> int:
         return int((view(probability) != image).flatten(1).any(dim=1).sum())
@@ -553,8 +558,10 @@ def test_views():
     assert 20 < changed(0.5) < 44
     assert torch.equal(view(0.5), view(0.5)) and not torch.equal(view(1.0), view(1.0, seed=1))
     assert view(1.0).is_contiguous(memory_format=torch.channels_last)
-    likeness = F.cosine_similarity(transformed(smooth(64), 1.0, torch.Generator()).flatten(1), smooth(64).flatten(1))
-    assert likeness.median() > 0.5
+    moved = transformed(smooth(64), 1.0, Draws(0, 0, 0), torch.arange(64))
+    assert F.cosine_similarity(moved.flatten(1), smooth(64).flatten(1)).median() > 0.5
+    part = transformed(image[40:50], 1.0, Draws(0, 0, 0), torch.arange(40, 50))
+    assert torch.allclose(part, view(1.0)[40:50])  # a sample looks the same in any batch
 
 
 def smooth(n: int) -> Tensor:
