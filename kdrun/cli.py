@@ -43,10 +43,14 @@ be set (epochs=30 method.temperature=2), and -m runs every combination: kdrun tr
 """
 
 
+SPIN_COUNT = "30000"  # of rounds; libgomp's own is 300,000 to 30 billion
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a run failed, 2 the request was wrong, 75 stopped by a
     signal after saving (run the same command again)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    spin_briefly()
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -74,6 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of `kdrun list | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads give up their core soon where they wait for one another: a run that shares its cores with
+    other work would otherwise spend most of its time on waiting, and the other work's too. Read by libgomp as torch is
+    imported; a user's own choice stays."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def console() -> None:

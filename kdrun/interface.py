@@ -49,7 +49,7 @@ def load(run: str | Path, model: str = "student", weights: str = "last", device:
     from kdrun.numerics import resolve
 
     target = find_target(str(run), {"model": model, "weights": weights, "device": device})
-    numerics, _, _ = resolve(device, "fp32", "false", None, False)
+    numerics = resolve(device, "fp32", "false", None, False).numerics
     deployed = deploy(target, numerics)
     place, role = home(target), "student"
     assert place is not None

@@ -9,14 +9,19 @@ import platform
 import shutil
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdrun.bf16 import bf16_speedup
 from kdrun.errors import ConfigError
+from kdrun.neighbours import Share, free_threads
+
+WORTH_IT = 1.03  # fp32 is the reference: it gives way to what is faster beyond the noise of the probe
+DEFAULT_THREADS = torch.get_num_threads()  # PyTorch's own choice, before any run sets another
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,6 @@ def cpu_kind() -> str:
     return "AVX2" if "avx2" in flags else platform.machine()
 
 
-def cpu_has_bf16() -> bool:
-    """Whether bf16 arithmetic runs in hardware; without it bf16 is slower than fp32."""
-    return cpu_kind() in ("AMX", "AVX512_BF16")
-
-
 def resolve_device(requested: str) -> str:
     """auto -> cuda:0 where there is one, else cpu. Raises ConfigError for a device that is not there."""
     if requested == "auto":
@@ -115,7 +115,7 @@ def resolve_device(requested: str) -> str:
 
 
 def resolve_precision(requested: str, device: str) -> str:
-    """auto -> bf16 where the hardware has matrix units for it (Ampere or newer, AMX, AVX512_BF16), else fp32."""
+    """auto -> bf16 where it trains faster than fp32: on GPUs since Ampere, on CPUs where a short probe says so."""
     cuda = device.startswith("cuda")
     if requested == "tf32" and not cuda:
         raise ConfigError("precision=tf32 needs a GPU; on a CPU choose fp32 or bf16.")
@@ -123,7 +123,12 @@ def resolve_precision(requested: str, device: str) -> str:
         return requested
     if cuda:
         return "bf16" if torch.cuda.get_device_capability(torch.device(device)) >= (8, 0) else "fp32"
-    return "bf16" if cpu_has_bf16() else "fp32"
+    return "bf16" if cpu_bf16_speedup() > WORTH_IT else "fp32"
+
+
+def cpu_bf16_speedup() -> float:
+    """Return how many times as fast as in fp32 this CPU trains in bf16."""
+    return bf16_speedup(f"{cpu_name()} {' '.join(sorted(cpu_flags()))}")
 
 
 def compiler_missing(device: str) -> str:
@@ -136,21 +141,35 @@ def compiler_missing(device: str) -> str:
     return ""
 
 
-def resolve(
-    device: str, precision: str, compile: str, threads: int | None, deterministic: bool
-) -> tuple[Numerics, str, bool]:
-    """(numerics, a note or "", whether `compile=auto` is still undecided and wants a timed probe).
+@dataclass(frozen=True)
+class Resolved:
+    """What settings mean here. notes: lines for the user; undecided: `compile=auto` still wants a timed probe."""
 
-    Raises ConfigError for what this machine does not have.
-    """
+    numerics: Numerics
+    notes: list[str]
+    undecided: bool
+
+
+def resolve(device: str, precision: str, compile: str, threads: int | None, deterministic: bool) -> Resolved:
+    """Resolve every `auto` for this machine. Raises ConfigError for what it does not have."""
     place = resolve_device(device)
     missing = compiler_missing(place)
     if compile == "true" and missing:
         raise ConfigError(f"compile=true: {missing}; install g++ or set compile=false.")
-    note = f"compile=auto: {missing}, so the networks run uncompiled." if compile == "auto" and missing else ""
-    count = threads or torch.get_num_threads()
-    numerics = Numerics(place, resolve_precision(precision, place), compile == "true", count, deterministic)
-    return numerics, note, compile == "auto" and not missing
+    share = Share(threads, "as set") if threads else resolve_threads()
+    numerics = Numerics(place, resolve_precision(precision, place), compile == "true", share.threads, deterministic)
+    notes = [f"{place}, {numerics.precision}, {share.threads} thread{'s' * (share.threads > 1)} ({share.reason})"]
+    if compile == "auto" and missing:
+        notes.append(f"compile=auto: {missing}, so the networks run uncompiled.")
+    return Resolved(numerics, notes, compile == "auto" and not missing)
+
+
+def resolve_threads() -> Share:
+    """null -> $OMP_NUM_THREADS where it is set, else PyTorch's default or as many threads as there are cores free."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return Share(DEFAULT_THREADS, "OMP_NUM_THREADS")
+    share = free_threads()
+    return replace(share, threads=min(share.threads, DEFAULT_THREADS))
 
 
 def pinned(resolved: dict[str, Any], device: str) -> Numerics:

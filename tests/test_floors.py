@@ -9,8 +9,8 @@ import kdrun
 
 PACKAGE = Path(kdrun.__file__).parent
 FLOORS = {
-    0: ("errors", "cores", "streams", "draws", "options", "batch", "losses", "models", "data", "testsets"),
-    1: ("methods", "checkpoint", "runs", "numerics", "optim", "metrics", "network", "engine", "cache", "job", "fit", "probe", "provenance",
+    0: ("errors", "cores", "neighbours", "streams", "draws", "options", "batch", "losses", "models", "data", "testsets"),
+    1: ("methods", "checkpoint", "runs", "bf16", "numerics", "optim", "metrics", "network", "engine", "cache", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
         "loggers", "derive", "chunks", "answers"),
     2: ("config", "words", "compose", "identity", "assemble", "sweeps", "groups", "trained", "deployment", "onnx_file",

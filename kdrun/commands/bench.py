@@ -144,7 +144,7 @@ def prepare(config: RunConfig, own: dict[str, str]) -> Bench:
             raise ConfigError(f"rows={own['rows']}: {row} is no row.{suggest(row, ROWS)} There are: {', '.join(ROWS)}.")
     if any(row.endswith("compiled") for row in rows):
         resolve(config.device, "fp32", "true", config.threads, False)  # says so where there is no compiler
-    numerics, _, _ = resolve(config.device, "fp32", "false", config.threads, False)
+    numerics = resolve(config.device, "fp32", "false", config.threads, False).numerics
     numerics.apply()
     data = load_data(make_plan(config, []), console.track)
     if not isinstance(data.splits.train, ArraySet):

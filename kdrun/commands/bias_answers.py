@@ -144,7 +144,7 @@ class Answering:
 
         asked = self.asked(target.config)
         config = target.config
-        numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
+        numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics
         subject: Subject | None = None
         found = {}
         for name, (images, textures, identity) in asked.sets.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdrun import console
 from kdrun.compose import conf_dir, load
+from kdrun.cores import available_cores
 from kdrun.errors import KdrunError, print_error
 from kdrun.words import split_arguments
 
@@ -58,21 +59,24 @@ def libraries() -> tuple[list[list[str]], list[str]]:
 def hardware_rows() -> list[list[str]]:
     import torch
 
-    from kdrun.numerics import compiler_missing, cpu_kind, cpu_name, resolve_device, resolve_precision
+    from kdrun import numerics
 
-    device = resolve_device("auto")
+    device = numerics.resolve_device("auto")
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    missing = compiler_missing(device)
-    units = {"AMX": "bf16 matrix units", "AVX512_BF16": "bf16 instructions"}.get(cpu_kind(), "no bf16 arithmetic")
-    precision = resolve_precision("auto", device)
+    missing = numerics.compiler_missing(device)
+    share = numerics.resolve_threads()
     return [
-        ["CPU", f"{cpu_name()}, {os.cpu_count()} cores", f"{cpu_kind()}: {units}"],
-        ["threads", str(torch.get_num_threads()), "threads=N sets another number"],
+        [
+            "CPU",
+            f"{numerics.cpu_name()}, {available_cores()} cores",
+            f"{numerics.cpu_kind()}: trains in bf16 at {numerics.cpu_bf16_speedup():.2f}x the speed of fp32",
+        ],
+        ["threads=null", str(share.threads), f"for a run that starts now: {share.reason}"],
         ["GPU", ", ".join(gpus) or "none", ""],
         ["device=auto", device, ""],
-        ["precision=auto", precision, "precision=fp32 is the reference"],
+        ["precision=auto", numerics.resolve_precision("auto", device), "precision=fp32 is the reference"],
         ["compile=auto", "off" if missing else "a timed probe on long runs", missing],
     ]
 

@@ -146,7 +146,7 @@ def measure(target: Target, split: str, testsets: list[NamedSet]) -> Iterator[Me
     from kdrun.numerics import resolve
 
     config = target.config
-    numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
+    numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics
     numerics.apply()
     plan = make_plan(images_only(config), [])
     data = load_data(plan, console.track)

@@ -128,7 +128,7 @@ def export(target: Target, place: Path, options: Options) -> int:
     from kdrun.numerics import resolve
 
     config = target.config
-    numerics, _, _ = resolve("cpu", "fp32", "false", config.threads, False)
+    numerics = resolve("cpu", "fp32", "false", config.threads, False).numerics
     numerics.apply()
     data = load_data(make_plan(images_only(config), []), console.track)
     deployed = deploy(target, numerics)

@@ -145,7 +145,7 @@ def load_networks(targets: list[Target], asked: Asked) -> tuple[list[Watched], A
     from kdrun.numerics import resolve
 
     config = targets[0].config
-    numerics, _, _ = resolve(config.device, "fp32", "false", config.threads, config.deterministic)
+    numerics = resolve(config.device, "fp32", "false", config.threads, config.deterministic).numerics
     numerics.apply()
     teachers: dict[str, Watched] = {}
     students: list[tuple[Watched, str | None]] = []

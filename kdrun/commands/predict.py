@@ -130,7 +130,7 @@ def make_predictor(word: str, settings: dict[str, str], config_dir: str | None) 
     from kdrun.numerics import resolve
 
     config = target.config
-    numerics, _, _ = resolve(config.device, config.precision, "false", config.threads, config.deterministic)
+    numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics
     numerics.apply()
     return deploy(target, numerics, console.track), target.label
 

@@ -49,6 +49,7 @@ class Session:
 
     def __init__(self, plans: list[Plan], stop: Stop, view: View, ended: Ended, memory_share: float = 0.5):
         """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
+        from kdrun.neighbours import claim
         from kdrun.numerics import pinned, resolve
 
         self.plans, self.stop, self.view, self.ended = plans, stop, view, ended
@@ -58,15 +59,16 @@ class Session:
         check_loggers(config.logger)
         recorded = next((found for plan in plans if (found := read_resolved(plan.run.path)) is not None), None)
         if recorded is not None:
-            self.numerics, note, self.undecided = pinned(recorded, config.device), "", False
+            self.numerics, notes, self.undecided = pinned(recorded, config.device), [], False
         else:
-            self.numerics, note, self.undecided = resolve(
-                config.device, config.precision, config.compile, config.threads, config.deterministic
-            )
+            found = resolve(config.device, config.precision, config.compile, config.threads, config.deterministic)
+            self.numerics, notes, self.undecided = found.numerics, found.notes, found.undecided
+        claim(self.numerics.threads)
+        for line in notes:
+            console.note(line)
         self.data = load_data(self.plan, console.track)
-        for line in (*self.data.notes, note, *warnings(config)):
-            if line:
-                console.note(line)
+        for line in (*self.data.notes, *warnings(config)):
+            console.note(line)
 
     def run(self) -> None:
         """Teacher first, then the students to their last epoch."""

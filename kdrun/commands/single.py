@@ -10,6 +10,7 @@ from kdrun.commands.outcome import announce, show_result
 from kdrun.commands.session import Session, training_view
 from kdrun.config import RunConfig
 from kdrun.errors import KdrunError, RunError, reason_of
+from kdrun.neighbours import presence
 from kdrun.runs import rebuild_results
 
 
@@ -24,7 +25,7 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     from kdrun.stop import stop_on_signals
 
     outcome: list[dict[str, Any] | KdrunError] = []
-    with plan.run.lock(), stop_on_signals() as stop:
+    with presence(), plan.run.lock(), stop_on_signals() as stop:
         try:
             Session([plan], stop, training_view, lambda _, found: outcome.append(found)).run()
         except RunError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.assemble import Plan
 from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, RunError, reason_of
+from kdrun.neighbours import presence
 
 if TYPE_CHECKING:
     from kdrun.fit import Event
@@ -78,8 +79,9 @@ def serve(connection: Connection, log: str) -> None:
 
     console.out = Console(file=file, highlight=False, width=160, no_color=True)
     try:
-        while (task := connection.recv()) is not None:
-            connection.send(run_task(task, connection.send))
+        with presence():
+            while (task := connection.recv()) is not None:
+                connection.send(run_task(task, connection.send))
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the scheduler is gone; all runs can be resumed
         os._exit(1)
 
