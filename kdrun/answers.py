@@ -43,10 +43,12 @@ def answer(subject: Subject, loader: EvalLoader, textures: np.ndarray | None = N
     """Every image of `loader` once, in its order."""
     import torch
 
+    from kdrun.batch import filled
     from kdrun.metrics import ranked
 
     with torch.inference_mode():
-        found = [(subject.logits(image).cpu(), label.cpu()) for image, label in loader.batches()]
+        found = [(subject.logits(filled(image, loader.batch_size))[: len(label)].cpu(), label.cpu())
+                 for image, label in loader.batches()]  # fmt: skip
     logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
     log_probabilities = logits.log_softmax(dim=1).half().numpy()
     return Answers(log_probabilities, ranked(logits)[:, 0].numpy(), labels.numpy(), textures)

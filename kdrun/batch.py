@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from kdrun.draws import Draws
@@ -88,6 +89,16 @@ class Outputs(NamedTuple):
             return tuple(value if place in kept else None for place, value in enumerate(values))  # type: ignore[misc]
 
         return self._replace(maps=thin(self.maps), preact=thin(self.preact), map_prefix=thin(self.map_prefix))
+
+
+def filled(image: Tensor, size: int) -> Tensor:
+    """Repeat the images of a small batch up to `size`; a larger one stays as it is.
+
+    On some CPUs the last bits of a row of a matrix product depend on how many rows there are, so what a network says of
+    an image is only the same in any batch if all batches have one shape.
+    """
+    count = len(image)
+    return image if count >= size else torch.cat([image] * -(-size // count))[:size]
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ def tensors_of(outputs: Outputs) -> list[Tensor]:
     return found
 
 
-def fill(network: Network, loader: ResidentTrain, track: Track) -> TeacherCache | None:
-    """One pass of the frozen `network` over the training images as the teacher sees them; None where what it says does
-    not fit into memory.
+def fill(network: Network, loader: ResidentTrain, track: Track) -> tuple[TeacherCache | None, str]:
+    """One pass of the frozen `network` over the training images as the teacher sees them: (cache, ""), or (None, the
+    reason why nothing can be kept).
 
     In the set's own order and in full batches whatever the run has done before, and never compiled: a resumed run, and
     a lane beside other lanes, gets the same numbers.
@@ -80,10 +80,24 @@ def fill(network: Network, loader: ResidentTrain, track: Track) -> TeacherCache 
     for step, image in zip(track(iter(range(steps)), steps, label), loader.teacher_images(), strict=True):
         with torch.no_grad():
             outputs = network.eager(image)
+            if cache is None and not rows_stand_alone(network, image, outputs):
+                return None, "here the last bits of an image's outputs depend on its place in the batch"
         if cache is None:
             room = min(MOST, free_memory(network.numerics.torch_device) // 4)
             if bytes_of(tensors_of(outputs)) * samples // len(image) > room:
-                return None
+                return None, "they do not fit into memory"
             cache = TeacherCache(outputs, samples)
-        cache.put(step * len(image), outputs)
-    return cache
+        cache.put(step * loader.batch_size, outputs)
+    return cache, ""
+
+
+def rows_stand_alone(network: Network, image: Tensor, outputs: Outputs) -> bool:
+    """Return True if the outputs of an image do not change, to the last bit, where the batch is in another order.
+
+    PyTorch promises that nowhere: it holds if every row of a matrix product is summed up in the same way, wherever it
+    stands. Without it, outputs that were kept are not those of a pass over a shuffled batch.
+    """
+    order = torch.arange(len(image) - 1, -1, -1, device=image.device).roll(1)
+    turned = network.eager(image[order].contiguous(memory_format=torch.channels_last))
+    pairs = zip(tensors_of(outputs), tensors_of(turned), strict=True)
+    return all(torch.equal(straight[order], rows) for straight, rows in pairs)

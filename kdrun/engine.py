@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdrun.batch import Batch, Outputs, Progress
+from kdrun.batch import Batch, Outputs, Progress, filled
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
 from kdrun.draws import Draws, seed_dropout
@@ -176,8 +176,8 @@ def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numer
         with torch.inference_mode():
             for image, label in loader.batches():
                 with numerics.autocast():
-                    logits = model(prepare(image))
-                meter.update(logits.float(), label)
+                    logits = model(prepare(filled(image, loader.batch_size)))
+                meter.update(logits[: len(label)].float(), label)
     finally:
         model.train(training)
     return meter.result()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, Outputs
+from kdrun.batch import Batch, Outputs, filled
 from kdrun.models.taps import Tap
 from kdrun.numerics import Numerics
 
@@ -85,6 +85,7 @@ def choose_attention(model: nn.Module, numerics: Numerics) -> None:
 
 class Teacher:
     """The frozen teacher: eval mode, no gradient, and one forward per image tensor however many students ask for it.
+    It sees full batches only, so that what it says of an image does not depend on the batch.
 
     cache: what it says of each training image, where it sees the same one in every epoch (`kdrun.cache`).
     """
@@ -112,7 +113,7 @@ class Teacher:
             outputs = self.cache(self.batch.index)
         else:
             with torch.no_grad():
-                outputs = self.network(image)
+                outputs = self.network(filled(image, self.network.batch_size)).apply(lambda rows: rows[: len(image)])
         self.seen = [*self.seen[1 - self.KEPT :], (image, outputs)]
         return outputs
 

@@ -57,7 +57,7 @@ def test_kept_outputs_are_those_of_a_pass(precision):
     model = create_model("resnet8", num_classes=4, image_size=16).cuda()
     network = Network(Tap(model, 16, frozenset({"maps", "pooled"})), numerics, 8)
     teacher, batches = Teacher(network), loader(STILL, device="cuda")
-    cache = fill(network, batches, untracked)
+    cache, _ = fill(network, batches, untracked)
     assert cache is not None
     for batch in batches.epoch(1):
         for one, other in zip(tensors_of(cache(batch.index)), tensors_of(teacher(batch.teacher_image)), strict=True):

@@ -14,7 +14,7 @@ from kdrun.analysis.calibration import Calibration, CalibrationMeter
 from kdrun.analysis.cka import CKAMeter
 from kdrun.analysis.classification import Classification, ConfusionMeter
 from kdrun.analysis.fidelity import FidelityMeter
-from kdrun.batch import Outputs
+from kdrun.batch import Outputs, filled
 from kdrun.cost import count_flops
 from kdrun.engine import EvalLoader
 from kdrun.errors import RunError
@@ -138,10 +138,14 @@ def examine(
     def steps() -> Iterator[int]:
         for step, (image, label) in enumerate(loader.batches()):
             first.extend([] if first else [image])
+            whole = filled(image, loader.batch_size)
             if teacher is None:
-                meters.update(subject.logits(image), label)
+                meters.update(subject.logits(whole)[: len(label)], label)
             else:
-                ours, theirs = subject.outputs(image), teacher.outputs(image)
+                ours, theirs = (
+                    one.outputs(whole).apply(lambda rows: rows[: len(label)])  # noqa: B023 (called at once)
+                    for one in (subject, teacher)
+                )
                 meters.update(ours.logits, label)
                 meters.compare(ours, theirs, label)
                 meters.relate(subject.stages(ours), teacher.stages(theirs))

@@ -181,11 +181,11 @@ class Session:
         plan = plan or self.plan
         config, side = plan.config, self.data.splits.image_size
         streams = Streams("student", config.seed)
-        student = make_network(config.student, self.data, streams, self.numerics, config.batch_size)
+        student = make_network(config.student, self.data, streams, self.numerics, 2)
         teacher = None
         if plan.method.needs_teacher:
             untrained = replace(config.teacher, checkpoint=None, pretrained="false")
-            teacher = make_network(untrained, self.data, streams, self.numerics, config.batch_size)
+            teacher = make_network(untrained, self.data, streams, self.numerics, 2)
         loaders = make_loaders(self.data, config.batch_size, streams, "same", self.numerics)
         job = make_job(run=plan.run, digest="", student=student, teacher=teacher, method=make_method(config.method),
                        optimizer=config.optimizer, epochs=1, streams=streams, data=self.data,

@@ -36,9 +36,9 @@ def keep_outputs(teacher: Teacher, students: list[Student], loaders: Loaders, co
                 raise Interrupted(f"stopped by {stop.signal} before the first step. The same command resumes.")
             yield step
 
-    teacher.cache = fill(teacher.network, train, track)
-    if teacher.cache is None:
-        console.note("they do not fit into memory: the teacher computes them in every epoch")
+    teacher.cache, problem = fill(teacher.network, train, track)
+    if problem:
+        console.note(f"{problem}: the teacher computes them in every epoch")
 
 
 def decide_compile(students: list[Student], teacher: Teacher | None, loaders: Loaders) -> None:

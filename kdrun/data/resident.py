@@ -109,9 +109,9 @@ class ResidentTrain:
         samples. Only where `teacher_sees_the_same`."""
         assert self.teacher_sees_the_same
         views = centre_views(self.augment, self.num_samples, self.device)
-        size = min(self.batch_size, self.num_samples)
-        for start in range(0, self.num_samples, size):
-            yield self.view(torch.arange(start, start + size, device=self.device) % self.num_samples, views)
+        for start in range(0, self.num_samples, self.batch_size):
+            window = torch.arange(start, start + self.batch_size, device=self.device)
+            yield self.view(window % self.num_samples, views)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""

@@ -215,7 +215,7 @@ class StreamEval(Stream):
                  workers: int | None, on_error: str, device: torch.device):  # fmt: skip
         decoder = Decoder(data, image_size, resize, Augment(crop="none", flip=0.0), 0, "same")
         super().__init__(decoder, EpochBatches(len(data), batch_size, None), workers, stats, on_error, device)
-        self.num_samples = len(data)
+        self.num_samples, self.batch_size = len(data), batch_size
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(image [N, 3, S, S], label [N])."""
