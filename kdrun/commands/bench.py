@@ -32,9 +32,10 @@ usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NA
 Measures training steps, evaluation and the input pipeline of the engine against a plain PyTorch loop (float32, NCHW,
 per-image torchvision transforms, SGD as it comes) in turn, and prints the median ratio, its range over the rounds, and
 the share of the convolution floor. The plain loop runs in a process of its own as anyone would run it, and once more
-beside the engine, with the engine's allocator settings. Default: KD, WRN-40-2 to WRN-40-1, batch 64, made-up images.
+beside the engine, with the engine's allocator settings. Default: KD, WRN-40-2 to WRN-40-1, batch 64, made-up images,
+in fp32 and in what precision=auto means here, compiled too.
 
-kdrun bench methods [methods=crd,at,…] [rows=bf16] times every method's training step beside plain KD's instead.
+kdrun bench methods [methods=crd,at,…] [rows=fp32] times every method's training step beside plain KD's instead.
 kdrun bench lanes [sharing|machine] [methods=kd,dkd,…] times several methods on one teacher forward against the same
 runs one after the other, and one process per core with lanes inside against the plain loop.
 """
@@ -43,6 +44,7 @@ PLAIN, TUNED = "plain loop", "plain, tuned malloc"
 KINDS = ("train", "eval", "input")
 LANES = ("lanes", "sharing", "machine")
 ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
+DEFAULT_ROWS = {"bf16": ROWS[:3], "fp32": ("fp32", "fp32-compiled")}  # by what precision=auto means
 DEFAULTS = ["teacher=wrn_40_2", "student=wrn_40_1", "method=kd", "dataset=fake", "dataset.fake_train=4096",
             "dataset.fake_test=512", "dataset.fake_classes=100", "batch_size=64"]  # fmt: skip
 METHODS = ["dataset.fake_train=50000"]  # memory banks are as large as the training set
@@ -76,9 +78,9 @@ def command(words: list[str]) -> int:
     for kind in kinds:
         if kind not in known:
             raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} There are: {', '.join(known)}.")
-    own = {"rounds": "15", "steps": "4", "rows": ",".join(ROWS[:3]), "save": "", "methods": ""}
+    own = {"rounds": "15", "steps": "4", "rows": "", "save": "", "methods": ""}
     if "methods" in kinds or "lanes" in kinds:
-        own |= {"rounds": "7", "rows": "bf16"}
+        own |= {"rounds": "7"}
     for word in overrides:
         key, _, value = word.partition("=")
         if key in own:
@@ -109,7 +111,8 @@ def compare_methods(kinds: list[str], words: list[str], own: dict[str, str], con
     if len(kinds) > 1:
         raise ConfigError("bench methods runs alone: leave the other benchmarks out.")
     names = own["methods"].split(",") if own["methods"] else []
-    bench = prepare(load(words, config_dir), own)
+    config = load(words, config_dir)
+    bench = prepare(config, {**own, "rows": own["rows"] or best_precision(config)})
     lines = bench_methods.lines_of(bench, names, measured, machine(bench))
     show(bench_methods.COLUMNS, lines, own["save"])
     return 0
@@ -119,7 +122,8 @@ def compare_lanes(kinds: list[str], words: list[str], own: dict[str, str]) -> in
     """`kdrun bench lanes`."""
     from kdrun.commands import bench_lanes
 
-    bench = prepare(load(words), own)
+    config = load(words)
+    bench = prepare(config, {**own, "rows": own["rows"] or best_precision(config)})
     names = own["methods"].split(",") if own["methods"] else []
     show(bench_lanes.COLUMNS, bench_lanes.lines_of(bench, words, names, kinds), own["save"])
     return 0
@@ -138,7 +142,7 @@ def prepare(config: RunConfig, own: dict[str, str]) -> Bench:
     for key in ("rounds", "steps"):
         if not own[key].isdigit() or int(own[key]) < 1:
             raise ConfigError(f"{key}={own[key]}: must be a whole number of at least 1.")
-    rows = own["rows"].split(",")
+    rows = own["rows"].split(",") if own["rows"] else list(DEFAULT_ROWS[best_precision(config)])
     for row in rows:
         if row not in ROWS:
             raise ConfigError(f"rows={own['rows']}: {row} is no row.{suggest(row, ROWS)} There are: {', '.join(ROWS)}.")
@@ -160,6 +164,13 @@ def prepare(config: RunConfig, own: dict[str, str]) -> Bench:
         f"{own['rounds']} rounds of {own['steps']} steps"
     )
     return Bench(config, data, numerics, int(own["rounds"]), int(own["steps"]), rows)
+
+
+def best_precision(config: RunConfig) -> str:
+    """Return what `precision=auto` means on the benchmark's device."""
+    from kdrun.numerics import resolve_device, resolve_precision
+
+    return resolve_precision("auto", resolve_device(config.device))
 
 
 def machine(bench: Bench) -> str:
@@ -209,11 +220,13 @@ def bench_train(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) ->
             seconds = floor_seconds(teacher.tap.model, *size, False) + floor_seconds(student.tap.model, *size, True)
             floors[precision] = config.batch_size / seconds
     work = count_flops(teacher.tap.model, side) + 3 * count_flops(student.tap.model, side)
-    peak = matmul_peak(torch.bfloat16, bench.device)
+    fastest = max(timings, key=lambda timing: timing.rate)
+    precision = "bf16" if fastest.name.startswith("bf16") else "fp32"
+    peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32, bench.device)
     console.note(
         f"convolution floor: {', '.join(f'{name} {rate:,.0f} images/s' for name, rate in floors.items())}; "
-        f"{work / 1e6:,.0f} MFLOP per image; largest bf16 matrix product {peak / 1e12:.2f} TFLOP/s, of which the "
-        f"fastest row uses {max(timing.rate for timing in timings) * work / peak:.1%}"
+        f"{work / 1e6:,.0f} MFLOP per image; a large {precision} matrix product {peak / 1e12:.2f} TFLOP/s, of which the "
+        f"fastest row uses {fastest.rate * work / peak:.1%}"
     )
     return lines_of(bench, "train", timings, floors)
 

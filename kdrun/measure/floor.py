@@ -86,6 +86,6 @@ def convolution_seconds(convolution: Convolution, dtype: torch.dtype, device: to
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a large matrix product: the practical ceiling of the device's matrix units."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / median_seconds(lambda: a @ b, device)

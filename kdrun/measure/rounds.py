@@ -59,15 +59,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+LONG = 2.0  # seconds: work that takes so long needs neither warming up nor many repeats
+
+
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 9, warm: int = 3) -> float:
-    """Median time of one call."""
-    for _ in range(warm):
-        work()
-    spent = []
-    for _ in range(repeats):
+    """Median time of one call, of `repeats` after `warm`, or of as many as take LONG together."""
+    spent: list[float] = []
+    while len(spent) < warm + repeats and sum(spent) < LONG:
         synchronize(device)
         begun = time.perf_counter()
         work()
         synchronize(device)
         spent.append(time.perf_counter() - begun)
-    return statistics.median(spent)
+    return statistics.median(spent[min(warm, len(spent) - 1) :])
