@@ -225,8 +225,8 @@ def bench_train(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) ->
     peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32, bench.device)
     console.note(
         f"convolution floor: {', '.join(f'{name} {rate:,.0f} images/s' for name, rate in floors.items())}; "
-        f"{work / 1e6:,.0f} MFLOP per image; a large {precision} matrix product {peak / 1e12:.2f} TFLOP/s, of which the "
-        f"fastest row uses {fastest.rate * work / peak:.1%}"
+        f"{work / 1e6:,.0f} MFLOP per image; a large {precision} matrix product {peak / 1e12:.2f} TFLOP/s, which the "
+        f"fastest row uses to {fastest.rate * work / peak:.1%}"
     )
     return lines_of(bench, "train", timings, floors)
 
