@@ -9,7 +9,8 @@ import kdrun
 
 PACKAGE = Path(kdrun.__file__).parent
 FLOORS = {
-    0: ("errors", "cores", "neighbours", "streams", "draws", "options", "batch", "losses", "models", "data", "testsets"),
+    0: ("errors", "cores", "neighbours", "streams", "draws", "options", "batch", "losses", "models", "data", "testsets",
+        "own_code", "own_import"),
     1: ("methods", "checkpoint", "runs", "bf16", "numerics", "optim", "metrics", "network", "engine", "cache", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
         "loggers", "derive", "chunks", "answers"),

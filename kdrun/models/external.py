@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from torch import nn
 
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.models.weights import load_weights
+from kdrun.own_import import import_own
 
 IMAGENET_CLASSES = 1000
 
@@ -77,11 +75,9 @@ def create_torchvision(name: str, num_classes: int, pretrained: str | None, kwar
 def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, Any]) -> nn.Module:
     """`package.module:callable`, called with num_classes, and with image_size if it takes it."""
     module_name, _, attribute = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
+        factory = getattr(import_own(module_name), attribute)
+    except (ImportError, SyntaxError) as error:
         raise ConfigError(
             f"{path}: cannot import {module_name} ({one_line(error)}); is it in this directory or installed?"
         ) from error
