@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdrun.code_record import Code
 from kdrun.config import RunConfig
 from kdrun.data.ingest import Track, untracked
 from kdrun.data.loading import DataSource
 from kdrun.data.sets import AnySet, ArraySet, Dataset
 from kdrun.errors import PairingError
-from kdrun.identity import run_identity, teacher_identity
-from kdrun.methods.source import MethodSource, combined_name, read_method
+from kdrun.identity import code_modules, run_identity, teacher_identity
+from kdrun.methods.source import MethodSource, method_of
 from kdrun.options import DatasetOptions, ModelOptions, OptimizerOptions
+from kdrun.own_code import digests, own_code
 from kdrun.runs import RunDirectory, digest_of, slug
 from kdrun.streams import Streams
 
@@ -42,8 +45,10 @@ class Plan:
     method: MethodSource
     digest: str
     run: RunDirectory
+    code: Code
     teacher_digest: str | None
     teacher_run: RunDirectory | None  # where the teacher is stored once trained; None for checkpoints and controls
+    teacher_code: Code
 
     @property
     def cache(self) -> Path:
@@ -59,23 +64,29 @@ def output_root(config: RunConfig) -> Path:
 
 
 def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
-    """Locate the data, compute the digests, and name the directories. Raises KdrunError for what is missing."""
+    """Locate the data and the code, compute the digests, and name the directories. Raises KdrunError for what is
+    missing."""
     source = DataSource(config.dataset)
     fingerprint = source.fingerprint()
-    method = read_method(config.method["_target_"])
-    method = replace(method, name=combined_name(method, config.method))
-    digest = digest_of(run_identity(config, fingerprint))
+    method = method_of(config.method)
+    modules = code_modules(config)
+    files, teacher_files = own_code(chain(*modules.values())), own_code(modules["teacher"])
+    hashes, teacher_hashes = digests(files), digests(teacher_files)
+    digest = digest_of(run_identity(config, fingerprint, hashes, teacher_hashes))
+    code = Code(files, digest_of(run_identity(config, fingerprint, {}, {})))
     root, data = output_root(config), slug(config.dataset.name)
     teacher = slug(config.teacher.name) if method.needs_teacher else "none"
     place = root / "runs" / data / f"{teacher}-{slug(config.student.name)}" / slug(method.name)
     run = RunDirectory(place / f"s{config.seed}-{digest[:8]}")
-    teacher_digest = teacher_run = None
+    teacher_digest, teacher_run, teacher_code = None, None, Code({}, "")
     if method.needs_teacher and not method.trains_teacher:
-        teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
+        teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, teacher_hashes))
         if config.teacher.checkpoint is None and not config.teacher.random:
             folder = root / "teachers" / data / slug(config.teacher.name)
             teacher_run = RunDirectory(folder / f"s{config.teacher.seed}-{teacher_digest[:8]}", role="teacher")
-    return Plan(config, overrides, source, method, digest, run, teacher_digest, teacher_run)
+            settings = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, {}))
+            teacher_code = Code(teacher_files, settings)
+    return Plan(config, overrides, source, method, digest, run, code, teacher_digest, teacher_run, teacher_code)
 
 
 def images_only(config: RunConfig) -> RunConfig:

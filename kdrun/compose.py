@@ -7,7 +7,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdrun.config import RunConfig, check
 from kdrun.errors import ConfigError, one_line, suggest
-from kdrun.methods.source import read_method
+from kdrun.methods.source import method_of, yaml_name
 from kdrun.words import split_arguments
 
 ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
@@ -42,14 +42,19 @@ def choices(group: str) -> list[str]:
     return sorted(group_files(group))
 
 
-def rewrite(overrides: Iterable[str]) -> list[str]:
+def resolve_alias(name: str, config_dir: str | None) -> str:
+    """The method that an alias means, unless the user has a method of that very name."""
+    return name if name in group_files("method", config_dir) else ALIASES.get(name, name)
+
+
+def rewrite(overrides: Iterable[str], config_dir: str | None = None) -> list[str]:
     """Aliases of methods resolved, and `method.x=…` as `++method.x=…`, so that a misspelt hyperparameter reaches the
     check that knows the method's constructor."""
     rewritten = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if key == "method" and equals:
-            value = ",".join(ALIASES.get(name.strip(), name) for name in value.split(","))
+            value = ",".join(resolve_alias(name.strip(), config_dir) for name in value.split(","))
         if key.startswith("method.") and equals:
             key = f"++{key}"
         rewritten.append(f"{key}{equals}{value}")
@@ -107,7 +112,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             found = hydra_compose(
-                "config", [*rewrite(overrides), *search_override(config_dir)], return_hydra_config=True
+                "config", [*rewrite(overrides, config_dir), *search_override(config_dir)], return_hydra_config=True
             )
     except Exception as error:
         raise translate(error) from error
@@ -115,7 +120,24 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
         hydra = found.pop("hydra")
     if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
         raise MultirunAsked
+    keep_choices(found, hydra.runtime.choices, config_dir)
     return found
+
+
+def keep_choices(cfg: DictConfig, choices: Mapping[str, Any], config_dir: str | None) -> None:
+    """Note in the method's node by which name it was chosen. Raises ConfigError as `check_own_name` does."""
+    for group, name in choices.items():
+        check_own_name(group.partition("@")[0], name, config_dir)
+    if isinstance(cfg.get("method"), DictConfig):
+        with open_dict(cfg):
+            cfg.method._name_ = choices.get("method")
+
+
+def check_own_name(group: str, name: Any, config_dir: str | None) -> None:
+    """Raises ConfigError where the user has a file of that name and kdrun another one, which Hydra takes unasked."""
+    ours, own = conf_dir() / group / f"{name}.yaml", Path(config_dir or conf_dir()) / group / f"{name}.yaml"
+    if config_dir and ours.is_file() and own.is_file() and ours.read_bytes() != own.read_bytes():
+        raise ConfigError(f"{own}: kdrun has a {group}={name} of its own; give yours another name.")
 
 
 def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
@@ -127,18 +149,17 @@ def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
     """`check`, and that a published cell has its published weights: the defaults list passes over a missing recipe."""
     name_parts(cfg, config_dir)
     config = check(cfg)
-    method = read_method(config.method["_target_"])
-    if config.benchmark is None or config.pair is None or not method.needs_teacher:
+    if config.benchmark is None or config.pair is None or not method_of(config.method).needs_teacher:
         return config
-    files = group_files("recipe", config_dir)
+    files, name = group_files("recipe", config_dir), yaml_name(config.method)
     prefix = f"{config.benchmark}_{config.pair.name}_"
-    if f"{prefix}{method.name}" not in files:
+    if f"{prefix}{name}" not in files:
         known = sorted(name for name in files if name.startswith(prefix))
         there = f"it has {', '.join(name.removeprefix(prefix) for name in known)}" if known else "it has none there"
         raise ConfigError(
-            f"benchmark={config.benchmark} publishes no {method.name} for pair={config.pair.name} ({there}): leave "
+            f"benchmark={config.benchmark} publishes no {name} for pair={config.pair.name} ({there}): leave "
             "benchmark= out and set the method's values yourself, or add conf/recipe/"
-            f"{prefix}{method.name}.yaml."
+            f"{prefix}{name}.yaml."
         )
     return config
 
@@ -154,14 +175,14 @@ def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
         given = dict(part) if isinstance(part, dict) else {"method": part}
         name = given.pop("method", None)
         if "_target_" not in given:
-            if name is not None:
-                name = ALIASES.get(str(name), str(name))
+            name = None if name is None else resolve_alias(str(name), config_dir)
             if name not in files:
                 raise ConfigError(
                     f"method.parts[{position}]={part}: no such method.{suggest(str(name), files)} A part is a name or "
                     "{method: NAME, weight: 1.0, setting: value}."
                 )
-            given = {**OmegaConf.to_container(OmegaConf.load(files[name])), **given}  # type: ignore[dict-item]
+            check_own_name("method", name, config_dir)
+            given = {"_name_": name, **OmegaConf.to_container(OmegaConf.load(files[name])), **given}  # type: ignore[dict-item]
         named.append(given)
     with open_dict(cfg):
         cfg.method.parts = named
@@ -183,7 +204,7 @@ def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register()
     flags, overrides, config_dir = split_arguments(arguments)
-    saved, sys.argv = sys.argv, ["kdrun train", *flags, *rewrite(overrides), *search_override(config_dir)]
+    saved, sys.argv = sys.argv, ["kdrun train", *flags, *rewrite(overrides, config_dir), *search_override(config_dir)]
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
     except Exception as error:

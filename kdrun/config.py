@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.loggers import LOGGERS
-from kdrun.methods.source import read_method
+from kdrun.methods.source import read_method, yaml_name
 from kdrun.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions, setting
 
 
@@ -146,27 +146,26 @@ def check_method(node: Any, prefix: str = "method") -> dict[str, Any]:
     """The method's node with its values converted, after comparison with its constructor's parameters."""
     if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigError("method has no _target_: choose one with method=NAME (kdrun list methods).")
-    source = read_method(str(node["_target_"]))
-    given = {key: value for key, value in node.items() if key != "_target_"}
+    source, name = read_method(str(node["_target_"])), yaml_name(node)
+    kept = {key: node[key] for key in ("_name_", "_target_") if node.get(key) is not None}
+    given = {key: value for key, value in node.items() if key not in ("_name_", "_target_")}
     for key in given:
         if key not in source.parameters:
             takes = f" It takes: {', '.join(source.parameters)}." if source.parameters else " It takes none."
-            raise ConfigError(
-                f"{prefix}.{key}: {source.name} has no such setting.{suggest(key, source.parameters)}{takes}"
-            )
+            raise ConfigError(f"{prefix}.{key}: {name} has no such setting.{suggest(key, source.parameters)}{takes}")
     for key in source.required:
         if key not in given:
-            raise ConfigError(f"{prefix}.{key} is not set: {source.name} needs it.")
+            raise ConfigError(f"{prefix}.{key} is not set: {name} needs it.")
     converted = {key: _convert(key, value, source.parameters[key], prefix) for key, value in given.items()}
     for key, value in converted.items():
-        for name, rules in METHOD_RULES.items():
-            if key == name or (name.startswith("_") and key.endswith(name)):
+        for ending, rules in METHOD_RULES.items():
+            if key == ending or (ending.startswith("_") and key.endswith(ending)):
                 check_value(f"{prefix}.{key}", value, rules)
     if source.combines:
         converted["parts"] = [_check_part(part, f"{prefix}.parts[{i}]") for i, part in enumerate(converted["parts"])]
         if not converted["parts"]:
             raise ConfigError(f"{prefix}.parts is empty: name at least one method, as in 'method.parts=[kd,at]'.")
-    return {"_target_": source.target, **converted}
+    return {**kept, **converted}
 
 
 def _check_part(part: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -60,6 +60,11 @@ def print_error(line: str) -> None:
     print(f"\x1b[1;31merror:\x1b[0m {line}" if colour else f"error: {line}", file=sys.stderr)
 
 
+def print_note(line: str) -> None:
+    """What one should know of the results that follow, beside them: on stderr."""
+    print(f"note: {line}", file=sys.stderr)
+
+
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for the nearest known name, or nothing."""
     near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)

@@ -1,19 +1,22 @@
 """Which run a configuration means: a digest of everything that changes its numbers, and of nothing else.
 
-Values enter as requested (`auto` stays `auto`) and paths as content, so that neither torch nor a trained teacher nor
-this machine is needed. An option at its dataclass default is left out, so that a new option does not rename old runs.
+Values enter as requested (`auto` stays `auto`), paths and the user's own code as content, so that neither torch nor a
+trained teacher nor this machine is needed. An option at its dataclass default is left out, so that a new option does
+not rename old runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdrun.config import RunConfig
 from kdrun.errors import CheckpointError
-from kdrun.methods.source import read_method
+from kdrun.methods.source import method_of
 from kdrun.options import DatasetOptions, ModelOptions, TeacherOptions
+from kdrun.own_code import module_of
 from kdrun.runs import digest_of
 from kdrun.streams import VERSION as STREAMS
 
@@ -63,13 +66,18 @@ def model_identity(options: ModelOptions, role: str, leave_out: set[str] | None 
     return found
 
 
-def teacher_identity(teacher: TeacherOptions, data: DatasetOptions, fingerprint: str) -> dict[str, Any]:
-    """A teacher is its checkpoint, or its recipe on its training images; nothing of the run that uses it."""
+def teacher_identity(
+    teacher: TeacherOptions, data: DatasetOptions, fingerprint: str, code: Mapping[str, str]
+) -> dict[str, Any]:
+    """A teacher is its code and its checkpoint, or its recipe on its training images; nothing of the run that uses it.
+    code: name -> SHA-256 of the files that are the user's own."""
+    own = {"code": dict(code)} if code else {}
     if teacher.checkpoint is not None:
-        return model_identity(teacher, "teacher", {"recipe", "seed", "precision", *TAPS_ONLY})
+        return own | model_identity(teacher, "teacher", {"recipe", "seed", "precision", *TAPS_ONLY})
     if teacher.random:
-        return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), **initialised(teacher)}
-    return {
+        untrained = model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY})
+        return own | untrained | initialised(teacher)
+    return own | {
         "model": model_identity(teacher, "teacher", TAPS_ONLY),
         "data": data_identity(data, fingerprint, {"test_limit"}),
         "streams": STREAMS,
@@ -86,14 +94,16 @@ def initialised(teacher: TeacherOptions) -> dict[str, Any]:
     return {"seed": teacher.seed, "streams": STREAMS}
 
 
-def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """Everything that decides a run's numbers."""
-    method = read_method(config.method["_target_"])
-    identity = {
+def run_identity(
+    config: RunConfig, fingerprint: str, code: Mapping[str, str], teacher_code: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that decides a run's numbers. code: of all that it imports, teacher_code: of its teacher alone."""
+    method = method_of(config.method)
+    identity: dict[str, Any] = {
         "data": data_identity(config.dataset, fingerprint),
         # Where nothing is distilled, nothing is tapped: one independent student serves all benchmarks.
         "student": model_identity(config.student, "student", set() if method.needs_teacher else TAPS_ONLY),
-        "method": {"name": method.name, **{key: value for key, value in config.method.items() if key != "_target_"}},
+        "method": config.method,
         "optimizer": {
             **differing(config.optimizer, {"epochs", "batch_size"}),
             "epochs": config.epochs,
@@ -114,9 +124,22 @@ def run_identity(config: RunConfig, fingerprint: str) -> dict[str, Any]:
         if method.trains_teacher:
             identity["peer"] = peer_identity(config.teacher)
         else:
-            identity["teacher"] = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint))
+            identity["teacher"] = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, teacher_code))
         identity["teacher_taps"] = config.teacher.preact_last_map
         identity["teacher_view"] = config.teacher_view
         if not config.teacher_cache:
             identity["teacher_cache"] = False
+    if code:
+        identity["code"] = dict(code)
     return identity
+
+
+def code_modules(config: RunConfig) -> dict[str, list[str]]:
+    """Part of a run -> the modules that it is imported from where they may be the user's own."""
+    method = method_of(config.method)
+    nodes = [config.method, *(config.method["parts"] if method.combines else [])]
+    return {
+        "student": [found] if (found := module_of(config.student.name)) else [],
+        "teacher": [found] if (found := module_of(config.teacher.name)) and method.needs_teacher else [],
+        "method": [str(node["_target_"]).rpartition(".")[0] for node in nodes],
+    }

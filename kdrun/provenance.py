@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun import __version__
+from kdrun.code_record import Code
 from kdrun.numerics import Numerics, hardware
 from kdrun.runs import now
 from kdrun.streams import VERSION as STREAMS
@@ -26,8 +27,9 @@ LIBRARIES = (
 )
 
 
-def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None) -> dict[str, Any]:
-    """Command, revision, versions, hardware, resolved numerics, data fingerprint and the teacher's weights."""
+def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None, code: Code) -> dict[str, Any]:
+    """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights and the user's
+    own code."""
     return {
         "started_at": now(),
         "command": sys.argv,
@@ -40,6 +42,7 @@ def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any]
         "streams": STREAMS,
         "data": data,
         "teacher": teacher,
+        **code.about(),
     }
 
 

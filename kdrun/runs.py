@@ -18,7 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdrun.checkpoint import read_json, refused, write_atomically, write_json, write_text
+from kdrun.code_record import write_copies
 from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
+from kdrun.own_code import OwnFile
 
 RESULT_KEYS: list[str] = [
     "schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "precision",
@@ -70,6 +72,10 @@ class RunDirectory:
         """result.json is written last: its presence means finished."""
         return self.result_path.is_file()
 
+    @property
+    def begun(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
     def result(self) -> dict[str, Any]:
         return read_json(self.result_path)
 
@@ -102,8 +108,10 @@ class RunDirectory:
             owner.unlink(missing_ok=True)
             lock.release()
 
-    def begin(self, config_yaml: str, provenance: dict[str, Any]) -> None:
-        """Write what is known before training; a failure of an earlier try is forgotten."""
+    def begin(self, config_yaml: str, provenance: dict[str, Any], code: Iterable[OwnFile]) -> None:
+        """Write what is known before training, with copies of the user's own code; a failure of an earlier try is
+        forgotten."""
+        write_copies(self.path, code)
         write_text(self.path / "config.yaml", config_yaml)
         write_json(self.path / "provenance.json", provenance)
         self.failed_path.unlink(missing_ok=True)

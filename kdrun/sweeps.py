@@ -225,7 +225,7 @@ def changing_words(overrides: Sequence[str]) -> list[str]:
     return sorted(word for word in overrides if changes_numbers(word.partition("=")[0]))
 
 
-def multirun_sweep(overrides: Sequence[str], given_name: str | None) -> Sweep:
+def multirun_sweep(overrides: Sequence[str], given_name: str | None, config_dir: str | None = None) -> Sweep:
     """Every combination of comma-separated values, in Hydra's own grammar. Rows and columns follow from the runs."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -233,7 +233,7 @@ def multirun_sweep(overrides: Sequence[str], given_name: str | None) -> Sweep:
     from kdrun.compose import rewrite, translate
 
     try:
-        parsed = OverridesParser.create().parse_overrides(rewrite(overrides))
+        parsed = OverridesParser.create().parse_overrides(rewrite(overrides, config_dir))
         jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     except Exception as error:
         raise translate(error) from error

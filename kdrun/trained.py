@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.assemble import Data, make_job, make_network, make_tap, own_stats
 from kdrun.checkpoint import read_json
+from kdrun.code_record import recorded
 from kdrun.config import RunConfig, read_config
-from kdrun.errors import CheckpointError, ConfigError, KdrunError, suggest
+from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
+from kdrun.identity import code_modules
 from kdrun.methods.build import make_method
-from kdrun.methods.source import read_method
+from kdrun.methods.source import method_of
 from kdrun.options import ModelOptions, TeacherOptions
+from kdrun.own_code import changed, digests, module_of, own_code
 from kdrun.runs import RunDirectory, short_path, slug
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
@@ -72,6 +75,7 @@ class Target:
     teacher: Taught | None = None
     missing: str = ""
     own: Taught | None = None  # the network is a run's teacher itself
+    run: Path | None = None  # the directory that says what it was trained with
 
 
 def target_of_file(path: str, config: RunConfig, own: dict[str, str]) -> Target:
@@ -101,17 +105,17 @@ def target_of_run(run: Path, own: dict[str, str], settings: dict[str, str], take
     if not weights.is_file():
         raise ConfigError(f"{run} has no {weights.name} yet: it is not finished (kdrun list runs).")
     if stored:
-        return Target(label, config, config.teacher, weights, run / "evals", name)
+        return Target(label, config, config.teacher, weights, run / "evals", name, run=run)
     teacher, missing = find_teacher(run, config)
-    deploys = read_method(config.method["_target_"]).deploys
-    return Target(label, config, config.student, weights, run / "evals", name, deploys, teacher, missing)
+    deploys = method_of(config.method).deploys
+    return Target(label, config, config.student, weights, run / "evals", name, deploys, teacher, missing, run=run)
 
 
 def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str) -> Target:
     """model=teacher of a run. Raises ConfigError where it has none."""
     teacher, missing = find_teacher(run, config)
     if teacher is None:
-        method = read_method(config.method["_target_"]).name
+        method = method_of(config.method).name
         raise ConfigError(f"model=teacher: {label} {missing or f'has no teacher (method={method})'}.")
     best = own["weights"] == "best"
     if best and teacher.stored is None:
@@ -119,7 +123,24 @@ def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str
     if best and teacher.stored is not None:
         teacher = replace(teacher, weights=teacher.stored.best_weights_path)
     name = f"{own['split']}{'_best' if best else ''}_teacher"
-    return Target(f"{label} teacher", config, teacher.options, teacher.weights, run / "evals", name, own=teacher)
+    return Target(f"{label} teacher", config, teacher.options, teacher.weights, run / "evals", name, own=teacher,
+                  run=run)  # fmt: skip
+
+
+def changed_code(target: Target) -> str:
+    """A line that names the files of the user's own that have changed since a run, of those from which its networks
+    are built now; an empty string where none has."""
+    if target.run is None or (before := recorded(target.run).files) is None:
+        return ""
+    config = target.config
+    models = [target.options.name, *([config.teacher.name] if target.teacher or target.deploys else [])]
+    needed = [found for model in models if (found := module_of(model))]
+    needed += code_modules(config)["method"] if target.deploys else []  # a loss builds nothing
+    now = digests(own_code(needed))
+    names = changed(now, {name: before[name] for name in now if name in before})
+    run = short_path(target.run)
+    line = f"{', '.join(names)} changed since {run} was trained; its weights meet the code of now, not {run}/code."
+    return line if names else ""
 
 
 def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> None:
@@ -135,7 +156,7 @@ def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> 
 
 def find_teacher(run: Path, config: RunConfig) -> tuple[Taught | None, str]:
     """(teacher, why it is missing). Neither where the method has none."""
-    method = read_method(config.method["_target_"])
+    method = method_of(config.method)
     if not method.needs_teacher:
         return None, ""
     if method.trains_teacher:
@@ -216,8 +237,9 @@ def networks_of(
     target: Target, data: Data, loaders: Loaders, numerics: Numerics
 ) -> tuple[Network, nn.Module | None, Network | None]:
     """(network, what is deployed where that is more, teacher). A teacher that does not load becomes `missing`."""
-
     config = target.config
+    if line := changed_code(target):
+        print_note(line)
     common: tuple[Any, ...] = (data, numerics, config.batch_size)
     streams = Streams("student", config.seed)
     if target.own is not None:

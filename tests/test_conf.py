@@ -162,5 +162,5 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     config = load(["method=mine"], config_dir="conf")
-    assert config.method == {"_target_": "kdrun_own_method.Mine", "temperature": 2.0}
+    assert config.method == {"_name_": "mine", "_target_": "kdrun_own_method.Mine", "temperature": 2.0}
     assert read_method("kdrun_own_method.Mine").needs_teacher

@@ -13,7 +13,7 @@ FLOORS = {
         "own_code", "own_import"),
     1: ("methods", "checkpoint", "runs", "bf16", "numerics", "optim", "metrics", "network", "engine", "cache", "job", "fit", "probe", "provenance",
         "teachers", "reference", "analysis", "stop", "cost", "measure", "ledger",
-        "loggers", "derive", "chunks", "answers"),
+        "loggers", "derive", "chunks", "answers", "code_record"),
     2: ("config", "words", "compose", "identity", "assemble", "sweeps", "groups", "trained", "deployment", "onnx_file",
         "gate", "torch_file", "interface"),
     3: ("console", "report", "commands", "cli", "__main__"),

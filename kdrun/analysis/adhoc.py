@@ -157,7 +157,7 @@ def flat(node: Any, prefix: str = "") -> list[str]:
     """key=value words of a configuration, without what says nothing about numbers."""
     if isinstance(node, dict):
         return [word for key, value in node.items()
-                if f"{prefix}{key}" not in (*OWN_PLACE[:1], "resolved", "experiment", "pair")
+                if f"{prefix}{key}" not in (*OWN_PLACE[:1], "resolved", "experiment", "pair", "method._name_")
                 if changes_numbers(f"{prefix}{key}")
                 for word in flat(value, f"{prefix}{key}.")]  # fmt: skip
     return [f"{prefix[:-1]}={node}"]

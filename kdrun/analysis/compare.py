@@ -10,11 +10,13 @@ from typing import Any
 
 import yaml
 
+from kdrun.code_record import recorded
 from kdrun.errors import ConfigError, one_line
-from kdrun.methods.source import read_method
-from kdrun.runs import RunDirectory, short_path
+from kdrun.methods.source import method_of, yaml_name
+from kdrun.runs import RunDirectory, digest_of, short_path
 
-UNLIKE = ("output_root", "logger", "save_every_minutes", "device", "threads", "eval_batch_size", "dataset.workers")
+UNLIKE = ("output_root", "logger", "save_every_minutes", "device", "threads", "eval_batch_size", "dataset.workers",
+          "method._name_")  # fmt: skip
 NAMES = {"teacher.name": "teacher", "student.name": "student", "dataset.name": "dataset", "method._target_": "method"}
 ABOUT = ("schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "finished_at",
          "overrides", "device", "compile", "precision", "threads", "split", "network", "numerics", "measured_at",
@@ -71,14 +73,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(place.read_text())
         resolved = content.pop("resolved")
-        name = read_method(content["method"]["_target_"])
+        method = method_of(content["method"])
     except Exception as error:  # yaml has its own kinds
         raise ConfigError(f"{place} cannot be read ({one_line(error)}).") from error
     flat = {key: value for key, value in flattened(content).items() if key not in UNLIKE}
-    flat["method._target_"] = name.name
-    if not name.needs_teacher:
+    flat["method._target_"] = yaml_name(content["method"])
+    if not method.needs_teacher:
         flat = {key: value for key, value in flat.items() if not key.startswith("teacher")}
     flat |= {key: resolved[key] for key in ("precision", "compile") if key in resolved}
+    if code := recorded(path).files:
+        flat |= {"method class": method.target, "own code": digest_of(code)[:8]}
     return {NAMES.get(key, key): value for key, value in flat.items()}
 
 

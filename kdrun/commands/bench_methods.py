@@ -9,7 +9,7 @@ from kdrun.commands.bench_steps import EngineSteps
 from kdrun.compose import choices, load
 from kdrun.errors import PairingError
 from kdrun.measure.rounds import Step
-from kdrun.methods.source import read_method
+from kdrun.methods.source import method_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ def lines_of(
     extra: dict[str, str] = {}
     for name in [BASE, *(name for name in names or choices("method") if name != BASE)]:
         method = load([f"method={name}"]).method
-        if not read_method(method["_target_"]).needs_teacher:
+        if not method_of(method).needs_teacher:
             continue  # no teacher's forward: another kind of step
         try:
             steps = EngineSteps(bench, row, [method])

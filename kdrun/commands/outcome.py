@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun import console
 from kdrun.assemble import Plan
+from kdrun.code_record import Neighbours
 from kdrun.config import RunConfig
 from kdrun.runs import RunDirectory, now, short_path
 
@@ -82,6 +83,29 @@ def warnings(config: RunConfig) -> list[str]:
     return found
 
 
+def code_notes(plans: list[Plan]) -> list[str]:
+    """One line for the runs, and one for the teachers, that are new for nothing but a change in the user's own code."""
+    neighbours = Neighbours()
+    runs = {plan.run.path: plan.code for plan in plans if not plan.run.begun}
+    teachers = {plan.teacher_run.path: plan.teacher_code for plan in plans
+                if plan.teacher_run is not None and not plan.teacher_run.begun}  # fmt: skip
+    lines = []
+    for new, one, several in ((runs, "this is a new run", "these are {} new runs"),
+                              (teachers, "the teacher is trained anew", "{} teachers are trained anew")):  # fmt: skip
+        found = [outdated for path, code in new.items() if (outdated := neighbours.outdated(path, code))]
+        if found:
+            names = sorted({name for _, changed in found for name in changed})
+            since = f"{'' if new is runs else 'teacher '}{found[0][0]}" + (" and others" if len(found) > 1 else "")
+            so = one if len(found) == 1 else several.format(len(found))
+            lines.append(f"note: {listed(names)} {'has' if len(names) == 1 else 'have'} changed since {since}, so {so}")
+    return lines
+
+
+def listed(names: list[str]) -> str:
+    """a, b, c and 4 more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def announce(plan: Plan) -> None:
     """What is about to run, and where."""
     config = plan.config
@@ -90,6 +114,8 @@ def announce(plan: Plan) -> None:
         f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
         f"[dim]{short_path(plan.run.path)}[/]"
     )
+    for line in code_notes([plan]):
+        console.note(line)
 
 
 def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:

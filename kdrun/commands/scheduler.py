@@ -82,7 +82,7 @@ def make_slots(plans: list[Plan], requested: str, most: int) -> list[Slot]:
 
 def fresh(plan: Plan) -> bool:
     """Whether this run never trained: what has a checkpoint can run, or has said why it cannot."""
-    return not (plan.run.path / "config.yaml").is_file()
+    return not plan.run.begun
 
 
 class Scheduler:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun import console
 from kdrun.assemble import Plan, load_data, make_job, make_loaders, make_network
-from kdrun.commands.outcome import Student, draw, loggers_of, parameters_of, result_of, warnings
+from kdrun.commands.outcome import Student, draw, listed, loggers_of, parameters_of, result_of, warnings
 from kdrun.commands.settle import decide_compile, keep_outputs
 from kdrun.config import read_resolved, to_yaml
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
 from kdrun.loggers import check_loggers
 from kdrun.methods.build import make_method
+from kdrun.own_import import unfollowed
 from kdrun.runs import RunDirectory, short_path
 from kdrun.streams import Streams
 
@@ -80,6 +81,9 @@ class Session:
         students, loaders = self.make_students(taught, about)
         if not students:
             return
+        if names := unfollowed():
+            console.note(f"note: {listed(names)} was imported by no import statement, so a change there makes no new "
+                         "run; such a statement, anywhere in your code, mends that")  # fmt: skip
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
         if frozen is not None:
             keep_outputs(frozen, students, loaders, self.config, self.stop)
@@ -287,8 +291,9 @@ class Session:
         resumed = job.resume(loaders.train.steps_per_epoch)
         if resumed:
             console.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
-        numerics = job.lane.student.numerics
-        job.run.begin(to_yaml(plan.config, numerics.as_dict()), provenance(numerics, data, student.about))
+        numerics, code = job.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
+        about = provenance(numerics, data, student.about, code)
+        job.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = job.lane.method.preparation()
         if preparation is not None and not resumed:
             title = f"preparing {plan.method.name}"

@@ -11,6 +11,7 @@ from kdrun.commands.session import Session, training_view
 from kdrun.config import RunConfig
 from kdrun.errors import KdrunError, RunError, reason_of
 from kdrun.neighbours import presence
+from kdrun.own_import import pinned
 from kdrun.runs import rebuild_results
 
 
@@ -25,7 +26,7 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     from kdrun.stop import stop_on_signals
 
     outcome: list[dict[str, Any] | KdrunError] = []
-    with presence(), plan.run.lock(), stop_on_signals() as stop:
+    with presence(), plan.run.lock(), pinned(plan.code.files.values()), stop_on_signals() as stop:
         try:
             Session([plan], stop, training_view, lambda _, found: outcome.append(found)).run()
         except RunError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdrun import console
 from kdrun.assemble import Plan, make_plan, output_root
+from kdrun.commands.outcome import code_notes
 from kdrun.compose import load
 from kdrun.config import RunConfig
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error, suggest
@@ -29,7 +30,7 @@ def command(words: list[str]) -> int:
     if "sweep" in own:
         sweep = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
     else:
-        sweep = multirun_sweep(overrides, own.get("name"))
+        sweep = multirun_sweep(overrides, own.get("name"), config_dir)
     shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
     return run_sweep(sweep, launcher, f"kdrun train -m {shown}", config_dir)
 
@@ -79,6 +80,8 @@ def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: 
     already = f", {done} of them done already" if done else ""
     wanted = sum(wish.chosen for wish in sweep.wishes)
     console.say(f"[bold]{sweep.name}[/]  {wanted} cells, {total} runs{already}  [dim]{short_path(root)}[/]")
+    for line in code_notes(pending):
+        console.note(line)
     if launcher["launcher"] != "lanes" and pending:
         from kdrun.commands.submit import submit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from kdrun.compose import MultirunAsked, checked, load, run_app
+from kdrun.compose import MultirunAsked, checked, keep_choices, load, run_app
 from kdrun.errors import Interrupted, KdrunError, print_error
 from kdrun.words import split_arguments
 
@@ -39,6 +39,7 @@ def multirun(words: list[str], config_dir: str | None) -> int:
         from hydra.core.hydra_config import HydraConfig
 
         try:
+            keep_choices(cfg, HydraConfig.get().runtime.choices, config_dir)
             config = checked(cfg, config_dir)
             from kdrun.commands.single import train
 

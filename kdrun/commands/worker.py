@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun.assemble import Plan
 from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, RunError, reason_of
 from kdrun.neighbours import presence
+from kdrun.own_import import pinned
 
 if TYPE_CHECKING:
     from kdrun.fit import Event
@@ -100,7 +101,8 @@ def run_task(task: Task, report: Report) -> Finished:
 
     with stop_on_signals() as stop:
         try:
-            work(task, told, stop)
+            with pinned(file for plan in task.plans for file in plan.code.files.values()):
+                work(task, told, stop)
         except Interrupted:
             pass
         except Exception as error:

@@ -11,6 +11,7 @@ from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import ConfigError
 from kdrun.methods.base import Forward, Method, stages_read
 from kdrun.methods.build import make_method
+from kdrun.methods.source import yaml_name
 from kdrun.options import OptimizerOptions
 
 
@@ -56,7 +57,7 @@ class Combine(Method):
         self.ce_weight = ce_weight
         self.weights = [float(part["weight"]) for part in parts]
         methods = [make_method({key: value for key, value in part.items() if key != "weight"}) for part in parts]
-        self.names = [part["_target_"].rpartition(".")[0].rpartition(".")[2] for part in parts]
+        self.names = [yaml_name(part) for part in parts]
         for name, method in zip(self.names, methods, strict=True):
             if method.trains_teacher or method.deploys or isinstance(method, Combine):
                 raise ConfigError(f"method.parts: {name} cannot be a part: it changes more than the loss.")

@@ -4,21 +4,20 @@ import torch, which takes seconds."""
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
-import os
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.own_code import Finder, absolute
 
 
 @dataclass(frozen=True)
 class MethodSource:
-    """parameters: name -> annotation as written; flags: class attributes that are plain literals."""
+    """name: what the method is called; parameters: name -> annotation as written; flags: class attributes that are
+    plain literals."""
 
     target: str
     name: str
@@ -44,12 +43,13 @@ class MethodSource:
         return bool(self.flags.get("deploys", False))
 
 
-@cache
 def read_method(target: str) -> MethodSource:
-    """The class behind a YAML's `_target_`, found and parsed without being imported.
+    """The class behind a YAML's `_target_`, found and parsed without being imported, under its module's name. Raises
+    ConfigError where there is no such class."""
+    return _read_once(target) if target.startswith("kdrun.") else _read(target)  # one's own may have been edited
 
-    The method's name is its module's: one file per method. Raises ConfigError where there is no such class.
-    """
+
+def _read(target: str) -> MethodSource:
     module, _, class_name = target.rpartition(".")
     nodes = _classes(module, target)
     if class_name not in nodes:
@@ -66,27 +66,38 @@ def read_method(target: str) -> MethodSource:
     return MethodSource(target, module.rpartition(".")[2], parameters, tuple(required), flags, doc)
 
 
-def combined_name(source: MethodSource, node: dict[str, Any]) -> str:
-    """What a run is called: the method's name, or the names of its parts."""
-    if not source.combines:
-        return source.name
-    return "+".join(read_method(part["_target_"]).name for part in node["parts"])
+_read_once = cache(_read)
+
+
+def method_of(node: dict[str, Any]) -> MethodSource:
+    """The class behind a method's node, under the name that its runs go by. Raises ConfigError."""
+    source, name = read_method(node["_target_"]), yaml_name(node)
+    if source.combines and name == "combine":
+        name = "+".join(map(yaml_name, node["parts"]))
+    return replace(source, name=name)
+
+
+def yaml_name(node: dict[str, Any]) -> str:
+    """What a method was chosen by: the name of its YAML; in what was written before that was kept, of its module."""
+    return str(node.get("_name_") or str(node["_target_"]).rpartition(".")[0].rpartition(".")[2])
+
+
+def _module_tree(module: str) -> ast.Module | None:
+    place = Finder().find(module)
+    if place is None or place.file is None or not place.file.endswith(".py"):
+        return None
+    return _parse(Path(place.file).read_bytes(), place.file)
 
 
 @cache
-def _module_tree(module: str) -> ast.Module | None:
-    if os.getcwd() not in sys.path:  # a console script does not look into the current directory by itself
-        sys.path.insert(0, os.getcwd())
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return ast.parse(Path(spec.origin).read_text(), spec.origin)
+def _parse(source: bytes, path: str) -> ast.Module:
+    return ast.parse(source, path)
 
 
 def _classes(module: str, target: str) -> dict[str, ast.ClassDef]:
     try:
         tree = _module_tree(module)
-    except (ImportError, ValueError, SyntaxError, OSError) as error:
+    except (ValueError, SyntaxError, OSError) as error:
         raise ConfigError(f"method._target_={target}: {module or 'it'} cannot be read ({one_line(error)}).") from error
     if tree is None:
         raise ConfigError(f"method._target_={target}: there is no module {module}.")
@@ -108,12 +119,14 @@ def _ancestry(name: str, nodes: dict[str, ast.ClassDef], module: str) -> list[as
 
 
 def _imported(name: str, module: str) -> list[ast.ClassDef]:
-    tree = _module_tree(module)
+    tree, place = _module_tree(module), Finder().find(module)
+    is_package = place is not None and bool(place.folders)
     for node in tree.body if tree else []:
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _ancestry(alias.name, _classes(node.module, name), node.module)
+                    origin = absolute(node.module, node.level, module, is_package)
+                    return _ancestry(alias.name, _classes(origin, name), origin)
     return []
 
 

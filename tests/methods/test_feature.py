@@ -329,7 +329,7 @@ def test_second_stage_is_plain_kd():
 
 
 def test_first_stage_lasts_as_published():
-    node = {key: value for key, value in load(["method=fitnet"]).method.items() if key != "_target_"}
+    node = {key: value for key, value in load(["method=fitnet"]).method.items() if key[0] != "_"}
     options = FitNet(**node).preparation()
     assert (options.name, options.epochs, options.milestones, options.gamma) == ("sgd", 50, [20, 35], 0.1)
     short = FitNet(**{**node, "hint_epochs": 1}).preparation()
