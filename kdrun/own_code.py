@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import (
@@ -63,7 +64,7 @@ def own_code(modules: Iterable[str]) -> dict[str, OwnFile]:
 
     A module that is not there, or cannot be parsed, is no error here: its import says it better.
     """
-    finder, found = Finder(), {}
+    finder, found = shared[-1] if shared else Finder(), {}
     pending, seen = list(modules), set()
     while pending:
         module = pending.pop()
@@ -71,16 +72,23 @@ def own_code(modules: Iterable[str]) -> dict[str, OwnFile]:
             continue
         seen.add(module)
         pending += [module.rpartition(".")[0]] if "." in module else []  # an import runs a module's parents first
-        place = finder.find(module)
-        if place is None or place.file is None or not is_own(place.file):
-            continue
-        file = read_file(module, place.file)
+        file = finder.read(module)
         if file is None:
             continue
         found[file.name] = file
         if file.source is not None:
             pending += imports(file.source, module, file.is_package)
     return dict(sorted(found.items()))
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Meanwhile a file is read once: what is planned together is of one state of the code."""
+    shared.append(Finder())
+    try:
+        yield
+    finally:
+        shared.pop()
 
 
 def digests(code: Mapping[str, OwnFile]) -> dict[str, str]:
@@ -115,11 +123,20 @@ def search_path() -> list[str]:
 
 
 class Finder:
-    """Modules by name, each found once, as an import would find it, whose parents it does not import."""
+    """Modules by name, each found and read once, as an import would find it, whose parents it does not import."""
 
     def __init__(self) -> None:
         self.known: dict[str, Place | None] = {"kdrun": Place(os.path.join(PACKAGE, "__init__.py"), (PACKAGE,))}
+        self.files: dict[str, OwnFile | None] = {}
         self.path = search_path()
+
+    def read(self, module: str) -> OwnFile | None:
+        """The file of an own module; None where it is another's, or there is none."""
+        if module not in self.files:
+            place = self.find(module)
+            path = None if place is None else place.file
+            self.files[module] = read_file(module, path) if path is not None and is_own(path) else None
+        return self.files[module]
 
     def find(self, module: str) -> Place | None:
         """None where there is no such module."""
@@ -131,6 +148,9 @@ class Finder:
                 found = look(tail, above.folders) or (None if dot else hooked(tail))
             self.known[module] = found
         return self.known[module]
+
+
+shared: list[Finder] = []  # of `read_once`
 
 
 def look(name: str, folders: Sequence[str]) -> Place | None:

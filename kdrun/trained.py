@@ -127,18 +127,20 @@ def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str
                   run=run)  # fmt: skip
 
 
-def changed_code(target: Target) -> str:
-    """A line that names the files of the user's own that have changed since a run, of those from which its networks
-    are built now; an empty string where none has."""
-    if target.run is None or (before := recorded(target.run).files) is None:
-        return ""
+def code_now(target: Target) -> dict[str, str]:
+    """name -> SHA-256 of the files of the user's own from which its networks are built now; a loss builds nothing."""
     config = target.config
     models = [target.options.name, *([config.teacher.name] if target.teacher or target.deploys else [])]
-    needed = [found for model in models if (found := module_of(model))]
-    needed += code_modules(config)["method"] if target.deploys else []  # a loss builds nothing
-    now = digests(own_code(needed))
+    modules = [found for model in models if (found := module_of(model))]
+    return digests(own_code(modules + (code_modules(config)["method"] if target.deploys else [])))
+
+
+def changed_code(target: Target) -> str:
+    """A line that names those of them that have changed since its run; an empty string where none has."""
+    if target.run is None or (before := recorded(target.run).files) is None:
+        return ""
+    now, run = code_now(target), short_path(target.run)
     names = changed(now, {name: before[name] for name in now if name in before})
-    run = short_path(target.run)
     line = f"{', '.join(names)} changed since {run} was trained; its weights meet the code of now, not {run}/code."
     return line if names else ""
 

@@ -17,7 +17,7 @@ from kdrun.compose import load
 from kdrun.config import read_config
 from kdrun.errors import ConfigError, RunError
 from kdrun.methods.source import method_of
-from kdrun.own_code import LARGEST, digests, own_code
+from kdrun.own_code import LARGEST, digests, own_code, read_once
 from kdrun.own_import import import_own, pinned
 from tests.conftest import TINY
 
@@ -361,6 +361,14 @@ def test_a_queue_trains_what_was_planned(outputs, project):
         assert weights.get_slice("0.0.weight").get_shape()[0] == 4
     assert (plan.run.path / "code/nets/parts/sizes.py").read_text() == FILES["nets/parts/sizes.py"]
     assert import_own("nets.parts.sizes").WIDTH == 12
+
+
+def test_a_sweep_is_of_one_state_of_the_code(project):
+    with read_once():
+        first = own_code(["nets.small"])
+        edit(project / "nets/parts/sizes.py", "4", "12")
+        assert own_code(["nets.small", "tutor"]).items() > first.items()
+    assert digests(own_code(["nets.small"])) != digests(first)
 
 
 def test_imports_see_edits_and_pins_do_not(project):

@@ -19,11 +19,11 @@ from kdrun.data.sets import ArraySet
 from kdrun.derive import Derived, fingerprint, grouped
 from kdrun.errors import DataError, KdrunError
 from kdrun.ledger import Cell, Ledger
-from kdrun.runs import RunDirectory
+from kdrun.runs import RunDirectory, digest_of
 from kdrun.streams import Streams
 from kdrun.testsets.base import NamedSet
 from kdrun.testsets.registry import file_stem, parse, title
-from kdrun.trained import Target, networks_of, target_of_run
+from kdrun.trained import Target, code_now, networks_of, target_of_run
 
 if TYPE_CHECKING:
     from kdrun.analysis.evaluation import Subject
@@ -130,6 +130,8 @@ class Answering:
                 target = target_of_run(self.root / run, {**OWN, "model": "teacher"}, self.settings)
                 stored = None if target.own is None else target.own.stored
                 made = sha256_of(Path(weights)) if stored is None else stored.result().get("finished_at")
+                if stored is None and (code := code_now(target)):  # the same file under edited code is another network
+                    made = digest_of([made, code])
                 folder = self.root / "caches" / "answers" / str(made)[:12] if stored is None else stored.path
                 self.found[weights] = self.answers(folder, target, made)
             except KdrunError as error:

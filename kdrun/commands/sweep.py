@@ -15,6 +15,7 @@ from kdrun.compose import load
 from kdrun.config import RunConfig
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error, suggest
 from kdrun.ledger import Cell, Ledger, TableShape, write_ledger
+from kdrun.own_code import read_once
 from kdrun.runs import rebuild_results, short_path
 from kdrun.sweeps import Sweep, Wish, multirun_sweep, named_sweep, split_words
 
@@ -58,7 +59,8 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None) -> int:
     """Compose, write the ledger, run what is not done, and say what became of it."""
-    found = compose_cells(sweep.wishes, config_dir)
+    with read_once():
+        found = compose_cells(sweep.wishes, config_dir)
     if not found:
         raise ConfigError(f"{sweep.name} has no cells.")
     cells = [cell for cell, _ in found]
