@@ -110,7 +110,7 @@ def module_of(model: str) -> str | None:
 
 def is_own(path: str) -> bool:
     """By its path as it was found: the files of an installed package may themselves be links into a cache."""
-    if {"site-packages", "dist-packages"} & set(Path(path).parts):
+    if not path or {"site-packages", "dist-packages"} & set(Path(path).parts):
         return False
     return not path.startswith((*LIBRARY, os.path.join(PACKAGE, "")))
 

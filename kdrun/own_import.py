@@ -90,10 +90,12 @@ def import_own(module: str) -> ModuleType:
 
 
 def fresh(module: str) -> ModuleType:
-    """The module of `served`. Where anything that was imported has changed, all of it is imported again, since one
-    module may hold what another one defined."""
-    if any(loaded.get(name, file) != file for name, file in served.items()):
-        for name in loaded:
+    """The module of `served`. Where any of them is there of another content, or of one that nobody knows since it was
+    not imported here, all are imported again: one module may hold what another one defined."""
+    stale = {name for name, file in served.items() if file.source is not None and loaded.get(name) != file
+             and name in sys.modules and is_own(getattr(sys.modules[name], "__file__", None) or "")}  # fmt: skip
+    if stale:
+        for name in stale | loaded.keys():
             sys.modules.pop(name, None)
         loaded.clear()
     return importlib.import_module(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import sys
@@ -384,11 +385,22 @@ def test_imports_see_edits_and_pins_do_not(project):
         pass
 
 
+def test_what_was_imported_elsewhere_is_not_trusted(project, monkeypatch):
+    """A notebook may have imported the module before; a module of the standard library is never replaced."""
+    monkeypatch.delitem(sys.modules, "unrelated", raising=False)
+    before = importlib.import_module("unrelated")
+    edit(project / "unrelated.py", "1", "2")
+    assert (before.VALUE, import_own("unrelated").VALUE) == (1, 2)
+    write(project, {"json.py": "", "uses_json.py": "import json\n"})
+    assert "json.py" in own_code(["uses_json"])
+    assert import_own("uses_json").json is json
+
+
 def test_what_no_statement_imports_is_said(kdrun, project):
     write(project, {"plugin.py": "x = 1\n"})
     edit(project / "tutor.py", "from tutor_parts", "__import__('plug' + 'in')\n    from tutor_parts")
     _, out, _ = kdrun("train", *SHORT, "method=none", "student=tutor:build")
-    assert "note: plugin was imported by no import statement" in out
+    assert "note: no import statement names plugin, so that a change there makes no new run" in out
 
 
 def test_a_syntax_error_in_a_helper_is_one_line(kdrun, project):
@@ -396,6 +408,12 @@ def test_a_syntax_error_in_a_helper_is_one_line(kdrun, project):
     code, _, err = kdrun("train", *SHORT, "method=none", "student=nets.small:Net")
     assert code == 2
     assert len(err.strip().splitlines()) == 1 and "nets.small:Net: cannot import" in err and "sizes.py, line 2" in err
+    edit(project / "losses/base.py", "import torch.nn.functional as F", "import absent")
+    code, _, err = kdrun(
+        "train", *SHORT, "method=alpha", "student=resnet8", "teacher=resnet8", "teacher.random=true", *OWN
+    )
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1 and "cannot import losses.mine (No module named 'absent')" in err
 
 
 def test_methods_are_called_by_their_yaml(project, tmp_path):

@@ -81,9 +81,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not method.needs_teacher:
         flat = {key: value for key, value in flat.items() if not key.startswith("teacher")}
     flat |= {key: resolved[key] for key in ("precision", "compile") if key in resolved}
-    if code := recorded(path).files:
-        flat |= {"method class": method.target, "own code": digest_of(code)[:8]}
-    return {NAMES.get(key, key): value for key, value in flat.items()}
+    settings = {NAMES.get(key, key): value for key, value in flat.items()}
+    code = recorded(path).files
+    return settings | ({"method._target_": method.target, "own code": digest_of(code)[:8]} if code else {})
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -82,8 +82,7 @@ class Session:
         if not students:
             return
         if names := unfollowed():
-            console.note(f"note: {listed(names)} was imported by no import statement, so a change there makes no new "
-                         "run; such a statement, anywhere in your code, mends that")  # fmt: skip
+            console.note(f"note: no import statement names {listed(names)}, so that a change there makes no new run")
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
         if frozen is not None:
             keep_outputs(frozen, students, loaders, self.config, self.stop)
