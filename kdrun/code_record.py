@@ -72,7 +72,7 @@ def write_copies(folder: Path, files: Iterable[OwnFile]) -> None:
             raise refused(error, place) from error
 
 
-class Neighbours:
+class Siblings:
     """The directories beside new ones, each of which is read once."""
 
     def __init__(self) -> None:

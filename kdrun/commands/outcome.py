@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun import console
 from kdrun.assemble import Plan
-from kdrun.code_record import Neighbours
+from kdrun.code_record import Siblings
 from kdrun.config import RunConfig
 from kdrun.runs import RunDirectory, now, short_path
 
@@ -85,14 +85,14 @@ def warnings(config: RunConfig) -> list[str]:
 
 def code_notes(plans: list[Plan]) -> list[str]:
     """One line for the runs, and one for the teachers, that are new for nothing but a change in the user's own code."""
-    neighbours = Neighbours()
+    siblings = Siblings()
     runs = {plan.run.path: plan.code for plan in plans if not plan.run.begun}
     teachers = {plan.teacher_run.path: plan.teacher_code for plan in plans
                 if plan.teacher_run is not None and not plan.teacher_run.begun}  # fmt: skip
     lines = []
     for new, one, several in ((runs, "this is a new run", "these are {} new runs"),
                               (teachers, "the teacher is trained anew", "{} teachers are trained anew")):  # fmt: skip
-        found = [outdated for path, code in new.items() if (outdated := neighbours.outdated(path, code))]
+        found = [outdated for path, code in new.items() if (outdated := siblings.outdated(path, code))]
         if found:
             names = sorted({name for _, changed in found for name in changed})
             since = f"{'' if new is runs else 'teacher '}{found[0][0]}" + (" and others" if len(found) > 1 else "")
