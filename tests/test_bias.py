@@ -352,22 +352,22 @@ def test_eval_on_derived_sets(trained, kdrun, outputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("methods", "words"), [
-    ("vlfkd,cskd", ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch",
-                    "teacher.recipe.epochs=10"]),
-    ("capd,sskd", ["teacher=vit_cifar_tiny", "student=resnet8x4", "optimizer@teacher.recipe=vit_scratch",
-                   "teacher.recipe.epochs=20", "method.prepare_epochs=2"]),
-], ids=["CNN to ViT", "ViT to CNN"])  # fmt: skip
-def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, methods, words):
-    """Ten classes: chance is 10 %."""
-    for method in methods.split(","):
-        own = [word for word in words if method == "sskd" or not word.startswith("method.")]
-        steady = ["optimizer.clip_norm=1"] if method == "capd" else []
-        code, out, err = kdrun("train", "dataset.image_size=16", f"method={method}", "optimizer.epochs=15", "compile=false",
-                               "threads=1", "eval_every=15", *own, *steady)  # fmt: skip
-        assert code == 0, out + err
-        (result,) = [json.loads(place.read_text()) for place in outputs.glob(f"runs/digits/*/{method}/*/result.json")]
-        assert result["top1_last"] > 50, (method, result["top1_last"])
+@pytest.mark.parametrize(("method", "words"), [
+    ("vlfkd", ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch"]),
+    ("cskd", ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch"]),
+    ("capd", ["teacher=vit_cifar_tiny", "student=resnet8", "optimizer@teacher.recipe=vit_scratch",
+              "optimizer.clip_norm=1"]),
+    ("sskd", ["teacher=vit_cifar_tiny", "student=resnet8", "optimizer@teacher.recipe=vit_scratch",
+              "method.prepare_epochs=1"]),
+])  # fmt: skip
+def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, method, words):
+    """Ten classes: chance is 10 %. In fp32: bf16 takes many times as long on some CPUs."""
+    code, out, err = kdrun("train", "dataset.image_size=16", f"method={method}", "optimizer.epochs=8", "compile=false",
+                           "threads=1", "eval_every=8", "precision=fp32", "teacher.precision=fp32",
+                           "teacher.recipe.epochs=10", *words)  # fmt: skip
+    assert code == 0, out + err
+    result = json.loads(next(outputs.glob("runs/digits/*/*/*/result.json")).read_text())
+    assert result["top1_last"] > 50, result["top1_last"]
 
 
 @pytest.mark.parametrize(("words", "line"), [
