@@ -218,11 +218,11 @@ def test_cka_by_the_definition_of_its_estimator(count, size):
 
 
 def test_minibatches_estimate_the_whole_set():
-    """Centred Gram matrices of 4,000 images at once against minibatches of 64."""
-    features = stages(4000)
+    """Centred Gram matrices of 1,500 images at once against minibatches of 64."""
+    features = stages(1500)
     flat = [item.flatten(1).double().numpy() for item in features]
     expected = np.array([[centred_cka(x, y) for y in flat] for x in flat])
-    assert cka(features, features) == pytest.approx(expected, abs=0.01)
+    assert cka(features, features) == pytest.approx(expected, abs=0.02)
 
 
 def test_cka_does_not_see_rotation_scale_and_shift():
@@ -253,10 +253,10 @@ class Loader:
     def __init__(self, count: int = 150, size: int = 32):
         generator = torch.Generator().manual_seed(0)
         self.image, self.label = torch.randn(count, 3, 16, 16, generator=generator), torch.arange(count) % 5
-        self.num_samples, self.size = count, size
+        self.num_samples, self.batch_size = count, size
 
     def batches(self):
-        yield from zip(self.image.split(self.size), self.label.split(self.size), strict=True)
+        yield from zip(self.image.split(self.batch_size), self.label.split(self.batch_size), strict=True)
 
 
 def subject(seed: int, width: int = 1) -> Subject:

@@ -34,19 +34,20 @@ def by_place(outputs: Path) -> dict[str, dict]:
 METHODS = ["none", "kd", "dkd", "fitnet_joint", "at", "crd", "mlkd", "ctkd"]
 
 
-@pytest.mark.parametrize(("teacher", "precision"), [("resnet8", "fp32"), ("vit_cifar_tiny", "bf16")])
-def test_lanes_are_bit_identical_to_runs_alone(kdrun, outputs, tmp_path, teacher, precision):
+@pytest.mark.parametrize(("teacher", "precision", "methods"),
+                         [("resnet8", "fp32", METHODS), ("vit_cifar_tiny", "bf16", METHODS[1:6:2])])  # fmt: skip
+def test_lanes_are_bit_identical_to_runs_alone(kdrun, outputs, tmp_path, teacher, precision, methods):
     """One teacher forward serves logits, maps and a second view; nobody notices the neighbours."""
     words = [*TINY, "epochs=2", f"teacher={teacher}", f"precision={precision}", "eval_every=2"]
-    code, out, err = kdrun("train", "-m", *words, f"method={','.join(METHODS)}", "seed=3", HERE)
+    code, out, err = kdrun("train", "-m", *words, f"method={','.join(methods)}", "seed=3", HERE)
     assert (code, err) == (0, ""), out
     alone = tmp_path / "alone"
-    for method in METHODS:
+    for method in methods:
         code, out, err = kdrun("train", *words, f"method={method}", "seed=3", f"output_root={alone}")
         assert code == 0, err
     together, apart = by_place(outputs), by_place(alone)
     assert set(together) == set(apart)
-    assert {place.partition("-")[0] for place in apart} == {f"{method}/s3" for method in METHODS}
+    assert {place.partition("-")[0] for place in apart} == {f"{method}/s3" for method in methods}
     for place in apart:
         assert together[place] == apart[place], f"{place} differs"
 
