@@ -13,33 +13,22 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kdrun.conf_groups import (
+    MODEL_GROUPS,
+    choices,
+    conf_dir,
+    group_file,
+    group_files,
+    has_recipe,
+    published_methods,
+    register_source,
+)
 from kdrun.config import RunConfig, check
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.methods.source import method_of, yaml_name
 from kdrun.words import split_arguments
 
 ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
-MODEL_GROUPS = ("teacher", "student")
-
-
-def conf_dir() -> Path:
-    """The checkout's conf/ where there is one (an editable install), else the copy inside the package."""
-    package = Path(__file__).resolve().parent
-    for candidate in (package.parent / "conf", package / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise ConfigError(f"conf/config.yaml is missing beside {package}: reinstall kdrun.")
-
-
-def group_files(group: str, config_dir: str | None = None) -> dict[str, Path]:
-    """name -> file of one group, of kdrun's own and of the user's folder, whose files win."""
-    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
-    return {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
-
-
-def choices(group: str) -> list[str]:
-    """kdrun's own names in one group, sorted."""
-    return sorted(group_files(group))
 
 
 def resolve_alias(name: str, config_dir: str | None) -> str:
@@ -63,36 +52,9 @@ def rewrite(overrides: Iterable[str], config_dir: str | None = None) -> list[str
 
 def register() -> None:
     """Make Hydra know the schema and the names that are no files. Harmless when repeated."""
-    from hydra._internal.sources_registry import SourcesRegistry
     from hydra.core.config_store import ConfigStore
-    from hydra.plugins.config_source import ConfigResult, ConfigSource
 
-    class ModelSource(ConfigSource):
-        """`teacher=timm:NAME`, `student=torchvision:NAME`, `teacher=package.module:callable`: any name with a colon is
-        a configuration of its own, so it works on the command line, in multirun lists and in overlays."""
-
-        @staticmethod
-        def scheme() -> str:
-            return "kdrun"
-
-        def available(self) -> bool:
-            return True
-
-        def is_group(self, config_path: str) -> bool:
-            return config_path in MODEL_GROUPS
-
-        def is_config(self, config_path: str) -> bool:
-            group, _, name = config_path.partition("/")
-            return group in MODEL_GROUPS and ":" in name
-
-        def list(self, config_path: str, results_filter: Any) -> list[str]:
-            return []
-
-        def load_config(self, config_path: str) -> ConfigResult:
-            name = config_path.partition("/")[2].removesuffix(".yaml")
-            return ConfigResult("kdrun", self.full_path(), OmegaConf.create({"name": name}), {"package": None})
-
-    SourcesRegistry.instance().register(ModelSource)
+    register_source()
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
@@ -135,8 +97,9 @@ def keep_choices(cfg: DictConfig, choices: Mapping[str, Any], config_dir: str | 
 
 def check_own_name(group: str, name: Any, config_dir: str | None) -> None:
     """Raises ConfigError where the user has a file of that name and kdrun another one, which Hydra takes unasked."""
-    ours, own = conf_dir() / group / f"{name}.yaml", Path(config_dir or conf_dir()) / group / f"{name}.yaml"
-    if config_dir and ours.is_file() and own.is_file() and ours.read_bytes() != own.read_bytes():
+    ours = group_file(group, str(name), conf_dir())
+    own = group_file(group, str(name), Path(config_dir)) if config_dir else None
+    if ours and own and ours.read_bytes() != own.read_bytes():
         raise ConfigError(f"{own}: kdrun has a {group}={name} of its own; give yours another name.")
 
 
@@ -151,15 +114,13 @@ def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
     config = check(cfg)
     if config.benchmark is None or config.pair is None or not method_of(config.method).needs_teacher:
         return config
-    files, name = group_files("recipe", config_dir), yaml_name(config.method)
-    prefix = f"{config.benchmark}_{config.pair.name}_"
-    if f"{prefix}{name}" not in files:
-        known = sorted(name for name in files if name.startswith(prefix))
-        there = f"it has {', '.join(name.removeprefix(prefix) for name in known)}" if known else "it has none there"
+    benchmark, pair, name = config.benchmark, config.pair.name, yaml_name(config.method)
+    if not has_recipe(f"{benchmark}_{pair}_{name}", config_dir):
+        known = published_methods(benchmark, pair, config_dir)
+        there = f"it has {', '.join(known)}" if known else "it has none there"
         raise ConfigError(
-            f"benchmark={config.benchmark} publishes no {name} for pair={config.pair.name} ({there}): leave "
-            "benchmark= out and set the method's values yourself, or add conf/recipe/"
-            f"{prefix}{name}.yaml."
+            f"benchmark={benchmark} publishes no {name} for pair={pair} ({there}): leave benchmark= out and set the "
+            f"method's values yourself, or add conf/recipe/{benchmark}_{pair}_{name}.yaml."
         )
     return config
 
@@ -194,7 +155,8 @@ def search_override(config_dir: str | None) -> list[str]:
         return []
     if not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
-    return [f"hydra.searchpath=[kdrun://models,'file://{Path(config_dir).resolve()}']"]
+    own = Path(config_dir).resolve()
+    return [f"hydra.searchpath=[kdrun://models,'kdrun://{own}','file://{own}']"]
 
 
 def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from kdrun.compose import group_files
+from kdrun.conf_groups import group_files
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.ledger import TableShape, changes_numbers
 from kdrun.reference.published import published

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from kdrun.compose import ALIASES, conf_dir, load
+from kdrun.compose import ALIASES, load
+from kdrun.conf_groups import choices, conf_dir, group_file, published_methods
 from kdrun.config import RunConfig, to_yaml
+from kdrun.errors import ConfigError
 from kdrun.methods.source import hyperparameters, read_method, sections
 from kdrun.models.zoo import ZOO, create_model
 
@@ -31,9 +34,10 @@ def flat(node: object, prefix: str = "") -> dict[str, object]:
 
 
 def content(path: Path) -> dict[str, object]:
-    """A file's own values by dotted key, without its defaults list."""
+    """A file's own values by dotted key, without its defaults list and the pairs that share a recipe."""
     loaded = yaml.safe_load((CONF / path).read_text()) or {}
     loaded.pop("defaults", None)
+    loaded.pop("pairs", None)
     return flat(loaded)
 
 
@@ -49,17 +53,28 @@ def number(value: object) -> object:
         return value
 
 
+def cells() -> list[tuple[str, str, str]]:
+    """Every published cell: benchmark, pair, method."""
+    return [
+        (benchmark, pair, method)
+        for benchmark in choices("benchmark")
+        for pair in choices("pair")
+        for method in published_methods(benchmark, pair)
+    ]
+
+
+def shared_or_own(cell: tuple[str, str, str]) -> Path | None:
+    return group_file("recipe", "_".join(cell), CONF)
+
+
 def request(path: Path) -> tuple[list[str], str]:
     """(overrides that select the file, prefix of its values in the configuration)."""
     group, name = path.parts[0], path.stem
     if group == "recipe":
-        benchmark = next(item.stem for item in (CONF / "benchmark").glob("*.yaml") if name.startswith(item.stem + "_"))
-        pairs = sorted((item.stem for item in (CONF / "pair").glob("*.yaml")), key=len, reverse=True)
-        pair = next(item for item in pairs if name.startswith(f"{benchmark}_{item}_"))
-        method = name.removeprefix(f"{benchmark}_{pair}_")
-        return [f"benchmark={benchmark}", f"pair={pair}", f"method={method}"], ""
-    if name == "any":
-        return [f"{group}=any", f"{group}.name=resnet8"], f"{group}."
+        cell = next(cell for cell in cells() if shared_or_own(cell) == CONF / path)
+        return [f"{key}={value}" for key, value in zip(("benchmark", "pair", "method"), cell, strict=True)], ""
+    if group == "model":
+        return [f"teacher={name}", *(["teacher.name=resnet8"] if name == "any" else [])], "teacher."
     if group == "optimizer":
         return [f"optimizer={name}", f"optimizer@teacher.recipe={name}"], "optimizer."
     return [f"{group}={name}"], "" if group in ("benchmark", "pair", "experiment") else f"{group}."
@@ -109,16 +124,44 @@ def test_published_protocols():
     assert rd.optimizer.milestones == [150, 180, 210]
 
 
-def test_every_zoo_model_has_its_two_files():
-    for group in ("teacher", "student"):
-        assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(ZOO) | {"any"}
+def test_every_published_cell_has_one_recipe():
+    """224 cells: those of RepDistiller and mdistiller (177), of P1, P2 and P3. No file lists a pair that has its own."""
+    found = cells()
+    assert Counter(benchmark for benchmark, _, _ in found) == {"mdistiller": 177, "p1": 3, "p2": 8, "p3": 36}
+    files = [shared_or_own(cell) for cell in found]
+    assert set(files) == set((CONF / "recipe").glob("*.yaml"))
+    for benchmark, pair, method in found:
+        shared = CONF / "recipe" / f"{benchmark}_{method}.yaml"
+        own = CONF / "recipe" / f"{benchmark}_{pair}_{method}.yaml"
+        listed = shared.is_file() and pair in yaml.safe_load(shared.read_text())["pairs"]
+        assert listed != own.is_file(), (benchmark, pair, method)
+
+
+def test_models_and_shared_recipes_of_ones_own(tmp_path):
+    """A folder of one's own may hold model/, for both roles, and recipes that list their pairs."""
+    for name, text in {
+        "model/tiny.yaml": "name: my_package.nets:tiny\n",
+        "benchmark/my_bench.yaml": "# @package _global_\nbenchmark: my_bench\n",
+        "recipe/my_bench_kd.yaml": "# @package _global_\npairs: [vgg13_vgg8]\nmethod:\n  temperature: 7.0\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    config = load(["teacher=tiny", "student=tiny"], config_dir=str(tmp_path))
+    assert config.teacher.name == config.student.name == "my_package.nets:tiny"
+    cell = ["benchmark=my_bench", "pair=vgg13_vgg8"]
+    assert load([*cell, "method=kd"], config_dir=str(tmp_path)).method["temperature"] == 7.0
+    with pytest.raises(ConfigError, match=r"my_bench publishes no dkd for pair=vgg13_vgg8 \(it has kd\)"):
+        load([*cell, "method=dkd"], config_dir=str(tmp_path))
+
+
+def test_every_zoo_model_has_a_file():
+    assert set(choices("teacher")) == set(choices("student")) == set(ZOO) | {"any"}
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_40_2", "vgg16", "mobilenet_v2", "shufflenet_v2", "vit_cifar_tiny"])
 def test_parameter_counts_in_comments(name):
     count = sum(parameter.numel() for parameter in create_model(name, num_classes=100).parameters())
-    for group in ("teacher", "student"):
-        assert f"{count:,} parameters" in (CONF / group / f"{name}.yaml").read_text()
+    assert f"{count:,} parameters" in (CONF / "model" / f"{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "method").glob("*.yaml")), ids=lambda path: path.stem)

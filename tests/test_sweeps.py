@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdrun.compose import conf_dir, load
+from kdrun.compose import load
+from kdrun.conf_groups import choices, conf_dir, published_methods
 from kdrun.config import RunConfig
 from kdrun.errors import ConfigError
 from kdrun.ledger import TableShape, changes_numbers
@@ -130,7 +131,9 @@ def test_the_tutorial_reaches_every_published_cell():
 
 def test_mdistiller_has_every_recipe_and_nothing_else():
     """The grid without its skipped places is what conf/recipe holds for the thirteen pairs."""
-    recipes = {path.stem for path in (CONF / "recipe").glob("mdistiller_*.yaml")}
+    recipes = {
+        f"mdistiller_{pair}_{name}" for pair in choices("pair") for name in published_methods("mdistiller", pair)
+    }
     found = set()
     for name in LARGE:
         for wish in expand(name, "seed=0").wishes:

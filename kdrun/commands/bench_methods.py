@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from kdrun import console
 from kdrun.commands.bench_steps import EngineSteps
-from kdrun.compose import choices, load
+from kdrun.compose import load
+from kdrun.conf_groups import choices
 from kdrun.errors import PairingError
 from kdrun.measure.rounds import Step
 from kdrun.methods.source import method_of

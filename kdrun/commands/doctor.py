@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from kdrun import console
-from kdrun.compose import conf_dir, load
+from kdrun.compose import load
+from kdrun.conf_groups import conf_dir
 from kdrun.cores import available_cores
 from kdrun.errors import KdrunError, print_error
 from kdrun.words import split_arguments

@@ -6,7 +6,8 @@ import yaml
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.compose import choices, conf_dir, rewrite
+from kdrun.compose import rewrite
+from kdrun.conf_groups import choices, conf_dir
 from kdrun.errors import ConfigError, suggest
 from kdrun.methods.source import hyperparameters, read_method, sections
 from kdrun.reference.published import Published, published

@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from kdrun import console
-from kdrun.compose import ALIASES, choices, conf_dir
+from kdrun.compose import ALIASES
+from kdrun.conf_groups import choices, group_files
 from kdrun.errors import ConfigError, suggest
 from kdrun.methods.source import read_method, sections
 from kdrun.runs import RunDirectory, outputs_folder
@@ -53,7 +54,7 @@ def list_methods() -> None:
     """Name, whether it needs a teacher, and the claim of its docstring."""
     rows = []
     for name in choices("method"):
-        source = read_method(yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text())["_target_"])
+        source = read_method(yaml.safe_load(group_files("method")[name].read_text())["_target_"])
         claim = " ".join(sections(source.doc)[""].split())
         other = [alias for alias, target in ALIASES.items() if target == name]
         rows.append([name, "yes" if source.needs_teacher else "no", claim, ", ".join(other)])
@@ -65,7 +66,7 @@ def list_group(group: str) -> None:
     """The title of each file, or its first comment line."""
     rows = []
     for name in choices(group):
-        lines = (conf_dir() / group / f"{name}.yaml").read_text().splitlines()
+        lines = group_files(group)[name].read_text().splitlines()
         comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
         title = next((line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("title:")), None)
         rows.append([name, title or (comments[0] if comments else "")])

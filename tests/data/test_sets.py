@@ -72,7 +72,7 @@ def test_digits_splits(tmp_path):
 def test_digits_statistics_in_the_yaml_are_the_measured_ones(tmp_path):
     import yaml
 
-    from kdrun.compose import conf_dir
+    from kdrun.conf_groups import conf_dir
     from kdrun.data.resident import measured_stats
 
     given = yaml.safe_load((conf_dir() / "dataset" / "digits.yaml").read_text())

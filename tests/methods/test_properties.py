@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from kdrun.batch import Batch, DataSpec
-from kdrun.compose import choices, load
+from kdrun.compose import load
+from kdrun.conf_groups import choices
 from kdrun.engine import Lane, Preparation
 from kdrun.errors import PairingError
 from kdrun.methods.base import stages_read
