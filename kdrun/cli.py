@@ -20,6 +20,7 @@ COMMANDS = {
     "where": "the directory of a run or its teacher, for scripts: kdrun where run method=dkd",
     "testset": "make a derived copy of the test images (noise, scramble, silhouette …) and look at it",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
+    "check": "the properties that a method must have, tried on yours: kdrun check method=mine",
     "explain": "a method's paper, equation and settings: kdrun explain method=dkd",
     "taps": "the feature shapes of a pair, and which stages belong together: kdrun taps teacher=… student=…",
     "bench": "measure this machine: the engine against a plain PyTorch loop",

@@ -17,7 +17,7 @@ from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
 from kdrun.draws import Draws, seed_dropout
 from kdrun.errors import RunError, one_line, reason_of
-from kdrun.methods.base import Forward, Method
+from kdrun.methods.base import Forward, Method, check_terms
 from kdrun.metrics import EvalMeter, TrainMeter
 from kdrun.network import Network, Peer, Teacher
 from kdrun.numerics import Numerics
@@ -37,7 +37,9 @@ class Preparation(Method):
         self.method = method
 
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
-        return self.method.prepare_losses(batch, student, teacher, progress)
+        terms = self.method.prepare_losses(batch, student, teacher, progress)
+        check_terms(terms, self.method, "prepare_losses", gradient=True)
+        return terms
 
 
 @dataclass
@@ -71,6 +73,11 @@ class Lane:
         return self.student.tap.model
 
     @property
+    def losses_from(self) -> str:
+        """The function of the method that a user has written."""
+        return "losses" if type(self.method).forward is Method.forward else "forward"
+
+    @property
     def evaluated(self) -> nn.Module:
         """The network whose accuracy is reported and whose weights are saved: the average, where one is kept."""
         return self.deployed if self.ema is None else self.ema.module
@@ -94,6 +101,7 @@ class Lane:
         progress = Progress(epoch, self.epochs, step, steps, Draws(self.streams.method, epoch, step))
         try:
             terms = self.method(batch, self.forward, teacher, progress)
+            check_terms(terms, self.method, self.losses_from, gradient=True)
             every = self.options.accumulate_steps
             loss = torch.stack(list(terms.values())).sum() / every
             loss.backward()

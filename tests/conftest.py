@@ -10,10 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-from kdrun.batch import Outputs
-from kdrun.models.layers import NOTHING, ZooModel, conv3x3, pool_flatten
 
 torch.set_num_threads(1)  # networks this small lose time to a second thread, and the tests run in two processes
 
@@ -75,30 +71,6 @@ def model_facts() -> dict[str, dict]:
     }
     facts = json.loads((FIXTURES / "models.json").read_text())
     return {other.get(name.lower(), name.lower()): fact for name, fact in facts.items()}
-
-
-class TinyCNN(ZooModel):
-    """Two stages on top of a stem: [N, 3, 16, 16] -> maps 6x16x16, 8x8x8, 12x4x4."""
-
-    def __init__(self, num_classes: int = 5, width: int = 1):
-        super().__init__()
-        self.conv1 = conv3x3(3, 6 * width)
-        self.bn1 = nn.BatchNorm2d(6 * width)
-        self.conv2 = conv3x3(6 * width, 8 * width, 2)
-        self.bn2 = nn.BatchNorm2d(8 * width)
-        self.conv3 = conv3x3(8 * width, 12 * width, 2)
-        self.bn3 = nn.BatchNorm2d(12 * width)
-        self.fc = nn.Linear(12 * width, num_classes)
-
-    def outputs(self, image: torch.Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        x, maps, preact = image, [], []
-        for conv, bn in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            before = bn(conv(x))
-            x = torch.relu(before)
-            maps.append(x)
-            preact.append(before)
-        pooled = pool_flatten(x)
-        return Outputs(self.fc(pooled), tuple(maps), tuple(preact), pooled)
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from kdrun.analysis.classification import ConfusionMeter
 from kdrun.analysis.evaluation import Subject, examine, throughput
 from kdrun.analysis.fidelity import FidelityMeter
 from kdrun.errors import RunError
+from kdrun.method_check import TinyCNN
 from kdrun.metrics import EvalMeter
 from kdrun.models.taps import Tap
 from kdrun.network import Network
 from kdrun.numerics import Numerics
-from tests.conftest import TinyCNN
 
 CPU = torch.device("cpu")
 PLAIN = Numerics("cpu", "fp32", False, 1, False)

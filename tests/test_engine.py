@@ -17,6 +17,7 @@ from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.sets import ArraySet
 from kdrun.engine import Lane, evaluate, train_epoch
 from kdrun.errors import ConfigError, RunError
+from kdrun.method_check import TinyCNN
 from kdrun.methods.kd import KD
 from kdrun.methods.none import Independent
 from kdrun.metrics import EvalMeter, TrainMeter
@@ -27,7 +28,6 @@ from kdrun.numerics import Numerics, compiler_missing, pinned, resolve, resolve_
 from kdrun.optim import learning_rate, make_optimizer
 from kdrun.options import Augment, OptimizerOptions
 from kdrun.streams import Streams
-from tests.conftest import TinyCNN
 
 CPU = torch.device("cpu")
 PLAIN = Numerics("cpu", "fp32", False, torch.get_num_threads(), False)

@@ -16,9 +16,10 @@ from kdrun.analysis.gradcam import View, grad_cam
 from kdrun.analysis.overlap import iou, overlap, pearson, spearman
 from kdrun.commands.gradcam import KINDS
 from kdrun.commands.gradcam_images import spread
+from kdrun.method_check import TinyCNN
 from kdrun.models.taps import Tap
 from kdrun.models.zoo import create_model
-from tests.conftest import TINY, TinyCNN
+from tests.conftest import TINY
 
 
 def view_of(model: nn.Module, **settings) -> View:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 from rich.markup import escape
 
 from kdrun import console
 from kdrun.compose import rewrite
-from kdrun.conf_groups import choices, conf_dir
+from kdrun.conf_groups import group_files
 from kdrun.errors import ConfigError, suggest
 from kdrun.methods.source import hyperparameters, read_method, sections
 from kdrun.reference.published import Published, published
+from kdrun.words import split_arguments
 
 HELP = """
-usage: kdrun explain method=NAME
+usage: kdrun explain method=NAME [--config-dir FOLDER]
 
 Paper, equation, every hyperparameter with its default here and where that comes from, published accuracies, and where
 public implementations disagree.
@@ -21,27 +24,36 @@ public implementations disagree.
 
 
 def command(words: list[str]) -> int:
-    names = [word.partition("=")[2] for word in rewrite(words) if word.startswith("method=")]
-    names += [word.partition("=")[2] for word in rewrite(f"method={word}" for word in words if "=" not in word)]
-    known = choices("method")
-    if not names:
-        raise ConfigError(f"explain what? Give method=NAME; there are: {', '.join(known)}.")
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"method={name}: no such method.{suggest(name, known)} There are: {', '.join(known)}.")
-        explain(name)
+    _, overrides, config_dir = split_arguments(words)
+    asked = [word if "=" in word else f"method={word}" for word in overrides]
+    for word in asked:
+        if not word.startswith("method="):
+            raise ConfigError(f"explain {word}: only method=NAME counts here.")
+    files = group_files("method", config_dir)
+    if not asked:
+        raise ConfigError(f"explain what? Give method=NAME; there are: {', '.join(sorted(files))}.")
+    for name in (word.partition("=")[2] for word in rewrite(asked, config_dir)):
+        if name not in files:
+            raise ConfigError(
+                f"method={name}: no such method.{suggest(name, files)} There are: {', '.join(sorted(files))}."
+            )
+        explain(name, files[name])
     return 0
 
 
-def explain(name: str) -> None:
-    settings = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text())
+def explain(name: str, path: Path) -> None:
+    """Print what the docstring, the YAML and the published tables say of a method; a section that is missing is left
+    out."""
+    settings = yaml.safe_load(path.read_text())
     source = read_method(settings.pop("_target_"))
     parts = sections(source.doc)
-    console.say(f"[bold]{name}[/]  {escape(' '.join(parts[''].split()))}\n")
-    console.say(f"[bold]paper[/]  {escape(' '.join(parts['Paper'].split()))}\n")
-    console.say("[bold]equation[/]")
-    console.say(escape("\n".join(f"  {line}" for line in parts["Equation"].splitlines())) + "\n")
-    meanings = hyperparameters(parts["Hyperparameters"])
+    console.say(f"[bold]{name}[/]  {escape(' '.join(parts[''].split()) or 'has no docstring.')}\n")
+    if parts.get("Paper"):
+        console.say(f"[bold]paper[/]  {escape(' '.join(parts['Paper'].split()))}\n")
+    if parts.get("Equation"):
+        console.say("[bold]equation[/]")
+        console.say(escape("\n".join(f"  {line}" for line in parts["Equation"].splitlines())) + "\n")
+    meanings = hyperparameters(parts.get("Hyperparameters", ""))
     if settings:
         rows = [[f"method.{key}", str(value), meanings.get(key, "")] for key, value in settings.items()]
         console.table("", ["setting", "default", "meaning, and where the number comes from"], rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -12,61 +13,84 @@ from kdrun.conf_groups import choices, group_files
 from kdrun.errors import ConfigError, suggest
 from kdrun.methods.source import read_method, sections
 from kdrun.runs import RunDirectory, outputs_folder
+from kdrun.words import names_and_settings
 
 GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments", "sweeps")
 KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
 
 HELP = f"""
-usage: kdrun list [{"|".join(KINDS)}] [output_root=FOLDER]
+usage: kdrun list [{"|".join(KINDS)}] [--config-dir FOLDER]
+                  [output_root=FOLDER]
 
 Without a word: every group with its names. runs and teachers-trained show what is in the output folder.
 """
 
 
 def command(words: list[str]) -> int:
-    kinds = [word for word in words if "=" not in word]
-    root = next((word.partition("=")[2] for word in words if word.startswith("output_root=")), None)
+    kinds, settings, config_dir = names_and_settings(words)
+    for key in settings:
+        if key != "output_root":
+            raise ConfigError(f"list {key}: no such setting.{suggest(key, ['output_root'])}")
     if not kinds:
-        return overview()
+        return overview(config_dir)
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"list {kind}: no such list.{suggest(kind, KINDS)} There are: {', '.join(KINDS)}.")
         if kind == "methods":
-            list_methods()
+            list_methods(config_dir)
         elif kind in GROUPS:
-            list_group(kind.removesuffix("s"))
+            list_group(kind.removesuffix("s"), config_dir)
         elif kind == "testsets":
             list_testsets()
         else:
-            list_runs(outputs_folder(root), teachers=kind != "runs")
+            list_runs(outputs_folder(settings.get("output_root")), teachers=kind != "runs")
     return 0
 
 
-def overview() -> int:
-    rows = [["methods", ", ".join(choices("method"))]]
-    rows += [[group, ", ".join(name for name in choices(group.removesuffix("s")) if name != "any")] for group in GROUPS]
+def overview(config_dir: str | None) -> int:
+    rows = [["methods", ", ".join(choices("method", config_dir))]]
+    for group in GROUPS:
+        names = choices(group.removesuffix("s"), config_dir)
+        rows.append([group, ", ".join(name for name in names if name != "any")])
     console.table("", ["group", "names"], rows)
     console.note("Models also: timm:NAME, torchvision:NAME, package.module:callable. More: kdrun list GROUP.")
     return 0
 
 
-def list_methods() -> None:
-    """Name, whether it needs a teacher, and the claim of its docstring."""
+def list_methods(config_dir: str | None) -> None:
+    """Print each method's name in the field, its paper and the first sentence of its docstring."""
     rows = []
-    for name in choices("method"):
-        source = read_method(yaml.safe_load(group_files("method")[name].read_text())["_target_"])
-        claim = " ".join(sections(source.doc)[""].split())
-        other = [alias for alias, target in ALIASES.items() if target == name]
-        rows.append([name, "yes" if source.needs_teacher else "no", claim, ", ".join(other)])
-    console.table("", ["method", "teacher", "what it does", "also called"], rows)
-    console.note("kdrun explain method=NAME shows paper, equation, settings and published numbers.")
+    for name, path in sorted(group_files("method", config_dir).items()):
+        parts = sections(read_method(yaml.safe_load(path.read_text())["_target_"]).doc)
+        aliases = [alias for alias, target in ALIASES.items() if target == name]
+        called = f"{name} ({', '.join(aliases)})" if aliases else name
+        rows.append([called, field_name(path), short_reference(parts.get("Paper", "")), " ".join(parts[""].split())])
+    console.table("", ["method", "name", "paper", "what it does"], rows)
+    console.note("kdrun explain method=NAME shows equation, settings and published numbers.")
 
 
-def list_group(group: str) -> None:
-    """The title of each file, or its first comment line."""
+def field_name(path: Path) -> str:
+    """Return what the field calls a method: the head of its YAML's comment, up to the reference."""
+    first = path.read_text().partition("\n")[0]
+    return re.split(r" \(|[,;:.]", first.removeprefix("#").strip())[0] if first.startswith("#") else ""
+
+
+def short_reference(paper: str) -> str:
+    """Return `Zhao et al., CVPR 2022` of a section Paper, or nothing where it names no paper of its own."""
+    found = re.match(
+        r'(?:after )?((?:[A-Z][\w-]+, )*[A-Z][\w-]+), "[^"]+"[^,]*,\s+((?:[A-Z]\w+ )?\d{4})', " ".join(paper.split())
+    )
+    if found is None:
+        return ""
+    authors = found.group(1).split(", ")
+    return f"{' & '.join(authors) if len(authors) < 3 else f'{authors[0]} et al.'}, {found.group(2)}"
+
+
+def list_group(group: str, config_dir: str | None) -> None:
+    """Print the title of each file, or its first comment line."""
     rows = []
-    for name in choices(group):
-        lines = group_files(group)[name].read_text().splitlines()
+    for name, path in sorted(group_files(group, config_dir).items()):
+        lines = path.read_text().splitlines()
         comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
         title = next((line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("title:")), None)
         rows.append([name, title or (comments[0] if comments else "")])

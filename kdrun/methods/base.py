@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.errors import RunError
 from kdrun.models.taps import Tap
 from kdrun.options import OptimizerOptions
 
@@ -18,6 +21,31 @@ def stages_read(methods: Iterable[Method]) -> frozenset[int] | None:
     """The teacher's maps that `methods` read between them, after `build`; None: all."""
     stages = [method.teacher_stages for method in methods if method.teacher_needs & {"maps", "preact"}]
     return None if None in stages else frozenset().union(*stages)  # type: ignore[arg-type]
+
+
+def check_terms(terms: object, method: Method, function: str, gradient: bool = False) -> None:
+    """Raise RunError unless `terms`, from `function` of a method, is a dictionary of scalars; with `gradient`, of
+    scalars that something trainable moves."""
+    if not isinstance(terms, dict) or not terms:
+        wrong = "None" if terms is None else "an empty dictionary" if terms == {} else f"a {type(terms).__name__}"
+        raise RunError(f"{place_of(method, function)} returns {wrong}, not a dictionary of loss terms.")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor):
+            wrong = f"of type {type(term).__name__}; a term is a tensor"
+        elif term.dim():
+            wrong = f"of shape {list(term.shape)}; a term is a scalar: take its mean or sum"
+        elif gradient and not term.requires_grad:
+            wrong = "without a gradient: it depends neither on the student nor on a part of the method"
+        else:
+            continue
+        raise RunError(f"{place_of(method, function)} returns the term {name!r} {wrong}.")
+
+
+def place_of(method: Method, function: str) -> str:
+    """Return `Class.function (file, line)`."""
+    kind = type(method)
+    code = inspect.unwrap(getattr(kind, function)).__code__
+    return f"{kind.__name__}.{function} ({Path(code.co_filename).name}, line {code.co_firstlineno})"
 
 
 class Method(nn.Module):
@@ -45,7 +73,7 @@ class Method(nn.Module):
     teacher_needs: ClassVar[frozenset[str]] = frozenset()
     # Which of the teacher's maps it reads (-1: the last), where it needs maps; None: all. `build` may set it.
     teacher_stages: frozenset[int] | None = None
-    # Properties of `tests/methods/test_properties.py` that a paper makes untrue, with the reason.
+    # Properties of `kdrun check` that a paper makes untrue, with the reason.
     exceptions: ClassVar[dict[str, str]] = {}
     peer: Tap
 
@@ -78,7 +106,9 @@ class Method(nn.Module):
         between all students that train on the batch.
         """
         taught = None if teacher is None else teacher(batch.teacher_image)
-        return self.losses(batch, student(batch.image), taught, progress)
+        terms = self.losses(batch, student(batch.image), taught, progress)
+        check_terms(terms, self, "losses")
+        return terms
 
     def note(self) -> str:
         """A line for the user after `build`, such as the size of a memory bank; empty: nothing to say."""

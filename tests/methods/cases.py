@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,26 @@ import torch
 from torch import Tensor
 
 from kdrun.batch import Batch, Outputs, Progress
+from kdrun.compose import load
+from kdrun.engine import Lane
+from kdrun.method_check import Subject
+from kdrun.network import Teacher
 from tests.conftest import FIXTURES
 
 Definitions = dict[str, Callable[[dict[str, Tensor], dict], Tensor]]  # prefix of a case's id -> the loss that meets it
 CASES = {case["id"]: case for case in json.loads((FIXTURES / "methods.json").read_text())["cases"]}
 ARRAYS = np.load(FIXTURES / "methods.npz")
+
+
+@cache
+def settings(name: str) -> dict[str, Any]:
+    """The method's node, composed once."""
+    return load([f"method={name}"]).method
+
+
+def make_lane(name: str, pair: str, settings_of: dict[str, Any] | None = None) -> tuple[Lane, Teacher | None]:
+    trial = Subject(settings(name)).trial(pair, settings=settings_of)
+    return trial.lane, trial.teacher
 
 
 def tensor(key: str) -> Tensor:

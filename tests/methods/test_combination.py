@@ -13,12 +13,11 @@ from kdrun.batch import Outputs, Progress
 from kdrun.cli import main
 from kdrun.compose import load
 from kdrun.errors import ConfigError
+from kdrun.method_check import batch_of as images
 from kdrun.methods.build import make_method
 from kdrun.methods.dml import DML
 from tests.conftest import TINY
-from tests.methods.cases import Definitions, batch_of, logits
-from tests.methods.test_properties import batch_of as images
-from tests.methods.test_properties import make_lane
+from tests.methods.cases import Definitions, batch_of, logits, make_lane
 from tests.test_runs import only_run
 
 

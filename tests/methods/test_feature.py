@@ -14,6 +14,7 @@ from kdrun.compose import load
 from kdrun.engine import Lane
 from kdrun.errors import ConfigError, PairingError
 from kdrun.losses import kl_divergence
+from kdrun.method_check import batch_of as image_batch
 from kdrun.methods.at import AT, attention_loss, attention_map
 from kdrun.methods.cosine import cosine_loss, narrow
 from kdrun.methods.dist import distv2_loss
@@ -34,10 +35,9 @@ from tests.methods.cases import (
     CASES,
     Definitions,
     batch_of,
+    make_lane,
     tensor,
 )
-from tests.methods.test_properties import batch_of as image_batch
-from tests.methods.test_properties import make_lane
 
 LATER = Progress(1, 240, 0, 1)  # past the first step, whose check of the teacher made-up features cannot pass
 DATA = DataSpec(8, torch.zeros(8, dtype=torch.long), 100, 32)
@@ -148,7 +148,7 @@ def test_perfect_cross_logits_cost_nothing():
 def test_gradient_passes_through_the_classifier_which_never_changes(name):
     """With the feature term off, whatever reaches the adaptor has come through the teacher's classifier."""
     settings = {"ce_weight": 0.0, "feature_weight": 0.0}
-    lane, teacher = make_lane(name, "CNN to CNN", settings=settings)
+    lane, teacher = make_lane(name, "CNN to CNN", settings_of=settings)
     (classifier,) = lane.method.classifier
     assert classifier is teacher.network.tap.model.fc
     assert not any("classifier" in key for key in lane.method.state_dict())
@@ -299,7 +299,7 @@ def test_hint_stages_are_the_published_ones(teacher, student, stage, ours, their
 
 
 def fitnet_lane(settings: dict | None = None) -> tuple[Lane, Teacher]:
-    lane, teacher = make_lane("fitnet", "CNN to CNN", settings=settings)
+    lane, teacher = make_lane("fitnet", "CNN to CNN", settings_of=settings)
     assert teacher is not None
     return lane, teacher
 

@@ -13,6 +13,8 @@ from kdrun.batch import DataSpec, Outputs, Progress, Spec
 from kdrun.compose import load
 from kdrun.draws import Draws
 from kdrun.errors import ConfigError, PairingError
+from kdrun.method_check import CLASSES, SIDE, TinyCNN, tiny_vit
+from kdrun.method_check import batch_of as image_batch
 from kdrun.methods.capd import (
     CAPD,
     GroupLinear,
@@ -28,16 +30,14 @@ from kdrun.methods.views import transformed
 from kdrun.methods.vlfkd import VLFKD, decoupled_error, feature_divergence, grid_tokens
 from kdrun.models.taps import Tap, measure
 from kdrun.models.zoo import create_model
-from tests.conftest import TinyCNN
 from tests.methods.cases import (
     CASES,
     Definitions,
     batch_of,
     logits,
+    make_lane,
     tensor,
 )
-from tests.methods.test_properties import CLASSES, SIDE, make_lane, tiny_vit
-from tests.methods.test_properties import batch_of as image_batch
 
 DATA = DataSpec(8, torch.zeros(8, dtype=torch.long), 10, 32)
 LATER = Progress(3, 30, 1, 10)
@@ -495,7 +495,7 @@ def test_group_linear_position_by_position(side, groups):
 
 def test_capd_drops_inputs_of_its_linear_maps():
     """Half of them zeroed and the others doubled, by draws of their own in each epoch."""
-    lane, teacher = make_lane("capd", "ViT to CNN", settings={"dropout": 0.5, "transformed": 0.0})
+    lane, teacher = make_lane("capd", "ViT to CNN", settings_of={"dropout": 0.5, "transformed": 0.0})
     seen = []
     lane.method.groups.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     for epoch in (0, 0, 1):
@@ -570,7 +570,7 @@ def smooth(n: int) -> Tensor:
 
 
 def test_capd_student_sees_the_view_and_the_teacher_the_image():
-    lane, teacher = make_lane("capd", "ViT to CNN", settings={"transformed": 1.0})
+    lane, teacher = make_lane("capd", "ViT to CNN", settings_of={"transformed": 1.0})
     batch = image_batch(6)
     seen = []
     lane.student.tap.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -1,0 +1,74 @@
+"""kdrun check: the properties that every method must have, on one method."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from rich.markup import escape
+
+from kdrun import console
+from kdrun.compose import load
+from kdrun.conf_groups import choices
+from kdrun.errors import ConfigError, PairingError, RunError, reason_of
+from kdrun.words import split_arguments
+
+HELP = """
+usage: kdrun check method=NAME [method.KEY=VALUE …] [--config-dir FOLDER]
+
+Runs a method on tiny networks with random weights, a CNN and a ViT in either role, for some seconds: does every part of
+it train, does the teacher stand still, do small batches, bf16 and resuming work, does every setting have an effect?
+For a method of your own before its first run; exit code 1 if a property does not hold.
+
+  kdrun check method=mine --config-dir my_conf
+"""
+
+
+def command(words: list[str]) -> int:
+    flags, overrides, config_dir = split_arguments(words)
+    for flag in flags:
+        raise ConfigError(f"check: {flag}: no such flag; there is --config-dir FOLDER.")
+    settings = [word if "=" in word else f"method={word}" for word in overrides]
+    for word in settings:
+        if not word.startswith(("method=", "method.")):
+            raise ConfigError(f"check: {word}: only the method and its settings count here.")
+    if not any(word.startswith("method=") for word in settings):
+        raise ConfigError(f"check what? Give method=NAME; there are: {', '.join(choices('method', config_dir))}.")
+    return check(load(settings, config_dir).method)
+
+
+def check(node: dict) -> int:
+    """Print one line for each property. Return 1 if one does not hold."""
+    from kdrun.method_check import CheckFailed, Subject, all_checks
+
+    subject, failed, count = Subject(node), 0, 0
+    try:
+        subject.first_pair()  # what cannot be built at all is one line, not one per property
+    except Exception as error:
+        raise error if isinstance(error, CheckFailed) else RunError(located(error)) from error
+    for name, promise, run in all_checks(subject):
+        mark, why, count = "[green]ok    [/]", promise, count + 1
+        try:
+            run()
+        except PairingError as error:
+            mark, why = "[yellow]refuses[/]", str(error)
+        except Exception as error:
+            mark, why, failed = "[bold red]FAILED[/]", located(error), failed + 1
+        console.say(f"{mark} [bold]{escape(name)}[/]: {escape(why)}")
+    console.say(f"{count - failed} of {count} properties hold." if failed else f"all {count} properties hold.")
+    return 1 if failed else 0
+
+
+def located(error: Exception) -> str:
+    """Return an error's line, and the place in the user's own file that it comes from."""
+    package = str(Path(__file__).parent.parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(package) and "site-packages" not in frame.filename
+    ]
+    return (
+        f"{reason_of(error)} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+        if frames
+        else reason_of(error)
+    )
