@@ -34,7 +34,7 @@ usage: kdrun COMMAND [key=value …]
 commands:
 {chr(10).join(f"  {name:<9} {text}" for name, text in COMMANDS.items())}
 
-kdrun train runs as it is: a resnet20 teaches a resnet8 handwritten digits, offline, in about a minute.
+kdrun train runs as it is: a resnet20 teaches a resnet8 handwritten digits, offline, in a minute or two.
 Groups choose files in conf/ (method=dkd teacher=vgg16 student=resnet8 dataset=cifar100 optimizer=…), every value can
 be set (epochs=30 method.temperature=2), and -m runs every combination: kdrun train -m method=kd,dkd seed=0,1,2.
 

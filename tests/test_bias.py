@@ -352,22 +352,25 @@ def test_eval_on_derived_sets(trained, kdrun, outputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "words"), [
-    ("vlfkd", ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch"]),
-    ("cskd", ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch"]),
-    ("capd", ["teacher=vit_cifar_tiny", "student=resnet8", "optimizer@teacher.recipe=vit_scratch",
-              "optimizer.clip_norm=1"]),
-    ("sskd", ["teacher=vit_cifar_tiny", "student=resnet8", "optimizer@teacher.recipe=vit_scratch",
-              "method.prepare_epochs=1"]),
-])  # fmt: skip
-def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, method, words):
-    """Ten classes: chance is 10 %. In fp32: bf16 takes many times as long on some CPUs."""
-    code, out, err = kdrun("train", "dataset.image_size=16", f"method={method}", "optimizer.epochs=8", "compile=false",
-                           "threads=1", "eval_every=8", "precision=fp32", "teacher.precision=fp32",
-                           "teacher.recipe.epochs=10", *words)  # fmt: skip
-    assert code == 0, out + err
-    result = json.loads(next(outputs.glob("runs/digits/*/*/*/result.json")).read_text())
-    assert result["top1_last"] > 50, result["top1_last"]
+@pytest.mark.parametrize(("methods", "least", "words"), [
+    (["vlfkd", "cskd"], 25, ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch",
+                             "teacher.recipe.epochs=4"]),
+    (["capd", "sskd method.prepare_epochs=1"], 50,
+     ["teacher=vit_cifar_tiny", "student=resnet8", "optimizer@teacher.recipe=vit_scratch", "optimizer.clip_norm=1",
+      "teacher.recipe.epochs=10"]),
+], ids=["CNN to ViT", "ViT to CNN"])  # fmt: skip
+def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, methods, least, words):
+    """Ten classes: chance is 10 %; a ViT learns slowly from scratch. In fp32, since bf16 is slow on some CPUs."""
+    for method in methods:
+        code, out, err = kdrun("train", "dataset.image_size=16", *f"method={method}".split(), "optimizer.epochs=6",
+                               "compile=false", "threads=1", "eval_every=6", "precision=fp32", "teacher.precision=fp32",
+                               *words)  # fmt: skip
+        assert code == 0, out + err
+    found = [json.loads(path.read_text()) for path in outputs.glob("runs/digits/*/*/*/result.json")]
+    assert len(found) == 2
+    for result in found:
+        print(result["method"], result["top1_last"], result["teacher_top1"])
+        assert result["top1_last"] > least, result
 
 
 @pytest.mark.parametrize(("words", "line"), [

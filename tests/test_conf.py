@@ -102,7 +102,7 @@ def test_recipes_win_over_the_method_and_lose_to_the_command_line():
 
 
 def test_epochs_come_from_the_data_set_and_give_way_to_the_command_line():
-    assert load([]).epochs == 20
+    assert load([]).epochs == 10
     assert load(["dataset=cifar100"]).epochs == 240
     short = load(["dataset=cifar100", "epochs=2", "batch_size=128"])
     assert (short.epochs, short.batch_size) == (2, 128)

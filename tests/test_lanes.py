@@ -368,7 +368,7 @@ def steady_rows(outputs: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_sigkill_of_the_whole_group_ten_times(tmp_path, kdrun):
+def test_sigkill_of_the_whole_group(tmp_path, kdrun):
     whole = start(tmp_path / "whole")
     assert whole.wait() == 0
     expected = steady_rows(tmp_path / "whole")
@@ -376,7 +376,7 @@ def test_sigkill_of_the_whole_group_ten_times(tmp_path, kdrun):
 
     random.seed(1)
     broken, kills = tmp_path / "broken", 0
-    for _ in range(10):
+    for _ in range(5):
         process = start(broken)
         before = progress(broken)
         deadline = time.monotonic() + 120
@@ -387,7 +387,7 @@ def test_sigkill_of_the_whole_group_ten_times(tmp_path, kdrun):
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
         process.wait()
-    assert kills >= 5
+    assert kills >= 3
     assert start(broken).wait() == 0
     assert steady_rows(broken) == expected
     code, out, _ = kdrun("status", "killed", f"output_root={broken}")
