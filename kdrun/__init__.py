@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from kdrun.interface import Trained
+    from kdrun.api import Trained
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "results"]
@@ -22,13 +22,13 @@ __all__ = ["__version__", "load", "results"]
 def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
     """The network of `run` (a run directory, a digest prefix, or a directory of teachers/), ready to use: `.model`,
     `.transform`, `.class_names`, `.config`, `.metrics`, `.result`. model: student or teacher; weights: last or best."""
-    from kdrun import interface  # torch is imported here, not by `import kdrun`
+    from kdrun import api  # torch is imported here, not by `import kdrun`
 
-    return interface.load(run, model, weights, device)
+    return api.load(run, model, weights, device)
 
 
 def results(outputs: str | Path = "outputs") -> pd.DataFrame:
     """One row per finished run below `outputs`, with typed columns."""
-    from kdrun import interface
+    from kdrun import api
 
-    return interface.results(outputs)
+    return api.results(outputs)

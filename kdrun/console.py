@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from kdrun.fit import Epoch, Event, Step
+    from kdrun.training.trainer import Epoch, Event, Step
 
 # A pipe or a log file has no width of its own; 80 columns would fold every table.
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
@@ -106,7 +106,7 @@ class TrainingView:
 
     def show(self, event: Event) -> None:
         """Step and Epoch events; a failure is the caller's to report."""
-        from kdrun.fit import Epoch, Step
+        from kdrun.training.trainer import Epoch, Step
 
         if isinstance(event, Step):
             self._step(event)
@@ -182,7 +182,7 @@ class SweepView:
 
     def show(self, slot: Any, task: Any, report: Any) -> None:
         """One report of a process."""
-        from kdrun.commands.worker import Advanced, Ended
+        from kdrun.sweeps.worker import Advanced, Ended
 
         if isinstance(report, Advanced):
             self._advance(slot.number, task, report)

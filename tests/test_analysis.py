@@ -8,17 +8,17 @@ import torch
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
-from kdrun.analysis.calibration import CalibrationMeter
-from kdrun.analysis.cka import MINIBATCH, CKAMeter
-from kdrun.analysis.classification import ConfusionMeter
-from kdrun.analysis.evaluation import Subject, examine, throughput
-from kdrun.analysis.fidelity import FidelityMeter
 from kdrun.errors import RunError
-from kdrun.method_check import TinyCNN
-from kdrun.metrics import EvalMeter
-from kdrun.models.taps import Tap
-from kdrun.network import Network
-from kdrun.numerics import Numerics
+from kdrun.evaluation.calibration import CalibrationMeter
+from kdrun.evaluation.cka import MINIBATCH, CKAMeter
+from kdrun.evaluation.classification import ConfusionMeter
+from kdrun.evaluation.examine import Subject, examine, throughput
+from kdrun.evaluation.fidelity import FidelityMeter
+from kdrun.models.features import Tap
+from kdrun.training.meters import EvalMeter
+from kdrun.training.method_check import TinyCNN
+from kdrun.training.network import Network
+from kdrun.training.precision import Numerics
 
 CPU = torch.device("cpu")
 PLAIN = Numerics("cpu", "fp32", False, 1, False)
@@ -312,7 +312,7 @@ def test_out_of_memory_is_one_line():
 def test_throughput_counts_images(monkeypatch):
     """Passes of 10 ms over 20 images are 2,000 images/s, and a slow outlier does not count."""
     clock = iter([0.0, *(0.01 * step + (0.2 if step > 5 else 0.0) for step in range(1, 200))])
-    monkeypatch.setattr("kdrun.analysis.evaluation.moment", lambda device: next(clock))
+    monkeypatch.setattr("kdrun.evaluation.examine.moment", lambda device: next(clock))
     assert throughput(lambda image: image, torch.zeros(20, 3), CPU) == pytest.approx(2000)
 
 

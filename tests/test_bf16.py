@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from kdrun import bf16, numerics
-from kdrun.numerics import resolve_precision
+from kdrun.training import bf16_probe, precision
+from kdrun.training.precision import resolve_precision
 
 
 @pytest.fixture
@@ -16,15 +16,15 @@ def measured(tmp_path, monkeypatch):
     """Speedups as they are asked for; the cache folder is tmp_path/kdrun."""
     asked: list[float] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(bf16, "measured_speedup", lambda: asked.append(1.5) or 1.5)
-    bf16.bf16_speedup.cache_clear()
+    monkeypatch.setattr(bf16_probe, "measured_speedup", lambda: asked.append(1.5) or 1.5)
+    bf16_probe.bf16_speedup.cache_clear()
     yield asked
-    bf16.bf16_speedup.cache_clear()
+    bf16_probe.bf16_speedup.cache_clear()
 
 
 def again(machine: str) -> float:
-    bf16.bf16_speedup.cache_clear()
-    return bf16.bf16_speedup(machine)
+    bf16_probe.bf16_speedup.cache_clear()
+    return bf16_probe.bf16_speedup(machine)
 
 
 def test_it_is_measured_once_for_a_machine(measured, tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_without_a_home_it_is_measured_every_time(measured, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("speedup", "expected"), [(1.8, "bf16"), (1.04, "bf16"), (1.02, "fp32"), (0.7, "fp32")])
 def test_auto_takes_what_is_faster(monkeypatch, speedup, expected):
-    monkeypatch.setattr(numerics, "cpu_bf16_speedup", lambda: speedup)
+    monkeypatch.setattr(precision, "cpu_bf16_speedup", lambda: speedup)
     assert resolve_precision("auto", "cpu") == expected
     assert resolve_precision("fp32", "cpu") == "fp32"
     assert resolve_precision("bf16", "cpu") == "bf16"
@@ -62,6 +62,6 @@ def test_auto_takes_what_is_faster(monkeypatch, speedup, expected):
 
 def test_the_probe_leaves_no_trace():
     threads, state = torch.get_num_threads(), torch.random.get_rng_state()
-    assert bf16.measured_speedup() > 0
+    assert bf16_probe.measured_speedup() > 0
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), state)

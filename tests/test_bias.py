@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
-from kdrun.analysis.bias import (
+from kdrun.commands.eval_words import change_words
+from kdrun.errors import DataError
+from kdrun.evaluation.bias import (
     NO_GAP,
     Bootstrap,
     above_chance,
@@ -22,13 +24,11 @@ from kdrun.analysis.bias import (
     shape_bias,
     transfer_ratio,
 )
-from kdrun.analysis.bias_grid import AT_CHANCE, CLEAN, Column, Row, column_entries
-from kdrun.analysis.decisions import read_decisions
-from kdrun.answers import Answers, read_answers, write_answers
-from kdrun.commands.eval_words import change_words
-from kdrun.errors import DataError
-from kdrun.reference.published import published
-from kdrun.testsets.registry import SETS, parse_list, title
+from kdrun.evaluation.bias_grid import AT_CHANCE, CLEAN, Column, Row, column_entries
+from kdrun.evaluation.predictions import Answers, read_answers, write_answers
+from kdrun.evaluation.shape_bias_csv import read_decisions
+from kdrun.evaluation.testsets.registry import SETS, parse_list, title
+from kdrun.runs.published import published
 from tests.conftest import TINY
 
 N, K = 400, 5

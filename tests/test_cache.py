@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdrun import cache as cache_module
-from kdrun.batch import Outputs
-from kdrun.cache import TeacherCache, fill
-from kdrun.data.ingest import untracked
+from kdrun.config.options import Augment
+from kdrun.data.decode import untracked
 from kdrun.data.resident import ResidentEval, ResidentTrain
-from kdrun.data.sets import ArraySet
-from kdrun.models.taps import Tap
+from kdrun.data.splits import ArraySet
+from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
-from kdrun.network import Network, Teacher
-from kdrun.numerics import Numerics
-from kdrun.options import Augment
+from kdrun.structures import Outputs
+from kdrun.training import teacher_cache as cache_module
+from kdrun.training.network import Network, Teacher
+from kdrun.training.precision import Numerics
+from kdrun.training.teacher_cache import TeacherCache, fill
 from tests.conftest import TINY
 
 PLAIN = ["dataset.augment.crop=none", "dataset.augment.flip=0"]
@@ -226,9 +226,9 @@ def test_rows_that_depend_on_their_batch(depends_on):
 
 def test_evaluation_does_not_depend_on_what_is_left_for_the_last_batch():
     """The same logits for an image in the last small batch as in a full one; also of `answer` and `examine`."""
-    from kdrun.analysis.evaluation import Subject, examine
-    from kdrun.answers import answer
-    from kdrun.engine import evaluate
+    from kdrun.evaluation.examine import Subject, examine
+    from kdrun.evaluation.predictions import answer
+    from kdrun.training.loop import evaluate
 
     network = Network(Tap(Imprecise("size"), 16), Numerics("cpu", "fp32", False, 1, False), 8)
     subject, found = Subject(network), []

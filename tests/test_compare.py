@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from kdrun.analysis.compare import Row, best_of, read_side
+from kdrun.reporting.compare import Row, best_of, read_side
 from tests.conftest import TINY
 
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from kdrun.compose import ALIASES, load
-from kdrun.conf_groups import choices, conf_dir, group_file, published_methods
-from kdrun.config import RunConfig, to_yaml
+from kdrun.config.compose import ALIASES, load
+from kdrun.config.groups import choices, conf_dir, group_file, published_methods
+from kdrun.config.method_schema import hyperparameters, read_method, sections
+from kdrun.config.schema import RunConfig, to_yaml
 from kdrun.errors import ConfigError
-from kdrun.methods.source import hyperparameters, read_method, sections
 from kdrun.models.zoo import ZOO, create_model
 
 CONF = conf_dir()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdrun.config.options import Augment
 from kdrun.data.augment import area_shares, view_draws
 from kdrun.data.resident import shuffled
 from kdrun.draws import VIEW, Draws, bits, normal, permutation, seed_dropout, uniform
-from kdrun.options import Augment
 from kdrun.streams import Streams, key_of, mix
 from tests.conftest import TINY
 

@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdrun.batch import Batch
+from kdrun.config.options import Augment, OptimizerOptions
 from kdrun.data.resident import ResidentEval, ResidentTrain
-from kdrun.data.sets import ArraySet
-from kdrun.engine import Lane, evaluate, train_epoch
+from kdrun.data.splits import ArraySet
 from kdrun.errors import ConfigError, RunError
-from kdrun.method_check import TinyCNN
 from kdrun.methods.kd import KD
 from kdrun.methods.none import Independent
-from kdrun.metrics import EvalMeter, TrainMeter
-from kdrun.models.taps import Tap
+from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
-from kdrun.network import Network, Teacher
-from kdrun.numerics import Numerics, compiler_missing, pinned, resolve, resolve_precision
-from kdrun.optim import learning_rate, make_optimizer
-from kdrun.options import Augment, OptimizerOptions
 from kdrun.streams import Streams
+from kdrun.structures import Batch
+from kdrun.training.loop import Lane, evaluate, train_epoch
+from kdrun.training.meters import EvalMeter, TrainMeter
+from kdrun.training.method_check import TinyCNN
+from kdrun.training.network import Network, Teacher
+from kdrun.training.optimizer import learning_rate, make_optimizer
+from kdrun.training.precision import Numerics, compiler_missing, pinned, resolve, resolve_precision
 
 CPU = torch.device("cpu")
 PLAIN = Numerics("cpu", "fp32", False, torch.get_num_threads(), False)
@@ -286,7 +286,7 @@ def test_missing_gpu_is_named(monkeypatch):
 
 
 def test_without_a_compiler_auto_stays_eager_and_says_so(monkeypatch):
-    monkeypatch.setattr("kdrun.numerics.shutil.which", lambda name: None)
+    monkeypatch.setattr("kdrun.training.precision.shutil.which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     assert compiler_missing("cpu")
     found = resolve("cpu", "fp32", "auto", None, False)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from kdrun.assemble import Data
 from kdrun.commands.eval import chosen_split, shuffled
-from kdrun.config import RunConfig
-from kdrun.data.sets import ArraySet, Dataset
+from kdrun.config.schema import RunConfig
+from kdrun.data.splits import ArraySet, Dataset
 from kdrun.models.zoo import create_model
+from kdrun.training.build import Data
 from tests.conftest import TINY
 
 PICTURES = ("reliability", "confusion", "cka")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kdrun.compose import load
-from kdrun.report.curves import draw_curves
-from kdrun.runs import RunDirectory
+from kdrun.config.compose import load
+from kdrun.runs.curves import draw_curves
+from kdrun.runs.directory import RunDirectory
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +73,7 @@ def test_p2_colour_never_trains_without_its_start(kdrun, name, line):
 
 
 def test_p2_jitter_is_that_of_the_test_set():
-    from kdrun.testsets.colour import Colour
+    from kdrun.evaluation.testsets.colour import Colour
 
     augment = load(["experiment=p2_colour_teacher", "student.checkpoint=x"]).dataset.augment
     for name in ("brightness", "contrast", "saturation", "hue"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdrun.deployment import Card
-from kdrun.gate import TOLERANCE, Form, deployable, judge, module_forward
+from kdrun.evaluation.deployed import Card
+from kdrun.evaluation.export.gate import TOLERANCE, Form, deployable, judge, module_forward
 from kdrun.models.zoo import create_model
 from tests.conftest import TINY
 from tests.test_eval import contents, runs, teacher_of, train
@@ -21,7 +21,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from kdrun.onnx_file import OnnxNetwork, write_onnx  # noqa: E402
+from kdrun.evaluation.export.onnx_format import OnnxNetwork, write_onnx  # noqa: E402
 
 FAST = ("resnet8", "vit_cifar_tiny_distilled")
 # One network of each kind of block in the zoo; the others differ in depth and width alone.

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from kdrun.cache import fill, tensors_of
 from kdrun.cli import main
-from kdrun.data.ingest import untracked
-from kdrun.models.taps import Tap
+from kdrun.data.decode import untracked
+from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
-from kdrun.network import Network, Teacher
-from kdrun.numerics import Numerics
+from kdrun.training.network import Network, Teacher
+from kdrun.training.precision import Numerics
+from kdrun.training.teacher_cache import fill, tensors_of
 from tests.conftest import TINY
 from tests.test_cache import STILL, loader
 from tests.test_runs import numbers, only_run

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kdrun.analysis.gradcam import View, grad_cam
-from kdrun.analysis.overlap import iou, overlap, pearson, spearman
 from kdrun.commands.gradcam import KINDS
-from kdrun.commands.gradcam_images import spread
-from kdrun.method_check import TinyCNN
-from kdrun.models.taps import Tap
+from kdrun.evaluation.cam import View, grad_cam
+from kdrun.evaluation.cam_images import spread
+from kdrun.evaluation.cam_overlap import iou, overlap, pearson, spearman
+from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
+from kdrun.training.method_check import TinyCNN
 from tests.conftest import TINY
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kdrun.checkpoint import read_json
-from kdrun.groups import group_plans, split_to_fill
+from kdrun.runs.files import read_json
+from kdrun.sweeps.grouping import group_plans, split_to_fill
 from tests.conftest import TINY
 from tests.test_runs import numbers
 
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_ends_its_lane_alone(kdrun, outputs):
 
 def test_a_signal_ends_a_sweep_in_this_process(kdrun, outputs, monkeypatch):
     """Between its groups too: what has not begun does not begin."""
-    from kdrun.commands import session
+    from kdrun.training import session
 
     real = session.Session.finish
 
@@ -209,8 +209,8 @@ def test_what_torch_says_of_a_full_disk(tmp_path, number):
 
     import torch
 
-    from kdrun.checkpoint import write_atomically
     from kdrun.errors import DiskFull, RunError
+    from kdrun.runs.files import write_atomically
 
     state, file = {"weights": torch.zeros(100_000)}, FullFile(1000, getattr(errno, number))
     with pytest.raises(RunError, match="cannot be written" if number == "EIO" else "disk full") as error:
@@ -221,9 +221,9 @@ def test_what_torch_says_of_a_full_disk(tmp_path, number):
 
 def test_a_full_disk_is_what_ends_a_sweep():
     """The other processes only stop because they are told to."""
-    from kdrun.commands.scheduler import HERE as SLOT
-    from kdrun.commands.scheduler import Scheduler
-    from kdrun.commands.worker import Finished, Task
+    from kdrun.sweeps.scheduler import HERE as SLOT
+    from kdrun.sweeps.scheduler import Scheduler
+    from kdrun.sweeps.worker import Finished, Task
 
     plans = plans_of("method=none")
     scheduler = Scheduler(plans, "0", Path("logs"), lambda *_: None)
@@ -233,7 +233,7 @@ def test_a_full_disk_is_what_ends_a_sweep():
 
 
 def test_the_environment_is_put_back(monkeypatch):
-    from kdrun.cores import environment
+    from kdrun.hardware import environment
 
     monkeypatch.setenv("KDRUN_ONE", "before")
     monkeypatch.delenv("KDRUN_TWO", raising=False)
@@ -250,8 +250,8 @@ def test_time_left_counts_the_students_epochs_alone():
     those of a task that wait for the others."""
     from types import SimpleNamespace
 
-    from kdrun.commands.worker import Advanced, Ended, Task
     from kdrun.console import SweepView
+    from kdrun.sweeps.worker import Advanced, Ended, Task
 
     plans = plans_of("method=kd,dkd,at")
     view, task = SweepView(3, {}), Task("lanes", plans, "three")
@@ -270,9 +270,9 @@ def test_time_left_counts_the_students_epochs_alone():
 
 
 def plans_of(*words: str):
-    from kdrun.assemble import make_plan
-    from kdrun.commands.sweep import compose_cells
-    from kdrun.sweeps import multirun_sweep
+    from kdrun.sweeps.definition import multirun_sweep
+    from kdrun.sweeps.run import compose_cells
+    from kdrun.training.build import make_plan
 
     assert make_plan
     return [plan for _, plan in compose_cells(multirun_sweep([*TINY, *words], None).wishes, None) if plan is not None]
@@ -309,9 +309,9 @@ def test_processes_end_together():
 
 
 def test_memory_decides_how_many_lanes_train_at_once(kdrun, outputs, monkeypatch):
-    from kdrun import cost
+    from kdrun.training import flops
 
-    monkeypatch.setattr(cost, "free_memory", lambda device: 3_000_000)  # room for one resnet8 and its moments
+    monkeypatch.setattr(flops, "free_memory", lambda device: 3_000_000)  # room for one resnet8 and its moments
     code, out, _ = kdrun("train", "-m", *TINY, "epochs=1", "method=kd,dkd,at", HERE)
     assert code == 0
     assert out.count("lanes at once") >= 1
@@ -322,10 +322,10 @@ def test_lanes_join_again_after_a_kill_between_their_saves(kdrun, outputs, tmp_p
     """One lane's checkpoint is an epoch older than its neighbour's: they end as if nothing had happened."""
     words = ["-m", *TINY, "method=kd,dkd", "save_every_minutes=1e-9", HERE]
     assert kdrun("train", *words, "epochs=3", f"output_root={tmp_path / 'whole'}")[0] == 0
-    from kdrun import fit
+    from kdrun.training import trainer
 
     saves = 0
-    real = fit.Job.save
+    real = trainer.Job.save
 
     def save(job) -> None:
         nonlocal saves
@@ -334,11 +334,11 @@ def test_lanes_join_again_after_a_kill_between_their_saves(kdrun, outputs, tmp_p
             raise KeyboardInterrupt
         real(job)
 
-    fit.Job.save = save
+    trainer.Job.save = save
     try:
         code, _, _ = kdrun("train", *words, "epochs=3")
     finally:
-        fit.Job.save = real
+        trainer.Job.save = real
     assert code == 130
     assert kdrun("train", *words, "epochs=3")[0] == 0
     assert by_place(outputs) == by_place(tmp_path / "whole")
@@ -400,7 +400,7 @@ def progress(outputs: Path) -> int:
 
 
 def test_ledger_says_where_each_cell_stands(kdrun, outputs):
-    from kdrun.ledger import read_ledger, result_of, state_of
+    from kdrun.runs.ledger import read_ledger, result_of, state_of
 
     kdrun("train", "-m", *TINY, "epochs=1", "method=kd,none", "optimizer.lr=0.1,1e30", HERE, "name=mine")
     ledger = read_ledger(outputs, "mine")
@@ -446,7 +446,7 @@ def wait_for(condition, seconds: float = 120):
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(kdrun, outputs, tmp_path, monkeypatch):
     import errno
 
-    from kdrun import checkpoint
+    from kdrun.runs import files
 
     words = ["train", "-m", *TINY, "epochs=3", "method=none,kd,dkd", "seed=0,1", HERE, "name=full"]
     assert kdrun(*words, f"output_root={tmp_path / 'whole'}")[0] == 0
@@ -460,7 +460,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(kdrun, outputs, tmp_path,
         real(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "fsync", fill)
+        patch.setattr(files.os, "fsync", fill)
         code, _, err = kdrun(*words)
     assert code == 1
     assert "disk full while writing" in err and "run the same command again; it resumes." in err
@@ -474,7 +474,7 @@ def test_what_another_machine_is_at_is_left_alone(kdrun, outputs):
     """On a shared folder: its lock is respected, the rest is trained, and the next call finds what it finished."""
     import json
 
-    from kdrun.runs import RunDirectory
+    from kdrun.runs.directory import RunDirectory
 
     words = ["train", "-m", *TINY, "epochs=1", "method=none,ls", HERE, "name=shared"]
     (plan,) = plans_of("epochs=1", "method=ls")

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from kdrun import cores, neighbours
-from kdrun.neighbours import Neighbour, Presence, Usage, foreign_cores, share_of
+from kdrun import hardware
+from kdrun.training import threads
+from kdrun.training.threads import Neighbour, Presence, Usage, foreign_cores, share_of
 
 OTHER = """
 import sys, time
 from pathlib import Path
-from kdrun.neighbours import Presence
+from kdrun.training.threads import Presence
 mine = Presence(Path(sys.argv[1]))
 mine.claim(int(sys.argv[2]))
 print("there", flush=True)
@@ -50,7 +51,7 @@ def another_run(folder: Path, threads: int) -> subprocess.Popen[str]:
     ],
 )
 def test_share(cores, others, busy, threads):
-    assert share_of(cores, [Neighbour(i, taken) for i, taken in enumerate(others)], busy).threads == threads
+    assert share_of(hardware, [Neighbour(i, taken) for i, taken in enumerate(others)], busy).threads == threads
 
 
 def test_reasons_are_words():
@@ -77,7 +78,7 @@ def test_a_run_that_yields_is_no_neighbour(tmp_path, monkeypatch):
     try:
         mine = Presence(tmp_path)
         assert len(mine.neighbours()) == 1
-        monkeypatch.setattr(neighbours, "niceness", lambda: -5)
+        monkeypatch.setattr(threads, "niceness", lambda: -5)
         assert mine.neighbours() == []
         mine.leave()
     finally:
@@ -103,22 +104,22 @@ def test_only_other_programs_count_as_foreign():
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system has no /proc/stat")
 def test_cpu_seconds_are_counted():
-    before = neighbours.usage([os.getpid()])
+    before = threads.usage([os.getpid()])
     begun = time.process_time()
     while time.process_time() - begun < 0.2:
         pass
-    after = neighbours.usage([os.getpid()])
+    after = threads.usage([os.getpid()])
     assert 0.15 < after.own[os.getpid()] - before.own[os.getpid()] < 0.5
-    assert neighbours.usage([2**22 + 1]).own == {}
+    assert threads.usage([2**22 + 1]).own == {}
 
 
 def test_presence_counts_a_nested_one_once(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with neighbours.presence() as outer, neighbours.presence() as inner:
+    with threads.presence() as outer, threads.presence() as inner:
         assert outer is inner
         assert len(list(tmp_path.glob("kdrun-*/*.run"))) == 1
     assert not list(tmp_path.glob("kdrun-*/*.run"))
-    assert 1 <= neighbours.free_threads().threads <= cores.available_cores()
+    assert 1 <= threads.free_threads().threads <= hardware.available_cores()
 
 
 @pytest.mark.parametrize(
@@ -139,12 +140,12 @@ def test_quota(tmp_path, files, membership, quota):
         (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sys" / name).write_text(text)
     (tmp_path / "cgroup").write_text(membership)
-    assert cores.cpu_quota(tmp_path / "sys", tmp_path / "cgroup") == quota
-    assert cores.cpu_quota(tmp_path / "sys", tmp_path / "nowhere") is None
+    assert hardware.cpu_quota(tmp_path / "sys", tmp_path / "cgroup") == quota
+    assert hardware.cpu_quota(tmp_path / "sys", tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(None, 3), (1.5, 1), (0.2, 1), (2.0, 2), (8.0, 3)])
 def test_a_quota_limits_the_mask(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
-    monkeypatch.setattr(cores, "cpu_quota", lambda: quota)
-    assert cores.available_cores() == expected
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: quota)
+    assert hardware.available_cores() == expected

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from kdrun.assemble import make_plan
-from kdrun.compose import load
-from kdrun.config import read_config
+from kdrun.config.compose import load
+from kdrun.config.method_schema import method_of
+from kdrun.config.own_code import LARGEST, digests, own_code, read_once
+from kdrun.config.schema import read_config
 from kdrun.errors import ConfigError, RunError
-from kdrun.methods.source import method_of
-from kdrun.own_code import LARGEST, digests, own_code, read_once
-from kdrun.own_import import import_own, pinned
-from kdrun.trained import changed_code, target_of_run
+from kdrun.evaluation.targets import changed_code, target_of_run
+from kdrun.models.own_import import import_own, pinned
+from kdrun.training.build import make_plan
 from tests.conftest import TINY
 
 SHORT = [*(word for word in TINY if not word.startswith(("teacher=", "student="))), "epochs=1", "device=cpu"]
@@ -356,7 +356,7 @@ def test_a_loss_that_changed_says_nothing_of_a_network(kdrun, outputs, project):
 
 def test_a_queue_trains_what_was_planned(outputs, project):
     """An edit between the planning and the start, in another process: the plan brings its code along."""
-    from kdrun.commands.worker import Ended, Task, run_task
+    from kdrun.sweeps.worker import Ended, Task, run_task
 
     plan = plan_of("method=none", "student=nets.small:Net")
     edit(project / "nets/parts/sizes.py", "4", "12")
@@ -458,7 +458,7 @@ def test_a_run_remembers_its_methods_name(kdrun, outputs, project):
 
 
 def test_own_names_before_aliases(project):
-    from kdrun.sweeps import multirun_sweep
+    from kdrun.sweeps.definition import multirun_sweep
 
     words = ["teacher=resnet8", "student=resnet8"]
     assert plan_of("method=hints", *words).method.name == "fitnet_joint"

@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 
-import kdrun.probe
-from kdrun.assemble import load_data, make_job, make_loaders, make_network, make_plan
-from kdrun.compose import load
-from kdrun.methods.build import make_method
-from kdrun.network import Teacher
-from kdrun.numerics import Numerics
+import kdrun.training.compile_probe
+from kdrun.config.compose import load
+from kdrun.methods.factory import make_method
 from kdrun.streams import Streams
+from kdrun.training.build import load_data, make_job, make_loaders, make_network, make_plan
+from kdrun.training.network import Teacher
+from kdrun.training.precision import Numerics
 from tests.conftest import TINY
 
 STREAMS = Streams("student", 0)
@@ -44,7 +44,7 @@ def test_choice_and_no_trace(monkeypatch, limit, seconds, compiled):
     job, teacher, loaders = ready()
     before = copy.deepcopy(job.state())
     answers = iter(seconds)
-    timed = kdrun.probe.time_steps
+    timed = kdrun.training.compile_probe.time_steps
 
     def step_and_answer(job, teacher, loaders):
         for network in (job.lane.student, teacher.network):
@@ -52,9 +52,9 @@ def test_choice_and_no_trace(monkeypatch, limit, seconds, compiled):
         timed(job, teacher, loaders)
         return next(answers)
 
-    monkeypatch.setattr(kdrun.probe, "LONG_RUN_SECONDS", limit)
-    monkeypatch.setattr(kdrun.probe, "time_steps", step_and_answer)
-    found, note = kdrun.probe.choose_compile(job, teacher, loaders, 2)
+    monkeypatch.setattr(kdrun.training.compile_probe, "LONG_RUN_SECONDS", limit)
+    monkeypatch.setattr(kdrun.training.compile_probe, "time_steps", step_and_answer)
+    found, note = kdrun.training.compile_probe.choose_compile(job, teacher, loaders, 2)
     assert found is compiled
     assert ("compile=auto" in note) == (limit == 0.0)
     assert not job.lane.student.numerics.compile
@@ -66,16 +66,16 @@ def test_choice_and_no_trace(monkeypatch, limit, seconds, compiled):
 
 def test_failing_compiler_is_one_line(monkeypatch):
     job, teacher, loaders = ready()
-    timed = kdrun.probe.time_steps
+    timed = kdrun.training.compile_probe.time_steps
 
     def broken(job, teacher, loaders):
         if job.lane.student.numerics.compile:
             raise RuntimeError("no compiler\nsecond line")
         return timed(job, teacher, loaders)
 
-    monkeypatch.setattr(kdrun.probe, "LONG_RUN_SECONDS", 0.0)
-    monkeypatch.setattr(kdrun.probe, "time_steps", broken)
-    found, note = kdrun.probe.choose_compile(job, teacher, loaders, 2)
+    monkeypatch.setattr(kdrun.training.compile_probe, "LONG_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(kdrun.training.compile_probe, "time_steps", broken)
+    found, note = kdrun.training.compile_probe.choose_compile(job, teacher, loaders, 2)
     assert not found
     assert "compilation failed" in note
     assert "\n" not in note

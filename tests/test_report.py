@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from kdrun.analysis.table import table_of
-from kdrun.ledger import Cell, Ledger, TableShape, write_ledger
-from kdrun.report import figures, run_pages
-from kdrun.report.charts import Frame, Mark, frontier, log_ticks, nice_ticks, scatter, thinned
-from kdrun.report.material import differences, mean_curve, read_curves, read_runs, settings_of
-from kdrun.report.page import report_page
-from kdrun.runs import RESULT_KEYS, digest_of
+from kdrun.reporting.html import figures, run_pages
+from kdrun.reporting.html.charts import Frame, Mark, frontier, log_ticks, nice_ticks, scatter, thinned
+from kdrun.reporting.html.page import report_page
+from kdrun.reporting.html.run_files import differences, mean_curve, read_curves, read_runs, settings_of
+from kdrun.reporting.table import table_of
+from kdrun.runs.directory import RESULT_KEYS, digest_of
+from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 
 HOSTILE = """<img src=x onerror="alert(1)"> & 'kd'</title><script>alert(2)</script>"""
 COLUMN = "cifar100 · wrn_40_2 → wrn_40_1"
@@ -196,7 +196,7 @@ def test_other_settings_are_shown_in_full_where_they_are_many(ledger, outputs, m
 
 def test_the_cap_on_curves_is_said(ledger, outputs, monkeypatch):
     monkeypatch.setattr(run_pages, "MAX_CURVES", 2)
-    monkeypatch.setattr("kdrun.report.page.MAX_CURVES", 2)
+    monkeypatch.setattr("kdrun.reporting.html.page.MAX_CURVES", 2)
     text = report_page(ledger, outputs)
     assert "Of 13 runs the curves of the first 2 are drawn here" in text
     assert text.count('<svg class="chart small"') == 4
@@ -373,7 +373,7 @@ def test_mistakes_take_one_line(kdrun, ledger, words, said):
 
 
 def test_no_torch_to_write_a_report():
-    code = "import sys, kdrun.commands.report, kdrun.report.page; sys.exit('torch' in sys.modules)"
+    code = "import sys, kdrun.commands.report, kdrun.reporting.html.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

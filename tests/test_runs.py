@@ -17,9 +17,9 @@ import torch
 import yaml
 from filelock import FileLock
 
-from kdrun import checkpoint
-from kdrun.engine import Lane
-from kdrun.runs import RESULT_KEYS
+from kdrun.runs import files
+from kdrun.runs.directory import RESULT_KEYS
+from kdrun.training.loop import Lane
 from tests.conftest import TINY
 
 TIMES = {"finished_at", "train_seconds", "images_per_second", "peak_memory"}
@@ -116,8 +116,8 @@ def test_the_same_command_finds_its_run(kdrun, outputs):
 
 def test_identity(tmp_path, image_folder):
     """What changes numbers changes the digest; where things lie, and what a method ignores, does not."""
-    from kdrun.assemble import make_plan
-    from kdrun.compose import load
+    from kdrun.config.compose import load
+    from kdrun.training.build import make_plan
 
     def digest(*words: str) -> str:
         return make_plan(load([*TINY, *words]), []).digest
@@ -202,7 +202,7 @@ def test_killed_inside_a_save(place, kdrun, outputs, tmp_path, monkeypatch):
             return original(*arguments, **named)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.os, place, dying)
+            patch.setattr(files.os, place, dying)
             with pytest.raises(Killed):
                 train(kdrun, *words)
     assert train(kdrun, *words)[0] == 0
@@ -223,7 +223,7 @@ def test_signals_save_and_ask_to_be_requeued(number, step, kdrun, outputs, tmp_p
     assert f"stopped by {number.name}" in err
     assert "The same command resumes" in err
     run = only_run(tmp_path / "again")
-    state = checkpoint.load_state(run / "last.pt")
+    state = files.load_state(run / "last.pt")
     assert (state["epoch"], state["step"]) == divmod(step - 3, 3)
     assert not (run / "failed.txt").exists()
     assert train(kdrun, *words)[0] == 0
@@ -330,7 +330,7 @@ def test_full_disk(kdrun, outputs, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         code, _, err = train(kdrun, "epochs=1", "method=none")
     assert code == 1
     assert "disk full while writing" in err
@@ -348,8 +348,8 @@ def test_read_only_outputs(kdrun, tmp_path):
 
 
 def test_two_processes_on_one_run(kdrun, outputs):
-    from kdrun.assemble import make_plan
-    from kdrun.compose import load
+    from kdrun.config.compose import load
+    from kdrun.training.build import make_plan
 
     words = ["epochs=1", "method=none"]
     run = make_plan(load([*TINY, *words]), []).run.path
@@ -590,7 +590,7 @@ def test_preparation_survives_kills(kdrun, outputs, tmp_path, monkeypatch):
     words = ["method=fitnet", "method.hint_epochs=4", "epochs=2", "save_every_minutes=1e-9"]
     train(kdrun, *words)
     expected = numbers(only_run(outputs))
-    monkeypatch.setattr("kdrun.fit.SAVE_SECONDS", -1)
+    monkeypatch.setattr("kdrun.training.trainer.SAVE_SECONDS", -1)
     monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
     for step in (5, 8, 11):  # after the teacher's 3 steps: in the preparation, again in what is left of it, in epoch 1
         with monkeypatch.context() as patch:
@@ -650,7 +650,7 @@ def test_wandb_gets_every_epoch(kdrun, outputs, monkeypatch):
 def test_a_logger_that_is_not_there(kdrun, monkeypatch, word, line):
     import importlib.util
 
-    from kdrun import loggers
+    from kdrun.training import loggers
 
     monkeypatch.setattr(loggers.importlib.util, "find_spec",
                         lambda name, real=importlib.util.find_spec: None if name == "wandb" else real(name))  # fmt: skip

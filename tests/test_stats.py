@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kdrun.analysis import stats
-from kdrun.analysis.stats import EQUAL, SEPARATED, UNKNOWN, compare, corrected, holm, mean_std, paired_test, power
+from kdrun.evaluation import stats
+from kdrun.evaluation.stats import EQUAL, SEPARATED, UNKNOWN, compare, corrected, holm, mean_std, paired_test, power
 
 RNG = np.random.default_rng(5)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdrun.compose import load
-from kdrun.conf_groups import choices, conf_dir, published_methods
-from kdrun.config import RunConfig
+from kdrun.config.compose import load
+from kdrun.config.groups import choices, conf_dir, published_methods
+from kdrun.config.method_schema import read_method
+from kdrun.config.schema import RunConfig
 from kdrun.errors import ConfigError
-from kdrun.ledger import TableShape, changes_numbers
-from kdrun.methods.source import read_method
-from kdrun.reference.published import Published, published
-from kdrun.sweeps import Sweep, named_sweep, read_sweep, sweep_names
+from kdrun.runs.ledger import TableShape, changes_numbers
+from kdrun.runs.published import Published, published
+from kdrun.sweeps.definition import Sweep, named_sweep, read_sweep, sweep_names
 
 CONF = conf_dir()
 SCRIPTS = CONF.parent / "scripts"

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from kdrun.analysis.adhoc import ledger_of_runs
-from kdrun.analysis.progress import progress_of
-from kdrun.analysis.table import Table, table_of
 from kdrun.errors import ConfigError
-from kdrun.ledger import Cell, Ledger, TableShape, write_ledger
-from kdrun.reference.published import published
-from kdrun.report.formats import CSV_COLUMNS, latex, to_csv, to_html, to_latex, to_markdown
-from kdrun.report.text import to_text
-from kdrun.runs import RESULT_KEYS, RunDirectory, digest_of
+from kdrun.reporting.formats import CSV_COLUMNS, latex, to_csv, to_html, to_latex, to_markdown
+from kdrun.reporting.progress import progress_of
+from kdrun.reporting.runs_table import ledger_of_runs
+from kdrun.reporting.table import Table, table_of
+from kdrun.reporting.text import to_text
+from kdrun.runs.directory import RESULT_KEYS, RunDirectory, digest_of
+from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
+from kdrun.runs.published import published
 
 PAIR = {"wrn_40_2 → wrn_40_1": ("wrn_40_2", "wrn_40_1"), "wrn_40_4 → wrn_16_2": ("wrn_40_4", "wrn_16_2")}
 
@@ -117,7 +117,7 @@ def test_the_teachers_row(ledger, outputs):
 
 def test_holm_runs_over_the_whole_table(ledger, outputs):
     """Four tests: Student and SRD against KD, in two columns. SRD leads KD in both, so the best need no test more."""
-    from kdrun.analysis.stats import holm
+    from kdrun.evaluation.stats import holm
 
     tests = [entry.test for entry in table_of(ledger, outputs).entries.values() if entry.test is not None]
     assert len(tests) == 4

@@ -10,15 +10,25 @@ import pytest
 import torch
 from torch import nn
 
-from kdrun.data.sets import ArraySet
-from kdrun.derive import derive
+from kdrun.data.splits import ArraySet
 from kdrun.errors import CheckpointError, ConfigError, DataError
-from kdrun.testsets.base import DerivedSet, Draw
-from kdrun.testsets.gatys import CONTENT, STYLE, Recipe, activations, content_loss, gram, load_vgg, style_loss, stylised
-from kdrun.testsets.pretrained import batch_size, in_unit_range, normalised
-from kdrun.testsets.registry import parse
-from kdrun.testsets.silhouette import load_fcn
-from kdrun.testsets.style import Style
+from kdrun.evaluation.testsets.base import DerivedSet, Draw
+from kdrun.evaluation.testsets.cache import derive
+from kdrun.evaluation.testsets.gatys import (
+    CONTENT,
+    STYLE,
+    Recipe,
+    activations,
+    content_loss,
+    gram,
+    load_vgg,
+    style_loss,
+    stylised,
+)
+from kdrun.evaluation.testsets.pretrained import batch_size, in_unit_range, normalised
+from kdrun.evaluation.testsets.registry import parse
+from kdrun.evaluation.testsets.silhouette import load_fcn
+from kdrun.evaluation.testsets.style import Style
 
 SMALL = "side=32,steps=2"
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdrun import chunks
-from kdrun.cores import available_cores
-from kdrun.data.sets import ArraySet
-from kdrun.derive import derive, derive_together, export, grouped
+from kdrun.data.splits import ArraySet
 from kdrun.errors import ConfigError, DataError, RunError
-from kdrun.testsets.base import DerivedSet, Draw, partners
-from kdrun.testsets.corruptions import GENERATORS, PublishedCorruption
-from kdrun.testsets.quilt import matched_luma
-from kdrun.testsets.registry import SETS, file_stem, make, parse, title
-from kdrun.testsets.style import texture
+from kdrun.evaluation.testsets import parallel
+from kdrun.evaluation.testsets.base import DerivedSet, Draw, partners
+from kdrun.evaluation.testsets.cache import derive, derive_together, export, grouped
+from kdrun.evaluation.testsets.corruptions import GENERATORS, PublishedCorruption
+from kdrun.evaluation.testsets.quilt import matched_luma
+from kdrun.evaluation.testsets.registry import SETS, file_stem, make, parse, title
+from kdrun.evaluation.testsets.style import texture
+from kdrun.hardware import available_cores
 
 MADE = [name for name, kind in SETS.items() if issubclass(kind, DerivedSet)]
 NAMES = ["one", "two", "three"]
@@ -72,7 +72,7 @@ def test_shape_type_source_and_repeatability(name, clean):
 def test_same_images_in_any_chunk_and_number_of_processes(name, clean, tmp_path, monkeypatch):
     derived = parse(name)
     whole = derive(derived, clean, tmp_path / "whole", processes=1)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 32 * 32 * 5)
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 3 * 32 * 32 * 5)
     apart = derive(derived, clean, tmp_path / "apart", processes=2)
     assert not apart.cached and apart.folder.name == whole.folder.name
     assert np.array_equal(whole.data.images, apart.data.images)
@@ -306,10 +306,10 @@ def test_processes_are_started_only_where_they_save_time(clean):
     large = ArraySet(np.broadcast_to(np.uint8(0), (10_000, 224, 224, 3)), small.labels)
     for name in ("noise", "scramble", "colour"):
         derived = parse(name)
-        assert isinstance(derived, DerivedSet) and chunks.worthwhile((derived,), small) == 1
-        assert chunks.worthwhile((derived,), large) == available_cores()
+        assert isinstance(derived, DerivedSet) and parallel.worthwhile((derived,), small) == 1
+        assert parallel.worthwhile((derived,), large) == available_cores()
     slow = parse("superpixel")
-    assert isinstance(slow, DerivedSet) and chunks.worthwhile((slow,), clean) == available_cores()
+    assert isinstance(slow, DerivedSet) and parallel.worthwhile((slow,), clean) == available_cores()
 
 
 def die(task: object) -> np.ndarray:
@@ -317,8 +317,8 @@ def die(task: object) -> np.ndarray:
 
 
 def test_a_killed_process_is_one_line(clean, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 32 * 32 * 5)
-    monkeypatch.setattr(chunks, "make_chunk", die)
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 3 * 32 * 32 * 5)
+    monkeypatch.setattr(parallel, "make_chunk", die)
     with pytest.raises(RunError, match="processes=1"):
         derive(parse("noise"), clean, tmp_path, processes=2)
     assert not list(tmp_path.rglob("manifest.json"))

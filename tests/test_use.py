@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import kdrun as package
-from kdrun.data.ingest import read_image
-from kdrun.data.prepare import Preparation, find_images, read_batches
+from kdrun.data.decode import read_image
+from kdrun.data.inference import Preparation, find_images, read_batches
 from kdrun.errors import ConfigError
 from tests.conftest import TINY
 from tests.test_eval import contents, evaluate, runs, teacher_of, train

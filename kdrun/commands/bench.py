@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun import console
-from kdrun.assemble import Data, load_data, make_loaders, make_plan
-from kdrun.commands.bench_steps import EngineSteps, untrained_student, untrained_teacher
-from kdrun.compose import load
-from kdrun.config import RunConfig
-from kdrun.data.sets import ArraySet
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import load
+from kdrun.config.schema import RunConfig
+from kdrun.data.splits import ArraySet
 from kdrun.errors import ConfigError, suggest
 from kdrun.streams import Streams
-from kdrun.words import split_arguments
+from kdrun.training.bench.engine_steps import EngineSteps, untrained_student, untrained_teacher
+from kdrun.training.build import Data, load_data, make_loaders, make_plan
 
 if TYPE_CHECKING:
     import torch
 
-    from kdrun.measure.rounds import Step, Timing
-    from kdrun.numerics import Numerics
+    from kdrun.training.bench.timing import Step, Timing
+    from kdrun.training.precision import Numerics
 
 HELP = """
 usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
@@ -92,8 +92,8 @@ def command(words: list[str]) -> int:
         return compare_lanes(kinds, [*DEFAULTS, "teacher=wrn_40_4", "student=wrn_16_2", *rest], own)
     bench = prepare(load([*DEFAULTS, *rest], config_dir), own)
     lines: list[list[str]] = []
-    from kdrun.measure.apart import apart
-    from kdrun.measure.plain import plain_steps
+    from kdrun.training.bench.isolated import apart
+    from kdrun.training.bench.plain_loop import plain_steps
 
     arguments = plain_arguments(bench)
     tuned = plain_steps(*arguments)
@@ -106,26 +106,26 @@ def command(words: list[str]) -> int:
 
 def compare_methods(kinds: list[str], words: list[str], own: dict[str, str], config_dir: str | None) -> int:
     """`kdrun bench methods`, a benchmark of its own: its first row's precision, a training set of CIFAR's size."""
-    from kdrun.commands import bench_methods
+    from kdrun.training.bench import methods
 
     if len(kinds) > 1:
         raise ConfigError("bench methods runs alone: leave the other benchmarks out.")
     names = own["methods"].split(",") if own["methods"] else []
     config = load(words, config_dir)
     bench = prepare(config, {**own, "rows": own["rows"] or best_precision(config)})
-    lines = bench_methods.lines_of(bench, names, measured, machine(bench))
-    show(bench_methods.COLUMNS, lines, own["save"])
+    lines = methods.lines_of(bench, names, measured, machine(bench))
+    show(methods.COLUMNS, lines, own["save"])
     return 0
 
 
 def compare_lanes(kinds: list[str], words: list[str], own: dict[str, str]) -> int:
     """`kdrun bench lanes`."""
-    from kdrun.commands import bench_lanes
+    from kdrun.training.bench import lanes
 
     config = load(words)
     bench = prepare(config, {**own, "rows": own["rows"] or best_precision(config)})
     names = own["methods"].split(",") if own["methods"] else []
-    show(bench_lanes.COLUMNS, bench_lanes.lines_of(bench, words, names, kinds), own["save"])
+    show(lanes.COLUMNS, lanes.lines_of(bench, words, names, kinds), own["save"])
     return 0
 
 
@@ -137,7 +137,7 @@ def show(columns: list[str], lines: list[list[str]], save: str) -> None:
 
 
 def prepare(config: RunConfig, own: dict[str, str]) -> Bench:
-    from kdrun.numerics import cpu_kind, resolve
+    from kdrun.training.precision import cpu_kind, resolve
 
     for key in ("rounds", "steps"):
         if not own[key].isdigit() or int(own[key]) < 1:
@@ -168,7 +168,7 @@ def prepare(config: RunConfig, own: dict[str, str]) -> Bench:
 
 def best_precision(config: RunConfig) -> str:
     """Return what `precision=auto` means on the benchmark's device."""
-    from kdrun.numerics import resolve_device, resolve_precision
+    from kdrun.training.precision import resolve_device, resolve_precision
 
     return resolve_precision("auto", resolve_device(config.device))
 
@@ -176,14 +176,14 @@ def best_precision(config: RunConfig) -> str:
 def machine(bench: Bench) -> str:
     import torch
 
-    from kdrun.numerics import cpu_kind
+    from kdrun.training.precision import cpu_kind
 
     cuda = bench.device.type == "cuda"
     return torch.cuda.get_device_name(bench.device) if cuda else cpu_kind()
 
 
 def measured(bench: Bench, rows: dict[str, Step]) -> list[Timing]:
-    from kdrun.measure.rounds import alternate
+    from kdrun.training.bench.timing import alternate
 
     total = len(rows) * (bench.rounds + 1)
     ticks = console.track(iter(range(total)), total, "measuring")
@@ -206,8 +206,8 @@ def bench_train(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) ->
     """Whole training steps, the input pipeline included."""
     import torch
 
-    from kdrun.cost import count_flops
-    from kdrun.measure.floor import floor_seconds, matmul_peak
+    from kdrun.training.bench.conv_floor import floor_seconds, matmul_peak
+    from kdrun.training.flops import count_flops
 
     config = bench.config
     ours = {row: EngineSteps(bench, row, [config.method]).together for row in bench.rows}
@@ -239,7 +239,7 @@ def bench_eval(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> 
 
 
 def evaluation_step(bench: Bench, row: str) -> Step:
-    from kdrun.engine import evaluate
+    from kdrun.training.loop import evaluate
 
     numerics = bench.numerics_of(row)
     network = untrained_student(bench, numerics)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.analysis.bias_grid import Column, column_entries
-from kdrun.analysis.decisions import read_decisions
 from kdrun.commands.table import defined_sweeps, read_words
 from kdrun.errors import ConfigError, suggest
-from kdrun.ledger import Ledger, known_ledgers, read_ledger, result_of
-from kdrun.runs import outputs_folder, short_path
-from kdrun.trained import PASSED
+from kdrun.evaluation.bias_grid import Column, column_entries
+from kdrun.evaluation.shape_bias_csv import read_decisions
+from kdrun.evaluation.targets import PASSED
+from kdrun.runs.directory import outputs_folder, short_path
+from kdrun.runs.ledger import Ledger, known_ledgers, read_ledger, result_of
 
 HELP = """
 usage: kdrun bias NAME [value=ratio|transfer|accuracy|agreement|errors|kl|consistency] [testset=NAME[:key=value,…],…]
@@ -34,7 +34,7 @@ imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias an
 """
 
 if TYPE_CHECKING:
-    from kdrun.commands.bias_answers import Answering
+    from kdrun.evaluation.bias_runs import Answering
 
 KEYS = ("value", "testset", "save", "decisions", *PASSED)
 FIRST = ("ratio", "transfer")
@@ -46,7 +46,7 @@ def command(words: list[str]) -> int:
         if names or len(settings) > 1:
             raise ConfigError("decisions=… stands alone: it needs no sweep and no settings.")
         return show_decisions(settings["decisions"])
-    from kdrun.report.bias import VIEWS
+    from kdrun.reporting.bias import VIEWS
 
     if "value" in settings and settings["value"] not in VIEWS:
         raise ConfigError(f"value={settings['value']}: no such value.{suggest(settings['value'], VIEWS)} "
@@ -61,7 +61,7 @@ def command(words: list[str]) -> int:
 
 def chosen_sets(ledger: Ledger, text: str | None) -> list[str]:
     """Of testset=, else of the sweep, else all that are made of the test images."""
-    from kdrun.testsets.registry import parse_list, title
+    from kdrun.evaluation.testsets.registry import parse_list, title
 
     chosen = parse_list(",".join(ledger.shape.testsets) or "all" if text is None else text)
     return list(dict.fromkeys(title(one) for one in chosen))
@@ -69,7 +69,7 @@ def chosen_sets(ledger: Ledger, text: str | None) -> list[str]:
 
 def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
     """Answer what is missing, compare, show and write."""
-    from kdrun.commands.bias_answers import Answering
+    from kdrun.evaluation.bias_runs import Answering
 
     done = sum(result_of(cell, root) is not None for cell in ledger.cells)
     if not done:
@@ -85,10 +85,10 @@ def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
 def show(
     ledger: Ledger, root: Path, columns: list[Column], answering: Answering, done: int, settings: dict[str, str]
 ) -> None:
-    from kdrun.report.bias import VIEWS, Grid, footnotes, summary_grid, view_grid, write_grid
-    from kdrun.report.bias_section import bias_folder
-    from kdrun.report.text import text_grid
-    from kdrun.testsets.registry import parse
+    from kdrun.evaluation.testsets.registry import parse
+    from kdrun.reporting.bias import VIEWS, Grid, footnotes, summary_grid, view_grid, write_grid
+    from kdrun.reporting.html.bias_section import bias_folder
+    from kdrun.reporting.text import text_grid
 
     entries = [entry for column in columns for entry in column_entries(column)]
     used = dict.fromkeys(name for column in columns for name in column.names if column.names[name])

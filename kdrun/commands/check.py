@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.compose import load
-from kdrun.conf_groups import choices
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import load
+from kdrun.config.groups import choices
 from kdrun.errors import ConfigError, PairingError, RunError, reason_of
-from kdrun.words import split_arguments
 
 HELP = """
 usage: kdrun check method=NAME [method.KEY=VALUE …] [--config-dir FOLDER]
@@ -39,7 +39,7 @@ def command(words: list[str]) -> int:
 
 def check(node: dict) -> int:
     """Print one line for each property. Return 1 if one does not hold."""
-    from kdrun.method_check import CheckFailed, Subject, all_checks
+    from kdrun.training.method_check import CheckFailed, Subject, all_checks
 
     subject, failed, count = Subject(node), 0, 0
     try:

@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdrun import console
-from kdrun.analysis.compare import MISSING, Row, Side, differing, figures, label_of, read_side
-from kdrun.assemble import output_root
-from kdrun.checkpoint import write_text
-from kdrun.compose import load
+from kdrun.config.arguments import names_and_settings
+from kdrun.config.compose import load
 from kdrun.errors import ConfigError, suggest
-from kdrun.runs import find_runs
-from kdrun.words import names_and_settings
+from kdrun.reporting.compare import MISSING, Row, Side, differing, figures, label_of, read_side
+from kdrun.runs.directory import find_runs
+from kdrun.runs.files import write_text
+from kdrun.training.build import output_root
 
 HELP = """
 usage: kdrun compare RUN RUN … [save=FILE.csv|FILE.md] [output_root=FOLDER]

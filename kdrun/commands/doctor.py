@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 from kdrun import console
-from kdrun.compose import load
-from kdrun.conf_groups import conf_dir
-from kdrun.cores import available_cores
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import load
+from kdrun.config.groups import conf_dir
 from kdrun.errors import KdrunError, print_error
-from kdrun.words import split_arguments
+from kdrun.hardware import available_cores
 
 HELP = """
 usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]
@@ -60,24 +60,24 @@ def libraries() -> tuple[list[list[str]], list[str]]:
 def hardware_rows() -> list[list[str]]:
     import torch
 
-    from kdrun import numerics
+    from kdrun.training import precision
 
-    device = numerics.resolve_device("auto")
+    device = precision.resolve_device("auto")
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    missing = numerics.compiler_missing(device)
-    share = numerics.resolve_threads()
+    missing = precision.compiler_missing(device)
+    share = precision.resolve_threads()
     return [
         [
             "CPU",
-            f"{numerics.cpu_name()}, {available_cores()} cores",
-            f"{numerics.cpu_kind()}: trains in bf16 at {numerics.cpu_bf16_speedup():.2f}x the speed of fp32",
+            f"{precision.cpu_name()}, {available_cores()} cores",
+            f"{precision.cpu_kind()}: trains in bf16 at {precision.cpu_bf16_speedup():.2f}x the speed of fp32",
         ],
         ["threads=null", str(share.threads), f"for a run that starts now: {share.reason}"],
         ["GPU", ", ".join(gpus) or "none", ""],
         ["device=auto", device, ""],
-        ["precision=auto", numerics.resolve_precision("auto", device), "precision=fp32 is the reference"],
+        ["precision=auto", precision.resolve_precision("auto", device), "precision=fp32 is the reference"],
         ["compile=auto", "off" if missing else "a timed probe on long runs", missing],
     ]
 

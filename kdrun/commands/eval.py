@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun import console
-from kdrun.analysis.bias import Change, change_of
-from kdrun.answers import answer
-from kdrun.assemble import Plan, images_only, load_data, make_eval_loader, make_loaders, make_plan, output_root
 from kdrun.commands.eval_words import RANKS, Measured, show_details, show_files, show_scores, show_table
 from kdrun.commands.testset import derived_tests
-from kdrun.compose import load
-from kdrun.config import check_value
-from kdrun.data.sets import AnySet
+from kdrun.config.arguments import names_and_settings, take_choices
+from kdrun.config.compose import load
+from kdrun.config.schema import check_value
+from kdrun.data.splits import AnySet
 from kdrun.errors import ConfigError
-from kdrun.runs import find_runs, now
+from kdrun.evaluation.bias import Change, change_of
+from kdrun.evaluation.predictions import answer
+from kdrun.evaluation.targets import Target, networks_of, target_of_file, target_of_run
+from kdrun.evaluation.testsets.base import NamedSet
+from kdrun.evaluation.testsets.registry import file_stem, parse_list, title
+from kdrun.runs.directory import find_runs, now
 from kdrun.streams import Streams
-from kdrun.testsets.base import NamedSet
-from kdrun.testsets.registry import file_stem, parse_list, title
-from kdrun.trained import Target, networks_of, target_of_file, target_of_run
-from kdrun.words import names_and_settings, take_choices
+from kdrun.training.build import Plan, images_only, load_data, make_eval_loader, make_loaders, make_plan, output_root
 
 if TYPE_CHECKING:
-    from kdrun.analysis.evaluation import Findings, Subject
-    from kdrun.assemble import Data
-    from kdrun.engine import EvalLoader
+    from kdrun.evaluation.examine import Findings, Subject
+    from kdrun.training.build import Data
+    from kdrun.training.loop import EvalLoader
 
 HELP = """
 usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=test|val|train] [rank=kl|agreement]
@@ -142,8 +142,8 @@ def asked_of(testsets: list[NamedSet], data: Data, plan: Plan, split: str) -> li
 
 def measure(target: Target, split: str, testsets: list[NamedSet]) -> Iterator[Measured]:
     """Load the network once, examine it on each set, and write what was found where it has a place."""
-    from kdrun.analysis.evaluation import Subject
-    from kdrun.numerics import resolve
+    from kdrun.evaluation.examine import Subject
+    from kdrun.training.precision import resolve
 
     config = target.config
     numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics
@@ -169,8 +169,8 @@ def measure(target: Target, split: str, testsets: list[NamedSet]) -> Iterator[Me
 
 def examined(subject: Subject, taught: Subject | None, loader: EvalLoader, data: Data, label: str) -> Findings:
     """With a progress bar on a terminal."""
-    from kdrun.analysis.evaluation import examine
-    from kdrun.engine import eval_batch_size
+    from kdrun.evaluation.examine import examine
+    from kdrun.training.loop import eval_batch_size
 
     steps = -(-loader.num_samples // eval_batch_size(data.config.eval_batch_size, subject.network.numerics))
 
@@ -183,7 +183,7 @@ def examined(subject: Subject, taught: Subject | None, loader: EvalLoader, data:
 def measured(target: Target, split: str, asked: Asked, found: Findings, classes: list[str], about: dict[str, Any],
              change: Change | None) -> Measured:  # fmt: skip
     """What was found, written where it has a place."""
-    from kdrun.report.evaluation import write_findings
+    from kdrun.reporting.evaluation import write_findings
 
     images = f"{target.config.dataset.name}/{split} {asked.title}".rstrip()
     files: list[Path] = []

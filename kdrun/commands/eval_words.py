@@ -10,13 +10,13 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.errors import ConfigError
-from kdrun.report.evaluation import NAMED
-from kdrun.runs import short_path
-from kdrun.trained import Target
+from kdrun.evaluation.targets import Target
+from kdrun.reporting.evaluation import NAMED
+from kdrun.runs.directory import short_path
 
 if TYPE_CHECKING:
-    from kdrun.analysis.bias import Change
-    from kdrun.analysis.evaluation import Findings
+    from kdrun.evaluation.bias import Change
+    from kdrun.evaluation.examine import Findings
 
 RANKS = {"kl": "kl_teacher", "agreement": "agreement"}
 WORST = 10  # classes that are printed where there are more than NAMED

@@ -8,12 +8,12 @@ import yaml
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.compose import rewrite
-from kdrun.conf_groups import group_files
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import rewrite
+from kdrun.config.groups import group_files
+from kdrun.config.method_schema import hyperparameters, read_method, sections
 from kdrun.errors import ConfigError, suggest
-from kdrun.methods.source import hyperparameters, read_method, sections
-from kdrun.reference.published import Published, published
-from kdrun.words import split_arguments
+from kdrun.runs.published import Published, published
 
 HELP = """
 usage: kdrun explain method=NAME [--config-dir FOLDER]

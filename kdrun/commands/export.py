@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.assemble import images_only, load_data, make_plan
-from kdrun.checkpoint import explain_os_error, write_json
-from kdrun.config import check_value
-from kdrun.deployment import OWN, Card, Deployed, deploy, find_target
+from kdrun.config.arguments import names_and_settings
+from kdrun.config.schema import check_value
 from kdrun.errors import ConfigError, RunError
-from kdrun.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
-from kdrun.runs import now, short_path
-from kdrun.words import names_and_settings
+from kdrun.evaluation.deployed import OWN, Card, Deployed, deploy, find_target
+from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
+from kdrun.runs.directory import now, short_path
+from kdrun.runs.files import explain_os_error, write_json
+from kdrun.training.build import images_only, load_data, make_plan
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from kdrun.assemble import Data
-    from kdrun.data.sets import AnySet
-    from kdrun.trained import Target
+    from kdrun.data.splits import AnySet
+    from kdrun.evaluation.targets import Target
+    from kdrun.training.build import Data
 
 HELP = """
 usage: kdrun export RUN [model=student|teacher] [weights=last|best] [quantize=none|static|dynamic|all] [max_drop=1]
@@ -76,7 +76,7 @@ def command(words: list[str]) -> int:
     target = find_target(names[0], settings, config_dir, TAKES)
     place = destination(target, options, own)
     if options.format == "onnx":
-        from kdrun.onnx_file import require
+        from kdrun.evaluation.export.onnx_format import require
 
         require("onnx")
     return export(target, place, options)
@@ -125,7 +125,7 @@ def destination(target: Target, options: Options, own: dict[str, str]) -> Path:
 
 def export(target: Target, place: Path, options: Options) -> int:
     """Write every form beside its final place, measure, and rename what passes. Returns the exit code."""
-    from kdrun.numerics import resolve
+    from kdrun.training.precision import resolve
 
     config = target.config
     numerics = resolve("cpu", "fp32", "false", config.threads, False).numerics
@@ -169,13 +169,13 @@ def write_forms(
     """The network itself, then every file that is asked for, in a scratch folder."""
     reference = Form("PyTorch, fp32", module_forward(model), exact=True)
     if options.format != "onnx":
-        from kdrun.torch_file import write_torch_file
+        from kdrun.evaluation.export.torch_format import write_torch_file
 
         return [
             reference,
             Form(options.format, write_torch_file(model, deployed.card, path, options.format), True, path),
         ]
-    from kdrun.onnx_file import OnnxNetwork, quantise_dynamic, quantise_static, write_onnx
+    from kdrun.evaluation.export.onnx_format import OnnxNetwork, quantise_dynamic, quantise_static, write_onnx
 
     write_onnx(model, deployed.card, path, options.opset)
     forms = [reference, Form("ONNX, fp32", OnnxNetwork(path, threads).run, True, path)]

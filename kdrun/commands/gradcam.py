@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun import console
-from kdrun.assemble import Data, images_only, load_data, make_loaders, make_plan, output_root
 from kdrun.commands.eval import chosen_split
-from kdrun.commands.gradcam_images import Images, batches, files_named, own_images, read_files
 from kdrun.commands.gradcam_words import Asked, Watched, draw, place_of_picture, show, write_overlaps
-from kdrun.compose import load
-from kdrun.data.loading import DataSource
+from kdrun.config.arguments import names_and_settings, take_choices
+from kdrun.config.compose import load
+from kdrun.data.datasets import DataSource
 from kdrun.errors import ConfigError, suggest
-from kdrun.runs import find_runs
+from kdrun.evaluation.cam_images import Images, batches, files_named, own_images, read_files
+from kdrun.evaluation.targets import Target, networks_of, target_of_run
+from kdrun.runs.directory import find_runs
 from kdrun.streams import Streams
-from kdrun.trained import Target, networks_of, target_of_run
-from kdrun.words import names_and_settings, take_choices
+from kdrun.training.build import Data, images_only, load_data, make_loaders, make_plan, output_root
 
 if TYPE_CHECKING:
-    from kdrun.network import Network
+    from kdrun.training.network import Network
 
 KINDS = {  # name on the command line -> class of the grad-cam package, None for our own
     "gradcam": None,
@@ -141,8 +141,8 @@ def same_data(targets: list[Target]) -> None:
 
 def load_networks(targets: list[Target], asked: Asked) -> tuple[list[Watched], Any]:
     """Teachers first, each once, then the students; and the numerics: maps are made in fp32."""
-    from kdrun.analysis.gradcam import View
-    from kdrun.numerics import resolve
+    from kdrun.evaluation.cam import View
+    from kdrun.training.precision import resolve
 
     config = targets[0].config
     numerics = resolve(config.device, "fp32", "false", config.threads, config.deterministic).numerics
@@ -183,7 +183,7 @@ def layer_in(network: Network, asked: Asked) -> str | None:
 
 def check_layer(every: list[Watched], asked: Asked) -> None:
     """Raise ConfigError where no network has the named layer."""
-    from kdrun.analysis.gradcam import module_of
+    from kdrun.evaluation.cam import module_of
 
     if asked.layer is not None and not any(watched.view.path == asked.layer for watched in every):
         module_of(every[-1].view.tap.model, asked.layer)

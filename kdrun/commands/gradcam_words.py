@@ -12,17 +12,17 @@ import numpy as np
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.assemble import Data
-from kdrun.checkpoint import write_atomically, write_json, write_text
 from kdrun.commands.eval_words import short_labels
-from kdrun.commands.gradcam_images import Images
-from kdrun.report.gradcam import Column, draw_panel
-from kdrun.runs import digest_of, now, short_path
-from kdrun.trained import Target
+from kdrun.evaluation.cam_images import Images
+from kdrun.evaluation.targets import Target
+from kdrun.reporting.cam_panel import Column, draw_panel
+from kdrun.runs.directory import digest_of, now, short_path
+from kdrun.runs.files import write_atomically, write_json, write_text
+from kdrun.training.build import Data
 
 if TYPE_CHECKING:
-    from kdrun.analysis.gradcam import View
-    from kdrun.analysis.overlap import Overlap
+    from kdrun.evaluation.cam import View
+    from kdrun.evaluation.cam_overlap import Overlap
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Overlapping:
 
 def write_overlaps(every: list[Watched], images: Images, asked: Asked, of: str) -> list[Overlapping]:
     """Compare each student's maps with its teacher's, and write both files into its run."""
-    from kdrun.analysis.overlap import overlap
+    from kdrun.evaluation.cam_overlap import overlap
 
     found = []
     for watched in every:

@@ -8,12 +8,12 @@ from pathlib import Path
 import yaml
 
 from kdrun import console
-from kdrun.compose import ALIASES
-from kdrun.conf_groups import choices, group_files
+from kdrun.config.arguments import names_and_settings
+from kdrun.config.compose import ALIASES
+from kdrun.config.groups import choices, group_files
+from kdrun.config.method_schema import read_method, sections
 from kdrun.errors import ConfigError, suggest
-from kdrun.methods.source import read_method, sections
-from kdrun.runs import RunDirectory, outputs_folder
-from kdrun.words import names_and_settings
+from kdrun.runs.directory import RunDirectory, outputs_folder
 
 GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments", "sweeps")
 KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
@@ -99,7 +99,7 @@ def list_group(group: str, config_dir: str | None) -> None:
 
 def list_testsets() -> None:
     """Name, what it measures, how it is made, and its parameters with their defaults."""
-    from kdrun.testsets.registry import SETS, settings
+    from kdrun.evaluation.testsets.registry import SETS, settings
 
     rows = [[name, kind.measures, kind.usual, settings(kind)] for name, kind in SETS.items()]
     console.table("", ["testset", "measures", "made by", "parameters"], rows)
@@ -108,8 +108,8 @@ def list_testsets() -> None:
 
 def list_runs(root: Path, teachers: bool) -> None:
     """Finished, running and failed runs (or stored teachers) with their accuracy."""
-    from kdrun.checkpoint import read_json
     from kdrun.errors import CheckpointError
+    from kdrun.runs.files import read_json
 
     rows = []
     for folder in sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*")):

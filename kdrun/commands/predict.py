@@ -15,12 +15,12 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.checkpoint import write_atomically
-from kdrun.data.prepare import Read, find_images, read_batches
-from kdrun.deployment import Card, deploy, find_target
+from kdrun.config.arguments import names_and_settings
+from kdrun.data.inference import Read, find_images, read_batches
 from kdrun.errors import ConfigError, suggest
-from kdrun.runs import short_path
-from kdrun.words import names_and_settings
+from kdrun.evaluation.deployed import Card, deploy, find_target
+from kdrun.runs.directory import short_path
+from kdrun.runs.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,7 @@ def take_options(settings: dict[str, str]) -> Options:
 def make_predictor(word: str, settings: dict[str, str], config_dir: str | None) -> tuple[Predictor, str]:
     """(the network that `word` means, its name for the screen)."""
     if word.lower().endswith(".onnx"):
-        from kdrun.onnx_file import OnnxNetwork
+        from kdrun.evaluation.export.onnx_format import OnnxNetwork
 
         threads = settings.pop("threads", "0")
         if settings or not threads.isdigit():
@@ -127,7 +127,7 @@ def make_predictor(word: str, settings: dict[str, str], config_dir: str | None) 
             raise ConfigError(f"{word}: no such file; kdrun export RUN writes one.")
         return OnnxNetwork(place, int(threads)), short_path(place)
     target = find_target(word, settings, config_dir, TAKES)
-    from kdrun.numerics import resolve
+    from kdrun.training.precision import resolve
 
     config = target.config
     numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics

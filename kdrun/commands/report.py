@@ -7,8 +7,8 @@ from pathlib import Path
 from kdrun import console
 from kdrun.commands.table import chosen_ledger, read_words
 from kdrun.errors import ConfigError
-from kdrun.ledger import known_ledgers
-from kdrun.runs import outputs_folder, short_path
+from kdrun.runs.directory import outputs_folder, short_path
+from kdrun.runs.ledger import known_ledgers
 
 HELP = """
 usage: kdrun report NAME [key=value …]
@@ -26,8 +26,8 @@ that are not done are empty.
 
 
 def command(words: list[str]) -> int:
-    from kdrun.checkpoint import write_text
-    from kdrun.report.page import report_page
+    from kdrun.reporting.html.page import report_page
+    from kdrun.runs.files import write_text
 
     names, settings = read_words("report", words)
     save = settings.get("save")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
-from kdrun.assemble import make_plan, output_root
-from kdrun.commands.outcome import announce, show_result
-from kdrun.commands.session import Session, training_view
-from kdrun.config import RunConfig
+from kdrun.config.schema import RunConfig
 from kdrun.errors import KdrunError, RunError, reason_of
-from kdrun.neighbours import presence
-from kdrun.own_import import pinned
-from kdrun.runs import rebuild_results
+from kdrun.models.own_import import pinned
+from kdrun.runs.directory import rebuild_results
+from kdrun.training.build import make_plan, output_root
+from kdrun.training.result import announce, show_result
+from kdrun.training.session import Session, training_view
+from kdrun.training.threads import presence
 
 
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         show_result("already done", plan, result)
         return result
     announce(plan)
-    from kdrun.stop import stop_on_signals
+    from kdrun.training.signals import stop_on_signals
 
     outcome: list[dict[str, Any] | KdrunError] = []
     with presence(), plan.run.lock(), pinned(plan.code.files.values()), stop_on_signals() as stop:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from kdrun import console
-from kdrun.analysis.progress import Progress, progress_of
 from kdrun.commands.table import defined_sweeps, read_words
 from kdrun.errors import CheckpointError
-from kdrun.ledger import STATES, Ledger, known_ledgers, read_ledger
-from kdrun.runs import outputs_folder
+from kdrun.reporting.progress import Progress, progress_of
+from kdrun.runs.directory import outputs_folder
+from kdrun.runs.ledger import STATES, Ledger, known_ledgers, read_ledger
 
 HELP = """
 usage: kdrun status [NAME …] [output_root=FOLDER]

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdrun import console
-from kdrun.analysis.adhoc import ledger_of_runs
-from kdrun.analysis.results import SELECTIONS
-from kdrun.analysis.table import Table, table_of
 from kdrun.errors import ConfigError, suggest
-from kdrun.ledger import Ledger, known_ledgers, read_ledger
-from kdrun.report.formats import FORMATS, save
-from kdrun.report.text import to_text
-from kdrun.runs import find_runs, outputs_folder, short_path
+from kdrun.reporting.formats import FORMATS, save
+from kdrun.reporting.results import SELECTIONS
+from kdrun.reporting.runs_table import ledger_of_runs
+from kdrun.reporting.table import Table, table_of
+from kdrun.reporting.text import to_text
+from kdrun.runs.directory import find_runs, outputs_folder, short_path
+from kdrun.runs.ledger import Ledger, known_ledgers, read_ledger
 
 HELP = f"""
 usage: kdrun table NAME [key=value …]
@@ -96,7 +96,7 @@ def show_known(root: Path) -> None:
 
 def defined_sweeps() -> list[str]:
     """The sweeps of conf/sweep; reading configurations is slow to import, and needed for an error alone."""
-    from kdrun.sweeps import sweep_names
+    from kdrun.sweeps.definition import sweep_names
 
     return sweep_names()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from kdrun import console
-from kdrun.assemble import make_tap
-from kdrun.compose import load
-from kdrun.config import RunConfig
-from kdrun.data.loading import DataSource
-from kdrun.words import split_arguments
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import load
+from kdrun.config.schema import RunConfig
+from kdrun.data.datasets import DataSource
+from kdrun.training.build import make_tap
 
 HELP = """
 usage: kdrun taps [teacher=NAME] [student=NAME] [dataset=NAME] [key=value …]
@@ -26,7 +26,7 @@ def command(words: list[str]) -> int:
 
 
 def show(config: RunConfig) -> None:
-    from kdrun.models.taps import measure, pair_maps
+    from kdrun.models.features import measure, pair_maps
 
     classes = DataSource(config.dataset).num_classes
     specs: dict[str, Any] = {}

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from kdrun import console
-from kdrun.assemble import Plan, load_data, make_plan, output_root
-from kdrun.checkpoint import write_atomically
-from kdrun.compose import load
-from kdrun.data.sets import ArraySet, Dataset
-from kdrun.derive import Derived, derive_together, export, grouped
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import load
+from kdrun.data.splits import ArraySet, Dataset
 from kdrun.errors import ConfigError, DataError
-from kdrun.runs import short_path
-from kdrun.testsets.base import NamedSet
-from kdrun.testsets.corruptions import PublishedCorruption
-from kdrun.testsets.registry import SETS, make, parse, title
-from kdrun.testsets.sheet import chosen_images, contact_sheet
-from kdrun.words import split_arguments
+from kdrun.evaluation.testsets.base import NamedSet
+from kdrun.evaluation.testsets.cache import Derived, derive_together, export, grouped
+from kdrun.evaluation.testsets.corruptions import PublishedCorruption
+from kdrun.evaluation.testsets.registry import SETS, make, parse, title
+from kdrun.evaluation.testsets.sheet import chosen_images, contact_sheet
+from kdrun.runs.directory import short_path
+from kdrun.runs.files import write_atomically
+from kdrun.training.build import Plan, load_data, make_plan, output_root
 
 HELP = """
 usage: kdrun testset NAME[:key=value,…] … | all [dataset=… dataset.root=… dataset.image_size=…] [key=value …] [seed=N]

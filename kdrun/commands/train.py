@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from kdrun.compose import MultirunAsked, checked, keep_choices, load, run_app
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
 from kdrun.errors import Interrupted, KdrunError, print_error
-from kdrun.words import split_arguments
 
 
 def command(words: list[str]) -> int:
@@ -16,7 +16,7 @@ def command(words: list[str]) -> int:
     hydras_own = ("hydra/launcher=joblib", "hydra/launcher=basic", "hydra/launcher=submitit", "hydra/sweeper=")
     other = any(word.startswith(hydras_own) for word in overrides)
     if (named or flags) and set(flags) <= {"-m", "--multirun"} and not other:
-        from kdrun.commands.sweep import command as sweep
+        from kdrun.sweeps.run import command as sweep
 
         return sweep(words)
     if not flags:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kdrun.assemble import make_plan
-from kdrun.compose import load
+from kdrun.config.arguments import split_arguments
+from kdrun.config.compose import load
 from kdrun.errors import ConfigError, RunError, suggest
-from kdrun.runs import short_path
-from kdrun.words import split_arguments
+from kdrun.runs.directory import short_path
+from kdrun.training.build import make_plan
 
 HELP = """
 usage: kdrun where run|teacher [key=value …]

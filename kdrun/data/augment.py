@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdrun.config.options import Augment
 from kdrun.draws import uniform
-from kdrun.options import Augment
 from kdrun.streams import key_of
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.data.ingest import Track, decode_tree, untracked
-from kdrun.data.sets import ArraySet
-from kdrun.data.tree import Tree, same_classes, scan
+from kdrun.data.decode import Track, decode_tree, untracked
+from kdrun.data.image_tree import Tree, same_classes, scan
+from kdrun.data.splits import ArraySet
 from kdrun.errors import DataError, one_line
 
 SIDE = 32

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.data.sets import ArraySet
+from kdrun.data.splits import ArraySet
 
 CONTENT = "scikit-learn digits, 1797 images of 8x8 in 17 grey levels, bilinear"
 CLASS_NAMES = [str(digit) for digit in range(10)]

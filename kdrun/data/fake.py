@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdrun.data.sets import ArraySet
+from kdrun.data.splits import ArraySet
 
 
 def load(num_samples: int, num_classes: int, image_size: int, seed: int) -> ArraySet:

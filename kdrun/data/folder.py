@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdrun.data.sets import FileSet, stratified_split
-from kdrun.data.tree import Tree, same_classes, scan
+from kdrun.data.image_tree import Tree, same_classes, scan
+from kdrun.data.splits import FileSet, stratified_split
 from kdrun.errors import DataError
 
 VAL_NAMES = ("val", "valid", "validation")

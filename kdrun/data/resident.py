@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch
+from kdrun.config.options import Augment
 from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
-from kdrun.data.sets import ArraySet
-from kdrun.data.strong import counts_of, operations_of, strengthen, strong_draws
+from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
+from kdrun.data.splits import ArraySet
 from kdrun.draws import ORDER, STRONG_VIEW, TEACHER_VIEW, VIEW, permutation
-from kdrun.options import Augment
 from kdrun.streams import key_of
+from kdrun.structures import Batch
 
 Stats = tuple[list[float], list[float]]
 

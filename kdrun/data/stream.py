@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdrun.batch import Batch
-from kdrun.cores import available_cores
+from kdrun.config.options import Augment
 from kdrun.data.augment import view_draws
-from kdrun.data.ingest import read_image
+from kdrun.data.decode import read_image
+from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.resident import Normalise, Stats, shuffled
-from kdrun.data.sets import FileSet
-from kdrun.data.strong import counts_of, operations_of, strengthen, strong_draws
+from kdrun.data.splits import FileSet
 from kdrun.data.transform import AugmentedView, PlainView
 from kdrun.draws import STRONG_VIEW, TEACHER_VIEW, VIEW
 from kdrun.errors import DataError, one_line
-from kdrun.options import Augment
+from kdrun.hardware import available_cores
+from kdrun.structures import Batch
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
+from kdrun.config.options import Augment
 from kdrun.data.augment import ANGLE, CORNER, FLIP, PLACE, area_shares, colour_factors
-from kdrun.options import Augment
 
 EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre crop keeps
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.config.options import OptimizerOptions
 from kdrun.errors import RunError
-from kdrun.models.taps import Tap
-from kdrun.options import OptimizerOptions
+from kdrun.models.features import Tap
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 Forward = Callable[[Tensor], Outputs]
 
@@ -68,7 +68,7 @@ class Method(nn.Module):
     views: ClassVar[tuple[str, ...]] = ()
     # False: the teacher is shown only images that the method makes, and never `batch.teacher_image` itself.
     shows_batch: ClassVar[bool] = True
-    # Features of `kdrun.batch.FEATURES` beside the logits, which are always there, in float32.
+    # Features of `kdrun.structures.FEATURES` beside the logits, which are always there, in float32.
     student_needs: ClassVar[frozenset[str]] = frozenset()
     teacher_needs: ClassVar[frozenset[str]] = frozenset()
     # Which of the teacher's maps it reads (-1: the last), where it needs maps; None: all. `build` may set it.

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import PairingError
 from kdrun.methods.base import Forward, Method
-from kdrun.methods.parts import resize_map
+from kdrun.methods.features import resize_map
 from kdrun.methods.views import PURPOSES, transformed
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 NEIGHBOURS = 4  # patches per side of the square that shares one linear map
 

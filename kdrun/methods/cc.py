@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.parts import need_pooled
+from kdrun.methods.features import need_pooled
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:

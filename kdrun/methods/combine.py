@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.config.method_schema import yaml_name
+from kdrun.config.options import OptimizerOptions
 from kdrun.errors import ConfigError
 from kdrun.methods.base import Forward, Method, stages_read
-from kdrun.methods.build import make_method
-from kdrun.methods.source import yaml_name
-from kdrun.options import OptimizerOptions
+from kdrun.methods.factory import make_method
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 class Once:

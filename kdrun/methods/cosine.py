@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.parts import need_pooled
+from kdrun.methods.features import need_pooled
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def narrow(x: Tensor, width: int) -> Tensor:

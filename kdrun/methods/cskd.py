@@ -9,13 +9,13 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
 from kdrun.methods.deit import deit_loss, need_distilled
-from kdrun.methods.parts import smaller_grid
+from kdrun.methods.features import smaller_grid
 from kdrun.methods.srd import check_classifier, classified_map, reused_classifier
 from kdrun.models.adapters import as_map
-from kdrun.models.taps import Tap
+from kdrun.models.features import Tap
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 HEADS = frozenset({"heads", "tokens"})
 DECAYS: dict[str, Callable[[float], float]] = {

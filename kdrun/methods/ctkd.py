@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
-from kdrun.losses import kl_divergence
 from kdrun.methods.base import Method
-from kdrun.methods.parts import reverse_gradient
+from kdrun.methods.features import reverse_gradient
+from kdrun.methods.losses import kl_divergence
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 THETA = 1.0  # where theta starts in the authors' code; the parameter is the distance from there
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import PairingError
 from kdrun.methods.base import Method
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def need_distilled(student: Spec, method: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
 from kdrun.methods.base import Method
+from kdrun.structures import Batch, Outputs, Progress
 
 EPSILON = 1e-8  # added to the product of the norms, as in the authors' code
 

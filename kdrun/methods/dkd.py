@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
 from kdrun.methods.base import Method
 from kdrun.methods.lskd import standardise
+from kdrun.structures import Batch, Outputs, Progress
 
 
 def dkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
-from kdrun.losses import kl_divergence
 from kdrun.methods.base import Method
+from kdrun.methods.losses import kl_divergence
+from kdrun.structures import Batch, Outputs, Progress
 
 
 def peer_divergence(own: Tensor, other: Tensor, temperature: float) -> Tensor:

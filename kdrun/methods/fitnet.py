@@ -7,11 +7,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
+from kdrun.config.options import OptimizerOptions
 from kdrun.methods.base import Forward
+from kdrun.methods.features import BatchNorm, smaller_grid, stage_pairs
 from kdrun.methods.kd import KD
-from kdrun.methods.parts import BatchNorm, smaller_grid, stage_pairs
-from kdrun.options import OptimizerOptions
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 DECAYS_AT = (0.4, 0.7)  # epochs 20 and 35 of 50
 

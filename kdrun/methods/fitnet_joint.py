@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.fitnet import hint_loss, hint_pair, regressor
 from kdrun.methods.kd import KD
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 class FitNetJoint(KD):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
+from kdrun.methods.features import stage_pairs
 from kdrun.methods.fitnet import hint_loss
-from kdrun.methods.parts import stage_pairs
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 class HintRegressor(Method):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
-from kdrun.losses import kl_divergence
 from kdrun.methods.kd import KD
+from kdrun.methods.losses import kl_divergence
+from kdrun.structures import Batch, Outputs, Progress
 
 EPSILON = 1e-7  # added to the standard deviation, as in the authors' code
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Progress
-from kdrun.losses import kl_of_samples
 from kdrun.methods.base import Forward, Method
+from kdrun.methods.losses import kl_of_samples
+from kdrun.structures import Batch, Progress
 
 TEMPERATURES = (2.0, 3.0, 5.0, 6.0)  # beside the base temperature, in the authors' code
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
 from kdrun.methods.base import Method
 from kdrun.methods.dkd import split_target
+from kdrun.structures import Batch, Outputs, Progress
 
 
 def nkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

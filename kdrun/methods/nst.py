@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.parts import smaller_grid, stage_pairs
+from kdrun.methods.features import smaller_grid, stage_pairs
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:

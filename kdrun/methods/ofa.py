@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import PairingError
 from kdrun.methods.base import Method
-from kdrun.methods.parts import BatchNorm
+from kdrun.methods.features import BatchNorm
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 FINAL_GRID = 7  # patches per side down to which a transformer's stages are merged
 HEADS = 4  # attention heads of a projector's blocks

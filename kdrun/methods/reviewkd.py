@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.parts import BatchNorm, need_pooled, stage_pairs
+from kdrun.methods.features import BatchNorm, need_pooled, stage_pairs
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 GREATEST_WIDTH = 512  # of the fused maps
 POOLED_GRIDS = (4, 2, 1)

@@ -7,11 +7,11 @@ import copy
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.parts import BatchNorm, resize_map, smaller_grid
+from kdrun.methods.features import BatchNorm, resize_map, smaller_grid
 from kdrun.methods.srd import check_classifier, classified_map, reused_classifier
-from kdrun.models.taps import Tap
+from kdrun.models.features import Tap
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 MAPS = frozenset({"maps"})
 

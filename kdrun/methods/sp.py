@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.parts import stage_pairs
+from kdrun.methods.features import stage_pairs
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:

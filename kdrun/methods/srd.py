@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import PairingError
 from kdrun.methods.base import Method
-from kdrun.methods.parts import adaptor, smaller_grid, stage_pairs
+from kdrun.methods.features import adaptor, smaller_grid, stage_pairs
 from kdrun.models.adapters import as_map
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 # Largest relative difference between a teacher's logits and its classifier on the mean of its last map; bf16 stays far
 # below, a missing normalisation or activation far above.

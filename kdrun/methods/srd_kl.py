@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdrun.losses import kl_divergence
+from kdrun.methods.losses import kl_divergence
 from kdrun.methods.srd import SRD
 
 

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
-from kdrun.losses import kl_of_samples
+from kdrun.config.options import OptimizerOptions
 from kdrun.methods.base import Forward, Method
-from kdrun.methods.parts import need_pooled
-from kdrun.options import OptimizerOptions
+from kdrun.methods.features import need_pooled
+from kdrun.methods.losses import kl_of_samples
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def rotations(image: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.methods.base import Method
-from kdrun.methods.parts import smaller_grid, stage_pairs
+from kdrun.methods.features import smaller_grid, stage_pairs
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 EPS = 1e-5  # least predicted variance
 

@@ -7,10 +7,10 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Batch, DataSpec, Outputs, Progress, Spec
 from kdrun.errors import PairingError
 from kdrun.methods.base import Method
-from kdrun.methods.parts import Embed
+from kdrun.methods.features import Embed
+from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def feature_divergence(student: Tensor, teacher: Tensor) -> Tensor:

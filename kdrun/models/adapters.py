@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdrun.batch import Outputs
 from kdrun.models.layers import ZooModel
+from kdrun.structures import Outputs
 
 Adapter = Callable[[Tensor, frozenset[str]], Outputs]
 

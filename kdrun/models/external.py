@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.models.own_import import import_own
 from kdrun.models.weights import load_weights
-from kdrun.own_import import import_own
 
 IMAGENET_CLASSES = 1000
 

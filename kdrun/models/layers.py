@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Outputs
+from kdrun.structures import Outputs
 
 NOTHING: frozenset[str] = frozenset()
 

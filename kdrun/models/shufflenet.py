@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Outputs
 from kdrun.models.layers import NOTHING, ZooModel, channel_shuffle, conv1x1, conv3x3, pool_flatten
+from kdrun.structures import Outputs
 
 
 class UnitV1(nn.Module):

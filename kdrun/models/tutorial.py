@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kdrun.batch import Outputs
 from kdrun.models.layers import NOTHING, ZooModel
+from kdrun.structures import Outputs
 
 
 class TutorialNet(ZooModel):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Outputs
 from kdrun.models.layers import NOTHING, ZooModel, conv3x3, init_normal_fan_out, pool_flatten
+from kdrun.structures import Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import Outputs
 from kdrun.models.layers import NOTHING, ZooModel, conv1x1, conv3x3, init_normal_fan_out, pool_flatten
+from kdrun.structures import Outputs
 
 
 class PreActivationBlock(nn.Module):

@@ -8,12 +8,12 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import v2
 
-from kdrun.data import augment, strong
+from kdrun.config.options import Augment
+from kdrun.data import augment, randaugment
+from kdrun.data.image_tree import scan
 from kdrun.data.resident import Normalise, PaddedImages, ResidentEval, ResidentTrain, measured_stats, shuffled
-from kdrun.data.sets import ArraySet
+from kdrun.data.splits import ArraySet
 from kdrun.data.stream import StreamTrain
-from kdrun.data.tree import scan
-from kdrun.options import Augment
 
 CPU = torch.device("cpu")
 STATS = ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
@@ -233,7 +233,7 @@ def pillow(name: str, image, level: float):
             "solarize": lambda: ImageOps.solarize(image, 256 * level)}[name]()  # fmt: skip
 
 
-@pytest.mark.parametrize("operation", strong.OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("operation", randaugment.OPERATIONS, ids=lambda operation: operation.__name__)
 def test_operations_are_pillows(operation):
     from PIL import Image
 
@@ -250,10 +250,10 @@ def test_operations_are_pillows(operation):
 def test_strong_draws_each_operation_equally_often(monkeypatch):
     seen = []
     counting = tuple(lambda image, level, i=i: (seen.append((i, len(image))), image)[1] for i in range(14))
-    monkeypatch.setattr(strong, "OPERATIONS", counting)
-    draws = strong.strong_draws(0, 0, torch.arange(14_000))
-    counts = strong.counts_of(strong.operations_of(draws))
-    strong.strengthen(torch.zeros(14_000, 3, 2, 2, dtype=torch.uint8), draws, counts)
+    monkeypatch.setattr(randaugment, "OPERATIONS", counting)
+    draws = randaugment.strong_draws(0, 0, torch.arange(14_000))
+    counts = randaugment.counts_of(randaugment.operations_of(draws))
+    randaugment.strengthen(torch.zeros(14_000, 3, 2, 2, dtype=torch.uint8), draws, counts)
     counts = torch.zeros(14).index_add_(
         0, torch.tensor([i for i, _ in seen]), torch.tensor([float(n) for _, n in seen])
     )
@@ -264,7 +264,7 @@ def test_strong_draws_each_operation_equally_often(monkeypatch):
 
 def test_cutout_paints_one_square_of_at_most_half_the_side():
     draws = torch.tensor([[0.999, 0.5, 0.5], [0.5, 0.0, 0.99], [0.0, 0.5, 0.5]])
-    painted = (strong.cutout(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), draws) != 0).all(dim=1)
+    painted = (randaugment.cutout(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), draws) != 0).all(dim=1)
     assert painted[0].sum() in (16 * 16, 16 * 17, 17 * 17)
     assert painted[0, 9:24, 9:24].all()
     assert painted[1, 28:, :4].all()

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdrun.config.options import DatasetOptions
 from kdrun.data import cifar, digits, fake
-from kdrun.data.ingest import decode_tree, read_image
-from kdrun.data.loading import DataSource
-from kdrun.data.sets import stratified_split
-from kdrun.data.tree import scan
+from kdrun.data.datasets import DataSource
+from kdrun.data.decode import decode_tree, read_image
+from kdrun.data.image_tree import scan
+from kdrun.data.splits import stratified_split
 from kdrun.errors import DataError
-from kdrun.options import DatasetOptions
 
 
 def options(name: str, **changes) -> DatasetOptions:
@@ -72,7 +72,7 @@ def test_digits_splits(tmp_path):
 def test_digits_statistics_in_the_yaml_are_the_measured_ones(tmp_path):
     import yaml
 
-    from kdrun.conf_groups import conf_dir
+    from kdrun.config.groups import conf_dir
     from kdrun.data.resident import measured_stats
 
     given = yaml.safe_load((conf_dir() / "dataset" / "digits.yaml").read_text())

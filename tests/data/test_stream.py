@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.data.ingest import read_image
+from kdrun.config.options import Augment
+from kdrun.data.decode import read_image
+from kdrun.data.image_tree import scan
 from kdrun.data.resident import ResidentTrain
-from kdrun.data.sets import ArraySet
+from kdrun.data.splits import ArraySet
 from kdrun.data.stream import StreamEval, StreamTrain, measured_stats
-from kdrun.data.tree import scan
 from kdrun.errors import DataError
-from kdrun.options import Augment
 
 CPU = torch.device("cpu")
 STATS = ([0.5] * 3, [0.25] * 3)

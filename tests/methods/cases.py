@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
-from kdrun.compose import load
-from kdrun.engine import Lane
-from kdrun.method_check import Subject
-from kdrun.network import Teacher
+from kdrun.config.compose import load
+from kdrun.structures import Batch, Outputs, Progress
+from kdrun.training.loop import Lane
+from kdrun.training.method_check import Subject
+from kdrun.training.network import Teacher
 from tests.conftest import FIXTURES
 
 Definitions = dict[str, Callable[[dict[str, Tensor], dict], Tensor]]  # prefix of a case's id -> the loss that meets it

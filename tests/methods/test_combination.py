@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdrun.batch import Outputs, Progress
 from kdrun.cli import main
-from kdrun.compose import load
+from kdrun.config.compose import load
 from kdrun.errors import ConfigError
-from kdrun.method_check import batch_of as images
-from kdrun.methods.build import make_method
 from kdrun.methods.dml import DML
+from kdrun.methods.factory import make_method
+from kdrun.structures import Outputs, Progress
+from kdrun.training.method_check import batch_of as images
 from tests.conftest import TINY
 from tests.methods.cases import Definitions, batch_of, logits, make_lane
 from tests.test_runs import only_run

@@ -9,28 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import DataSpec, Outputs, Progress, Spec
-from kdrun.compose import load
-from kdrun.engine import Lane
+from kdrun.config.compose import load
 from kdrun.errors import ConfigError, PairingError
-from kdrun.losses import kl_divergence
-from kdrun.method_check import batch_of as image_batch
 from kdrun.methods.at import AT, attention_loss, attention_map
 from kdrun.methods.cosine import cosine_loss, narrow
 from kdrun.methods.dist import distv2_loss
+from kdrun.methods.features import adaptor
 from kdrun.methods.fitnet import FitNet, hint_loss, hint_pair, regressor
 from kdrun.methods.fitnet_joint import FitNetJoint
 from kdrun.methods.hint_regressor import HintRegressor
 from kdrun.methods.kd import KD
-from kdrun.methods.parts import adaptor
+from kdrun.methods.losses import kl_divergence
 from kdrun.methods.simkd import Reused, SimKD
 from kdrun.methods.srd import SRD, check_classifier, classified_map, feature_loss
 from kdrun.methods.srd_dist import SRDDist
 from kdrun.methods.srd_kl import SRDKL
 from kdrun.methods.srd_pmse import SRDPMSE
-from kdrun.models.taps import Tap, measure
+from kdrun.models.features import Tap, measure
 from kdrun.models.zoo import create_model
-from kdrun.network import Teacher
+from kdrun.structures import DataSpec, Outputs, Progress, Spec
+from kdrun.training.loop import Lane
+from kdrun.training.method_check import batch_of as image_batch
+from kdrun.training.network import Teacher
 from tests.methods.cases import (
     CASES,
     Definitions,

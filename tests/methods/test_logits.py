@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Outputs, Progress
-from kdrun.losses import kl_divergence
 from kdrun.methods.dkd import DKD, dkd_loss
 from kdrun.methods.kd import KD
+from kdrun.methods.losses import kl_divergence
 from kdrun.methods.ls import label_smoothing_loss
+from kdrun.structures import Outputs, Progress
 from tests.methods.cases import (
     Definitions,
     batch_of,

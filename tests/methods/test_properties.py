@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
-from kdrun.batch import Batch
-from kdrun.compose import load
-from kdrun.conf_groups import choices
+from kdrun.config.compose import load
+from kdrun.config.groups import choices
 from kdrun.errors import ConfigError, PairingError, RunError
-from kdrun.method_check import CHECKS, PAIR_CHECKS, PAIRS, CheckFailed, Subject, Trial, all_checks
 from kdrun.methods.kd import KD
+from kdrun.structures import Batch
+from kdrun.training.method_check import CHECKS, PAIR_CHECKS, PAIRS, CheckFailed, Subject, Trial, all_checks
 from tests.methods.cases import settings
 
 METHODS = choices("method")

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import DataSpec, Outputs, Progress, Spec
 from kdrun.draws import Draws
 from kdrun.errors import PairingError
 from kdrun.methods.cc import cc_loss
@@ -22,6 +21,7 @@ from kdrun.methods.reviewkd import Fusion, ReviewKD, hcl_loss
 from kdrun.methods.rkd import rkd_loss
 from kdrun.methods.sp import sp_loss
 from kdrun.methods.vid import Regressor, vid_loss
+from kdrun.structures import DataSpec, Outputs, Progress, Spec
 from tests.methods.cases import Definitions, batch_of
 
 

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.batch import Batch, Outputs, Progress
-from kdrun.compose import load
-from kdrun.losses import kl_divergence
-from kdrun.methods.build import make_method
+from kdrun.config.compose import load
 from kdrun.methods.ctkd import cosine_ramp
 from kdrun.methods.dist import DIST, correlation_distances, dist_loss, distv2_loss
 from kdrun.methods.dkd import DKD, dkd_loss
+from kdrun.methods.factory import make_method
+from kdrun.methods.losses import kl_divergence
 from kdrun.methods.lskd import lskd_loss, standardise
 from kdrun.methods.mlkd import batch_loss, class_loss, instance_loss, unsure
 from kdrun.methods.nkd import nkd_loss
 from kdrun.methods.sskd import kept_divergence, kept_rows, own_image, rank_of, rotations, similarity
+from kdrun.structures import Batch, Outputs, Progress
 from tests.methods.cases import (
     CASES,
     Definitions,

@@ -9,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdrun.batch import DataSpec, Outputs, Progress, Spec
-from kdrun.compose import load
+from kdrun.config.compose import load
 from kdrun.draws import Draws
 from kdrun.errors import ConfigError, PairingError
-from kdrun.method_check import CLASSES, SIDE, TinyCNN, tiny_vit
-from kdrun.method_check import batch_of as image_batch
 from kdrun.methods.capd import (
     CAPD,
     GroupLinear,
@@ -28,8 +25,11 @@ from kdrun.methods.deit import DeiT, deit_loss
 from kdrun.methods.ofa import OFA, Merge, TokenProjector, map_projector, ofa_loss
 from kdrun.methods.views import transformed
 from kdrun.methods.vlfkd import VLFKD, decoupled_error, feature_divergence, grid_tokens
-from kdrun.models.taps import Tap, measure
+from kdrun.models.features import Tap, measure
 from kdrun.models.zoo import create_model
+from kdrun.structures import DataSpec, Outputs, Progress, Spec
+from kdrun.training.method_check import CLASSES, SIDE, TinyCNN, tiny_vit
+from kdrun.training.method_check import batch_of as image_batch
 from tests.methods.cases import (
     CASES,
     Definitions,

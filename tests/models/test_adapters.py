@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdrun.batch import FEATURES, Spec
 from kdrun.errors import ConfigError
-from kdrun.models.taps import Tap, measure, pair_maps
+from kdrun.models.features import Tap, measure, pair_maps
 from kdrun.models.zoo import create_model
+from kdrun.structures import FEATURES, Spec
 
 EXTERNAL = [
     ("timm:resnet10t", 32, 5, 512, None, 0),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdrun.errors import ConfigError
-from kdrun.models.taps import Tap, measure
+from kdrun.models.features import Tap, measure
 from kdrun.models.zoo import ZOO, create_model
 
 CONVOLUTIONAL = [name for name in ZOO if not name.startswith("vit")]

@@ -1,1 +1,0 @@
-"""What a set of finished runs says: statistics, tables, and measures of one network."""

@@ -1,0 +1,86 @@
+"""kdrun in a notebook: a finished run's network with all that belongs to it, and every result as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdrun.config.schema import RunConfig
+from kdrun.errors import ConfigError
+from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
+from kdrun.runs.directory import METRIC_COLUMNS, RESULT_KEYS, RunDirectory, finished_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+WHOLE = ("schema", "seed", "epochs", "threads", "top1_best_epoch", "params", "extra_params", "flops", "peak_memory")
+REAL = ("teacher_top1", "top1_last", "top1_best", "top1_val_selected", "top5_last", "images_per_second",
+        "train_seconds")  # fmt: skip
+
+
+@dataclass
+class Trained:
+    """A trained network. model: maps what `transform` returns to logits [N, K], in evaluation mode and float32.
+    config: of the run. metrics: epoch, split, metric and value of its training; result: its result.json. Both are the
+    teacher's own where the teacher was asked for and is in the store."""
+
+    model: nn.Module
+    class_names: list[str]
+    config: RunConfig
+    metrics: pd.DataFrame
+    result: dict[str, Any]
+    _deployed: Deployed
+
+    def transform(self, images: Any) -> Tensor:
+        """A PIL image, a path, or a list of them -> [N, 3, S, S] on the network's device, exactly as evaluation
+        prepares them: upright, RGB, resized, normalised."""
+        import numpy as np
+
+        several = images if isinstance(images, list | tuple) else [images]
+        prepare = self._deployed.card.preparation
+        return self._deployed.transform(np.stack([prepare(image) for image in several]))
+
+
+def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
+    """The network of `run`: a run directory, a digest prefix, or a directory of teachers/. Raises a KdrunError in one
+    line where there is no such thing."""
+    from kdrun.training.precision import resolve
+
+    target = find_target(str(run), {"model": model, "weights": weights, "device": device})
+    numerics = resolve(device, "fp32", "false", None, False).numerics
+    deployed = deploy(target, numerics)
+    place, role = home(target), "student"
+    assert place is not None
+    if target.own is not None and target.own.stored is not None:
+        place, role = target.own.stored.path, "teacher"
+    directory = RunDirectory(place, role)
+    return Trained(deployed.model, deployed.card.class_names, target.config, metrics_of(directory),
+                   directory.result() if directory.finished else {}, deployed)  # fmt: skip
+
+
+def metrics_of(directory: RunDirectory) -> pd.DataFrame:
+    """metrics.csv with typed columns."""
+    import pandas as pd
+
+    frame = pd.DataFrame(directory.read_metrics(), columns=list(METRIC_COLUMNS))
+    return frame.astype({"epoch": "int64", "split": "string", "metric": "string", "value": "float64"})
+
+
+def results(outputs: str | Path = "outputs") -> pd.DataFrame:
+    """One row per finished run below `outputs`: the keys of result.json, and `run`, its directory. Missing values are
+    NA. Raises ConfigError where there is no such folder."""
+    import pandas as pd
+
+    root = Path(outputs).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"outputs={outputs}: no such folder.")
+    rows = [{key: result.get(key) for key in RESULT_KEYS} | {"overrides": " ".join(result.get("overrides") or []),
+             "run": str(place)} for place, result in finished_runs(root)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["run", *RESULT_KEYS])
+    kinds = {**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys(REAL, "Float64"), "compile": "boolean"}
+    words = [name for name in frame.columns if name not in kinds and name != "finished_at"]
+    frame = frame.astype({**kinds, **dict.fromkeys(words, "string")})
+    frame["finished_at"] = pd.to_datetime(frame["finished_at"], utc=True)
+    return frame

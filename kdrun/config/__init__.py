@@ -1,0 +1,1 @@
+"""Words on a command line become a checked configuration; no torch."""

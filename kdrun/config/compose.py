@@ -1,0 +1,262 @@
+"""Hydra: where configurations are found, how names typed on the command line become configurations, and its errors in
+one line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kdrun.config.arguments import split_arguments
+from kdrun.config.groups import (
+    MODEL_GROUPS,
+    choices,
+    conf_dir,
+    group_file,
+    group_files,
+    has_recipe,
+    published_methods,
+    register_source,
+)
+from kdrun.config.method_schema import method_of, yaml_name
+from kdrun.config.schema import RunConfig, check
+from kdrun.errors import ConfigError, one_line, suggest
+
+ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
+
+
+def resolve_alias(name: str, config_dir: str | None) -> str:
+    """The method that an alias means, unless the user has a method of that very name."""
+    return name if name in group_files("method", config_dir) else ALIASES.get(name, name)
+
+
+def rewrite(overrides: Iterable[str], config_dir: str | None = None) -> list[str]:
+    """Aliases of methods resolved, and `method.x=…` as `++method.x=…`, so that a misspelt hyperparameter reaches the
+    check that knows the method's constructor."""
+    rewritten = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key == "method" and equals:
+            value = ",".join(resolve_alias(name.strip(), config_dir) for name in value.split(","))
+        if key.startswith("method.") and equals:
+            key = f"++{key}"
+        rewritten.append(f"{key}{equals}{value}")
+    return rewritten
+
+
+def register() -> None:
+    """Make Hydra know the schema and the names that are no files. Harmless when repeated."""
+    from hydra.core.config_store import ConfigStore
+
+    register_source()
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+class MultirunAsked(Exception):
+    """The composed configuration is a sweep (hydra.mode=MULTIRUN in an overlay)."""
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """The configuration that `overrides` ask for, unchecked. Raises ConfigError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            found = hydra_compose(
+                "config", [*rewrite(overrides, config_dir), *search_override(config_dir)], return_hydra_config=True
+            )
+    except Exception as error:
+        raise translate(error) from error
+    with open_dict(found):
+        hydra = found.pop("hydra")
+    if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+        raise MultirunAsked
+    keep_choices(found, hydra.runtime.choices, config_dir)
+    return found
+
+
+def keep_choices(cfg: DictConfig, choices: Mapping[str, Any], config_dir: str | None) -> None:
+    """Note in the method's node by which name it was chosen. Raises ConfigError as `check_own_name` does."""
+    for group, name in choices.items():
+        check_own_name(group.partition("@")[0], name, config_dir)
+    if isinstance(cfg.get("method"), DictConfig):
+        with open_dict(cfg):
+            cfg.method._name_ = choices.get("method")
+
+
+def check_own_name(group: str, name: Any, config_dir: str | None) -> None:
+    """Raises ConfigError where the user has a file of that name and kdrun another one, which Hydra takes unasked."""
+    ours = group_file(group, str(name), conf_dir())
+    own = group_file(group, str(name), Path(config_dir)) if config_dir else None
+    if ours and own and ours.read_bytes() != own.read_bytes():
+        raise ConfigError(f"{own}: kdrun has a {group}={name} of its own; give yours another name.")
+
+
+def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """Composed and checked. Raises ConfigError."""
+    return checked(compose(overrides, config_dir), config_dir)
+
+
+def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
+    """`check`, and that a published cell has its published weights: the defaults list passes over a missing recipe."""
+    name_parts(cfg, config_dir)
+    config = check(cfg)
+    if config.benchmark is None or config.pair is None or not method_of(config.method).needs_teacher:
+        return config
+    benchmark, pair, name = config.benchmark, config.pair.name, yaml_name(config.method)
+    if not has_recipe(f"{benchmark}_{pair}_{name}", config_dir):
+        known = published_methods(benchmark, pair, config_dir)
+        there = f"it has {', '.join(known)}" if known else "it has none there"
+        raise ConfigError(
+            f"benchmark={benchmark} publishes no {name} for pair={pair} ({there}): leave benchmark= out and set the "
+            f"method's values yourself, or add conf/recipe/{benchmark}_{pair}_{name}.yaml."
+        )
+    return config
+
+
+def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
+    """In a sum of methods, replace each part's name by every setting of conf/method/NAME.yaml, under those given."""
+    parts = cfg.method.get("parts") if isinstance(cfg.get("method"), DictConfig) else None
+    if parts is None or isinstance(parts, str | int | float):
+        return
+    files = group_files("method", config_dir)
+    named = []
+    for position, part in enumerate(OmegaConf.to_container(parts) or []):
+        given = dict(part) if isinstance(part, dict) else {"method": part}
+        name = given.pop("method", None)
+        if "_target_" not in given:
+            name = None if name is None else resolve_alias(str(name), config_dir)
+            if name not in files:
+                raise ConfigError(
+                    f"method.parts[{position}]={part}: no such method.{suggest(str(name), files)} A part is a name or "
+                    "{method: NAME, weight: 1.0, setting: value}."
+                )
+            check_own_name("method", name, config_dir)
+            given = {"_name_": name, **OmegaConf.to_container(OmegaConf.load(files[name])), **given}  # type: ignore[dict-item]
+        named.append(given)
+    with open_dict(cfg):
+        cfg.method.parts = named
+
+
+def search_override(config_dir: str | None) -> list[str]:
+    """Hydra's override that adds the user's own configuration folder."""
+    if config_dir is None:
+        return []
+    if not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    own = Path(config_dir).resolve()
+    return [f"hydra.searchpath=[kdrun://models,'kdrun://{own}','file://{own}']"]
+
+
+def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+    """Hand the command line to Hydra, which composes and calls `task` once, or once per job of a multirun."""
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
+    flags, overrides, config_dir = split_arguments(arguments)
+    saved, sys.argv = sys.argv, ["kdrun train", *flags, *rewrite(overrides, config_dir), *search_override(config_dir)]
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+    except Exception as error:
+        raise translate(error) from error
+    finally:
+        sys.argv = saved
+
+
+def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    keys = []
+    for field in dataclasses.fields(schema):
+        keys.append(f"{prefix}{field.name}")
+        kind = NESTED.get(f"{prefix}{field.name}")
+        if kind is not None:
+            keys += known_keys(kind, f"{prefix}{field.name}.")
+    return keys
+
+
+def _nested(schema: type, prefix: str = "") -> dict[str, type]:
+    import typing
+
+    found: dict[str, type] = {}
+    for name, kind in typing.get_type_hints(schema).items():
+        if dataclasses.is_dataclass(kind):
+            found[f"{prefix}{name}"] = kind  # type: ignore[assignment]
+            found |= _nested(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
+
+
+NESTED = _nested(RunConfig)
+
+
+def translate(error: BaseException) -> Exception:
+    """Hydra's and OmegaConf's exceptions as one line that names the thing, the value and the way out."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"{error.override!r}: expected key=value ({error.message.splitlines()[0]}).")
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error)
+    if isinstance(error, OmegaConfBaseException):
+        return ConfigError(_omegaconf_line(error))
+    if isinstance(error, YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        where = f"{Path(mark.name).name}, line {mark.line + 1}" if mark else "a YAML file"
+        return ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or one_line(error)}).")
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return ConfigError("a group is chosen by a name: GROUP=NAME (leave it out for its default, ~GROUP removes it).")
+    if not isinstance(error, HydraException):
+        return error if isinstance(error, Exception) else ConfigError(one_line(error))
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(found.group(1))
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        word = found.group(1)
+        return ConfigError(f"{word}: several values need a multirun: kdrun train -m {word} (a list is written [a,b]).")
+    if "Error resolving interpolation" in text and "${method}" in text:
+        return ConfigError("method, benchmark and pair cannot be removed: choose method=none for no distillation.")
+    if found := re.search(r"In '([^']+)': .*Key '([^']+)' not in .*full_key: (\S+)", text, re.DOTALL):
+        return ConfigError(f"{found.group(1)}.yaml: {_unknown_key(found.group(3))}")
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return ConfigError(_omegaconf_line(cause))
+    return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip())[:300])
+
+
+def _unknown_key(key: str) -> ConfigError:
+    """Suggest the nearest sibling of a misspelt key."""
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in known_keys() if name.rpartition(".")[0] == parent]
+    return ConfigError(f"{key}: no such setting.{suggest(key, siblings)}")
+
+
+def _omegaconf_line(error: Any) -> str:
+    key, first = error.full_key or "", one_line(error)
+    if unknown := re.search(r"Key '([^']+)' (?:is )?not in ", first):
+        return str(_unknown_key(key or unknown.group(1)))
+    return f"{key}: {first}" if key else first
+
+
+def _missing_choice(error: Any) -> ConfigError:
+    group, _, name = str(error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return ConfigError(one_line(error))
+    options = [option for option in (error.options or []) if option != "any"] or choices(group)
+    more = (
+        " Others are typed as timm:NAME, torchvision:NAME or package.module:callable." if group in MODEL_GROUPS else ""
+    )
+    listed = f" There are: {', '.join(options)}." if options else ""
+    return ConfigError(f"{group}={name}: no such {group}.{suggest(name, options)}{listed}{more}")

@@ -1,0 +1,143 @@
+"""Configuration groups: the file behind `GROUP=NAME`, in kdrun's conf/ and in the user's folder.
+
+`teacher=` and `student=` share conf/model. A recipe is chosen as `<benchmark>_<pair>_<method>`: the file
+conf/recipe/<benchmark>_<method>.yaml holds it for every pair that it lists under `pairs`, and a pair whose values
+differ has a file of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdrun.errors import ConfigError
+
+MODEL_GROUPS = ("teacher", "student")
+
+
+def conf_dir() -> Path:
+    """Return the checkout's conf/ where there is one (an editable install), else the copy inside the package."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package.parent / "conf", package / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"conf/config.yaml is missing beside {package}: reinstall kdrun.")
+
+
+def roots(config_dir: str | None) -> list[Path]:
+    """Return kdrun's conf/ and the user's folder."""
+    return [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+
+
+def folders_of(group: str) -> tuple[str, ...]:
+    """Return the folders of conf/ that hold a group."""
+    return (group, "model") if group in MODEL_GROUPS else (group,)
+
+
+def group_files(group: str, config_dir: str | None = None) -> dict[str, Path]:
+    """Return name -> file of one group, of kdrun's own and of the user's folder, whose files win."""
+    roots = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    return {
+        path.stem: path for root in roots for folder in folders_of(group) for path in (root / folder).glob("*.yaml")
+    }
+
+
+def choices(group: str, config_dir: str | None = None) -> list[str]:
+    """Return the names of one group, sorted: kdrun's own, and those of the user's folder if it is given."""
+    return sorted(group_files(group, config_dir))
+
+
+def group_file(group: str, name: str, root: Path) -> Path | None:
+    """Return the file in `root` that `group=name` reads, or None."""
+    own = next((path for folder in folders_of(group) if (path := root / folder / f"{name}.yaml").is_file()), None)
+    return shared_recipe(name, root) if own is None and group == "recipe" else own
+
+
+def shared_recipe(cell: str, root: Path) -> Path | None:
+    """Return the file `<benchmark>_<method>.yaml` that lists the pair of a cell `<benchmark>_<pair>_<method>`."""
+    for path in (root / "recipe").glob("*.yaml"):
+        cuts = [cut for cut, letter in enumerate(path.stem) if letter == "_"]
+        pairs = [
+            cell[cut + 1 : len(cell) - len(path.stem) + cut]
+            for cut in cuts
+            if cell.startswith(path.stem[: cut + 1]) and cell.endswith(path.stem[cut:])
+        ]
+        if pairs and set(pairs) & set(read(path).get("pairs") or ()):
+            return path
+    return None
+
+
+def has_recipe(cell: str, config_dir: str | None = None) -> bool:
+    """Return True if kdrun or the user's folder has the recipe of a cell `<benchmark>_<pair>_<method>`."""
+    return any(group_file("recipe", cell, root) for root in roots(config_dir))
+
+
+def published_methods(benchmark: str, pair: str, config_dir: str | None = None) -> list[str]:
+    """Return the methods that have a recipe for a pair of a benchmark, sorted."""
+    methods = choices("method", config_dir)
+    return [method for method in methods if has_recipe(f"{benchmark}_{pair}_{method}", config_dir)]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file that holds a mapping."""
+    content = yaml.safe_load(path.read_text())
+    return content if isinstance(content, dict) else {}
+
+
+def register_source() -> None:
+    """Make Hydra find models and recipes in `kdrun://FOLDER` (kdrun's own conf/: `kdrun://models`). Harmless when
+    repeated. The registry of sources is private to Hydra 1.3."""
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.plugins.config_source import ConfigResult, ConfigSource
+    from omegaconf import DictConfig, OmegaConf
+
+    class GroupSource(ConfigSource):
+        """Models for both of their groups, recipes for every pair, and any name with a colon as a model of its own, so
+        that `teacher=timm:NAME` works on the command line, in multirun lists and in overlays."""
+
+        @staticmethod
+        def scheme() -> str:
+            return "kdrun"
+
+        @property
+        def root(self) -> Path:
+            return conf_dir() if self.path == "models" else Path(self.path)
+
+        def available(self) -> bool:
+            return True
+
+        def is_group(self, config_path: str) -> bool:
+            return config_path in (*MODEL_GROUPS, "recipe")
+
+        def is_config(self, config_path: str) -> bool:
+            group, name = self.split(config_path)
+            if group in MODEL_GROUPS and ":" in name:
+                return True
+            return self.is_group(group) and group_file(group, name, self.root) is not None
+
+        def list(self, config_path: str, results_filter: Any) -> list[str]:
+            return (
+                sorted(path.stem for path in (self.root / "model").glob("*.yaml"))
+                if config_path in MODEL_GROUPS
+                else []
+            )
+
+        def load_config(self, config_path: str) -> ConfigResult:
+            group, name = self.split(config_path)
+            path = group_file(group, name, self.root)
+            if path is None:
+                return ConfigResult("kdrun", self.full_path(), OmegaConf.create({"name": name}), {"package": None})
+            config = OmegaConf.load(path)
+            if group == "recipe" and isinstance(config, DictConfig):
+                config.pop("pairs", None)
+            header = self._get_header_dict(path.read_text())
+            return ConfigResult("kdrun", self.full_path(), config, {"package": header.get("package")})
+
+        @staticmethod
+        def split(config_path: str) -> tuple[str, str]:
+            group, _, name = config_path.partition("/")
+            return group, name.removesuffix(".yaml")
+
+    SourcesRegistry.instance().register(GroupSource)

@@ -1,0 +1,196 @@
+"""What a method's source file says of it, read with `ast`: composing, checking and explaining a configuration must not
+import torch, which takes seconds."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kdrun.config.own_code import Finder, absolute
+from kdrun.errors import ConfigError, one_line, suggest
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """name: what the method is called; parameters: name -> annotation as written; flags: class attributes that are
+    plain literals."""
+
+    target: str
+    name: str
+    parameters: dict[str, str]
+    required: tuple[str, ...]
+    flags: dict[str, object]
+    doc: str
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.flags.get("needs_teacher", True))
+
+    @property
+    def trains_teacher(self) -> bool:
+        return bool(self.flags.get("trains_teacher", False))
+
+    @property
+    def combines(self) -> bool:
+        return bool(self.flags.get("combines", False))
+
+    @property
+    def deploys(self) -> bool:
+        return bool(self.flags.get("deploys", False))
+
+
+def read_method(target: str) -> MethodSource:
+    """The class behind a YAML's `_target_`, found and parsed without being imported, under its module's name. Raises
+    ConfigError where there is no such class."""
+    return _read_once(target) if target.startswith("kdrun.") else _read(target)  # one's own may have been edited
+
+
+def _read(target: str) -> MethodSource:
+    module, _, class_name = target.rpartition(".")
+    nodes = _classes(module, target)
+    if class_name not in nodes:
+        raise ConfigError(f"method._target_={target}: {module} has no class {class_name}.{suggest(class_name, nodes)}")
+    parameters: dict[str, str] = {}
+    required: list[str] = []
+    flags: dict[str, object] = {}
+    for node in reversed(_ancestry(class_name, nodes, module)):
+        flags |= _literals(node)
+        found = _constructor(node)
+        if found is not None:
+            parameters, required = found
+    doc = inspect.cleandoc(ast.get_docstring(nodes[class_name]) or "")
+    return MethodSource(target, module.rpartition(".")[2], parameters, tuple(required), flags, doc)
+
+
+_read_once = cache(_read)
+
+
+def method_of(node: dict[str, Any]) -> MethodSource:
+    """The class behind a method's node, under the name that its runs go by. Raises ConfigError."""
+    source, name = read_method(node["_target_"]), yaml_name(node)
+    if source.combines and name == "combine":
+        name = "+".join(map(yaml_name, node["parts"]))
+    return replace(source, name=name)
+
+
+def yaml_name(node: dict[str, Any]) -> str:
+    """What a method was chosen by: the name of its YAML; in what was written before that was kept, of its module."""
+    return str(node.get("_name_") or str(node["_target_"]).rpartition(".")[0].rpartition(".")[2])
+
+
+def _module_tree(module: str) -> ast.Module | None:
+    place = Finder().find(module)
+    if place is None or place.file is None or not place.file.endswith(".py"):
+        return None
+    return _parse(Path(place.file).read_bytes(), place.file)
+
+
+@cache
+def _parse(source: bytes, path: str) -> ast.Module:
+    return ast.parse(source, path)
+
+
+def _classes(module: str, target: str) -> dict[str, ast.ClassDef]:
+    try:
+        tree = _module_tree(module)
+    except (ValueError, SyntaxError, OSError) as error:
+        raise ConfigError(f"method._target_={target}: {module or 'it'} cannot be read ({one_line(error)}).") from error
+    if tree is None:
+        raise ConfigError(f"method._target_={target}: there is no module {module}.")
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _ancestry(name: str, nodes: dict[str, ast.ClassDef], module: str) -> list[ast.ClassDef]:
+    """The class and the bases whose source can be followed, nearest first; the seam's base class ends the line."""
+    node = nodes[name]
+    line = [node]
+    for base in node.bases:
+        if not isinstance(base, ast.Name) or base.id in ("Method", "Module"):
+            continue
+        if base.id in nodes:
+            line += _ancestry(base.id, nodes, module)
+        else:
+            line += _imported(base.id, module)
+    return line
+
+
+def _imported(name: str, module: str) -> list[ast.ClassDef]:
+    tree, place = _module_tree(module), Finder().find(module)
+    is_package = place is not None and bool(place.folders)
+    for node in tree.body if tree else []:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    origin = absolute(node.module, node.level, module, is_package)
+                    return _ancestry(alias.name, _classes(origin, name), origin)
+    return []
+
+
+def _literals(node: ast.ClassDef) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for item in node.body:
+        target = (
+            item.target
+            if isinstance(item, ast.AnnAssign)
+            else item.targets[0]
+            if isinstance(item, ast.Assign)
+            else None
+        )
+        value = item.value if isinstance(item, ast.AnnAssign | ast.Assign) else None
+        if isinstance(target, ast.Name) and value is not None:
+            try:
+                found[target.id] = ast.literal_eval(value)
+            except ValueError:
+                continue
+    return found
+
+
+def _constructor(node: ast.ClassDef) -> tuple[dict[str, str], list[str]] | None:
+    """(name -> annotation, names without a default) of __init__, or None where the class has none."""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            arguments = item.args
+            plain = arguments.args[1:]
+            named = {
+                arg.arg: ast.unparse(arg.annotation) if arg.annotation else "Any"
+                for arg in plain + arguments.kwonlyargs
+            }
+            optional = (
+                {arg.arg for arg in plain[len(plain) - len(arguments.defaults) :]} if arguments.defaults else set()
+            )
+            optional |= {
+                arg.arg for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
+            }
+            return named, [name for name in named if name not in optional]
+    return None
+
+
+def sections(doc: str) -> dict[str, str]:
+    """A method's docstring by section: "" is the claim, then Paper, Equation, Hyperparameters, Disagreements."""
+    found: dict[str, list[str]] = {"": []}
+    current = ""
+    for line in doc.splitlines():
+        head, colon, rest = line.partition(":")
+        if colon and head in ("Paper", "Equation", "Hyperparameters", "Disagreements"):
+            current = head
+            found[current] = [rest.strip()] if rest.strip() else []
+        else:
+            found[current].append(line)
+    return {name: inspect.cleandoc("\n".join(lines)).strip() for name, lines in found.items()}
+
+
+def hyperparameters(text: str) -> dict[str, str]:
+    """name -> meaning from the section Hyperparameters: `name: meaning`, continued on indented lines."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        if line and not line.startswith(" ") and ":" in line:
+            name, _, meaning = line.partition(":")
+            found[name] = meaning.strip()
+        elif name:
+            found[name] += f" {line.strip()}"
+    return found

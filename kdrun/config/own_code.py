@@ -1,0 +1,245 @@
+"""The user's own code behind a module's name: every file that importing it runs, found and read without running any.
+
+Own is what lies neither in the standard library nor among installed packages nor in kdrun: a file in the current
+directory, a folder on PYTHONPATH, an editable install. Import statements are followed wherever they stand, and
+import_module("literal"); a name that a program makes up while it runs cannot be (see `own_import.unfollowed`).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    BuiltinImporter,
+    FrozenImporter,
+    PathFinder,
+)
+from pathlib import Path
+
+LARGEST = 1 << 20  # bytes: a longer file counts by its content, and is neither followed nor kept
+SUFFIXES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)  # in the order in which an import tries them
+NEVER_OWN = ("kdrun", "torch", "torchvision")  # the latter also where they run from a checkout of thousands of files
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LIBRARY = tuple({os.path.join(kind(sysconfig.get_paths()[key]), "") for key in ("stdlib", "platstdlib")
+                 for kind in (os.path.abspath, os.path.realpath)})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """One module's file. name: its module as a path, which does not depend on where the code lies; source: with line
+    feeds only, or None where it is no source or longer than `LARGEST`; sha256: of the source, else of the file."""
+
+    module: str
+    name: str
+    path: str
+    sha256: str
+    source: bytes | None = field(repr=False)
+
+    @property
+    def is_package(self) -> bool:
+        return os.path.basename(self.path).startswith("__init__.")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module is. file: None of a namespace package; folders: of its submodules, none of a plain module."""
+
+    file: str | None
+    folders: tuple[str, ...] = ()
+
+
+def own_code(modules: Iterable[str]) -> dict[str, OwnFile]:
+    """name -> file of all own code that importing these modules runs, sorted by name.
+
+    A module that is not there, or cannot be parsed, is no error here: its import says it better.
+    """
+    finder, found = shared[-1] if shared else Finder(), {}
+    pending, seen = list(modules), set()
+    while pending:
+        module = pending.pop()
+        if module in seen or module.partition(".")[0] in NEVER_OWN:
+            continue
+        seen.add(module)
+        pending += [module.rpartition(".")[0]] if "." in module else []  # an import runs a module's parents first
+        file = finder.read(module)
+        if file is None:
+            continue
+        found[file.name] = file
+        if file.source is not None:
+            pending += imports(file.source, module, file.is_package)
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Meanwhile a file is read once: what is planned together is of one state of the code."""
+    shared.append(Finder())
+    try:
+        yield
+    finally:
+        shared.pop()
+
+
+def digests(code: Mapping[str, OwnFile]) -> dict[str, str]:
+    """name -> SHA-256."""
+    return {name: file.sha256 for name, file in code.items()}
+
+
+def changed(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """The names of the files that are not the same; where all of them are, of those that only one side has."""
+    edited = [name for name in now if name in before and now[name] != before[name]]
+    return sorted(edited or now.keys() ^ before.keys())
+
+
+def module_of(model: str) -> str | None:
+    """package.module of a network called `package.module:callable`; None of every other network."""
+    source, colon, _ = model.partition(":")
+    return source if colon and source not in ("timm", "torchvision") else None
+
+
+def is_own(path: str) -> bool:
+    """By its path as it was found: the files of an installed package may themselves be links into a cache."""
+    if not path or {"site-packages", "dist-packages"} & set(Path(path).parts):
+        return False
+    return not path.startswith((*LIBRARY, os.path.join(PACKAGE, "")))
+
+
+def search_path() -> list[str]:
+    """The folders that imports search, the current one among them, where a console script does not look by itself."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+
+
+class Finder:
+    """Modules by name, each found and read once, as an import would find it, whose parents it does not import."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Place | None] = {"kdrun": Place(os.path.join(PACKAGE, "__init__.py"), (PACKAGE,))}
+        self.files: dict[str, OwnFile | None] = {}
+        self.path = search_path()
+
+    def read(self, module: str) -> OwnFile | None:
+        """The file of an own module; None where it is another's, or there is none."""
+        if module not in self.files:
+            place = self.find(module)
+            path = None if place is None else place.file
+            self.files[module] = read_file(module, path) if path is not None and is_own(path) else None
+        return self.files[module]
+
+    def find(self, module: str) -> Place | None:
+        """None where there is no such module."""
+        if module not in self.known:
+            parent, dot, tail = module.rpartition(".")
+            above = self.find(parent) if dot else Place(None, tuple(self.path))
+            found = None
+            if above is not None and tail and not any(sign in tail for sign in "/\\\0"):
+                found = look(tail, above.folders) or (None if dot else hooked(tail))
+            self.known[module] = found
+        return self.known[module]
+
+
+shared: list[Finder] = []  # of `read_once`
+
+
+def look(name: str, folders: Sequence[str]) -> Place | None:
+    """The package or module `name` in the first of `folders` that has it, or a namespace package of all."""
+    portions = []
+    for folder in folders:
+        base = os.path.join(folder, name)
+        inner = os.path.join(base, "__init__")
+        is_folder = os.path.isdir(base)
+        for suffix in SUFFIXES if is_folder else ():
+            if os.path.isfile(inner + suffix):
+                return Place(inner + suffix, (base,))
+        for suffix in SUFFIXES:
+            if os.path.isfile(base + suffix):
+                return Place(base + suffix)
+        portions += [base] if is_folder else []
+    return Place(None, tuple(portions)) if portions else None
+
+
+def hooked(name: str) -> Place | None:
+    """A top-level module that only a hook knows, as editable installs have them."""
+    for finder in sys.meta_path:
+        find_spec = getattr(finder, "find_spec", None)
+        if finder in (BuiltinImporter, FrozenImporter, PathFinder) or find_spec is None:
+            continue
+        try:
+            spec = find_spec(name, None)
+        except Exception:  # whatever a stranger's hook raises: an import will raise it again
+            continue
+        if spec is not None:
+            file = spec.origin if spec.origin and os.path.isfile(spec.origin) else None
+            return Place(file, tuple(map(str, spec.submodule_search_locations or ())))
+    return None
+
+
+def read_file(module: str, path: str) -> OwnFile | None:
+    """None where it cannot be read."""
+    base = os.path.basename(path)
+    tail = "__init__" if base.startswith("__init__.") else module.rpartition(".")[2]
+    name = module.replace(".", "/") + ("/__init__" if tail == "__init__" else "") + base.removeprefix(tail)
+    try:
+        if os.path.getsize(path) > LARGEST or not path.endswith(tuple(SOURCE_SUFFIXES)):
+            with open(path, "rb") as file:
+                return kept(module, name, path, hashlib.file_digest(file, "sha256").hexdigest(), None)
+        source = Path(path).read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    except OSError:
+        return None
+    return kept(module, name, path, hashlib.sha256(source).hexdigest(), source)
+
+
+kept = cache(OwnFile)  # the plans of a sweep share their files
+
+
+@cache
+def imports(source: bytes, module: str, is_package: bool) -> tuple[str, ...]:
+    """What may be modules among the names that a source imports; of a package also those of its `__all__`, which
+    `from package import *` imports."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of strange escapes: the import will say so
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    return tuple(dict.fromkeys(name for node in ast.walk(tree) for name in imported_by(node, module, is_package)))
+
+
+def imported_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    """The names that one statement or call imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        origin = absolute(node.module or "", node.level, module, is_package)
+        if origin:
+            yield origin
+            yield from (f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
+    elif isinstance(node, ast.Call) and node.args:
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+        if called in ("import_module", "__import__") and isinstance(name, str):
+            bare = name.lstrip(".")
+            yield absolute(bare, len(name) - len(bare), module, is_package)
+    elif isinstance(node, ast.Assign) and is_package and [ast.unparse(item) for item in node.targets] == ["__all__"]:
+        names = (item.value for item in getattr(node.value, "elts", ()) if isinstance(item, ast.Constant))
+        yield from (f"{module}.{name}" for name in names if isinstance(name, str))
+
+
+def absolute(name: str, level: int, module: str, is_package: bool) -> str:
+    """What `name` behind `level` dots means in `module`; an empty string where it leads out of the top package."""
+    if not level:
+        return name
+    parts = module.split(".")
+    kept = len(parts) - level + is_package
+    return ".".join([*parts[:kept], *([name] if name else [])]) if kept > 0 else ""

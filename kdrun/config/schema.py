@@ -1,0 +1,243 @@
+"""The configuration's types, and the check that every composed configuration passes before anything loads."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdrun.config.method_schema import read_method, yaml_name
+from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions, setting
+from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.training.loggers import LOGGERS
+
+
+@dataclass
+class PairOptions:
+    """The pair that a publication names, so that another teacher or student under its name is noticed."""
+
+    name: str = setting()
+    teacher: str = setting()
+    student: str = setting()
+
+
+@dataclass
+class RunConfig:
+    """One run. conf/config.yaml says what each value means and holds its default."""
+
+    teacher: TeacherOptions = MISSING
+    student: ModelOptions = MISSING
+    method: Any = MISSING
+    dataset: DatasetOptions = MISSING
+    optimizer: OptimizerOptions = MISSING
+    benchmark: str | None = None
+    pair: PairOptions | None = None
+    experiment: str | None = None
+    seed: int = setting(low=0)
+    epochs: int = setting(low=1)
+    batch_size: int = setting(low=1)
+    eval_batch_size: int | None = setting(low=1)
+    eval_every: int = setting(low=1)
+    device: str = setting()
+    precision: str = setting(choices=("auto", "fp32", "tf32", "bf16"))
+    compile: str = setting(choices=("auto", "true", "false"))
+    threads: int | None = setting(low=1)
+    deterministic: bool = setting()
+    teacher_view: str = setting(choices=("same", "clean", "independent"))
+    output_root: str = setting()
+    save_every_minutes: float = setting(over=0)
+    teacher_cache: bool = True
+    logger: list[str] = dataclasses.field(default_factory=list)
+
+
+# Bounds of hyperparameters by name or ending: names are the field's terms, so they mean the same in every method.
+METHOD_RULES: dict[str, dict[str, Any]] = {
+    "temperature": {"over": 0},
+    "smoothing": {"low": 0, "under": 1},
+    "_epochs": {"low": 0},
+    "_weight": {"low": 0},
+    "_lr": {"over": 0},
+    "bottleneck": {"low": 1},
+}
+
+
+def check(cfg: DictConfig) -> RunConfig:
+    """The composed configuration as typed objects, or ConfigError in one line: unknown key, missing value, wrong
+    type, value out of range, or a combination that cannot run."""
+    _check_keys(cfg, RunConfig, "")
+    _check_missing(cfg, "")
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {one_line(error)}") from error
+    assert isinstance(config, RunConfig)
+    config.compile = config.compile.lower()
+    for model in (config.teacher, config.student):
+        if model.pretrained.lower() in ("true", "false"):
+            model.pretrained = model.pretrained.lower()
+    _check_ranges(config, "")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise ConfigError(f"device={config.device}: choose auto, cpu, cuda or cuda:N.")
+    config.method = check_method(config.method)
+    _check_combinations(config)
+    return config
+
+
+def _check_keys(node: DictConfig, schema: type, prefix: str) -> None:
+    """Refuse keys that `+key=value` slipped past Hydra."""
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for key in node:
+        if key not in fields:
+            known = [f"{prefix}{name}" for name in fields]
+            raise ConfigError(f"{prefix}{key}: no such setting.{suggest(f'{prefix}{key}', known)}")
+        inner = None if OmegaConf.is_missing(node, key) else OmegaConf.get_type(node, str(key))
+        if inner is not None and dataclasses.is_dataclass(inner):
+            _check_keys(node[key], inner, f"{prefix}{key}.")
+
+
+def _check_missing(node: DictConfig, prefix: str) -> None:
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            raise ConfigError(f"{prefix}{key} is not set: give {prefix}{key}=…")
+        if isinstance(node[key], DictConfig) and f"{prefix}{key}" != "method":
+            _check_missing(node[key], f"{prefix}{key}.")
+
+
+def _check_ranges(options: Any, prefix: str) -> None:
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{prefix}{field.name}.")
+        elif value is not None:
+            check_value(f"{prefix}{field.name}", value, field.metadata)
+
+
+def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless `value` (or every number of a list) keeps the rules of `kdrun.config.options.setting`."""
+    if "choices" in rules and value not in rules["choices"]:
+        raise ConfigError(
+            f"{key}={value}: choose {' or '.join(rules['choices'])}.{suggest(str(value), rules['choices'])}"
+        )
+    if "length" in rules and len(value) != rules["length"]:
+        raise ConfigError(f"{key}={value}: expected {rules['length']} numbers, got {len(value)}.")
+    for number in value if isinstance(value, list) else [value]:
+        if not isinstance(number, int | float):
+            continue
+        wrong = (
+            (f"at least {rules['low']}" if "low" in rules and number < rules["low"] else "")
+            or (f"above {rules['over']}" if "over" in rules and number <= rules["over"] else "")
+            or (f"at most {rules['high']}" if "high" in rules and number > rules["high"] else "")
+            or (f"below {rules['under']}" if "under" in rules and number >= rules["under"] else "")
+            or ("a finite number" if not math.isfinite(number) else "")
+        )
+        if wrong:
+            raise ConfigError(f"{key}={value}: must be {wrong}.")
+
+
+def check_method(node: Any, prefix: str = "method") -> dict[str, Any]:
+    """The method's node with its values converted, after comparison with its constructor's parameters."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError("method has no _target_: choose one with method=NAME (kdrun list methods).")
+    source, name = read_method(str(node["_target_"])), yaml_name(node)
+    kept = {key: node[key] for key in ("_name_", "_target_") if node.get(key) is not None}
+    given = {key: value for key, value in node.items() if key not in ("_name_", "_target_")}
+    for key in given:
+        if key not in source.parameters:
+            takes = f" It takes: {', '.join(source.parameters)}." if source.parameters else " It takes none."
+            raise ConfigError(f"{prefix}.{key}: {name} has no such setting.{suggest(key, source.parameters)}{takes}")
+    for key in source.required:
+        if key not in given:
+            raise ConfigError(f"{prefix}.{key} is not set: {name} needs it.")
+    converted = {key: _convert(key, value, source.parameters[key], prefix) for key, value in given.items()}
+    for key, value in converted.items():
+        for ending, rules in METHOD_RULES.items():
+            if key == ending or (ending.startswith("_") and key.endswith(ending)):
+                check_value(f"{prefix}.{key}", value, rules)
+    if source.combines:
+        converted["parts"] = [_check_part(part, f"{prefix}.parts[{i}]") for i, part in enumerate(converted["parts"])]
+        if not converted["parts"]:
+            raise ConfigError(f"{prefix}.parts is empty: name at least one method, as in 'method.parts=[kd,at]'.")
+    return {**kept, **converted}
+
+
+def _check_part(part: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """One method of a sum, with its weight."""
+    weight = part.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise ConfigError(f"{prefix}.weight={weight}: must be a number.")
+    check_value(f"{prefix}.weight", weight, METHOD_RULES["_weight"])
+    return {**check_method({key: value for key, value in part.items() if key != "weight"}, prefix), "weight": weight}
+
+
+def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
+    """`value` as the constructor's annotation wants it, by OmegaConf's rules; enumerations are Literal[...]."""
+    if annotation.startswith("Literal["):
+        choices = ast.literal_eval(f"[{annotation[8:-1]}]")
+        if value not in choices:
+            raise ConfigError(f"{prefix}.{key}={value}: must be {' or '.join(map(str, choices))}.")
+        return value
+    kind = eval(annotation, {"Any": Any})  # an annotation in our own or the user's method file, never user input
+    schema = dataclasses.make_dataclass("Parameter", [(key, kind)])
+    try:
+        return OmegaConf.to_container(OmegaConf.structured(schema(value)))[key]  # type: ignore[index,call-overload]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{prefix}.{key}={value}: {one_line(error)}") from error
+
+
+def _check_combinations(config: RunConfig) -> None:
+    """Settings that are fine alone and wrong together."""
+    for name in config.logger:
+        check_value("logger", name, {"choices": LOGGERS})
+    for prefix, model in (("teacher", config.teacher), ("student", config.student)):
+        if model.pretrained != "false" and model.checkpoint is not None:
+            raise ConfigError(f"{prefix}.pretrained and {prefix}.checkpoint are both set: choose one.")
+        if (model.mean is None) != (model.std is None):
+            raise ConfigError(f"{prefix}.mean and {prefix}.std go together: set both or neither.")
+    if config.teacher.random and config.teacher.checkpoint is not None:
+        raise ConfigError("teacher.random=true and teacher.checkpoint are both set: choose one.")
+    data = config.dataset
+    if data.normalize == "given" and (data.mean is None or data.std is None):
+        raise ConfigError("dataset.mean and dataset.std are not set: give both, or dataset.normalize=measure.")
+    if data.augment.padding >= data.image_size:
+        raise ConfigError(f"dataset.augment.crop_padding={data.augment.padding}: must be below image_size.")
+    if data.augment.resized_scale[0] > data.augment.resized_scale[1]:
+        raise ConfigError(f"dataset.augment.resized_scale={data.augment.resized_scale}: the first is the smaller one.")
+    if config.pair is not None:
+        for role, model in (("teacher", config.teacher), ("student", config.student)):
+            expected = getattr(config.pair, role)
+            if model.name != expected:
+                raise ConfigError(
+                    f"pair={config.pair.name} has the {role} {expected}, not {model.name}: leave {role}= or pair= out."
+                )
+
+
+def to_yaml(config: RunConfig, resolved: dict[str, Any]) -> str:
+    """The run's config.yaml: every value, and what `auto` resolved to on the machine that created it."""
+    return OmegaConf.to_yaml(OmegaConf.create({**dataclasses.asdict(config), "resolved": resolved}))
+
+
+def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """(configuration, resolved numerics) from a run directory's config.yaml. Raises ConfigError where it is damaged."""
+    place = folder / "config.yaml"
+    try:
+        content = OmegaConf.load(place)
+        assert isinstance(content, DictConfig)
+        resolved = OmegaConf.to_container(content.pop("resolved"))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), content)
+    except Exception as error:  # yaml and OmegaConf each have their own kinds
+        raise ConfigError(f"{place} cannot be read ({one_line(error)}).") from error
+    assert isinstance(merged, DictConfig)
+    return check(merged), resolved  # type: ignore[return-value]
+
+
+def read_resolved(folder: Path) -> dict[str, Any] | None:
+    """The numerics that a started run is pinned to; None where none was started."""
+    return read_config(folder)[1] if (folder / "config.yaml").is_file() else None

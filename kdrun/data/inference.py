@@ -1,0 +1,103 @@
+"""Images from anywhere, prepared exactly as those of a data set are for evaluation, a batch at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdrun.data.decode import rgb_pixels
+from kdrun.data.image_tree import SUFFIXES
+from kdrun.errors import DataError, one_line
+from kdrun.hardware import available_cores
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """image_size: side of the result. resize: stretch or crop, as in `DatasetOptions`. streamed: whether the data set's
+    files are resized as tensors while training, or by Pillow when they are decoded once; the pixels differ slightly."""
+
+    image_size: int
+    resize: str
+    streamed: bool
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """A PIL image, or the path of one, as RGB uint8 [image_size, image_size, 3]. Raises whatever Pillow raises for
+        a damaged file."""
+        if isinstance(image, str | os.PathLike):
+            from PIL import Image
+
+            with Image.open(image) as opened:
+                return self(opened)
+        if not self.streamed:
+            return rgb_pixels(image, self.image_size)
+        import torch
+
+        from kdrun.data.transform import PlainView
+
+        pixels = torch.from_numpy(rgb_pixels(image, None).copy()).permute(2, 0, 1)
+        return PlainView(self.image_size, self.resize)(pixels).permute(1, 2, 0).numpy()
+
+
+@dataclass(frozen=True)
+class Read:
+    """A batch: pixels uint8 [n, S, S, 3] of `paths`, and (path, reason) of those that cannot be read."""
+
+    paths: list[Path]
+    pixels: np.ndarray
+    unreadable: list[tuple[Path, str]]
+
+
+def find_images(place: Path) -> list[Path]:
+    """`place` itself, or every image below it, sorted; hidden files and folders are left out. Raises DataError where
+    there is none."""
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise DataError(f"path={place}: no such file or folder.")
+    found = []
+    for folder, inner, files in os.walk(place):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [Path(folder, name) for name in files
+                  if name.lower().endswith(SUFFIXES) and not name.startswith(".")]  # fmt: skip
+    if not found:
+        raise DataError(f"path={place} holds no images ({', '.join(SUFFIXES)}).")
+    return sorted(found)
+
+
+def read_batches(paths: list[Path], prepare: Preparation, batch_size: int) -> Iterator[Read]:
+    """Every batch in order, decoded by all cores while the one before is worked on; memory holds two at most."""
+    starts = [*range(0, len(paths), batch_size), len(paths)]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        waiting: list[tuple[list[Path], list[Future[np.ndarray | str]]]] = []
+        for start in starts:
+            chunk = paths[start : start + batch_size]
+            if chunk:
+                waiting.append((chunk, [pool.submit(read_one, path, prepare) for path in chunk]))
+            if len(waiting) == 2 or (not chunk and waiting):
+                yield gathered(*waiting.pop(0), prepare.image_size)
+
+
+def read_one(path: Path, prepare: Preparation) -> np.ndarray | str:
+    """The prepared pixels, or why there are none."""
+    from PIL import Image
+
+    try:
+        return prepare(path)
+    except Image.DecompressionBombError as error:
+        return f"too large, {one_line(error)}"
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
+        return one_line(error).replace(f" {str(path)!r}", "")
+
+
+def gathered(paths: list[Path], futures: list[Future[np.ndarray | str]], side: int) -> Read:
+    results = [(path, future.result()) for path, future in zip(paths, futures, strict=True)]
+    good = [(path, pixels) for path, pixels in results if not isinstance(pixels, str)]
+    bad = [(path, reason) for path, reason in results if isinstance(reason, str)]
+    pixels = np.stack([one for _, one in good]) if good else np.empty((0, side, side, 3), np.uint8)
+    return Read([path for path, _ in good], pixels, bad)

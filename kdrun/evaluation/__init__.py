@@ -1,0 +1,1 @@
+"""One trained network: find, load, measure, look into, export."""

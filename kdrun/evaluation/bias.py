@@ -1,0 +1,173 @@
+"""What a student took over from its teacher beside accuracy: measures over images and seeds. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdrun.evaluation.predictions import Answers
+
+RESAMPLES = 2000
+LEVEL = 0.95
+CHANCE_Z = 2.326  # one-sided 99 %
+FEW_ERRORS = 10  # of the teacher: below it their agreement is a handful of images
+NO_GAP = "teacher and independent student do not differ beyond noise"
+CHUNK = 100  # resamples whose weights are in memory at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its bootstrap interval; `reason` where it is blank."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
+def above_chance(answers: Answers) -> bool:
+    """Whether accuracy is clearly above that of always naming the most frequent class: the one-sided 99 % Wilson bound
+    lies above it."""
+    count = len(answers.labels)
+    share = float(answers.right.mean())
+    chance = float(np.bincount(answers.labels).max()) / count
+    z2 = CHANCE_Z**2 / count
+    low = (share + z2 / 2 - CHANCE_Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count))) / (1 + z2)
+    return low > chance
+
+
+def divergence(teacher: Answers, student: Answers) -> float:
+    """KL(teacher ‖ student) at temperature 1, nats, mean over images; of probabilities as they are kept (16 bits)."""
+    # that rounding makes a divergence of nothing a little more or less than 0, and there is none below 0
+    p, q = teacher.log_probabilities.astype(np.float64), student.log_probabilities.astype(np.float64)
+    shares = np.exp(p)
+    return max(0.0, float((shares * (p - q)).sum(axis=1).mean() / shares.sum(axis=1).mean()))
+
+
+def agreement(teacher: Answers, student: Answers) -> float:
+    """Percentage of images on which both name the same class (Stanton et al., arXiv:2106.05945)."""
+    return 100 * float((teacher.predicted == student.predicted).mean())
+
+
+def agreement_on_errors(teacher: Answers, student: Answers) -> float | None:
+    """Percentage of the teacher's errors that the student repeats, class and all; None below FEW_ERRORS errors."""
+    wrong = ~teacher.right
+    if wrong.sum() < FEW_ERRORS:
+        return None
+    return 100 * float((teacher.predicted == student.predicted)[wrong].mean())
+
+
+def error_consistency(one: Answers, other: Answers) -> float | None:
+    """Cohen's kappa of being right or wrong on the same images (Geirhos, Meding, Wichmann, NeurIPS 2020,
+    arXiv:2006.16736); None where either is right or wrong on all of them.
+
+    Equation:
+        kappa = (c_obs - c_exp) / (1 - c_exp),  c_exp = p1 p2 + (1 - p1)(1 - p2)
+    """
+    observed = float((one.right == other.right).mean())
+    p1, p2 = float(one.right.mean()), float(other.right.mean())
+    expected = p1 * p2 + (1 - p1) * (1 - p2)
+    if p1 in (0.0, 1.0) or p2 in (0.0, 1.0):
+        return None
+    return (observed - expected) / (1 - expected)
+
+
+@dataclass(frozen=True)
+class ShapeBias:
+    """Of decisions on images whose shape and texture are of two classes. bias: shape / (shape + texture), percent, None
+    where neither was ever named; coverage: (shape + texture) / N, percent (Geirhos et al., ICLR 2019)."""
+
+    shape: int
+    texture: int
+    count: int
+
+    @property
+    def bias(self) -> float | None:
+        named = self.shape + self.texture
+        return 100 * self.shape / named if named else None
+
+    @property
+    def coverage(self) -> float:
+        return 100 * (self.shape + self.texture) / self.count if self.count else 0.0
+
+
+def shape_bias(answers: Answers) -> ShapeBias:
+    """Of a cue conflict; images whose shape and texture are of one class are left out."""
+    assert answers.textures is not None
+    conflict = answers.labels != answers.textures
+    predicted = answers.predicted[conflict]
+    shape = int((predicted == answers.labels[conflict]).sum())
+    return ShapeBias(shape, int((predicted == answers.textures[conflict]).sum()), int(conflict.sum()))
+
+
+@dataclass(frozen=True)
+class Change:
+    """What derived images change in a network's answers. clean_top1, top1: percent; ratio: of them, None where
+    the clean images are answered at chance; flipped: predictions that change, percent; kl: KL(clean ‖ derived), nats;
+    both None where the images are not the same ones in the same order. shape_bias, coverage: of a cue conflict, in
+    percent."""
+
+    clean_top1: float
+    top1: float
+    ratio: float | None
+    flipped: float | None
+    kl: float | None
+    shape_bias: float | None = None
+    coverage: float | None = None
+
+
+def change_of(clean: Answers, derived: Answers) -> Change:
+    same = np.array_equal(clean.labels, derived.labels)
+    shape = None if derived.textures is None else shape_bias(derived)
+    return Change(clean.accuracy, derived.accuracy, derived.accuracy / clean.accuracy if above_chance(clean) else None,
+                  100 - agreement(clean, derived) if same else None, divergence(clean, derived) if same else None,
+                  shape and shape.bias, shape and shape.coverage)  # fmt: skip
+
+
+class Bootstrap:
+    """Resampled accuracies of several networks on the same images: images are drawn with replacement, the same draw for
+    every network, and so are seeds, the same draw for rows of the same seeds.
+
+    count: images. With one seed only the images vary, and the interval says nothing of other seeds.
+    """
+
+    def __init__(self, count: int, resamples: int = RESAMPLES):
+        self.count, self.resamples = count, resamples
+
+    def accuracies(self, rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+        """name -> one bool [N] for each seed; name -> resampled mean accuracy, [resamples], as a fraction."""
+        generator = np.random.default_rng(0)
+        images = np.concatenate([np.asarray(seeds, dtype=np.float32) for seeds in rows.values()])  # [networks, N]
+        drawn = np.empty((self.resamples, len(images)), dtype=np.float64)
+        for start in range(0, self.resamples, CHUNK):
+            size = min(CHUNK, self.resamples - start)
+            weights = generator.multinomial(self.count, np.full(self.count, 1 / self.count), size=size)
+            drawn[start : start + size] = weights.astype(np.float32) @ images.T / self.count
+        uniform = generator.random((self.resamples, max(len(seeds) for seeds in rows.values())))
+        found, first = {}, 0
+        for name, seeds in rows.items():
+            chosen = (uniform[:, : len(seeds)] * len(seeds)).astype(int)
+            found[name] = np.take_along_axis(drawn[:, first : first + len(seeds)], chosen, axis=1).mean(axis=1)
+            first += len(seeds)
+        return found
+
+
+def transfer_ratio(student: float, independent: float, teacher: float, drawn: Mapping[str, np.ndarray]) -> Interval:
+    """How much of the way from the independent student to the teacher distillation has led, with its percentile
+    interval: 0 at the independent student, 1 at the teacher.
+
+    Equation:
+        (student - independent) / (teacher - independent)
+    drawn: "student", "independent", "teacher" -> resampled values of the three. Blank where teacher and independent
+    student do not differ beyond the resamples' noise.
+    """
+    gap = drawn["teacher"] - drawn["independent"]
+    low, high = np.quantile(gap, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if low <= 0 <= high:
+        return Interval(None, reason=NO_GAP)
+    ratios = (drawn["student"] - drawn["independent"]) / np.where(gap == 0, np.nan, gap)
+    low, high = np.nanquantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval((student - independent) / (teacher - independent), float(low), float(high))

@@ -1,0 +1,161 @@
+"""A trained network as it is used: its weights, and everything that an image goes through before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdrun.config.arguments import take_choices
+from kdrun.config.compose import load
+from kdrun.data.datasets import STREAMED
+from kdrun.data.decode import Track, untracked
+from kdrun.data.inference import Preparation
+from kdrun.data.splits import ArraySet, Dataset
+from kdrun.errors import CheckpointError, ConfigError
+from kdrun.evaluation.targets import Target, networks_of, target_of_file, target_of_run
+from kdrun.runs.directory import find_runs
+from kdrun.runs.files import read_json
+from kdrun.streams import Streams
+from kdrun.training.build import Data, images_only, load_data, make_loaders, make_plan, output_root
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kdrun.evaluation.examine import Subject
+    from kdrun.training.precision import Numerics
+
+OWN = {"model": ("student", "teacher"), "weights": ("last", "best")}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a network must be told with. image_size, resize, streamed: see `Preparation`. input_size: side to which the
+    network's images are then resized (bilinear, antialiased), mostly the same. mean, std: the network's normalisation
+    of channels in [0, 1]."""
+
+    network: str
+    class_names: list[str]
+    image_size: int
+    resize: str
+    streamed: bool
+    input_size: int
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def preparation(self) -> Preparation:
+        return Preparation(self.image_size, self.resize, self.streamed)
+
+    def unit(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [N, S, S, 3] -> RGB in [0, 1], [N, 3, input_size, input_size]: what an exported file takes."""
+        import torch
+        import torch.nn.functional as F
+
+        image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        if self.input_size != self.image_size:
+            image = F.interpolate(image, size=self.input_size, mode="bilinear", antialias=True)
+        return image
+
+
+@dataclass
+class Deployed:
+    """A network on its device, in evaluation mode."""
+
+    target: Target
+    card: Card
+    subject: Subject
+    data: Data  # of one black image per class: shapes, names and normalisation
+
+    @property
+    def numerics(self) -> Numerics:
+        return self.subject.network.numerics
+
+    @property
+    def model(self) -> nn.Module:
+        """Maps what `transform` returns to logits [N, K]."""
+        return self.subject.deployed
+
+    def transform(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [N, S, S, 3] -> the network's own input, on its device: the arithmetic of evaluation."""
+        import torch
+
+        from kdrun.data.resident import Normalise
+
+        device = self.numerics.torch_device
+        return self.subject.tap.prepare(Normalise(self.data.stats, device)(torch.from_numpy(pixels).to(device)))
+
+    def logits(self, pixels: np.ndarray) -> Tensor:
+        """[N, K] in float32, at the run's precision."""
+        import torch
+
+        with torch.inference_mode(), self.numerics.autocast():
+            return self.model(self.transform(pixels)).float()
+
+
+def find_target(word: str, settings: dict[str, str], config_dir: str | None = None,
+                takes: Sequence[str] = ()) -> Target:  # fmt: skip
+    """The one network that `word` means: a RUN of the command line or a file of weights. Takes model= and weights= out
+    of `settings`; the rest are values that a finished run may be given, or a file's whole configuration. takes: see
+    `target_of_run`."""
+    own = take_choices(settings, OWN) | {"split": "test"}
+    rest = [f"{key}={value}" for key, value in settings.items()]
+    if Path(word).expanduser().is_file():
+        return target_of_file(word, load([*rest, f"student.checkpoint={word}", "method=none"], config_dir), own)
+    found = find_runs(word, output_root(load([part for part in rest if part.startswith("output_root=")])))
+    if len(found) > 1:
+        raise ConfigError(f"RUN {word} means {len(found)} runs; name one, such as {found[0]}.")
+    return target_of_run(found[0], own, settings, takes)
+
+
+def home(target: Target) -> Path | None:
+    """The directory of the run that a target is of."""
+    return None if target.folder is None else target.folder.parent
+
+
+def deploy(target: Target, numerics: Numerics, track: Track = untracked) -> Deployed:
+    """Load the network. The data set is read the first time, for its class names and normalisation, then never."""
+    from kdrun.evaluation.examine import Subject
+
+    config = target.config
+    names, stats = described(target, track)
+    side = config.dataset.image_size
+    black = ArraySet(np.zeros((len(names), side, side, 3), np.uint8), np.arange(len(names)))
+    data = Data(Dataset(black, black, None, names, side), stats, config)
+    loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
+    network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
+    subject = Subject(network, deployed)
+    mean, std = normalisation(subject, stats)
+    card = Card(target.options.name, names, side, config.dataset.resize, config.dataset.name in STREAMED,
+                subject.tap.input_size or side, mean, std)  # fmt: skip
+    return Deployed(target, card, subject, data)
+
+
+def normalisation(subject: Subject, stats: tuple[list[float], list[float]]) -> tuple[list[float], list[float]]:
+    """Mean and std of the network's own input: the data set's, unless its tap re-normalises.
+
+    (x - mean) / std · scale + shift = (x - (mean - shift / scale · std)) / (std / scale).
+    """
+    tap = subject.tap
+    mean, std = (np.asarray(values, np.float64) for values in stats)
+    if tap.scale is not None and tap.shift is not None:
+        scale, shift = (values.detach().cpu().double().numpy().ravel() for values in (tap.scale, tap.shift))
+        mean, std = mean - shift / scale * std, std / scale
+    return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
+
+
+def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float], list[float]]]:
+    """(class names, (mean, std)) of the data set that a network was trained on: as its run wrote them down, else of the
+    data set itself."""
+    run = home(target)
+    if run is not None:
+        try:
+            known = read_json(run / "provenance.json")["data"]
+            return known["class_names"], (known["mean"], known["std"])
+        except (CheckpointError, KeyError, TypeError):  # written before class names were
+            pass
+    data = load_data(make_plan(images_only(target.config), []), track)
+    return data.splits.class_names, data.stats

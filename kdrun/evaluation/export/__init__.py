@@ -1,0 +1,1 @@
+"""ONNX, TorchScript and torch.export files, behind a gate."""

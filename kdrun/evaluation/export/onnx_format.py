@@ -1,0 +1,159 @@
+"""ONNX files that say what they need: written, quantised, and read back for predictions."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun import __version__
+from kdrun.errors import CheckpointError, ConfigError, RunError, one_line
+from kdrun.evaluation.deployed import Card
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+KEY = "kdrun"  # of the metadata that hold a card
+LIBRARIES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "read": ("onnxruntime",)}
+WEIGHTED = ["MatMul", "Gemm"]  # dynamic quantisation of convolutions is several times slower than float32
+
+
+def require(what: str) -> None:
+    """Raise ConfigError unless the packages of the `export` extra are there."""
+    missing = [name for name in LIBRARIES[what] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"ONNX files need {', '.join(missing)}: pip install 'kdrun[export]'.")
+
+
+def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> None:
+    """`model` from RGB in [0, 1], [N, 3, S, S], to logits [N, K] with any N; `card` in the metadata.
+
+    Raises RunError where PyTorch's exporter cannot trace the network.
+    """
+    import onnx
+    import torch
+
+    side = card.input_size
+    example = torch.rand(2, 3, side, side)
+    try:
+        with quiet():
+            program = torch.onnx.export(model, (example,), dynamo=True, opset_version=opset, input_names=["image"],
+                                        output_names=["logits"], external_data=False, verbose=False,
+                                        dynamic_shapes=({0: torch.export.Dim("batch")},))  # fmt: skip
+    except Exception as error:  # the exporter has many kinds, each with pages of text
+        raise RunError(f"{card.network} cannot be exported to ONNX ({one_line(error.__cause__ or error)}).") from error
+    assert program is not None
+    onnx.save(program.model_proto, path)
+    write_card(path, card)
+
+
+def write_card(path: Path, card: Card) -> None:
+    """Put `card` into the file's metadata: whole for kdrun, and by name for everyone else."""
+    import onnx
+
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    told = {KEY: json.dumps({"version": __version__, **asdict(card)}), "class_names": json.dumps(card.class_names),
+            "image_size": str(card.input_size), "mean": json.dumps(card.mean), "std": json.dumps(card.std),
+            "input": "RGB in [0, 1], NCHW float32; mean and std are applied inside", "output": "logits"}  # fmt: skip
+    onnx.helper.set_model_props(proto, told)
+    onnx.save(proto, path)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter and the quantiser print pages of advice that concerns their own options."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def quantise_static(source: Path, target: Path, card: Card, batches: list[np.ndarray]) -> None:
+    """INT8 in QDQ form, weights per channel, activations by the smallest and largest value over `batches` of images.
+
+    The classifier's and every other MatMul and convolution are quantised; normalisation at the input stays float32.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> Any:
+            images = next(self.left, None)
+            return None if images is None else {"image": images}
+
+    ready = target.with_suffix(".ready.onnx")
+    with quiet():
+        quant_pre_process(source, ready, skip_symbolic_shape=True)
+        quantize_static(ready, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)  # fmt: skip
+    ready.unlink()
+    write_card(target, card)
+
+
+def quantise_dynamic(source: Path, target: Path, card: Card) -> None:
+    """INT8 weights of `WEIGHTED` alone, their activations' scales measured at each call."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    proto = onnx.load(source)
+    del proto.graph.value_info[:]  # weights are transposed on the way, and recorded shapes would contradict them
+    with quiet():
+        quantize_dynamic(proto, target, op_types_to_quantize=WEIGHTED, weight_type=QuantType.QInt8, per_channel=True)
+    write_card(target, card)
+
+
+class OnnxNetwork:
+    """An exported file under ONNX Runtime. Raises CheckpointError where it cannot be loaded, or is not from kdrun."""
+
+    def __init__(self, path: Path, threads: int | None = None):
+        require("read")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0  # 0: as many as it likes
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's kinds share no public base
+            raise CheckpointError(f"{path} is no ONNX file that can be loaded ({one_line(error)[:160]}).") from error
+        self.path, self.card = path, self._read_card(path)
+
+    def _read_card(self, path: Path) -> Card:
+        try:
+            told = json.loads(self.session.get_modelmeta().custom_metadata_map[KEY])
+            card = Card(**{field.name: told[field.name] for field in fields(Card)})
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} does not say its class names, mean, std and image size: only files of kdrun export have them."
+            ) from error
+        classes = self.session.get_outputs()[0].shape[-1]
+        if isinstance(classes, int) and classes != len(card.class_names):
+            raise CheckpointError(f"{path} names {len(card.class_names)} classes and returns {classes} logits.")
+        return card
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """RGB in [0, 1], [N, 3, S, S] -> logits [N, K]."""
+        return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: image})[0])
+
+    def logits(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [N, S, S, 3] as its `card` prepares them -> logits [N, K]."""
+        import torch
+
+        return torch.from_numpy(self.run(self.card.unit(pixels).numpy()))

@@ -1,0 +1,217 @@
+"""Derived test sets on disk: made in parallel once, then read from a cache that its manifest vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdrun.data.decode import Track, untracked
+from kdrun.data.splits import ArraySet
+from kdrun.errors import CheckpointError, DataError, RunError
+from kdrun.evaluation.testsets.base import DerivedSet, NamedSet, partners
+from kdrun.evaluation.testsets.corruptions import PublishedCorruption
+from kdrun.evaluation.testsets.files import png_files, write_zip
+from kdrun.evaluation.testsets.parallel import made_chunks
+from kdrun.runs.directory import digest_of
+from kdrun.runs.files import explain_os_error, read_json, write_atomically, write_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A derived set: images uint8 [N, H, W, 3] and labels int64 [N], in the order of the test set.
+
+    texture_labels: of a cue conflict, the class that gave the texture (labels are the shape's); else None. cached:
+    whether nothing had to be made.
+    """
+
+    data: ArraySet
+    texture_labels: np.ndarray | None
+    manifest: dict[str, Any]
+    folder: Path
+    cached: bool
+
+
+def derive(
+    wished: NamedSet,
+    test: ArraySet,
+    caches: Path,
+    *,
+    seed: int = 0,
+    track: Track = untracked,
+    processes: int | None = None,
+    device: str = "auto",
+) -> Derived:
+    """`test` as `wished` changes it, from <caches>/testsets/<name>-<digest>/ where it was made before; published files
+    are read where they are.
+
+    processes: of the making; None: one for each core. device: where a network makes the images; a GPU needs no
+    processes. What is made does not depend on processes; what a network makes is another set on a GPU than on the CPU,
+    since the last bits differ. Raises DataError where the parameters do not fit the images, a file that the recipe
+    needs is missing, or a cache does not match its manifest.
+    """
+    (found,) = derive_together([wished], test, caches, seed=seed, track=track, processes=processes, device=device)
+    return found
+
+
+def derive_together(
+    wished: list[NamedSet],
+    test: ArraySet,
+    caches: Path,
+    *,
+    seed: int = 0,
+    track: Track = untracked,
+    processes: int | None = None,
+    device: str = "auto",
+) -> list[Derived]:
+    """`derive` for each of the sets; those that share a computation are made in one pass. The images are the same."""
+    orders = [order_of(one, test, caches, seed, device) for one in wished if isinstance(one, DerivedSet)]
+    missing = [order for order in orders if not (order.folder / "manifest.json").is_file()]
+    by_set = {order.derived: order for order in missing}
+    for group in grouped([order.derived for order in missing]):
+        build([by_set[each] for each in group if isinstance(each, DerivedSet)], test, seed, track, processes)
+    made = iter([read(order.folder, order.wanted, test.labels, order not in missing) for order in orders])
+    return [read_published(one, test) if isinstance(one, PublishedCorruption) else next(made) for one in wished]
+
+
+def grouped(wished: Sequence[NamedSet]) -> list[list[NamedSet]]:
+    """The sets, each once, with those together that share a computation, in the order of their first ones."""
+    groups: dict[object, list[NamedSet]] = {}
+    for one in dict.fromkeys(wished):
+        shared = one.shares() if isinstance(one, DerivedSet) else None
+        groups.setdefault(one if shared is None else shared, []).append(one)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Order:
+    """A set, the manifest that it is to have, where, and the device that makes it."""
+
+    derived: DerivedSet
+    wanted: dict[str, Any]
+    folder: Path
+    device: str
+
+
+def order_of(derived: DerivedSet, test: ArraySet, caches: Path, seed: int, device: str) -> Order:
+    """Raises DataError where the parameters do not fit the images or a file is missing."""
+    height, width = test.images.shape[1:3]
+    derived.check_size(height, width)
+    wanted = {"schema": SCHEMA, **derived.identity(seed), "data": fingerprint(test), "count": len(test),
+              "image_size": [height, width], "versions": derived.versions()}  # fmt: skip
+    place = "cpu"
+    if derived.needs_network:
+        place = resolved(device)
+        wanted["device"] = place.partition(":")[0]
+    return Order(derived, wanted, caches / "testsets" / f"{derived.name}-{digest_of(wanted)[:12]}", place)
+
+
+def resolved(device: str) -> str:
+    """cpu or cuda:N. Raises ConfigError for a device that is not there."""
+    from kdrun.training.precision import resolve_device
+
+    return resolve_device(device)
+
+
+def read_published(wished: PublishedCorruption, test: ArraySet) -> Derived:
+    """The published files in place of `test`. Raises DataError where they show images of another size."""
+    data = wished.load(int(test.labels.max()) + 1)
+    if data.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(f"{wished.files}: images of {data.images.shape[1]} px, but dataset.image_size is "
+                        f"{test.images.shape[1]}.")  # fmt: skip
+    manifest = {"schema": SCHEMA, **wished.identity(0), "count": len(data), "image_size": list(data.images.shape[1:3])}
+    return Derived(data, None, manifest, Path(str(wished.files)), True)
+
+
+def fingerprint(test: ArraySet) -> str:
+    """SHA-256 of pixels and labels."""
+    return hashlib.sha256(f"{sha256(test.images)} {sha256(test.labels.astype(np.int64))}".encode()).hexdigest()
+
+
+def sha256(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+
+
+def build(orders: list[Order], test: ArraySet, seed: int, track: Track, processes: int | None) -> None:
+    """Write each set's images.npy, for pairs partners.npy, and last manifest.json, whose presence means complete."""
+    sets = tuple(order.derived for order in orders)
+    others = partners(sets[0], test.labels, seed) if sets[0].pairs else None
+    images = [np.empty(test.images.shape, dtype=np.uint8) for _ in sets]
+    for start, made in made_chunks(sets, test, others, seed, track, processes, orders[0].device):
+        for whole, part in zip(images, made, strict=True):
+            whole[start : start + len(part)] = part
+    for order, whole in zip(orders, images, strict=True):
+        write_atomically(order.folder / "images.npy", partial(np.save, arr=whole))
+        if others is not None:
+            write_atomically(order.folder / "partners.npy", partial(np.save, arr=others))
+        sums = {"sha256": sha256(whole), "partners_sha256": None if others is None else sha256(others)}
+        write_json(order.folder / "manifest.json", {**order.wanted, **sums})
+
+
+def read(folder: Path, wanted: dict[str, Any], labels: np.ndarray, cached: bool) -> Derived:
+    """The set in `folder`. Raises DataError in one line where it is not what its manifest says, or not `wanted`."""
+    again = f"delete {folder} and run again"
+    try:
+        manifest = read_json(folder / "manifest.json")
+        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
+        paired = manifest.get("partners_sha256") is not None
+        others = np.load(folder / "partners.npy", allow_pickle=False) if paired else None
+    except (CheckpointError, OSError, ValueError, EOFError) as error:
+        raise DataError(f"{folder} is damaged ({error}); {again}.") from error
+    for name, value in wanted.items():
+        if manifest.get(name) != value:
+            raise DataError(f"{folder}/manifest.json says {name}={manifest.get(name)}, expected {value}; {again}.")
+    if images.dtype != np.uint8 or images.shape != (len(labels), *wanted["image_size"], 3):
+        raise DataError(
+            f"{folder}/images.npy is {images.dtype} {list(images.shape)}, not what its manifest says; {again}."
+        )
+    if sha256(images) != manifest.get("sha256"):
+        raise DataError(f"{folder}/images.npy is not the file that its manifest.json describes; {again}.")
+    texture_labels = None
+    if others is not None:
+        if sha256(others) != manifest["partners_sha256"]:
+            raise DataError(f"{folder}/partners.npy is not the file that its manifest.json describes; {again}.")
+        texture_labels = np.asarray(labels)[others]
+    return Derived(ArraySet(images, np.asarray(labels)), texture_labels, manifest, folder, cached)
+
+
+def export(found: Derived, class_names: list[str], place: Path, track: Track = untracked) -> None:
+    """Write PNG class folders and the manifest to a new folder, or to one archive where `place` ends in .zip.
+
+    Raises DataError where `place` exists with something in it, RunError for a full disk.
+    """
+
+    def content() -> Iterator[tuple[str, bytes]]:
+        yield from png_files(found.data, class_names, found.texture_labels, track)
+        yield "manifest.json", (json.dumps(found.manifest, indent=2) + "\n").encode()
+
+    if place.suffix.lower() == ".zip":
+        if place.exists():
+            raise DataError(f"save={place}: exists already; delete it or choose another name.")
+        write_atomically(place, lambda file: write_zip(file, content()))
+        return
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise DataError(f"save={place}: exists already and is not empty; choose another folder.")
+    scratch = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        for name, data in content():
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).write_bytes(data)
+        if place.is_dir():
+            place.rmdir()
+        os.replace(scratch, place)
+    except OSError as error:
+        raise RunError(explain_os_error(error, place)) from error
+    finally:
+        if scratch.is_dir():
+            shutil.rmtree(scratch)

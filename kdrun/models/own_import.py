@@ -1,0 +1,121 @@
+"""Imports of the user's own code that run what its digest names: the content that was read when the run was planned,
+although its files may have been edited since, hours later in a sweep's queue or between two calls in one notebook."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
+from types import ModuleType
+from typing import Any
+
+from kdrun.config.own_code import OwnFile, is_own, own_code, read_file, search_path
+from kdrun.errors import RunError
+
+
+class KeptSource(SourceFileLoader):
+    """Runs the source that was kept, under its file's name."""
+
+    def __init__(self, file: OwnFile):
+        super().__init__(file.module, file.path)
+        self.file = file
+
+    def path_stats(self, path: str) -> Any:
+        raise OSError("bytecode of the file may be of another source")
+
+    def get_data(self, path: str) -> bytes:
+        assert self.file.source is not None
+        return self.file.source if path == self.file.path else super().get_data(path)
+
+    def exec_module(self, module: ModuleType) -> None:
+        loaded[self.file.module] = self.file
+        super().exec_module(module)
+
+
+class KeptFinder:
+    """Finds the modules of `served` before Python looks for them on the disk."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        file = served.get(name)
+        if file is None or file.source is None:
+            return None
+        folders = [os.path.dirname(file.path)] if file.is_package else None
+        return spec_from_file_location(name, file.path, loader=KeptSource(file), submodule_search_locations=folders)
+
+
+served: dict[str, OwnFile] = {}  # what an import gets now, by module
+loaded: dict[str, OwnFile] = {}  # what imports have run in this process
+earlier: set[str] = set()  # the modules that were there when `pinned` began
+
+
+@contextmanager
+def pinned(files: Iterable[OwnFile]) -> Iterator[None]:
+    """Whatever imports these modules meanwhile runs these contents. Raises RunError where they cannot be had any more,
+    or contradict each other."""
+    wanted: dict[str, OwnFile] = {}
+    for file in files:
+        kept = wanted.setdefault(file.module, file)
+        now = file if file.source is not None else read_file(file.module, file.path)
+        if now is None or now.sha256 != file.sha256 or kept.sha256 != file.sha256:
+            raise RunError(f"{file.name} has changed since this was planned; the same command plans it again.")
+    before = dict(served)
+    earlier.clear()
+    earlier.update(sys.modules)
+    try:
+        serve(wanted)
+        yield
+    finally:
+        serve(before)
+
+
+def serve(files: dict[str, OwnFile]) -> None:
+    served.clear()
+    served.update(files)
+    if KeptFinder not in sys.meta_path:
+        sys.meta_path.insert(0, KeptFinder)  # type: ignore[arg-type]
+
+
+def import_own(module: str) -> ModuleType:
+    """The module as it is pinned, else as its files are now; never as this process imported it before an edit."""
+    search_path()
+    if served:
+        return fresh(module)
+    with pinned(own_code([module]).values()):
+        return fresh(module)
+
+
+def fresh(module: str) -> ModuleType:
+    """The module of `served`. Where any of them is there of another content, or of one that nobody knows since it was
+    not imported here, all are imported again: one module may hold what another one defined."""
+    stale = {name for name, file in served.items() if file.source is not None and loaded.get(name) != file
+             and name in sys.modules and is_own(getattr(sys.modules[name], "__file__", None) or "")}  # fmt: skip
+    if stale:
+        for name in stale | loaded.keys():
+            sys.modules.pop(name, None)
+        loaded.clear()
+    return importlib.import_module(module)
+
+
+def unfollowed() -> list[str]:
+    """Own modules beside the pinned ones that were imported since under names that no statement tells beforehand."""
+    roots = {root_of(file.module, file.path) for file in served.values()}
+    found = []
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if name not in served and name not in earlier and path and is_own(path) and root_of(name, path) in roots:
+            found.append(name)
+    return sorted(found)
+
+
+def root_of(module: str, path: str) -> str:
+    """The folder in which the search for a module began."""
+    folder = os.path.dirname(path)
+    levels = module.count(".") + os.path.basename(path).startswith("__init__.")
+    for _ in range(levels):
+        folder = os.path.dirname(folder)
+    return folder

@@ -1,0 +1,1 @@
+"""Finished runs become tables, comparisons and pages; nothing is trained or measured."""

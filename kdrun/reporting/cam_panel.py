@@ -1,0 +1,89 @@
+"""The picture of `kdrun gradcam`: a row for each image, and in columns the original and what each network looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kdrun.reporting.evaluation import INK, as_png
+
+RIGHT, WRONG = "#1e7b34", "#c0392b"
+CELL, HEAD, LINE = 1.25, 0.62, 0.2  # inches: side of an image, heads of the columns, a title's line
+HEAT = "turbo"
+NAME_LENGTH = 15
+
+
+@dataclass(frozen=True)
+class Column:
+    """One network: two lines of head, its maps in [0, 1] [N, H, W], predicted class [N], and the probability [N] and
+    the label [N] of the class that the map explains."""
+
+    head: tuple[str, str]
+    maps: np.ndarray
+    predicted: np.ndarray
+    shown: np.ndarray
+    probability: np.ndarray
+
+
+def draw_panel(
+    pixels: np.ndarray, labels: np.ndarray, classes: list[str], columns: Sequence[Column], title: str
+) -> bytes:
+    """pixels uint8 [N, H, W, 3]; labels [N], -1 where unknown. Green titles are right predictions, red ones wrong."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows, width = len(pixels), len(columns) + 1
+    size = (max(width * (CELL + 0.12), 4.6), rows * (CELL + LINE) + HEAD + 0.55)
+    figure = plt.figure(figsize=size)
+    left, top = (size[0] - width * (CELL + 0.12)) / 2, size[1] - 0.28 - HEAD
+    figure.text(0.5, 1 - 0.12 / size[1], title, ha="center", va="top", fontsize=9, color=INK)
+    for place in range(width):
+        x = left + place * (CELL + 0.12) + 0.06
+        head = ("image", "") if place == 0 else columns[place - 1].head
+        for number, text in enumerate(head):
+            font = {"fontsize": 8 if len(text) < 18 else 6, "fontweight": "normal" if number else "bold"}
+            figure.text((x + CELL / 2) / size[0], (top + 0.34 - 0.17 * number) / size[1], short(text, 25), ha="center",
+                        va="bottom", color=INK, **font)  # fmt: skip
+        for row in range(rows):
+            y = top - (row + 1) * (CELL + LINE) + 0.04
+            axes = figure.add_axes((x / size[0], y / size[1], CELL / size[0], CELL / size[1]))
+            axes.axis("off")
+            axes.imshow(pixels[row], interpolation="bicubic")
+            if place == 0:
+                known = labels[row] >= 0
+                caption(axes, short(classes[labels[row]], NAME_LENGTH + 4) if known else "class unknown", INK)
+            else:
+                draw_cell(axes, columns[place - 1], row, int(labels[row]), classes)
+    below = "red: most for the class, blue: nothing; each map is scaled to its own largest value"
+    figure.text(0.5, 0.1 / size[1], below, ha="center", va="bottom", fontsize=7, color="#666666")
+    return as_png(figure)
+
+
+def draw_cell(axes: Any, column: Column, row: int, label: int, classes: list[str]) -> None:
+    """The heat over the image; stronger where the network looks, so that the image stays visible elsewhere."""
+    heat = column.maps[row]
+    axes.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.3 + 0.35 * heat, interpolation="bicubic")
+    colour = INK if label < 0 else RIGHT if column.predicted[row] == label else WRONG
+    name = short(classes[column.shown[row]], NAME_LENGTH)
+    text = f"{name}, {100 * column.probability[row]:.0f} %"
+    if column.predicted[row] != column.shown[row]:  # the colour is the prediction's, so say it
+        said = short(classes[column.predicted[row]], 9)
+        text = f"{short(name, 9)}, {100 * column.probability[row]:.0f} %, says {said}"
+    caption(axes, text, colour)
+    if not heat.any():
+        axes.text(0.5, 0.5, "no evidence\nfor the class", transform=axes.transAxes, ha="center", va="center",
+                  fontsize=7, color="white", bbox={"facecolor": INK, "alpha": 0.7, "edgecolor": "none"})  # fmt: skip
+
+
+def caption(axes: Any, text: str, colour: str) -> None:
+    font = 7.5 if len(text) < 22 else 5.5
+    axes.text(0.5, 1.015, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=font, color=colour)
+
+
+def short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,168 @@
+"""A table as CSV, Markdown, LaTeX (booktabs) and HTML. The same results give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from kdrun.reporting.labels import Section, cell_text, grid, header_lines, sections
+from kdrun.reporting.table import Entry, Table
+from kdrun.reporting.text import numeric_columns
+
+CSV_COLUMNS = ("row", "column", "teacher", "student", "method", "n", "mean", "std", "delta", "published",
+               "published_std", "difference", "z", "verdict", "against", "p", "p_holm", "seeds")  # fmt: skip
+
+
+def number(value: float | None) -> str:
+    """Six decimals at most, no negative zero; empty for None."""
+    if value is None:
+        return ""
+    return f"{round(value, 6) + 0.0:.10g}"
+
+
+def to_csv(table: Table) -> str:
+    """One line per place of the table that cells belong to."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for entry in table.filled():
+        theirs, test = entry.published, entry.test
+        writer.writerow([
+            entry.row, entry.column, entry.teacher or "", entry.student, entry.method, len(entry.values),
+            number(entry.mean), number(entry.std), number(entry.delta), number(theirs.value if theirs else None),
+            number(theirs.std if theirs else None), number(entry.difference), number(entry.z), entry.verdict,
+            *(("", "", "", "") if test is None else
+              (test.against, *("" if p is None else f"{p:.6g}" for p in (test.p, test.p_holm)), test.seeds)),
+        ])  # fmt: skip
+    return text.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    def shown(entry: Entry) -> str:
+        return f"**{cell_text(entry)}**" if entry.best else cell_text(entry)
+
+    title, *about = header_lines(table)
+    lines = [f"## {title}", "", *[f"{line}  " for line in about], ""]
+    rows = [[row, *(shown(table.entries[row, column]) for column in table.columns)] for row in table.rows]
+    lines += markdown_grid(["", *table.columns], rows)
+    for section in sections(table):
+        lines += ["", f"### {section.heading}", ""] if section.heading else [""]
+        lines += [*markdown_grid(section.columns, section.rows), ""] if section.rows else []
+        lines += [f"- {line}" for line in plain_best(section)]
+    return "\n".join(lines) + "\n"
+
+
+def plain_best(section: Section) -> list[str]:
+    """Where the best is bold there is no star to explain."""
+    return [line.replace("* best", "Bold: best", 1) for line in section.lines]
+
+
+def markdown_grid(columns: list[str], rows: list[list[str]]) -> list[str]:
+    right = numeric_columns([[text.strip("*") for text in row] for row in rows])
+    head = "|" + "|".join("---:" if to_right else "---" for to_right in right) + "|"
+    return [markdown_row(columns), head, *(markdown_row(row) for row in rows)]
+
+
+def markdown_row(texts: list[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+
+LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+         "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\rightarrow$",
+         "·": r"$\cdot$", "≤": r"$\leq$", "√": r"$\surd$", "²": r"$^2$", "σ": r"$\sigma$", "–": "--",
+         "†": r"$^\dagger$", "<": "$<$", ">": "$>$", "|": "$|$"}  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """Escaped; a hyphen before a figure that stands alone is a minus sign."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", "".join(LATEX.get(sign, sign) for sign in text))
+
+
+def to_latex(table: Table) -> str:
+    """A table environment for booktabs; notes follow as a list."""
+
+    def shown(entry: Entry) -> str:
+        return rf"\textbf{{{latex(cell_text(entry))}}}" if entry.best else latex(cell_text(entry))
+
+    title, *about = header_lines(table)
+    rows = [[latex(row), *(shown(table.entries[row, column]) for column in table.columns)] for row in table.rows]
+    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering",
+             rf"\caption{{{latex(title)}: {latex('. '.join(about))}.}}",
+             *latex_grid([latex(name) for name in ["", *table.columns]], rows, numeric_columns(grid(table))),
+             r"\end{table}"]  # fmt: skip
+    for section in sections(table):
+        lines += ["", rf"\paragraph{{{latex(section.heading)}}}"] if section.heading else [""]
+        if section.rows:
+            lines += latex_grid([latex(name) for name in section.columns],
+                                [[latex(text) for text in row] for row in section.rows],
+                                numeric_columns(section.rows))  # fmt: skip
+        if section.lines:
+            lines += [r"\begin{itemize}", *(rf"\item {latex(line)}" for line in plain_best(section)), r"\end{itemize}"]
+    return "\n".join(lines) + "\n"
+
+
+def latex_grid(columns: list[str], rows: list[list[str]], right: list[bool]) -> list[str]:
+    """A booktabs tabular of texts that are LaTeX already."""
+    align = "".join("r" if to_right else "l" for to_right in right)
+    return [rf"\begin{{tabular}}{{{align}}}", r"\toprule", " & ".join(columns) + r" \\", r"\midrule",
+            *(" & ".join(row) + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}"]  # fmt: skip
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:80rem}
+table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}
+th,td{padding:.25rem .75rem;text-align:right}td{white-space:nowrap}th.text,td.text{text-align:left}
+thead th{border-bottom:1px solid #444;vertical-align:bottom}
+tr:nth-child(even) td{background:#f5f5f5}"""
+
+
+def to_html(table: Table) -> str:
+    """One self-contained page."""
+
+    def shown(entry: Entry) -> str:
+        text = html.escape(cell_text(entry))
+        return f"<b>{text}</b>" if entry.best else text
+
+    title, *about = header_lines(table)
+    rows = [[html.escape(row), *(shown(table.entries[row, column]) for column in table.columns)] for row in table.rows]
+    lines = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
+             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+             f"<title>{html.escape(title)}</title>", f"<style>{STYLE}</style></head><body>",
+             f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in about),
+             *html_grid([html.escape(name) for name in ["", *table.columns]], rows,
+                        numeric_columns(grid(table)))]  # fmt: skip
+    for section in sections(table):
+        lines += [f"<h2>{html.escape(section.heading)}</h2>"] if section.heading else []
+        if section.rows:
+            lines += html_grid([html.escape(name) for name in section.columns],
+                               [[html.escape(text) for text in row] for row in section.rows],
+                               numeric_columns(section.rows))  # fmt: skip
+        if section.lines:
+            lines += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in plain_best(section)), "</ul>"]
+    return "\n".join([*lines, "</body></html>"]) + "\n"
+
+
+def html_grid(columns: list[str], rows: list[list[str]], right: list[bool]) -> list[str]:
+    """A table of texts that are HTML already."""
+
+    def line(tag: str, texts: list[str]) -> str:
+        kinds = [f"<{tag}>" if to_right else f'<{tag} class="text">' for to_right in right]
+        return "<tr>" + "".join(f"{kind}{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True)) + "</tr>"
+
+    return ["<table><thead>", line("th", columns), "</thead><tbody>", *(line("td", row) for row in rows),
+            "</tbody></table>"]  # fmt: skip
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    ".csv": to_csv, ".md": to_markdown, ".tex": to_latex, ".html": to_html,
+}  # fmt: skip
+
+
+def save(table: Table, place: Path) -> None:
+    """Write in the format that the file's ending names."""
+    from kdrun.runs.files import write_text
+
+    write_text(place, FORMATS[place.suffix](table))

@@ -1,0 +1,37 @@
+"""The part of `kdrun report` that shows what `kdrun bias` wrote: the heat maps and the contact sheets."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+
+from kdrun.runs.ledger import ledger_path
+
+
+def bias_folder(root: Path, name: str) -> Path:
+    """Where `kdrun bias` writes by itself."""
+    return ledger_path(root, name).parent / "bias"
+
+
+def bias_section(root: Path, name: str) -> str:
+    """Nothing where the sweep has no grid yet."""
+    folder = bias_folder(root, name)
+    grids, sheets = sorted(folder.glob("grid*.png")), sorted(folder.glob("sheet-*.png"))
+    if not grids:
+        return ""
+    words = ("Left: the share of clean accuracy that is kept on each derived test set. Right: how far distillation led "
+             "from the independent student (0) to the teacher (1). Every figure is in grid.csv and grid.md beside the "
+             "sweep's ledger.")  # fmt: skip
+    shown = "".join(picture(place, "heat map of the bias grid") for place in grids)
+    made = "".join(picture(place, f"contact sheet {place.stem.removeprefix('sheet-')}") for place in sheets)
+    folded = f"<details><summary>The derived test images</summary>{made}</details>" if sheets else ""
+    head = f'<h2>Bias transfer</h2><p class="quiet">{html.escape(words)}</p>'
+    return f'<section id="bias">{head}{shown}{folded}</section>'
+
+
+def picture(place: Path, text: str) -> str:
+    """A picture as wide as the page at most, within the page itself."""
+    data = base64.b64encode(place.read_bytes()).decode()
+    return (f'<div class="scroll"><img class="wide" alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
+            "</div>")  # fmt: skip

@@ -1,0 +1,248 @@
+"""kdrun report's page: one HTML file with everything in it, which opens from disk and asks no network for anything.
+
+The same results give the same bytes: times on the page are those of the runs.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdrun.reporting.formats import numeric_columns, plain_best
+from kdrun.reporting.html.bias_section import bias_section
+from kdrun.reporting.html.charts import MAX_POINTS
+from kdrun.reporting.html.figures import cost_charts, learning_curves, legend, styles_of
+from kdrun.reporting.html.run_files import Places, RunFiles, read_runs
+from kdrun.reporting.html.run_pages import MAX_CURVES, anchors, run_pages
+from kdrun.reporting.labels import Section, cell_text, header_lines, points, sections
+from kdrun.reporting.table import Entry, Table, table_of
+from kdrun.runs.ledger import Ledger
+
+FOLDER = Path(__file__).parent
+OPEN_SECTIONS = 2  # grids of notes that begin unfolded
+SIGNS = {"reproduced": "✓", "above": "▲", "below": "▼"}
+# Nothing is loaded from anywhere, not even by a run's name that reads like markup.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
+    """The page of a ledger's table as far as it is filled. foreign: further lines on what was passed over. Raises
+    ConfigError as table_of does."""
+    table = table_of(ledger, root)
+    table.skipped.extend(foreign)
+    places = read_runs(ledger, table, root)
+    runs = list({run.run: run for here in places.values() for run in here}.values())
+    styles = styles_of(table)
+    title, _, state = header_lines(table)
+    body = [
+        f"<header><h1>{html.escape(title)}</h1>{progress(table, state)}{facts(table, runs)}</header>",
+        f'<main><section id="table"><h2>Results</h2>{results(table, places)}</section>',
+        notes(table),
+        charts(table, places, styles),
+        bias_section(root, ledger.name),
+        f'<section id="runs"><h2>Runs</h2><p class="quiet">{html.escape(run_words(runs))}</p>'
+        f"{run_pages(table, places)}</section></main>",
+    ]
+    return "\n".join([
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">',
+        f"<title>{html.escape(title)}</title>",
+        f"<style>\n{(FOLDER / 'page.css').read_text()}</style></head>\n<body>", *body,
+        f"<script>\n{(FOLDER / 'page.js').read_text()}</script></body></html>\n",
+    ])  # fmt: skip
+
+
+def progress(table: Table, state: str) -> str:
+    """How many cells are done, as a bar and in words."""
+    failed = sum(len(entry.failed) for entry in table.entries.values())
+    missing = max(table.total - table.done - failed, 0)
+    share = [100 * count / table.total if table.total else 0 for count in (table.done, failed)]
+    words = [f"<b>{table.done:,}</b> of {table.total:,} cells done"]
+    words += [f'<b class="bad">{failed:,}</b> failed'] if failed else []
+    words += [f"<b>{missing:,}</b> missing"] if missing else []
+    return (f'<div class="bar" role="img" aria-label="{html.escape(state)}"><i style="width:{share[0]:.1f}%"></i>'
+            f'<i class="bad" style="width:{share[1]:.1f}%"></i></div>'
+            f'<p class="state">{", ".join(words)}</p>')  # fmt: skip
+
+
+def facts(table: Table, runs: Sequence[RunFiles]) -> str:
+    """Selection rule, command, times and what the runs were made with."""
+    provenances = [run.provenance for run in runs if run.provenance]
+    ends = sorted(str(run.result["finished_at"]) for run in runs if run.result.get("finished_at"))
+    ends = [end[:16].replace("T", " ") for end in ends]
+    found = {
+        "Shown": html.escape(table.selection),
+        "Command": f"<code>{html.escape(table.command)}</code>" if table.command else "",
+        "Finished": f"{html.escape(ends[0])} to {html.escape(ends[-1])} UTC" if ends else "",
+        "Precision": tally(Counter(table.precisions)),
+        "Device": tally(Counter(table.devices)),
+        "Hardware": tally(Counter(hardware_words(one) for one in provenances)),
+        "Software": tally(Counter(software_words(one) for one in provenances)),
+    }
+    lines = [f"<div><dt>{name}</dt><dd>{words}</dd></div>" for name, words in found.items() if words]
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def tally(counts: Counter[str]) -> str:
+    """The one value, or each with how many runs had it."""
+    found = [(value, count) for value, count in counts.most_common() if value]
+    if len(found) == 1:
+        return html.escape(found[0][0])
+    return "; ".join(f"{html.escape(value)} ({count:,} runs)" for value, count in found)
+
+
+def part_of(provenance: dict[str, Any], key: str) -> dict[str, Any]:
+    found = provenance.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def hardware_words(provenance: dict[str, Any]) -> str:
+    """Processor, accelerator and cores, as far as they were recorded."""
+    found = part_of(provenance, "hardware")
+    names = [str(found[key]) for key in ("gpu", "cpu") if found.get(key)]
+    kind = f" ({found['cpu_kind']})" if found.get("cpu_kind") else ""
+    cores = f", {found['cores']} cores" if found.get("cores") else ""
+    return " + ".join(names) + kind + cores if names else ""
+
+
+def software_words(provenance: dict[str, Any]) -> str:
+    libraries = part_of(provenance, "libraries")
+    named = {"kdrun": provenance.get("kdrun"), "Python": provenance.get("python"), "PyTorch": libraries.get("torch"),
+             "torchvision": libraries.get("torchvision"), "timm": libraries.get("timm")}  # fmt: skip
+    return ", ".join(f"{name} {version}" for name, version in named.items() if version)
+
+
+def results(table: Table, places: Places) -> str:
+    """The comparison table; a column's shade runs from its lowest to its highest mean."""
+    head = "".join(heading(column or "value", numeric=True) for column in table.columns)
+    ids = anchors(places)
+    scales = {column: scale(table, column) for column in table.columns}
+    lines = []
+    for row in table.rows:
+        cells = "".join(cell(table, table.entries[row, column], ids.get((row, column)), scales[column])
+                        for column in table.columns)  # fmt: skip
+        kind = ' class="teacher"' if row == table.shape.teacher_row else ""
+        lines.append(f'<tr{kind}><th scope="row" data-sort="{html.escape(row)}">{html.escape(row)}</th>{cells}</tr>')
+    words = ["Shade: from the lowest (pale) to the highest mean (strong) of a column."]
+    if any(entry.delta is not None for entry in table.entries.values()):
+        words.append(f"Δ: points above {table.shape.baseline}.")
+    words.append("A heading sorts; a figure leads to its runs.")
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Results">'
+            f'<table class="heat sortable"><thead><tr>'
+            f"{heading('row', numeric=False)}{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+            f'<p class="quiet">{html.escape(" ".join(words))}</p>')  # fmt: skip
+
+
+def heading(text: str, numeric: bool) -> str:
+    """A column's heading: a button, so that a keyboard reaches it."""
+    kind = ' class="number" data-first="descending"' if numeric else ' data-first="ascending"'
+    return f'<th scope="col" aria-sort="none"{kind}><button type="button">{html.escape(text)}</button></th>'
+
+
+def scale(table: Table, column: str) -> tuple[float, float]:
+    """Lowest and highest mean that the shades of a column tell apart. Far outliers below do not flatten the rest: the
+    scale begins no lower than three times the upper half's width below the median."""
+    means = sorted(entry.mean for row in table.rows if (entry := table.entries[row, column]).mean is not None
+                   and row != table.shape.teacher_row)  # fmt: skip
+    if not means:
+        return 0.0, 0.0
+    median = means[len(means) // 2]
+    return max(means[0], median - 3 * (means[-1] - median)) if means[-1] > median else means[0], means[-1]
+
+
+def cell(table: Table, entry: Entry, anchor: str | None, limits: tuple[float, float]) -> str:
+    """Mean ± std (n), linked to its runs; what it is compared with in a second line."""
+    if not entry.planned:
+        return '<td class="number none" data-sort="">–</td>'
+    text = html.escape(cell_text(entry))
+    text = f"<b>{text}</b>" if entry.best else text
+    text = f'<a href="#{anchor}">{text}</a>' if anchor else f"<span>{text}</span>"
+    if entry.mean is None:
+        return f'<td class="number{" bad" if entry.failed else ""}" data-sort="">{text}{second_line(entry)}</td>'
+    low, high = limits
+    share = min(max((entry.mean - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+    shade = "" if entry.row == table.shape.teacher_row else f' style="--h:{share:.2f}"'
+    return f'<td class="number" data-sort="{entry.mean:.6f}"{shade}>{text}{second_line(entry)}</td>'
+
+
+def second_line(entry: Entry) -> str:
+    """Delta, published value and verdict, cells that are not there."""
+    parts = [] if entry.delta is None else [f"Δ {points(entry.delta)}"]
+    if entry.published is not None:
+        source = html.escape(entry.published.source)
+        parts.append(f'<span title="{source}">published {entry.published.value:.2f}</span>')
+    if entry.verdict:
+        sign = SIGNS.get(entry.verdict, "")
+        parts.append(f'<span class="verdict">{sign}&nbsp;{html.escape(entry.verdict)}</span>' if sign
+                     else html.escape(entry.verdict))  # fmt: skip
+    parts += [f'<span class="bad">{len(entry.failed)} failed</span>'] if entry.failed and entry.mean is not None else []
+    parts += [f"{entry.missing} missing"] if entry.missing else []
+    return f"<small>{' · '.join(parts)}</small>" if parts else ""
+
+
+def notes(table: Table) -> str:
+    """Everything that `kdrun table` says below its grid: verdicts, paired tests, failures, what was passed over."""
+    parts: list[str] = []
+    grids = 0
+    for section in sections(table):
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in plain_best(section))
+        content = grid_of(section) + (f"<ul>{lines}</ul>" if lines else "")
+        if not section.heading:
+            parts.insert(0, content)
+            continue
+        grids += bool(section.rows)
+        unfolded = " open" if not section.rows or grids <= OPEN_SECTIONS else ""
+        kind = ' class="failures"' if section.heading == "Failed" else ""
+        parts.append(f"<details{kind}{unfolded}><summary>{html.escape(section.heading)}</summary>{content}</details>")
+    return f'<section id="notes"><h2>Notes</h2>{"".join(parts)}</section>' if parts else ""
+
+
+def grid_of(section: Section) -> str:
+    """A section's grid as a sortable table."""
+    if not section.rows:
+        return ""
+    numeric = numeric_columns(section.rows)
+    head = "".join(heading(name, right) for name, right in zip(section.columns, numeric, strict=True))
+    lines, label = [], ""
+    for row in section.rows:
+        label = row[0] or label  # blank where it repeats the line above, which another order would tear apart
+        cells = [f"<td{' class=number' if right else ''}>{html.escape(text)}</td>"
+                 for text, right in zip(row[1:], numeric[1:], strict=True)]  # fmt: skip
+        lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>')
+    return (f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+
+
+def charts(table: Table, places: Places, styles: dict[str, str]) -> str:
+    """Learning curves and the price of accuracy, under one legend each."""
+    curves = [figure.html() for figure in learning_curves(table, places, styles)]
+    costs = [figure.html() for figure in cost_charts(table, places, styles)]
+    if not curves:
+        return ""
+    names = legend(table, styles)
+    words = (
+        "Thick: the mean over the finished seeds; thin: the seeds. The best rows have colours, the others are grey; a "
+        "name in the legend brings its lines to the front."
+    )
+    dots = "The line joins what nothing beats in both accuracy and cost. Training speeds compare only on one machine."
+    return (f'<section id="curves"><h2>Learning curves</h2><p class="quiet">{words}</p>{names}'
+            f'<div class="charts">{"".join(curves)}</div></section>\n'
+            f'<section id="cost"><h2>Accuracy and cost</h2><p class="quiet">{dots}</p>{names}'
+            f'<div class="charts three">{"".join(costs)}</div></section>')  # fmt: skip
+
+
+def run_words(runs: Sequence[RunFiles]) -> str:
+    """What the part below shows, and what it leaves out."""
+    words = ["Settings and provenance are shown in full for the first run of a place, of the others what differs.",
+             "Sizes are bytes, times seconds, accuracies percent."]  # fmt: skip
+    if len(runs) > MAX_CURVES:
+        words.append(f"Of {len(runs):,} runs the curves of the first {MAX_CURVES:,} are drawn here; the others' are in "
+                     "curves.png of their directories.")  # fmt: skip
+    if any(len(points) > MAX_POINTS for run in runs for points in run.curves.values()):
+        words.append(f"Curves are drawn with about {MAX_POINTS} of their epochs.")
+    return " ".join(words)

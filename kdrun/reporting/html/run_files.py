@@ -1,0 +1,152 @@
+"""What the run directories of a ledger hold, read for a report. No torch here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdrun.errors import CheckpointError
+from kdrun.reporting.html.charts import Point
+from kdrun.reporting.table import Table
+from kdrun.runs.directory import RunDirectory
+from kdrun.runs.files import read_json
+from kdrun.runs.ledger import Ledger
+
+CURVES = re.compile(r"^(\d+),(train|val|test),(top1|loss),([^,\n]+)\n", re.MULTILINE)
+
+
+@dataclass
+class RunFiles:
+    """One run directory. run: relative to the output root; number: its anchor on the page; row, column: its first place
+    in the table; state: done, failed, passed over or unfinished; curves: (split, metric) -> (epoch, value) points."""
+
+    run: str
+    number: int
+    row: str
+    column: str
+    seed: int
+    state: str
+    reason: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+    curves: dict[tuple[str, str], list[Point]] = field(default_factory=dict)
+    config: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return self.state == "done"
+
+
+Places = dict[tuple[str, str], list[RunFiles]]
+
+
+def read_runs(ledger: Ledger, table: Table, root: Path) -> Places:
+    """(row, column) -> its runs by seed, as far as they have a directory. A run that stands in several places is read
+    once, and is the same object in each."""
+    known: dict[str, RunFiles] = {}
+    places: Places = {}
+    finished = {run for entry in table.entries.values() for run in entry.runs}
+    for cell in sorted(ledger.cells, key=lambda cell: cell.seed):
+        if cell.run is None or not (root / cell.run).is_dir():
+            continue
+        if cell.run not in known:
+            files = RunFiles(cell.run, len(known), cell.row, cell.column, cell.seed, "unfinished")
+            known[cell.run] = read_files(files, root / cell.run, cell.run in finished)
+        here = places.setdefault((cell.row, cell.column), [])
+        if known[cell.run] not in here:
+            here.append(known[cell.run])
+    return places
+
+
+def read_files(files: RunFiles, folder: Path, finished: bool) -> RunFiles:
+    """Everything that the directory holds and that can be read; the rest stays empty."""
+    if finished:
+        files.state, files.result = "done", read_object(folder / "result.json")
+    elif (folder / "result.json").is_file():
+        files.state = "passed over"
+    elif (folder / "failed.txt").is_file():
+        files.state = "failed"
+        files.reason = RunDirectory(folder).failure()
+    files.config = read_words(folder / "config.yaml")
+    files.provenance = read_object(folder / "provenance.json")
+    files.curves = read_curves(read_words(folder / "metrics.csv"))
+    return files
+
+
+def read_words(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except CheckpointError:
+        return {}
+
+
+def read_curves(text: str) -> dict[tuple[str, str], list[Point]]:
+    """Accuracy and loss of metrics.csv, its complete lines alone; values that are not finite are left out."""
+    curves: dict[tuple[str, str], list[Point]] = {}
+    for epoch, split, metric, word in CURVES.findall(text):
+        try:
+            value = float(word)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            curves.setdefault((split, metric), []).append((float(epoch), value))
+    return curves
+
+
+def mean_curve(runs: Sequence[RunFiles], key: tuple[str, str]) -> list[Point]:
+    """The mean over runs at every epoch that all those with such a curve have."""
+    found = [dict(run.curves[key]) for run in runs if key in run.curves]
+    if not found:
+        return []
+    shared = sorted(set.intersection(*(set(points) for points in found)))
+    return [(epoch, math.fsum(points[epoch] for points in found) / len(found)) for epoch in shared]
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """config.yaml as dotted key -> value, by its indentation: parsing a thousand files as YAML would take seconds."""
+    found: dict[str, str] = {}
+    stack: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        words = line.strip()
+        if not words:
+            continue
+        depth = len(line) - len(line.lstrip())
+        key, colon, value = words.partition(":")
+        if words.startswith("- ") or not colon:  # a list's items belong to the key above them
+            path = ".".join(name for _, name in stack)
+            found[path] = f"{found.get(path, '')} {words.removeprefix('- ')}".strip()
+            continue
+        while stack and stack[-1][0] >= depth:
+            stack.pop()
+        stack.append((depth, key))
+        path = ".".join(name for _, name in stack)
+        found[path] = f"{found[path]} {value.strip()}" if path in found else value.strip()
+    return found
+
+
+def facts_of(node: Any, prefix: str = "") -> dict[str, str]:
+    """provenance.json as dotted key -> value; lists in one line."""
+    if isinstance(node, dict):
+        return {
+            path: value for key, child in node.items() for path, value in facts_of(child, f"{prefix}{key}.").items()
+        }
+    text = " ".join(map(str, node)) if isinstance(node, list) else node if isinstance(node, str) else json.dumps(node)
+    return {prefix[:-1]: str(text)}
+
+
+def differences(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
+    """(key, ours, theirs) wherever they differ; a value that holds further keys, or is not there, is empty."""
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    return [(key, ours.get(key, ""), theirs.get(key, "")) for key in keys if ours.get(key, "") != theirs.get(key, "")]

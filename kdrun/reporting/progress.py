@@ -1,0 +1,127 @@
+"""How far a sweep is, and how long the rest will take. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdrun.errors import CheckpointError
+from kdrun.evaluation.stats import mean_std
+from kdrun.runs.directory import RunDirectory
+from kdrun.runs.files import read_json
+from kdrun.runs.ledger import STATES, Cell, Ledger, state_of
+
+
+@dataclass(frozen=True)
+class Progress:
+    """counts: state -> cells, of ledger.STATES. failed: (cell, reason). seconds: what is left on the clock, None where
+    nothing tells; basis: how that was estimated; running: runs in training now."""
+
+    counts: dict[str, int]
+    failed: list[tuple[Cell, str]]
+    seconds: float | None
+    basis: str
+    running: int
+
+
+def progress_of(ledger: Ledger, root: Path) -> Progress:
+    """Every cell's state, each run looked at once. Failed cells are not part of the time left."""
+    states: dict[str, tuple[str, str]] = {}
+    for cell in ledger.cells:
+        if cell.run is not None and cell.run not in states:
+            states[cell.run] = state_of(cell, root)
+    of_cell = [(cell, *(states[cell.run] if cell.run is not None else state_of(cell, root))) for cell in ledger.cells]
+    counted = Counter(state for _, state, _ in of_cell)
+    failed = [(cell, reason) for cell, state, reason in of_cell if state == "failed"]
+    cells = {cell.run: cell for cell in reversed(ledger.cells) if cell.run is not None}
+    running = sum(state == "running" for state, _ in states.values())
+    state_of_run = {run: state for run, (state, _) in states.items()}
+    seconds, basis = time_left([cells[run] for run in sorted(cells)], state_of_run, root)
+    if seconds and running > 1:
+        seconds /= running
+        basis += f", {running} of them at a time as now"
+    elif seconds:
+        basis += ", one after another"
+    return Progress({state: counted[state] for state in STATES}, failed, seconds, basis, running)
+
+
+def time_left(cells: list[Cell], states: dict[str, str], root: Path) -> tuple[float | None, str]:
+    """Seconds of training that are left over all runs, and what says so; None where no run has been timed."""
+    waiting = [cell for cell in cells if states[str(cell.run)] in ("running", "unfinished", "missing")]
+    if not waiting:
+        return 0.0, ""
+    done = [cell for cell in cells if states[str(cell.run)] == "done"]
+    timed = {str(cell.run): seconds for cell in done if (seconds := train_seconds(root / str(cell.run))) is not None}
+    begun = [cell for cell in waiting if states[str(cell.run)] != "missing"]
+    share = {str(cell.run): 1.0 for cell in waiting} | {
+        str(cell.run): share_left(root / str(cell.run)) for cell in begun
+    }
+    if timed:
+        nearest = averages([cell for cell in cells if str(cell.run) in timed], timed)
+        left = sum(share[str(cell.run)] * nearest(cell) for cell in waiting)
+        return (
+            left,
+            f"from the training time of {len(timed):,} finished runs, those of the same column and method first",
+        )
+    paces = [seconds for cell in begun if (seconds := own_pace(root / str(cell.run))) is not None]
+    mean, _ = mean_std(paces)
+    if mean is None:
+        return None, "no run has been timed yet"
+    return mean * sum(share.values()), f"from the images/s of {len(paces):,} runs that have begun, evaluation left out"
+
+
+def averages(cells: list[Cell], timed: dict[str, float]) -> Callable[[Cell], float]:
+    """cell -> mean seconds of the finished runs nearest to it: its column and method, else its column, else all."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for cell in cells:
+        for key in ((cell.column, cell.method), (cell.column,), ()):
+            groups.setdefault(key, []).append(timed[str(cell.run)])
+    means = {key: sum(values) / len(values) for key, values in groups.items()}
+
+    def nearest(cell: Cell) -> float:
+        return next(means[key] for key in ((cell.column, cell.method), (cell.column,), ()) if key in means)
+
+    return nearest
+
+
+def train_seconds(path: Path) -> float | None:
+    try:
+        found: Any = RunDirectory(path).result().get("train_seconds")
+    except CheckpointError:
+        return None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def epochs_of(path: Path) -> int | None:
+    """The top-level `epochs` of config.yaml. Parsing the whole file would take longer than everything else here."""
+    try:
+        found = re.search(r"^epochs: (\d+)", (path / "config.yaml").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    return int(found[1]) if found else None
+
+
+def share_left(path: Path) -> float:
+    """The part of a run's epochs that is still to be trained."""
+    epochs = epochs_of(path)
+    try:
+        rows = RunDirectory(path).read_metrics()
+    except (OSError, ValueError):
+        rows = []
+    return max(1 - rows[-1][0] / epochs, 0.0) if rows and epochs else 1.0
+
+
+def own_pace(path: Path) -> float | None:
+    """Seconds that a whole run takes at the mean pace of its epochs so far; evaluation is not in it."""
+    epochs = epochs_of(path)
+    try:
+        images = read_json(path / "provenance.json")["data"]["train"]
+        speeds = [value for _, _, metric, value in RunDirectory(path).read_metrics() if metric == "images_per_second"]
+        mean, _ = mean_std([images / speed for speed in speeds])
+    except (CheckpointError, KeyError, TypeError, OSError, ValueError, ZeroDivisionError):
+        return None
+    return mean * epochs if mean is not None and epochs else None

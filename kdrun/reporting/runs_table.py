@@ -1,0 +1,163 @@
+"""A ledger of any finished or half-finished runs: a row per method, a column per data set and pair. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdrun.errors import CheckpointError
+from kdrun.runs.files import read_json
+from kdrun.runs.ledger import Cell, Ledger, TableShape, changes_numbers
+
+OWN_PLACE = ("seed", "method", "teacher", "student", "dataset")  # a run's row, column and seed say these already
+BASELINE = "none"
+
+
+@dataclass
+class Found:
+    """A run as its files describe it. settings: the overrides that neither its place nor its row say; certain: whether
+    they are known."""
+
+    run: str
+    dataset: str
+    teacher: str | None
+    student: str
+    method: str
+    benchmark: str | None
+    seed: int
+    settings: frozenset[str]
+    certain: bool
+    path: Path
+
+    @property
+    def pair(self) -> tuple[str, str | None, str]:
+        return self.dataset, self.teacher, self.student
+
+
+def ledger_of_runs(paths: list[Path], root: Path) -> Ledger:
+    """Rows are methods; runs of the same method and pair with other settings get rows of their own. Networks trained
+    without a teacher stand in every column of their student. Tests and deltas are against the row `none`."""
+    runs = [describe(path, root) for path in dict.fromkeys(path.absolute() for path in paths)]
+    labels = row_labels(runs)
+    pairs = list(dict.fromkeys(run.pair for run in runs))
+    cells = []
+    for pair in sorted(pairs, key=lambda pair: (pair[0], pair[1] is None, pair[1] or "", pair[2])):
+        taught = [other for other in pairs if other[1] is not None and (other[0], other[2]) == (pair[0], pair[2])]
+        if pair[1] is None and taught:
+            continue  # shown in the columns of its pairs
+        for run in runs:
+            if run.pair in (pair, (pair[0], None, pair[2])):
+                cells.append(Cell(labels[run.run], column_label(pair), run.seed, [], run.run, run.dataset, run.teacher,
+                                  run.student, run.method, run.benchmark))  # fmt: skip
+    rows = sorted({cell.row for cell in cells}, key=lambda row: (row.partition(" ")[0] != BASELINE, row))
+    shape = TableShape(rows, list(dict.fromkeys(cell.column for cell in cells)))
+    if BASELINE in rows:
+        shape.baseline = shape.against = BASELINE
+    cells.sort(key=lambda cell: (shape.columns.index(cell.column), rows.index(cell.row), cell.seed))
+    return Ledger("runs", f"{len(runs)} runs", "", shape, cells)
+
+
+def column_label(pair: tuple[str, str | None, str]) -> str:
+    dataset, teacher, student = pair
+    return f"{dataset} · {teacher} → {student}" if teacher else f"{dataset} · {student}"
+
+
+def describe(path: Path, root: Path) -> Found:
+    """From result.json, or, where that is missing or of no use, from config.yaml; from the path where both are."""
+    home = root.absolute()
+    run = str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
+    try:
+        result = read_json(path / "result.json")
+        told = {key: result[key] for key in ("dataset", "teacher", "student", "method", "benchmark", "seed")}
+        overrides = [str(word) for word in result["overrides"] or []]
+        if not isinstance(told["seed"], int) or not isinstance(told["method"], str):
+            raise TypeError
+        finished = True
+    except (CheckpointError, KeyError, TypeError):
+        finished = False
+        told, overrides = from_config(path)
+    keys = [word.lstrip("+").partition("=")[0] for word in overrides]
+    words = [word for word, key in zip(overrides, keys, strict=True) if key not in OWN_PLACE and changes_numbers(key)]
+    # A multirun's command holds lists of values: which of them this run is cannot be read from it.
+    certain = finished or not any("," in word for word in words)
+    return Found(run, **told, settings=frozenset(map(canonical, words)), certain=certain, path=path)
+
+
+def canonical(word: str) -> str:
+    """One spelling of a number: a command line has 1e-3 where a finished run's overrides have 0.001."""
+    key, equals, value = word.partition("=")
+    try:
+        return f"{key}{equals}{float(value):g}"
+    except ValueError:
+        return word
+
+
+def from_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Dataset, networks, method and seed of a run that is not finished, with the command that began it."""
+    config = read_config(path)
+    pair = path.parent.parent.name
+    named: dict[str, dict[str, Any]] = {}
+    for key in ("dataset", "teacher", "student"):
+        named[key] = config[key] if isinstance(config.get(key), dict) else {}
+    seed = re.match(r"s(\d+)-", path.name)
+    told = {
+        "dataset": named["dataset"].get("name", path.parent.parent.parent.name),
+        "teacher": None if pair.startswith("none-") else named["teacher"].get("name", pair.partition("-")[0]),
+        "student": named["student"].get("name", pair.partition("-")[2]),
+        "method": path.parent.name,
+        "benchmark": config.get("benchmark"),
+        "seed": config.get("seed", int(seed[1]) if seed else 0),
+    }
+    try:
+        command = read_json(path / "provenance.json")["command"]
+    except (CheckpointError, KeyError):
+        command = []
+    return told, [str(word) for word in command if "=" in str(word)]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.yaml, or nothing where it cannot be read."""
+    import yaml
+
+    try:
+        content = yaml.load((path / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def row_labels(runs: list[Found]) -> dict[str, str]:
+    """run -> method, with the settings that tell it from the others of its method and pair."""
+    groups: dict[tuple[Any, ...], list[Found]] = defaultdict(list)
+    for run in runs:
+        groups[(*run.pair, run.method)].append(run)
+    labels = {}
+    for group in groups.values():
+        settings = {run.run: run.settings for run in group}
+        if not all(run.certain for run in group) or doubled(group, settings):  # the overrides do not tell them apart
+            settings = {run.run: frozenset(flat(read_config(run.path))) for run in group}
+        shared = frozenset.intersection(*settings.values())
+        own = {run.run: " ".join([run.method, *sorted(settings[run.run] - shared)]) for run in group}
+        if doubled(group, own):  # other data under the same settings: only the digest says so
+            own = {run.run: f"{own[run.run]} {run.path.name.rpartition('-')[2]}" for run in group}
+        labels |= own
+    return labels
+
+
+def doubled(group: list[Found], settings: dict[str, Any]) -> bool:
+    """Whether two runs of one seed would share a row."""
+    keys = [(run.seed, settings[run.run]) for run in group]
+    return len(set(keys)) < len(keys)
+
+
+def flat(node: Any, prefix: str = "") -> list[str]:
+    """key=value words of a configuration, without what says nothing about numbers."""
+    if isinstance(node, dict):
+        return [word for key, value in node.items()
+                if f"{prefix}{key}" not in (*OWN_PLACE[:1], "resolved", "experiment", "pair", "method._name_")
+                if changes_numbers(f"{prefix}{key}")
+                for word in flat(value, f"{prefix}{key}.")]  # fmt: skip
+    return [f"{prefix[:-1]}={node}"]

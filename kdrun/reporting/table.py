@@ -1,0 +1,245 @@
+"""The table of a ledger: what each row and column came to, beside published values, with paired tests. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kdrun.errors import ConfigError, suggest
+from kdrun.evaluation.stats import Comparison, PairedTest, compare, corrected, mean_std, paired_test
+from kdrun.reporting.results import SELECTIONS, Place, gather
+from kdrun.runs.ledger import Cell, Ledger, TableShape
+from kdrun.runs.published import Published, published
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of the table. values: seed -> percent, of finished runs; runs: their directories relative to the output
+    root; missing: cells neither finished nor failed; failed: a line for each. std: sample standard deviation, None
+    below two seeds. delta: points above the baseline's mean of the same column. best: the column's highest mean, and
+    distinguishable from the next. teacher_of: it shows the teachers' own accuracy."""
+
+    row: str
+    column: str
+    dataset: str = ""
+    teacher: str | None = None
+    student: str = ""
+    method: str = ""
+    values: dict[int, float] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
+    missing: int = 0
+    failed: list[str] = field(default_factory=list)
+    mean: float | None = None
+    std: float | None = None
+    delta: float | None = None
+    published: Published | None = None
+    difference: float | None = None
+    z: float | None = None
+    verdict: str = ""
+    test: PairedTest | None = None
+    best: bool = False
+
+    @property
+    def planned(self) -> bool:
+        """Whether any cell belongs here."""
+        return bool(self.values or self.missing or self.failed)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A ledger's results. rows and columns in the ledger's order; entries: every (row, column); precisions, devices:
+    name -> finished runs; notes: what a reader must know beside the numbers; skipped: damaged and foreign files."""
+
+    name: str
+    title: str
+    command: str
+    shape: TableShape
+    selection: str
+    rows: list[str]
+    columns: list[str]
+    entries: dict[tuple[str, str], Entry]
+    precisions: dict[str, int]
+    devices: dict[str, int]
+    done: int
+    total: int
+    notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def filled(self) -> list[Entry]:
+        """The entries that cells belong to, row by row."""
+        return [self.entries[row, column] for row in self.rows for column in self.columns
+                if self.entries[row, column].planned]  # fmt: skip
+
+
+def table_of(ledger: Ledger, root: Path) -> Table:
+    """The table as far as it is filled. Raises ConfigError for an unknown value or benchmark."""
+    shape = checked(ledger)
+    skipped: list[str] = []
+    places = gather(ledger, root, skipped)
+    rows = in_order(shape.rows, (cell.row for cell in ledger.cells))
+    columns = in_order(shape.columns, (cell.column for cell in ledger.cells))
+    results = [result for place in places.values() for result in place.results.values()]
+    entries = {(row, column): measured(row, column, places.get((row, column), Place()), shape, skipped)
+               for row in rows for column in columns}  # fmt: skip
+    notes = []
+    if shape.teacher_row is not None:
+        rows = [shape.teacher_row, *(row for row in rows if row != shape.teacher_row)]
+        if shape.value != "top1_last":
+            notes.append(f"{shape.teacher_row}: of its last epoch.")
+        for column in columns:
+            here = {row: place for (row, other), place in places.items() if other == column}
+            entries[shape.teacher_row, column] = teachers(column, here, shape, notes)
+    entries = tested({place: with_delta(entry, entries, shape) for place, entry in entries.items()}, columns, shape)
+    return Table(
+        ledger.name, ledger.title, ledger.command, shape,
+        f"{SELECTIONS[shape.value]}; mean ± standard deviation (seeds)", rows, columns, entries,
+        dict(sorted(Counter(str(result["precision"]) for result in results).items())),
+        dict(sorted(Counter(str(result["device"]) for result in results).items())),
+        len(results), len({(cell.row, cell.column, cell.seed) for cell in ledger.cells}), notes, skipped,
+    )  # fmt: skip
+
+
+def checked(ledger: Ledger) -> TableShape:
+    """The ledger's shape with known names; rows that no cell belongs to are no baseline. Raises ConfigError."""
+    shape = ledger.shape
+    if shape.value not in SELECTIONS:
+        near = suggest(shape.value, SELECTIONS)
+        raise ConfigError(f"value={shape.value}: no such value.{near} There are: {', '.join(SELECTIONS)}.")
+    known = sorted({row.benchmark for row in published()})
+    if shape.benchmark is not None and shape.benchmark not in known:
+        raise ConfigError(
+            f"benchmark={shape.benchmark}: nothing is published under that key.{suggest(shape.benchmark, known)} "
+            f"There are: {', '.join(known)}."
+        )
+    rows = {cell.row for cell in ledger.cells}
+    return replace(
+        shape,
+        baseline=shape.baseline if shape.baseline in rows else None,
+        against=shape.against if shape.against in rows else None,
+    )
+
+
+def in_order(labels: list[str], used: Iterable[str]) -> list[str]:
+    """The labels that cells belong to: those of the shape first, then the others as they come."""
+    used = dict.fromkeys(used)
+    return [label for label in dict.fromkeys(labels) if label in used] + [
+        label for label in used if label not in labels
+    ]
+
+
+def measured(row: str, column: str, place: Place, shape: TableShape, skipped: list[str]) -> Entry:
+    """Mean, spread and the published value of one place."""
+    values = {}
+    for seed, result in sorted(place.results.items()):
+        if result[shape.value] is None:
+            skipped.append(f"{place.runs[seed]}: no {shape.value} (dataset.val_fraction was 0).")
+        else:
+            values[seed] = float(result[shape.value])
+    if not place.cells:
+        return Entry(row, column)
+    cell = place.cells[0]
+    mean, std = mean_std(list(values.values()))
+    entry = Entry(row, column, cell.dataset, cell.teacher, cell.student, cell.method, values,
+                  [place.runs[seed] for seed in values], place.missing, place.failed, mean, std)  # fmt: skip
+    return beside(entry, find_published(cell, cell.teacher, cell.student, cell.method, shape))
+
+
+def beside(entry: Entry, reference: Published | None) -> Entry:
+    """The entry with a published value and the verdict on ours."""
+    if reference is None or not entry.values:
+        return replace(entry, published=reference)
+    found: Comparison = compare(list(entry.values.values()), reference.value, reference.std)
+    return replace(entry, published=reference, difference=found.difference, z=found.z, verdict=found.verdict)
+
+
+def find_published(cell: Cell, teacher: str | None, student: str, method: str, shape: TableShape) -> Published | None:
+    """The published top-1 of a cell's benchmark; of two, the one selected as ours is."""
+    benchmark = cell.benchmark or shape.benchmark
+    if not cell.published or benchmark is None:
+        return None
+    teacher = "" if method == "none" else teacher or ""
+    wanted = (benchmark, cell.dataset, "test", "top1", teacher, student, method)
+    found = published_by_key().get(wanted, [])
+    selection = "best" if shape.value == "top1_best" else "last"
+    return next((row for row in found if row.selection == selection), found[0] if found else None)
+
+
+def published_by_key() -> dict[tuple[str, ...], list[Published]]:
+    """(benchmark, dataset, testset, metric, teacher, student, method) -> rows in file order."""
+    if not _BY_KEY:
+        for row in published():
+            key = (row.benchmark, row.dataset, row.testset, row.metric, row.teacher, row.student, row.method)
+            _BY_KEY.setdefault(key, []).append(row)
+    return _BY_KEY
+
+
+_BY_KEY: dict[tuple[str, ...], list[Published]] = {}
+
+
+def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: list[str]) -> Entry:
+    """The accuracy of the column's teacher at its last epoch, measured once: its runs share it."""
+    row = str(shape.teacher_row)
+    taught = [place for place in places.values() if not any(cell.own_teacher for cell in place.cells)]
+    cells = [cell for place in taught for cell in place.cells if cell.teacher]
+    names = sorted({str(cell.teacher) for cell in cells})
+    tops = [float(result["teacher_top1"]) for place in taught for result in place.results.values()
+            if result["teacher_top1"] is not None]  # fmt: skip
+    if not cells:
+        return Entry(row, column)
+    if len(names) > 1:
+        notes.append(f"{row}, {column}: several teachers ({', '.join(names)}), so none is shown.")
+        return Entry(row, column)
+    different = sorted(Counter(round(top, 4) for top in tops).items(), key=lambda pair: (-pair[1], pair[0]))
+    if len(different) > 1:
+        seen = ", ".join(f"{top:.2f} ({count} runs)" for top, count in different)
+        notes.append(f"{row}, {column}: the runs had teachers of different accuracy ({seen}); the first is shown.")
+    cell = next((cell for cell in cells if cell.published), cells[0])
+    values = {0: next(top for top in tops if round(top, 4) == different[0][0])} if tops else {}
+    entry = Entry(row, column, cell.dataset, None, str(cell.teacher), "none", values, [], int(not tops), [],
+                  values.get(0), None)  # fmt: skip
+    return beside(entry, find_published(cell, None, str(cell.teacher), "none", shape))
+
+
+def with_delta(entry: Entry, entries: dict[tuple[str, str], Entry], shape: TableShape) -> Entry:
+    """The entry with its distance to the baseline of its column."""
+    base = entries.get((shape.baseline or "", entry.column))
+    if base is None or base is entry or base.mean is None or entry.mean is None:
+        return entry
+    return replace(entry, delta=entry.mean - base.mean)
+
+
+def tested(
+    entries: dict[tuple[str, str], Entry], columns: list[str], shape: TableShape
+) -> dict[tuple[str, str], Entry]:
+    """The entries with their tests against `shape.against`, and the best of each column marked where it can be told
+    from the next. All these tests are one family for Holm's correction."""
+    tests: dict[tuple[str, str, str], PairedTest] = {}
+    leaders: dict[str, tuple[Entry, Entry]] = {}
+    for column in columns:
+        here = [entry for (row, other), entry in entries.items() if other == column and row != shape.teacher_row]
+        base = entries.get((shape.against or "", column))
+        pairs = [(entry, base) for entry in here if base is not None and entry is not base]
+        ranked = sorted((entry for entry in here if entry.mean is not None), key=lambda entry: -(entry.mean or 0.0))
+        if len(ranked) > 1:
+            leaders[column] = (ranked[0], ranked[1])
+            if shape.against not in (ranked[0].row, ranked[1].row):
+                pairs.append(leaders[column])
+        for one, other in pairs:
+            test = paired_test(one.row, one.values, other.row, other.values)
+            if test is not None:
+                tests[column, one.row, other.row] = test
+    # A student without a teacher stands in several columns: the same runs compared twice are one test.
+    same = {(column, one, other): (*entries[one, column].runs, "", *entries[other, column].runs)
+            for column, one, other in tests}  # fmt: skip
+    unique = {same[key]: test for key, test in tests.items()}
+    unique = dict(zip(unique, corrected(list(unique.values())), strict=True))
+    tests = {key: replace(unique[same[key]], row=key[1], against=key[2]) for key in tests}
+    made = {(row, column): replace(entry, test=tests.get((column, row, shape.against or "")))
+            for (row, column), entry in entries.items()}  # fmt: skip
+    for column, (first, second) in leaders.items():
+        test = tests.get((column, first.row, second.row)) or tests.get((column, second.row, first.row))
+        if test is not None and test.distinguishable:
+            made[first.row, column] = replace(made[first.row, column], best=True)
+    return made

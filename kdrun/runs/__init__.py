@@ -1,0 +1,1 @@
+"""What is on disk: names, identities, directories, ledgers; no torch."""

@@ -1,0 +1,93 @@
+"""What a run or a stored teacher keeps of the user's own code: digests in provenance.json, copies in code/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdrun.config.own_code import OwnFile, changed, digests
+from kdrun.errors import CheckpointError
+from kdrun.runs.files import read_json, refused
+
+MOST = 8 << 20  # bytes of code that one directory keeps
+
+
+@dataclass(frozen=True)
+class Code:
+    """files: name -> file of all own code that a run or its teacher imports; settings: digest of its identity without
+    that code."""
+
+    files: dict[str, OwnFile]
+    settings: str
+
+    @property
+    def kept(self) -> list[OwnFile]:
+        """Those whose copies a directory holds: the shortest first, as far as there is room."""
+        kept, room = [], MOST
+        for file in sorted(self.files.values(), key=lambda file: len(file.source or b"")):
+            if file.source is not None and len(file.source) <= room:
+                kept.append(file)
+                room -= len(file.source)
+        return kept
+
+    def about(self) -> dict[str, Any]:
+        """What provenance.json says."""
+        left_out = sorted(self.files.keys() - {file.name for file in self.kept})
+        about = {"settings": self.settings, "code": digests(self.files)}
+        return {**about, "code_not_copied": left_out} if left_out else about
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What provenance.json said. files: name -> SHA-256, None of a directory of before that was recorded."""
+
+    files: dict[str, str] | None = None
+    settings: str = ""
+    started_at: str = ""
+
+
+def recorded(folder: Path) -> Recorded:
+    try:
+        about = read_json(folder / "provenance.json")
+    except CheckpointError:
+        return Recorded()
+    files = about.get("code")
+    if not isinstance(files, dict):
+        return Recorded()
+    return Recorded(files, str(about.get("settings")), str(about.get("started_at")))
+
+
+def write_copies(folder: Path, files: Iterable[OwnFile]) -> None:
+    """Into folder/code, under their names. Raises RunError where the disk refuses."""
+    for file in files:
+        place = folder / "code" / file.name
+        assert ".." not in Path(file.name).parts and file.source is not None
+        try:
+            if not place.is_file() or place.read_bytes() != file.source:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(file.source)
+        except OSError as error:
+            raise refused(error, place) from error
+
+
+class Siblings:
+    """The directories beside new ones, each of which is read once."""
+
+    def __init__(self) -> None:
+        self.known: dict[Path, dict[Path, Recorded]] = {}
+
+    def outdated(self, new: Path, code: Code) -> tuple[str, list[str]] | None:
+        """(the last directory that differs from a new one in own code alone, the files that have changed since)."""
+        if not code.files:
+            return None
+        if new.parent not in self.known:
+            places = (path.parent for path in new.parent.glob("*/provenance.json"))
+            self.known[new.parent] = {place: recorded(place) for place in places}
+        alike = [(about.started_at, path.name, about.files) for path, about in self.known[new.parent].items()
+                 if path != new and about.settings == code.settings and about.files]  # fmt: skip
+        if not alike:
+            return None
+        _, name, before = max(alike, key=lambda one: one[:2])
+        return name, changed(digests(code.files), before)

@@ -1,0 +1,228 @@
+"""Run directories: identity, contents, locking, and the table of everything that finished. No torch here."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdrun.config.own_code import OwnFile
+from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
+from kdrun.runs.code_record import write_copies
+from kdrun.runs.files import read_json, refused, write_atomically, write_json, write_text
+
+RESULT_KEYS: list[str] = [
+    "schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "precision",
+    "compile", "threads", "device", "teacher_top1", "top1_last", "top1_best", "top1_best_epoch", "top1_val_selected",
+    "top5_last", "params", "extra_params", "flops", "images_per_second", "train_seconds", "peak_memory", "finished_at",
+    "overrides",
+]  # fmt: skip
+METRIC_COLUMNS = ("epoch", "split", "metric", "value")
+
+
+def digest_of(identity: Any) -> str:
+    """SHA-256 of an identity's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as part of a path: timm:vit_tiny -> timm-vit_tiny."""
+    return re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.") or "x"
+
+
+def short_path(path: Path) -> str:
+    """Relative to the current directory where that is shorter."""
+    try:
+        relative = str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunDirectory:
+    """One run's folder. `role` names its weights: student.safetensors of a run, teacher.safetensors of a teacher."""
+
+    def __init__(self, path: Path, role: str = "student"):
+        self.path, self.role = path, role
+        self.metrics_path = path / "metrics.csv"
+        self.state_path = path / "last.pt"
+        self.weights_path = path / f"{role}.safetensors"
+        self.best_weights_path = path / f"{role}_best.safetensors"
+        self.result_path = path / "result.json"
+        self.failed_path = path / "failed.txt"
+        self.sha256_path = path / "sha256"
+
+    @property
+    def finished(self) -> bool:
+        """result.json is written last: its presence means finished."""
+        return self.result_path.is_file()
+
+    @property
+    def begun(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    def result(self) -> dict[str, Any]:
+        return read_json(self.result_path)
+
+    def recorded_sha256(self) -> str:
+        """The SHA-256 of a stored teacher's weights as they were trained; empty where none was recorded."""
+        return self.sha256_path.read_text().strip() if self.sha256_path.is_file() else ""
+
+    @contextmanager
+    def lock(self, wait: bool = False) -> Iterator[None]:
+        """Hold this directory alone. Raises LockedElsewhere where another process does, or waits for it; RunError where
+        the folder cannot be made."""
+        lock = FileLock(self.path / ".lock")
+        owner = self.path / ".owner"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if wait else 1)  # `kdrun status` holds it for a moment
+        except Timeout as error:
+            who = owner.read_text().strip() if owner.is_file() else "another process"
+            raise LockedElsewhere(
+                f"{self.path} is being trained by {who}; wait for it, or use another seed or output_root."
+            ) from error
+        except OSError as error:
+            raise refused(error, self.path) from error
+        try:
+            for leftover in self.path.glob(".*.tmp"):  # of a save that was killed; nobody else writes here now
+                leftover.unlink(missing_ok=True)
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now()}")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def begin(self, config_yaml: str, provenance: dict[str, Any], code: Iterable[OwnFile]) -> None:
+        """Write what is known before training, with copies of the user's own code; a failure of an earlier try is
+        forgotten."""
+        write_copies(self.path, code)
+        write_text(self.path / "config.yaml", config_yaml)
+        write_json(self.path / "provenance.json", provenance)
+        self.failed_path.unlink(missing_ok=True)
+
+    def fail(self, reason: str) -> None:
+        write_text(self.failed_path, f"{now()} {reason}\n")
+
+    def failure(self) -> str:
+        """The first line of failed.txt without its time; an empty string where there is none."""
+        try:
+            lines = self.failed_path.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[0].partition(" ")[2] if lines else "failed.txt is empty"
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json with exactly the published keys, in their order."""
+        assert set(result) == set(RESULT_KEYS), sorted(set(result) ^ set(RESULT_KEYS))
+        self.failed_path.unlink(missing_ok=True)
+        write_json(self.result_path, {key: result[key] for key in RESULT_KEYS})
+
+    def append_metrics(self, rows: Iterable[tuple[int, str, str, float]]) -> None:
+        """Add (epoch, split, metric, value) rows."""
+        new = not self.metrics_path.is_file()
+        try:
+            with self.metrics_path.open("a", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                if new:
+                    writer.writerow(METRIC_COLUMNS)
+                writer.writerows((epoch, split, metric, repr(float(value))) for epoch, split, metric, value in rows)
+        except OSError as error:
+            raise refused(error, self.metrics_path) from error
+
+    def read_metrics(self) -> list[tuple[int, str, str, float]]:
+        """All complete rows; a last line that a kill cut short is left out."""
+        if not self.metrics_path.is_file():
+            return []
+        rows = []
+        for line in self.metrics_path.read_text().splitlines(keepends=True)[1:]:
+            parts = line.rstrip("\n").split(",")
+            if line.endswith("\n") and len(parts) == len(METRIC_COLUMNS):
+                rows.append((int(parts[0]), parts[1], parts[2], float(parts[3])))
+        return rows
+
+    def truncate_metrics(self, epochs: int) -> None:
+        """Drop rows of epochs after `epochs` (counted from 1): training resumes from a checkpoint before them."""
+        rows = [row for row in self.read_metrics() if row[0] <= epochs]
+        self.metrics_path.unlink(missing_ok=True)
+        if rows:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(METRIC_COLUMNS)
+            writer.writerows((epoch, split, metric, repr(value)) for epoch, split, metric, value in rows)
+            write_text(self.metrics_path, text.getvalue())
+
+
+def finished_runs(output_root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """(directory, result) of every readable finished run, sorted by path; damaged result files are passed over."""
+    found = []
+    for path in sorted((output_root / "runs").glob("*/*/*/*/result.json")):
+        try:
+            found.append((path.parent, read_json(path)))
+        except CheckpointError:
+            continue
+    return found
+
+
+def rebuild_results(output_root: Path) -> Path:
+    """results.csv at the output root: one row per finished run, the keys of result.json as columns."""
+    target = output_root / "results.csv"
+    with FileLock(output_root / ".results.lock"):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, RESULT_KEYS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for _, result in finished_runs(output_root):
+            row: dict[str, Any] = {key: result.get(key) for key in RESULT_KEYS}
+            row["overrides"] = " ".join(row["overrides"] or [])
+            writer.writerow({key: "" if value is None else value for key, value in row.items()})
+        write_atomically(target, lambda file: file.write(text.getvalue().encode()))
+    return target
+
+
+def outputs_folder(given: str | None) -> Path:
+    """Where `output_root=` points, else $KDRUN_OUTPUTS, else ./outputs: conf/config.yaml's rule for what composes no
+    configuration."""
+    return Path(given or os.environ.get("KDRUN_OUTPUTS", "outputs")).expanduser()
+
+
+def find_runs(word: str, output_root: Path) -> list[Path]:
+    """RUN on a command line: a run directory, a glob of them, a digest prefix, or a directory of teachers/.
+
+    Raises ConfigError where nothing matches.
+    """
+    path = Path(word).expanduser()
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return [path]
+    if any(sign in word for sign in "*?["):
+        base = Path(path.anchor) if path.is_absolute() else Path()
+        pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else word
+        found = sorted(match for match in base.glob(pattern) if (match / "config.yaml").is_file())
+        if found:
+            return found
+    elif re.fullmatch(r"[0-9a-f]{4,64}", word):
+        places = [*(output_root / "runs").glob("*/*/*/*"), *(output_root / "teachers").glob("*/*/*")]
+        found = sorted(place for place in places if place.name.rpartition("-")[2].startswith(word[:8]))
+        if len(found) == 1:
+            return found
+        if found:
+            raise ConfigError(f"RUN {word} is ambiguous: {', '.join(map(str, found[:5]))}.")
+    there = len(list((output_root / "runs").glob("*/*/*/*/config.yaml")))
+    raise ConfigError(
+        f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs holds {there} run(s): "
+        "kdrun list runs."
+    )

@@ -1,0 +1,145 @@
+"""Which run a configuration means: a digest of everything that changes its numbers, and of nothing else.
+
+Values enter as requested (`auto` stays `auto`), paths and the user's own code as content, so that neither torch nor a
+trained teacher nor this machine is needed. An option at its dataclass default is left out, so that a new option does
+not rename old runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdrun.config.method_schema import method_of
+from kdrun.config.options import DatasetOptions, ModelOptions, TeacherOptions
+from kdrun.config.own_code import module_of
+from kdrun.config.schema import RunConfig
+from kdrun.errors import CheckpointError
+from kdrun.runs.directory import digest_of
+from kdrun.streams import VERSION as STREAMS
+
+PLACES = {"root", "workers"}  # where things are and how fast they come: no number changes
+TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
+
+
+def differing(options: Any, leave_out: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    """name -> value of the fields that are not at their default."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in leave_out:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = differing(value)
+            if not value:
+                continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value != default:
+            found[field.name] = value
+    return found
+
+
+def file_content(path: str, key: str) -> str:
+    """SHA-256 of a file that a setting names. Raises CheckpointError where it is not there."""
+    import hashlib
+
+    place = Path(path).expanduser()
+    if not place.is_file():
+        raise CheckpointError(f"{key}={path}: no such file.")
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_identity(options: DatasetOptions, fingerprint: str, leave_out: set[str] | None = None) -> dict[str, Any]:
+    return {"content": fingerprint, **differing(options, PLACES | (leave_out or set()))}
+
+
+def model_identity(options: ModelOptions, role: str, leave_out: set[str] | None = None) -> dict[str, Any]:
+    """The network's options with the content of its files in the place of their paths."""
+    found = differing(options, leave_out or set())
+    if options.checkpoint is not None:
+        found["checkpoint"] = file_content(options.checkpoint, f"{role}.checkpoint")
+    if options.pretrained not in ("true", "false"):
+        found["pretrained"] = file_content(options.pretrained, f"{role}.pretrained")
+    return found
+
+
+def teacher_identity(
+    teacher: TeacherOptions, data: DatasetOptions, fingerprint: str, code: Mapping[str, str]
+) -> dict[str, Any]:
+    """A teacher is its code and its checkpoint, or its recipe on its training images; nothing of the run that uses it.
+    code: name -> SHA-256 of the files that are the user's own."""
+    own = {"code": dict(code)} if code else {}
+    if teacher.checkpoint is not None:
+        return own | model_identity(teacher, "teacher", {"recipe", "seed", "precision", *TAPS_ONLY})
+    if teacher.random:
+        untrained = model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY})
+        return own | untrained | initialised(teacher)
+    return own | {
+        "model": model_identity(teacher, "teacher", TAPS_ONLY),
+        "data": data_identity(data, fingerprint, {"test_limit"}),
+        "streams": STREAMS,
+    }
+
+
+def peer_identity(teacher: TeacherOptions) -> dict[str, Any]:
+    """A teacher that learns along is its architecture, its start and nothing it was trained with before."""
+    return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), **initialised(teacher)}
+
+
+def initialised(teacher: TeacherOptions) -> dict[str, Any]:
+    """What an untrained teacher's weights are drawn by."""
+    return {"seed": teacher.seed, "streams": STREAMS}
+
+
+def run_identity(
+    config: RunConfig, fingerprint: str, code: Mapping[str, str], teacher_code: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that decides a run's numbers. code: of all that it imports, teacher_code: of its teacher alone."""
+    method = method_of(config.method)
+    identity: dict[str, Any] = {
+        "data": data_identity(config.dataset, fingerprint),
+        # Where nothing is distilled, nothing is tapped: one independent student serves all benchmarks.
+        "student": model_identity(config.student, "student", set() if method.needs_teacher else TAPS_ONLY),
+        "method": config.method,
+        "optimizer": {
+            **differing(config.optimizer, {"epochs", "batch_size"}),
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+        },
+        "seed": config.seed,
+        "streams": STREAMS,
+        "evaluation": [config.eval_batch_size, config.eval_every],
+        "numerics": [
+            config.device.partition(":")[0],
+            config.precision,
+            config.compile,
+            config.threads,
+            config.deterministic,
+        ],
+    }
+    if method.needs_teacher:
+        if method.trains_teacher:
+            identity["peer"] = peer_identity(config.teacher)
+        else:
+            identity["teacher"] = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, teacher_code))
+        identity["teacher_taps"] = config.teacher.preact_last_map
+        identity["teacher_view"] = config.teacher_view
+        if not config.teacher_cache:
+            identity["teacher_cache"] = False
+    if code:
+        identity["code"] = dict(code)
+    return identity
+
+
+def code_modules(config: RunConfig) -> dict[str, list[str]]:
+    """Part of a run -> the modules that it is imported from where they may be the user's own."""
+    method = method_of(config.method)
+    nodes = [config.method, *(config.method["parts"] if method.combines else [])]
+    return {
+        "student": [found] if (found := module_of(config.student.name)) else [],
+        "teacher": [found] if (found := module_of(config.teacher.name)) and method.needs_teacher else [],
+        "method": [str(node["_target_"]).rpartition(".")[0] for node in nodes],
+    }

@@ -1,0 +1,1 @@
+"""Many runs: definition, grouping, processes, SLURM."""

@@ -1,0 +1,255 @@
+"""Sweeps: conf/sweep/NAME.yaml, or comma-separated values on the command line, as a list of cells to run.
+
+A sweep's YAML holds
+    title      one line
+    extends    another sweep, whose keys are taken where this one has none of its own
+    base       overrides of every cell
+    seeds      a list
+    rows       label -> overrides
+    columns    label -> overrides
+    cells      {row, column, overrides, published}: instead of the cell of the same row and column, or beside the grid
+    skip       {row, column, why}: cells of the grid that nobody can run, or that the publication leaves blank
+    table      the shape of its table: value, baseline, against, teacher_row, benchmark, testsets
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from kdrun.config.arguments import split_arguments
+from kdrun.config.groups import group_files
+from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.runs.directory import digest_of
+from kdrun.runs.ledger import TableShape, changes_numbers
+from kdrun.runs.published import published
+
+GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
+KINDS = {"title": str, "extends": str, "base": list, "seeds": list, "rows": dict, "columns": dict, "cells": list,
+         "skip": list, "table": dict}  # fmt: skip
+CELL_KEYS = ("row", "column", "overrides", "published")
+SKIP_KEYS = ("row", "column", "why")
+TABLE_KEYS = {field.name for field in dataclasses.fields(TableShape)} - {"rows", "columns"}
+
+
+@dataclass
+class Wish:
+    """A cell before it is composed. row and column are "" in a sweep without a YAML: they follow from the run.
+
+    chosen: whether it is to run now.
+    """
+
+    row: str
+    column: str
+    overrides: list[str]
+    published: bool = True
+    chosen: bool = True
+
+
+@dataclass
+class Sweep:
+    """name: the ledger's; wishes: in the table's order."""
+
+    name: str
+    title: str
+    wishes: list[Wish]
+    shape: TableShape = field(default_factory=TableShape)
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that comes twice is a mistake: the second row of a label would replace the first unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value!r} comes twice, line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_sweep(name: str, config_dir: str | None, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The YAML of a named sweep, checked, with what it extends. seen: the sweeps that extend it. Raises ConfigError."""
+    files = group_files("sweep", config_dir)
+    if name not in files:
+        raise ConfigError(f"sweep={name}: no such sweep.{suggest(name, files)} There are: {', '.join(sorted(files))}.")
+    try:
+        content = yaml.load(files[name].read_text(), UniqueKeys)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise ConfigError(f"sweep/{name}.yaml{where}: not valid YAML ({problem}).") from error
+    check_shape(name, content)
+    if "extends" in content:
+        if content["extends"] in (*seen, name):
+            raise ConfigError(f"sweep/{name}.yaml: extends: {content['extends']}: it extends itself.")
+        content = {**read_sweep(content["extends"], config_dir, (*seen, name)), **content}
+    check_places(name, content)
+    return content
+
+
+def check_shape(name: str, content: Any) -> None:
+    """Raises ConfigError for a key that is none, or a value of another kind than its key holds."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"sweep/{name}.yaml: expected keys and values, as in rows: and columns:.")
+    for key, value in content.items():
+        if key not in KINDS:
+            raise ConfigError(f"sweep/{name}.yaml: {key}: no such key.{suggest(str(key), KINDS)}")
+        if not isinstance(value, KINDS[key]):
+            raise ConfigError(f"sweep/{name}.yaml: {key}: expected a {KINDS[key].__name__}, not {value!r}.")
+    for group in ("rows", "columns"):
+        for label, overrides in content.get(group, {}).items():
+            if not isinstance(label, str) or not are_overrides(overrides):
+                raise ConfigError(f"sweep/{name}.yaml: {group}: {label}: expected a list of overrides, as [method=kd].")
+    if not are_overrides(content.get("base", [])):
+        raise ConfigError(f"sweep/{name}.yaml: base: expected a list of overrides, as [dataset=digits].")
+    if not all(type(seed) is int and seed >= 0 for seed in content.get("seeds", [])):
+        raise ConfigError(f"sweep/{name}.yaml: seeds: expected whole numbers, as [0, 1, 2].")
+    for key in content.get("table", {}):
+        if key not in TABLE_KEYS:
+            raise ConfigError(f"sweep/{name}.yaml: table.{key}: no such key.{suggest(key, TABLE_KEYS)}")
+    for group, needed, allowed in (("cells", CELL_KEYS[:3], CELL_KEYS), ("skip", SKIP_KEYS, SKIP_KEYS)):
+        for entry in content.get(group, []):
+            check_entry(f"sweep/{name}.yaml: {group}", entry, needed, allowed)
+
+
+def check_entry(where: str, entry: Any, needed: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises ConfigError for one of `cells` or `skip` that lacks a key, or has one that is none."""
+    lacking = [key for key in needed if not isinstance(entry, dict) or key not in entry]
+    if lacking:
+        raise ConfigError(f"{where}: {entry}: {', '.join(lacking)} is missing.")
+    for key in entry:
+        if key not in allowed:
+            raise ConfigError(f"{where}: {key}: no such key.{suggest(str(key), allowed)}")
+    if not are_overrides(entry.get("overrides", [])) or not isinstance(entry.get("published", True), bool):
+        raise ConfigError(f"{where}: {entry}: overrides is a list of overrides, published true or false.")
+
+
+def are_overrides(value: Any) -> bool:
+    """Whether it is a list of overrides."""
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def check_places(name: str, content: dict[str, Any]) -> None:
+    """Raises ConfigError for two cells of one place, a skipped place that is not in the grid, and a table that names
+    a row or a benchmark that there is none of."""
+    places = Counter((cell["row"], cell["column"]) for cell in content.get("cells", []))
+    for (row, column), count in places.items():
+        if count > 1:
+            raise ConfigError(f"sweep/{name}.yaml: {count} cells for row {row}, column {column}.")
+    for left_out in content.get("skip", []):
+        for key, known in (("row", content.get("rows", {})), ("column", content.get("columns", {"": []}))):
+            if left_out[key] not in known:
+                raise ConfigError(f"sweep/{name}.yaml: skip: {left_out[key]}: no such {key}."
+                                  f"{suggest(str(left_out[key]), known)}")  # fmt: skip
+    table, rows = content.get("table", {}), [*content.get("rows", {}), *(row for row, _ in places)]
+    for testset in table.get("testsets", []):
+        from kdrun.evaluation.testsets.registry import parse
+
+        try:
+            parse(testset)
+        except ConfigError as error:
+            raise ConfigError(f"sweep/{name}.yaml: table.testsets: {error}") from error
+    benchmarks = sorted({row.benchmark for row in published()})
+    for key, known in (("baseline", rows), ("against", rows), ("benchmark", benchmarks)):
+        if table.get(key) is not None and table[key] not in known:
+            raise ConfigError(f"sweep/{name}.yaml: table.{key}: {table[key]}: no such "
+                              f"{'benchmark with published values' if key == 'benchmark' else 'row'}."
+                              f"{suggest(str(table[key]), known)}")  # fmt: skip
+
+
+def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_dir: str | None) -> Sweep:
+    """Every cell of a named sweep, with the command line's own overrides behind its own. `seed=…` and `row=…`,
+    `column=…` there choose what runs now, the ledger keeps all; other overrides make a ledger of their own."""
+    content = read_sweep(name, config_dir)
+    chosen: dict[str, list[str]] = {"row": [], "column": [], "seed": []}
+    rest = []
+    for word in extra:
+        key, equals, value = word.partition("=")
+        if equals and key in chosen:
+            chosen[key] = [part.strip() for part in value.split(",")]
+        else:
+            rest.append(word)
+    for seed in chosen["seed"]:
+        if not seed.isdecimal():
+            raise ConfigError(f"seed={seed}: of a named sweep, seeds are whole numbers, as in seed=0,1,2.")
+    shape = TableShape(**content.get("table", {}))
+    shape.rows = ordered([*content.get("rows", {}), *(cell["row"] for cell in content.get("cells", []))])
+    shape.columns = ordered([*content.get("columns", {"": []}), *(cell["column"] for cell in content.get("cells", []))])
+    for kind, known in (("row", shape.rows), ("column", shape.columns)):
+        for label in chosen[kind]:
+            if label not in known:
+                raise ConfigError(f"{kind}={label}: sweep {name} has no such {kind}.{suggest(label, known)} "
+                                  f"There are: {', '.join(known)}.")  # fmt: skip
+    seeds = [int(seed) for seed in chosen["seed"]]
+
+    def is_chosen(wish: Wish, seed: int) -> bool:
+        return all(not words or value in words for value, words in
+                   ((wish.row, chosen["row"]), (wish.column, chosen["column"]), (seed, seeds)))  # fmt: skip
+
+    wishes = [replace(wish, overrides=[*wish.overrides, *rest, f"seed={seed}"], chosen=is_chosen(wish, seed))
+              for wish in sorted(grid(content), key=lambda wish: shape.columns.index(wish.column))
+              for seed in ordered([*content.get("seeds", [0]), *seeds])]  # fmt: skip
+    changing = changing_words(rest)
+    own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
+    return Sweep(own_name, content.get("title", name), wishes, shape)
+
+
+def grid(content: dict[str, Any]) -> list[Wish]:
+    """Rows times columns without what is skipped, and the cells that are given one by one; without seeds."""
+    base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
+    places = {(row, column): Wish(row, column, [*base, *over, *overrides])
+              for column, over in columns.items() for row, overrides in rows.items()}  # fmt: skip
+    for left_out in content.get("skip", []):
+        places.pop((left_out["row"], left_out["column"]), None)
+    for cell in content.get("cells", []):
+        place = (cell["row"], cell["column"])
+        overrides = [*base, *columns.get(cell["column"], []), *cell["overrides"]]
+        places[place] = Wish(*place, overrides, cell.get("published", True))
+    return list(places.values())
+
+
+def ordered(labels: Sequence[Any]) -> list[Any]:
+    """Without repetitions, first come first."""
+    return list(dict.fromkeys(labels))
+
+
+def changing_words(overrides: Sequence[str]) -> list[str]:
+    """The overrides that a ledger of their own is named by, in any order."""
+    return sorted(word for word in overrides if changes_numbers(word.partition("=")[0]))
+
+
+def multirun_sweep(overrides: Sequence[str], given_name: str | None, config_dir: str | None = None) -> Sweep:
+    """Every combination of comma-separated values, in Hydra's own grammar. Rows and columns follow from the runs."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from kdrun.config.compose import rewrite, translate
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(rewrite(overrides, config_dir))
+        jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    except Exception as error:
+        raise translate(error) from error
+    jobs = [[word.removeprefix("++") for word in job] for job in jobs]
+    name = given_name or f"multirun-{digest_of(changing_words(overrides))[:8]}"
+    varying = {word.partition("=")[0] for word in overrides if "," in word} - set(GROUP_KEYS)
+    wishes = [Wish(" ".join(word for word in job if word.partition("=")[0] in varying), "", job) for job in jobs]
+    return Sweep(name, name, wishes)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str], str | None]:
+    """(flags, {"sweep": …, "name": …} where given, the other overrides, --config-dir)."""
+    flags, overrides, config_dir = split_arguments(words)
+    own = {word.partition("=")[0]: word.partition("=")[2] for word in overrides if word.startswith(("sweep=", "name="))}
+    return flags, own, [word for word in overrides if word.partition("=")[0] not in own], config_dir
+
+
+def sweep_names(config_dir: str | None = None) -> list[str]:
+    return sorted(group_files("sweep", config_dir))

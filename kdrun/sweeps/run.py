@@ -1,0 +1,201 @@
+"""Multiruns and named sweeps: every cell composed and checked, the ledger written, the runs given to the launcher."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from kdrun import console
+from kdrun.config.compose import load
+from kdrun.config.own_code import read_once
+from kdrun.config.schema import RunConfig
+from kdrun.errors import ConfigError, KdrunError, one_line, print_error, suggest
+from kdrun.runs.directory import rebuild_results, short_path
+from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
+from kdrun.sweeps.definition import Sweep, Wish, multirun_sweep, named_sweep, split_words
+from kdrun.training.build import Plan, make_plan, output_root
+from kdrun.training.result import code_notes
+
+NO_RUN = "cannot be made"  # the column of a multirun's cells that do not compose
+SEED = re.compile("seed=[0-9]+")
+LAUNCHERS = ("lanes", "slurm", "submitit_local")
+
+
+def command(words: list[str]) -> int:
+    """`kdrun train -m …` and `kdrun train sweep=NAME …` on the lanes launcher; the worst run's exit code."""
+    _, own, overrides, config_dir = split_words(words)
+    launcher, overrides = split_launcher(overrides)
+    if "sweep" in own:
+        sweep = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
+    else:
+        sweep = multirun_sweep(overrides, own.get("name"), config_dir)
+    shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
+    return run_sweep(sweep, launcher, f"kdrun train -m {shown}", config_dir)
+
+
+def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({"launcher": …, and its settings}, the other overrides). Raises ConfigError for a setting that is none."""
+    launcher, rest = {"launcher": "lanes"}, []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key in ("launcher", "hydra/launcher"):
+            launcher["launcher"] = value
+        elif key.startswith("launcher."):
+            launcher[key.removeprefix("launcher.")] = value
+        else:
+            rest.append(word)
+    kind = launcher["launcher"]
+    if kind not in LAUNCHERS:
+        raise ConfigError(f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} "
+                          f"There are: {', '.join(LAUNCHERS)}.")  # fmt: skip
+    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
+        raise ConfigError(f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
+                          "The lanes launcher has launcher.processes.")  # fmt: skip
+    return launcher, rest
+
+
+def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None) -> int:
+    """Compose, write the ledger, run what is not done, and say what became of it."""
+    with read_once():
+        found = compose_cells(sweep.wishes, config_dir)
+    if not found:
+        raise ConfigError(f"{sweep.name} has no cells.")
+    cells = [cell for cell, _ in found]
+    check_distinct(sweep, cells)
+    plans = [plan for _, plan in found if plan is not None]
+    broken = [cell for wish, cell in zip(sweep.wishes, cells, strict=True) if cell.run is None and wish.chosen]
+    for cell in broken:
+        place = place_of(cell)
+        print_error(cell.reason if cell.reason.startswith(f"{place}:") else f"{place}: {cell.reason}")
+    if not plans:
+        return 2
+    root = output_root(plans[0].config)
+    ledger = Ledger(sweep.name, sweep.title, command, shape_of(sweep, cells), cells)
+    write_ledger(root, ledger)
+    chosen = [plan for wish, (_, plan) in zip(sweep.wishes, found, strict=True) if plan is not None and wish.chosen]
+    pending = [plan for plan in chosen if not plan.run.finished]
+    done = len({str(plan.run.path) for plan in chosen if plan.run.finished})
+    total = len({str(plan.run.path) for plan in chosen})
+    already = f", {done} of them done already" if done else ""
+    wanted = sum(wish.chosen for wish in sweep.wishes)
+    console.say(f"[bold]{sweep.name}[/]  {wanted} cells, {total} runs{already}  [dim]{short_path(root)}[/]")
+    for line in code_notes(pending):
+        console.note(line)
+    if launcher["launcher"] != "lanes" and pending:
+        from kdrun.sweeps.slurm import submit
+
+        settings = {key: value for key, value in launcher.items() if key not in ("launcher", "processes")}
+        submit(sweep.name, pending, root, launcher["launcher"], settings)
+        return 2 if broken else 0
+    code = launch(
+        sweep.name,
+        pending,
+        launcher.get("processes", "auto"),
+        root,
+        {str(plan.run.path): cell for cell, plan in found if plan},
+    )
+    rebuild_results(root)
+    console.say(f"the table so far: [bold]kdrun table {sweep.name}[/]")
+    return max(code, 2 if broken else 0)
+
+
+def launch(name: str, pending: list[Plan], processes: str, root: Path, places: dict[str, Cell]) -> int:
+    """Run the pending plans and return the exit code."""
+    if not pending:
+        return 0
+    from kdrun.console import SweepView
+    from kdrun.sweeps.scheduler import Scheduler
+
+    begun = time.monotonic()
+    runs = {str(plan.run.path) for plan in pending}
+    with SweepView(len(runs), {run: place_of(cell) for run, cell in places.items()}) as view:
+        outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", view.show).run()
+    spent = console.duration(time.monotonic() - begun)
+    if outcome.failures:
+        print_error(f"{len(outcome.failures)} run(s) failed; the same command tries them again: kdrun status {name}")
+    if outcome.elsewhere:
+        console.note(f"{len(outcome.elsewhere)} run(s) are being trained by other processes.")
+    if outcome.stopped:
+        print_error(outcome.stopped if outcome.disk_full else f"{outcome.stopped} The same command goes on.")
+        return 1 if outcome.disk_full else 75
+    console.say(f"[bold green]{len(outcome.results)} run(s) done[/] in {spent}")
+    return 1 if outcome.failures else 0
+
+
+def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell, Plan | None]]:
+    """Each wish as a cell and its plan, or as a cell that says why it cannot be. Cells that differ in their seed alone
+    are composed once."""
+    composed: dict[tuple[str, ...], RunConfig | str] = {}
+    found = []
+    for position in console.track(iter(range(len(wishes))), len(wishes), "composing"):
+        wish = wishes[position]
+        seeds = [word for word in wish.overrides if SEED.fullmatch(word)]
+        # What is no seed is composed by itself, for its own line, and so is what may follow from the seed.
+        shared = not any("$" in word for word in wish.overrides)
+        key = tuple(word for word in wish.overrides if not (shared and word in seeds))
+        if key not in composed:
+            try:
+                composed[key] = load(wish.overrides, config_dir)
+            except KdrunError as error:
+                composed[key] = str(error)
+        config = composed[key]
+        seed = int(seeds[-1].partition("=")[2]) if seeds else None
+        cell = Cell(wish.row, wish.column, seed or 0, wish.overrides, published=wish.published)
+        plan = None
+        if isinstance(config, str):
+            cell.reason = config
+            if not cell.column:  # a multirun's places follow from its runs, and this is none
+                own = [word for word in wish.overrides if any(word not in other.overrides for other in wishes)]
+                cell.row, cell.column = " ".join(own or wish.overrides), NO_RUN
+        else:
+            try:
+                plan = make_plan(config if seed is None else replace(config, seed=seed), wish.overrides)
+                fill(cell, plan)
+            except KdrunError as error:
+                cell.reason = one_line(error)
+        found.append((cell, plan))
+    return found
+
+
+def fill(cell: Cell, plan: Plan) -> None:
+    """What the run itself says of its place."""
+    config = plan.config
+    cell.run = str(plan.run.path.relative_to(output_root(config)))
+    cell.dataset, cell.teacher, cell.student = config.dataset.name, plan.teacher_name, config.student.name
+    cell.method, cell.benchmark, cell.seed = plan.method.name, config.benchmark, config.seed
+    cell.own_teacher = plan.method.trains_teacher
+    if not cell.column:
+        cell.column = f"{config.dataset.name} · {config.teacher.name} → {config.student.name}"
+        cell.row = f"{plan.method.name} {cell.row}".strip()
+
+
+def check_distinct(sweep: Sweep, cells: list[Cell]) -> None:
+    """Raises ConfigError where two cells want the same place of the table."""
+    counts = Counter((cell.row, cell.column, cell.seed) for cell in cells if cell.run is not None)
+    for (row, column, seed), count in counts.items():
+        if count > 1:
+            raise ConfigError(
+                f"{sweep.name}: {count} cells for row {row!r}, column {column!r}, seed {seed}: every cell needs a "
+                "place of its own; give them different values, or rows of their own in a sweep's YAML."
+            )
+
+
+def shape_of(sweep: Sweep, cells: list[Cell]) -> TableShape:
+    """The sweep's shape; for a multirun rows and columns in the order of their first cells."""
+    shape = sweep.shape
+    if not shape.rows:
+        shape.rows = list(dict.fromkeys(cell.row for cell in cells if cell.row))
+        shape.columns = list(dict.fromkeys(cell.column for cell in cells if cell.column))
+        shape.baseline = next((row for row in shape.rows if row.partition(" ")[0] == "none"), None)
+        shape.against = next((row for row in shape.rows if row.partition(" ")[0] == "kd"), None)
+    return shape
+
+
+def place_of(cell: Cell) -> str:
+    """A cell's name on the screen."""
+    if cell.column == NO_RUN:
+        return cell.row
+    return f"{cell.row}, {cell.column}, seed {cell.seed}"

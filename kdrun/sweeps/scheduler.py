@@ -1,0 +1,293 @@
+"""The lanes launcher: a sweep's runs grouped into tasks, and tasks given to processes, one for each core or GPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from kdrun.errors import ConfigError, RunError
+from kdrun.hardware import available_cores, environment
+from kdrun.sweeps.grouping import group_plans, split_to_fill
+from kdrun.sweeps.worker import Ended, Finished, Task, end, run_task, serve
+from kdrun.training.build import Plan
+from kdrun.training.signals import Stop, stop_on_signals
+
+
+@dataclass
+class Slot:
+    """A place where one process runs: a share of the CPU's cores, or a GPU."""
+
+    number: int
+    environment: dict[str, str]
+    process: Any = None
+    connection: Any = None  # a multiprocessing connection
+    task: Task | None = None
+
+
+HERE = Slot(0, {})  # this very process
+
+
+@dataclass
+class Outcome:
+    """What became of a sweep's runs, by directory."""
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    stopped: str = ""
+    disk_full: bool = False
+
+
+Show = Callable[[Slot, Task, Any], None]
+
+
+def gpu_numbers() -> list[str]:
+    """The GPUs that this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [word.strip() for word in visible.split(",") if word.strip() not in ("", "-1")]
+    found = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    return sorted((name for name in found if name.isdigit()), key=int)
+
+
+def make_slots(plans: list[Plan], requested: str, most: int) -> list[Slot]:
+    """`launcher.processes`: auto is a process per GPU, or per core where no run asks for one; at most `most`.
+
+    Raises ConfigError for a number that is none.
+    """
+    if requested != "auto" and not (requested.isdigit() and int(requested) >= 0):
+        raise ConfigError(f"launcher.processes={requested}: must be auto or a whole number (0: in this process).")
+    cores = available_cores()
+    gpus = [] if all(plan.config.device == "cpu" for plan in plans) else gpu_numbers()
+    threads = max((plan.config.threads or 1 for plan in plans), default=1)
+    count = int(requested) if requested != "auto" else len(gpus) or max(cores // threads, 1)
+    count = min(count, max(most, 1)) if count else 0
+    share = max(cores // max(count, 1), 1)
+    slots = []
+    for number in range(count):
+        # PyTorch reads this when it starts: `threads=null` then means this process's share of the cores.
+        environment = {"OMP_NUM_THREADS": str(share)}
+        if gpus and {plan.config.device for plan in plans} <= {"auto", "cuda"}:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        slots.append(Slot(number, environment))
+    return slots
+
+
+def fresh(plan: Plan) -> bool:
+    """Whether this run never trained: what has a checkpoint can run, or has said why it cannot."""
+    return not plan.run.begun
+
+
+class Scheduler:
+    """Rehearsals first, then teachers and students, each group as soon as its teacher is there."""
+
+    def __init__(self, plans: list[Plan], processes: str, logs: Path, show: Show):
+        self.show, self.logs, self.outcome = show, logs, Outcome()
+        self.groups = group_plans(plans)
+        self.slots = make_slots(plans, processes, sum(len(group) for group in self.groups))
+        self.context = multiprocessing.get_context("spawn")
+        self.pending: list[Task] = []
+        self.teacher_failures: dict[str, str] = {}
+        self.twins: dict[str, list[Plan]] = {}
+        self.stop = Stop()
+
+    def run(self) -> Outcome:
+        """Run everything. A signal, or a full disk, ends it with everything saved."""
+        with stop_on_signals() as self.stop:
+            try:
+                self.work(self.rehearsals())
+                kept = [[plan for plan in group if str(plan.run.path) not in self.outcome.failures]
+                        for group in self.groups]  # fmt: skip
+                groups = split_to_fill([group for group in kept if group], len(self.slots))
+                lanes = [Task("lanes", group, label_of(group), 0.5 / max(len(self.slots), 1)) for group in groups]
+                self.work(self.teachers(groups) + lanes)
+            finally:
+                self.dismiss()
+        if self.stop.signal and not self.outcome.disk_full:  # the processes name the one that we passed on
+            self.outcome.stopped = f"stopped by {self.stop.signal}; saved."
+        return self.outcome
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing new may begin."""
+        return bool(self.stop.signal or self.outcome.stopped)
+
+    def rehearsals(self) -> list[Task]:
+        """Every distinct (teacher, student, method) among the runs that never ran, spread over the slots."""
+        distinct: dict[str, list[Plan]] = {}
+        for plan in (plan for group in self.groups for plan in group if fresh(plan)):
+            distinct.setdefault(pairing_of(plan), []).append(plan)
+        self.twins = {str(plans[0].run.path): plans[1:] for plans in distinct.values()}
+        by_data: dict[str, list[Plan]] = {}
+        for plans in distinct.values():
+            by_data.setdefault(repr(plans[0].config.dataset), []).append(plans[0])
+        shares = split_to_fill(list(by_data.values()), len(self.slots))
+        return [Task("rehearse", share, f"checking {len(share)} pairings") for share in shares]
+
+    def teachers(self, groups: list[list[Plan]]) -> list[Task]:
+        """One task for each teacher that is not in the store yet."""
+        missing: dict[str, Plan] = {}
+        for plan in (group[0] for group in groups):
+            if plan.teacher_run is not None and not plan.teacher_run.finished:
+                missing.setdefault(str(plan.teacher_run.path), plan)
+        return [Task("teacher", [plan], f"teacher {plan.config.teacher.name}") for plan in missing.values()]
+
+    def work(self, tasks: list[Task]) -> None:
+        """Give tasks to free slots until none is left."""
+        self.pending = list(tasks)
+        due = {teacher_of(task) for task in tasks if task.kind == "teacher"}
+        while self.pending or any(slot.task for slot in self.slots):
+            self.give_out(due)
+            for slot in self.listen():
+                assert slot.task is not None
+                if slot.task.kind == "teacher":
+                    due.discard(teacher_of(slot.task))
+                slot.task = None
+
+    def give_out(self, due: set[str]) -> None:
+        """Ready tasks to free slots, or run here where there are none. due: teachers that are still to come."""
+        for task in list(self.pending):
+            if self.ending:
+                self.pending = []
+                return
+            teacher = teacher_of(task)
+            if task.kind == "lanes" and teacher in due:
+                continue
+            slot = next((slot for slot in self.slots if slot.task is None), None)
+            if self.slots and slot is None:
+                return
+            self.pending.remove(task)
+            if task.kind == "lanes" and teacher in self.teacher_failures:
+                for plan in task.plans:
+                    reason = f"its teacher {plan.config.teacher.name} failed: {self.teacher_failures[teacher]}"
+                    end(plan, reason, lambda report, task=task: self.take(HERE, task, report))
+            elif slot is None:
+                self.take(HERE, task, run_task(task, lambda report, task=task: self.take(HERE, task, report)))
+                due.discard(teacher)
+            else:
+                self.start(slot)
+                slot.task = task
+                assert slot.connection is not None
+                slot.connection.send(task)
+
+    def start(self, slot: Slot) -> None:
+        """A process for this slot, unless it has one."""
+        if slot.process is not None and slot.process.is_alive():
+            return
+        slot.connection, theirs = self.context.Pipe()
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"process-{slot.number}.log"
+        with environment(slot.environment):
+            slot.process = self.context.Process(target=serve, args=(theirs, str(log)), daemon=True)
+            slot.process.start()
+        theirs.close()
+
+    def listen(self) -> list[Slot]:
+        """Take what the processes report, for half a second at most; the slots whose task is over."""
+        busy: dict[Any, Slot] = {slot.connection: slot for slot in self.slots if slot.task is not None}
+        if not busy:
+            return []
+        free = []
+        for connection in wait(list(busy), timeout=0.5):
+            slot = busy[connection]
+            assert slot.connection is not None and slot.task is not None
+            try:
+                report = slot.connection.recv()
+            except (EOFError, ConnectionResetError):
+                self.bury(slot)
+                free.append(slot)
+                continue
+            self.take(slot, slot.task, report)
+            if isinstance(report, Finished):
+                free.append(slot)
+        if self.ending:
+            # Again and again: a process that is just starting hears nothing yet.
+            for slot in self.slots:
+                if slot.task is not None and slot.process is not None and slot.process.is_alive():
+                    os.kill(slot.process.pid, signal.SIGTERM)
+        return free
+
+    def take(self, slot: Slot, task: Task, report: Any) -> None:
+        """Note what a report says, and show it."""
+        if isinstance(report, Ended):
+            if task.kind == "teacher":
+                self.teacher_failures[teacher_of(task)] = report.reason
+            elif report.result is not None:
+                self.outcome.results[report.run] = report.result
+            elif report.elsewhere:
+                self.outcome.elsewhere.add(report.run)
+            else:
+                self.outcome.failures[report.run] = report.reason
+                for twin in self.twins.get(report.run, []) if task.kind == "rehearse" else []:
+                    self.outcome.failures[str(twin.run.path)] = report.reason
+                    with suppress(RunError):
+                        twin.run.fail(report.reason)
+        elif isinstance(report, Finished) and report.stopped and not self.outcome.disk_full:
+            # After a full disk the others only stop because they are told to.
+            self.outcome.stopped, self.outcome.disk_full = report.stopped, report.disk_full
+        self.show(slot, task, report)
+
+    def bury(self, slot: Slot) -> None:
+        """A process died. Where the system killed it and it held several lanes, they are tried again in two halves."""
+        assert slot.task is not None
+        slot.process.join()
+        code, task = slot.process.exitcode, slot.task
+        unfinished = [plan for plan in task.plans if not plan.run.finished
+                      and str(plan.run.path) not in self.outcome.failures]  # fmt: skip
+        if self.stop.signal:
+            return
+        if code == -signal.SIGKILL and task.kind == "lanes" and len(unfinished) > 1:
+            half = len(unfinished) // 2
+            self.pending += [Task("lanes", part, label_of(part), task.memory_share / 2)
+                             for part in (unfinished[:half], unfinished[half:])]  # fmt: skip
+            return
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        reason = f"its process ended with {how}; the last lines of {self.logs}/process-{slot.number}.log say more."
+        for plan in unfinished:
+            end(plan, reason, lambda report: self.take(slot, task, report), record=task.kind == "lanes")
+
+    def dismiss(self) -> None:
+        """End the processes; one that is still at a task is terminated, and its runs can be resumed."""
+        for slot in self.slots:
+            if slot.process is None or slot.connection is None:
+                continue
+            if slot.task is None and slot.process.is_alive():
+                try:
+                    slot.connection.send(None)
+                    slot.process.join(timeout=5)
+                except (BrokenPipeError, OSError):
+                    pass
+            if slot.process.is_alive():
+                slot.process.terminate()
+                slot.process.join(timeout=5)
+            if slot.process.is_alive():
+                slot.process.kill()
+
+
+def teacher_of(task: Task) -> str:
+    """The directory of the stored teacher that a task's runs need, or an empty string."""
+    run = task.plans[0].teacher_run
+    return "" if run is None else str(run.path)
+
+
+def pairing_of(plan: Plan) -> str:
+    """Equal for runs of which one shows whether all can run."""
+    config = plan.config
+    return repr((config.dataset, config.teacher, config.student, config.method, config.optimizer.ema_decay))
+
+
+def label_of(plans: list[Plan]) -> str:
+    """What a group is called on the screen."""
+    config, names = plans[0].config, [plan.method.name for plan in plans]
+    pairs = {f"{plan.teacher_name} → {plan.config.student.name}" if plan.teacher_name else plan.config.student.name
+             for plan in plans}  # fmt: skip
+    what = pairs.pop() if len(pairs) == 1 else f"{len(pairs)} pairs"
+    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"{what} seed {config.seed}: {listed}"

@@ -1,0 +1,84 @@
+"""The SLURM launcher: every group of lanes is a job of its own (through submitit), which saves and requeues itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from kdrun import console
+from kdrun.errors import ConfigError, one_line
+from kdrun.runs.directory import short_path
+from kdrun.sweeps.grouping import group_plans
+from kdrun.sweeps.scheduler import label_of, teacher_of
+from kdrun.sweeps.worker import Task, run_task
+from kdrun.training.build import Plan
+
+CLUSTERS = {"slurm": "slurm", "submitit_local": "local"}
+
+
+class Submission:
+    """What a job runs. Before its time is over (or on preemption) it gets a signal, saves between two steps, and lets
+    submitit put the same job back into the queue; it then resumes bit for bit."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def __call__(self) -> int:
+        from submitit.core.job_environment import JobEnvironment
+
+        number = JobEnvironment._usr_sig()
+        requeue = signal.getsignal(number)  # submitit's own handler, which run_task's replaces while it trains
+        finished = run_task(self.task, lambda report: print(report, flush=True))
+        if finished.stopped and not finished.disk_full:
+            signal.signal(number, requeue)
+            os.kill(os.getpid(), number)
+            time.sleep(60)  # the handler ends this process
+        return sum(plan.run.finished for plan in self.task.plans)
+
+    def checkpoint(self) -> Any:
+        """The same work again: what is done is found done."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(name: str, plans: list[Plan], root: Path, cluster: str, settings: dict[str, str]) -> list[str]:
+    """Queue every group, behind the teacher it needs, and return the jobs' ids. Raises ConfigError without submitit."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError(f"launcher={cluster} needs submitit: pip install 'kdrun[slurm]'.") from error
+    folder = root / "sweeps" / name / "jobs"
+    values = {key: int(value) if value.lstrip("-").isdigit() else value for key, value in settings.items()}
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=CLUSTERS[cluster])
+        executor.update_parameters(name=f"kdrun-{name}", **values)
+    except (NameError, RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise ConfigError(f"launcher={cluster}: {one_line(error)}") from error
+    groups = group_plans(plans)
+    teachers: dict[str, str] = {}
+    jobs = []
+    for group in groups:
+        task = Task("lanes", group, label_of(group))
+        run = group[0].teacher_run
+        if run is not None and not run.finished and teacher_of(task) not in teachers:
+            job = executor.submit(Submission(Task("teacher", group[:1], f"teacher {group[0].config.teacher.name}")))
+            teachers[teacher_of(task)] = job.job_id
+            jobs.append(job.job_id)
+        if cluster == "slurm" and teacher_of(task) in teachers:  # locally its lock makes the others wait
+            executor.update_parameters(
+                slurm_additional_parameters={"dependency": f"afterany:{teachers[teacher_of(task)]}"}
+            )
+        job = executor.submit(Submission(task))
+        jobs.append(job.job_id)
+        if cluster == "slurm":
+            executor.update_parameters(slurm_additional_parameters={})
+    console.say(
+        f"{len(jobs)} jobs for {len(groups)} groups of lanes: {', '.join(jobs[:8])}{' …' if len(jobs) > 8 else ''}  "
+        f"[dim]{short_path(folder)}[/]"
+    )
+    console.say(f"where they stand: [bold]kdrun status {name}[/]")
+    return jobs

@@ -1,1 +1,0 @@
-"""Derived test sets: the same images, with one property changed."""

@@ -1,0 +1,1 @@
+"""The training loop beside a plain PyTorch loop."""

@@ -1,0 +1,95 @@
+"""What kdrun bench times of the engine: networks as real training has them, and training steps without end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdrun.methods.factory import make_method
+from kdrun.runs.directory import RunDirectory
+from kdrun.streams import Streams
+from kdrun.training.build import make_job, make_loaders, make_network
+
+if TYPE_CHECKING:
+    from kdrun.commands.bench import Bench
+    from kdrun.structures import Batch
+    from kdrun.training.network import Network
+    from kdrun.training.precision import Numerics
+
+
+def untrained_student(bench: Bench, numerics: Numerics) -> Network:
+    return make_network(bench.config.student, bench.data, Streams("student", 0), numerics, bench.config.batch_size)
+
+
+def untrained_teacher(bench: Bench, numerics: Numerics) -> Network:
+    """With the statistics of real activations in its normalisation layers."""
+    import torch
+
+    from kdrun.training.loop import batches
+
+    config = bench.config
+    teacher = make_network(config.teacher, bench.data, Streams("teacher", 0), numerics, config.batch_size)
+    loader = make_loaders(bench.data, config.batch_size, Streams("teacher", 0), "same", bench.numerics).train
+    with torch.no_grad():
+        for batch in batches(loader, 3):
+            teacher.tap.train()(batch.image)
+    return teacher
+
+
+class EngineSteps:
+    """Training steps of the real engine, its input pipeline included: of one method, or of several as lanes.
+
+    methods: their nodes of checked configurations.
+    """
+
+    def __init__(self, bench: Bench, row: str, methods: Sequence[dict[str, Any]]):
+        from kdrun.training.network import Teacher
+
+        streams = Streams("student", 0)
+        config, numerics = bench.config, bench.numerics_of(row)
+        made = [make_method(node) for node in methods]
+        views = tuple(dict.fromkeys(view for method in made for view in method.views))
+        self.batch_size = config.batch_size
+        self.loaders = make_loaders(bench.data, config.batch_size, streams, config.teacher_view, bench.numerics,
+                                    views=views)  # fmt: skip
+        shared = untrained_teacher(bench, numerics)
+        self.lanes = []
+        for method in made:
+            network = untrained_teacher(bench, numerics) if method.trains_teacher else shared
+            job = make_job(run=RunDirectory(Path()), digest="", student=untrained_student(bench, numerics),
+                           teacher=network, method=method, optimizer=config.optimizer, epochs=config.epochs,
+                           streams=streams, data=bench.data, loaders=self.loaders)  # fmt: skip
+            job.lane.student.tap.train()
+            self.lanes.append(job.lane)
+        self.teacher = Teacher(shared)
+        self.batches = self.endless()
+
+    def endless(self) -> Iterator[tuple[int, int, int, Batch]]:
+        """(epoch, step, steps, batch) of full batches, with fresh meters at each epoch's start: the small last batch
+        would be another kind of step."""
+        from kdrun.training.meters import TrainMeter
+
+        steps = self.loaders.train.steps_per_epoch
+        for epoch in range(10**6):
+            for lane in self.lanes:
+                lane.meter = TrainMeter(lane.device, steps)
+            for step, batch in enumerate(self.loaders.train.epoch(epoch)):
+                if len(batch.label) == self.batch_size:
+                    yield epoch, step, steps, batch
+
+    def together(self) -> int:
+        """One batch through every lane on one teacher forward; the images, summed over students."""
+        epoch, step, steps, batch = next(self.batches)
+        for lane in self.lanes:
+            lane.step(batch, lane.peer or self.teacher, epoch, step, steps)
+        self.teacher.forget()
+        return len(self.lanes) * self.batch_size
+
+    def apart(self) -> int:
+        """One batch of its own and a teacher forward of its own for every lane."""
+        for lane in self.lanes:
+            epoch, step, steps, batch = next(self.batches)
+            lane.step(batch, lane.peer or self.teacher, epoch, step, steps)
+            self.teacher.forget()
+        return len(self.lanes) * self.batch_size

@@ -1,0 +1,41 @@
+"""The plain loop in a process of its own, under the allocator settings that anyone gets who runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from kdrun.training.bench.timing import Step
+
+
+@contextlib.contextmanager
+def apart(make: Callable[..., dict[str, Step]], *arguments: Any) -> Iterator[dict[str, Step]]:
+    """The steps that make(*arguments) returns, run in a fresh process one call at a time; it rests between calls."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+    process.start()
+    theirs.close()
+
+    def ask(name: str) -> int:
+        ours.send(name)
+        return int(ours.recv())
+
+    try:
+        names = ours.recv()
+        yield {name: lambda name=name: ask(name) for name in names}
+    finally:
+        ours.close()
+        process.join(timeout=10)
+        process.kill()
+
+
+def _serve(connection: Connection, make: Callable[..., dict[str, Step]], arguments: tuple[Any, ...]) -> None:
+    steps = make(*arguments)
+    connection.send(list(steps))
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(steps[connection.recv()]())

@@ -1,0 +1,106 @@
+"""kdrun bench lanes: what sharing a teacher saves, and what the whole machine does against the plain PyTorch loop."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kdrun import console
+from kdrun.config.compose import load
+from kdrun.errors import ConfigError
+from kdrun.hardware import available_cores, environment
+from kdrun.training.bench.engine_steps import EngineSteps
+from kdrun.training.bench.timing import Step, Timing
+
+if TYPE_CHECKING:
+    from kdrun.commands.bench import Bench
+
+METHODS = ("kd", "dkd", "dist", "fitnet_joint", "at", "srd_dist")
+COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "precision", "on"]
+ALONE, SHARED, PLAIN, WHOLE = "one after the other", "lanes", "plain loop, KD", "processes with lanes"
+
+
+def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]:
+    """Six runs one after the other against the same six in lanes: same process, precision and threads."""
+    from kdrun.commands.bench import machine, measured
+
+    nodes = nodes_of(methods)
+    both = {ALONE: EngineSteps(bench, row, nodes).apart, SHARED: EngineSteps(bench, row, nodes).together}
+    timings = measured(bench, both)
+    return [line("sharing", timing, timings[0], row, machine(bench)) for timing in timings]
+
+
+def nodes_of(methods: list[str]) -> list[dict[str, Any]]:
+    """Their checked nodes, as conf/method has them. Raises ConfigError for a name that is none."""
+    return [load([f"method={name}"]).method for name in methods]
+
+
+def line(what: str, timing: Timing, base: Timing, row: str, on: str) -> list[str]:
+    middle, least, greatest = timing.ratio(base)
+    precision = "fp32" if timing.name == PLAIN else row
+    return [what, timing.name, f"{timing.rate:,.0f}", f"{middle:.2f}", f"{least:.2f}", f"{greatest:.2f}", precision, on]
+
+
+def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: float) -> dict[str, Step]:
+    """In a process of its own: `run` trains for `seconds` and returns images per second, summed over students."""
+    from kdrun.commands.bench import prepare
+
+    console.out.quiet = True
+    bench = prepare(load(words), {"rounds": "1", "steps": "1", "rows": row})
+    steps = EngineSteps(bench, row, nodes_of(methods))
+    steps.together()
+
+    def run() -> int:
+        begun, images = time.perf_counter(), 0
+        while (spent := time.perf_counter() - begun) < seconds:
+            images += steps.together()
+        return round(images / spent)
+
+    return {"run": run}
+
+
+def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str) -> list[list[str]]:
+    """One process per core with its share of the methods, all at once, against one plain loop with every core."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from kdrun.commands.bench import machine, plain_arguments
+    from kdrun.training.bench.isolated import apart
+    from kdrun.training.bench.plain_loop import plain_steps
+
+    # On one GPU a few processes: its kernels are small.
+    cores = min(4, len(methods)) if bench.device.type == "cuda" else available_cores()
+    shares = [methods[number::cores] for number in range(cores)]
+    seconds = 6.0
+    single = [word for word in words if not word.startswith("threads=")] + ["threads=1"]
+    timings = [Timing(PLAIN), Timing(WHOLE)]
+    with ExitStack() as stack:
+        plain = stack.enter_context(apart(plain_steps, *plain_arguments(bench)))
+        stack.enter_context(environment({"OMP_NUM_THREADS": "1"}))
+        processes = [stack.enter_context(apart(lane_steps_apart, single, share, row, seconds))
+                     for share in shares if share]  # fmt: skip
+        pool = stack.enter_context(ThreadPoolExecutor(len(processes)))
+        plain["train"]()
+        for _ in console.track(iter(range(bench.rounds)), bench.rounds, "whole machine"):
+            begun, images = time.perf_counter(), 0
+            while (spent := time.perf_counter() - begun) < seconds:
+                images += plain["train"]()
+            timings[0].rates.append(images / spent)
+            timings[1].rates.append(sum(pool.map(lambda process: process["run"](), processes)))
+    return [line("whole machine", timing, timings[0], row, machine(bench)) for timing in timings]
+
+
+def lines_of(bench: Bench, words: list[str], names: list[str], kinds: list[str]) -> list[list[str]]:
+    """Both measurements, or the one asked for (`sharing`, `machine`)."""
+    row = bench.rows[0]
+    methods = names or list(METHODS)
+    if len(methods) < 2:
+        raise ConfigError(f"methods={','.join(methods)}: lanes share something from two methods on.")
+    lines: list[list[str]] = []
+    if "machine" not in kinds:
+        lines += bench_sharing(bench, methods, row)
+    if "sharing" not in kinds:
+        pair = replace(bench, config=load([*words, "teacher=wrn_40_2", "student=wrn_40_1"]))
+        lines += bench_scheduler(pair, [*words, "teacher=wrn_40_2", "student=wrn_40_1"], methods[:5], row)
+    return lines

@@ -1,0 +1,50 @@
+"""kdrun bench methods: what each method's step costs beside plain KD's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdrun import console
+from kdrun.config.compose import load
+from kdrun.config.groups import choices
+from kdrun.config.method_schema import method_of
+from kdrun.errors import PairingError
+from kdrun.training.bench.engine_steps import EngineSteps
+from kdrun.training.bench.timing import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdrun.commands.bench import Bench
+    from kdrun.training.bench.timing import Timing
+
+BASE = "kd"
+COLUMNS = ["method", "ms a step", "over kd", "least", "greatest", "more parameters", "precision", "on"]
+
+
+def lines_of(
+    bench: Bench, names: list[str], time: Callable[[Bench, dict[str, Step]], list[Timing]], on: str
+) -> list[list[str]]:
+    """Table lines of training steps, in turn, of `names` (empty: all that have a teacher) and KD; a pair that a method
+    refuses is a note."""
+    row = bench.rows[0]
+    rows: dict[str, Step] = {}
+    extra: dict[str, str] = {}
+    for name in [BASE, *(name for name in names or choices("method") if name != BASE)]:
+        method = load([f"method={name}"]).method
+        if not method_of(method).needs_teacher:
+            continue  # no teacher's forward: another kind of step
+        try:
+            steps = EngineSteps(bench, row, [method])
+        except PairingError as error:
+            console.note(f"{name}: {error}")
+            continue
+        rows[name], extra[name] = steps.together, f"{steps.lanes[0].method.extra_parameters():,}"
+    timings = time(bench, rows)
+    lines = []
+    for timing in timings:
+        # Rates are images per second: a slower method's ratio to KD is the inverse of its cost.
+        middle, least, greatest = (1 / ratio for ratio in timing.ratio(timings[0]))
+        lines.append([timing.name, f"{1000 * bench.config.batch_size / timing.rate:,.0f}", f"{middle:.2f}",
+                      f"{greatest:.2f}", f"{least:.2f}", extra[timing.name], row.partition("-")[0], on])  # fmt: skip
+    return lines

@@ -1,0 +1,85 @@
+"""Whether bf16 trains faster than fp32 on this CPU: timed once and kept in the user's cache folder.
+
+The processor's flags do not tell: there are server CPUs whose bf16 instructions run at half the rate of fp32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdrun.errors import KdrunError
+from kdrun.runs.files import read_json, write_json
+
+ROUNDS = 3
+CHANNELS, SIDE, IMAGES = 32, 16, 32  # of the timed block: the middle of a CIFAR network
+CHOSEN_BY = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # what a user may take from the CPU
+
+
+def user_cache() -> Path:
+    """Return the folder for what belongs to this user and machine rather than to a project: $XDG_CACHE_HOME/kdrun."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "kdrun"
+
+
+@cache
+def bf16_speedup(machine: str) -> float:
+    """Return how many times as fast as in fp32 a training step is in bf16 on the CPU.
+
+    machine: whatever tells processors apart; a result is kept for it and for this PyTorch.
+    """
+    about = [machine, torch.__version__, *(os.environ.get(name, "") for name in CHOSEN_BY)]
+    place = user_cache() / f"bf16-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
+    try:
+        return float(read_json(place)["speedup"])
+    except (KdrunError, KeyError, TypeError, ValueError):  # never measured, or damaged
+        found = measured_speedup()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, {"speedup": found, "measured_on": about})
+    except (KdrunError, OSError):  # no home to write to: measured anew next time
+        pass
+    return found
+
+
+def measured_speedup() -> float:
+    """Time a small block's steps in both types, in turn, in CPU time of one thread, so that other work on the machine
+    matters little."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            steps = {dtype: training_step(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        spent: dict[torch.dtype, list[float]] = {dtype: [] for dtype in steps}
+        for _ in range(ROUNDS + 1):
+            for dtype, step in steps.items():
+                begun = time.thread_time()
+                step()
+                spent[dtype].append(time.thread_time() - begun)
+    finally:
+        torch.set_num_threads(threads)
+    return min(spent[torch.float32][1:]) / min(spent[torch.bfloat16][1:])
+
+
+def training_step(dtype: torch.dtype) -> Callable[[], None]:
+    """Return a step, forward and backward, of two convolutions with batch norm, as a run computes it in `dtype`."""
+    layers = [part for _ in range(2) for part in (
+        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU())]  # fmt: skip
+    block = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    image = torch.ones(IMAGES, CHANNELS, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    image += 0.1 * torch.arange(SIDE)
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = block(image)
+        F.mse_loss(out.float(), image).backward()
+
+    return step

@@ -1,0 +1,266 @@
+"""Configuration -> objects: the only place that instantiates. `make_plan` needs no torch; the rest builds a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun.config.method_schema import MethodSource, method_of
+from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions
+from kdrun.config.own_code import digests, own_code
+from kdrun.config.schema import RunConfig
+from kdrun.data.datasets import DataSource
+from kdrun.data.decode import Track, untracked
+from kdrun.data.splits import AnySet, ArraySet, Dataset
+from kdrun.errors import PairingError
+from kdrun.runs.code_record import Code
+from kdrun.runs.directory import RunDirectory, digest_of, slug
+from kdrun.runs.identity import code_modules, run_identity, teacher_identity
+from kdrun.streams import Streams
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdrun.methods.base import Method
+    from kdrun.models.features import Tap
+    from kdrun.training.loop import EvalLoader
+    from kdrun.training.network import Network
+    from kdrun.training.precision import Numerics
+    from kdrun.training.training_run import Job, Loaders
+
+Stats = tuple[list[float], list[float]]
+
+
+@dataclass
+class Plan:
+    """What a configuration means: which run, which teacher, where. Made without torch, in a moment."""
+
+    config: RunConfig
+    overrides: list[str]
+    source: DataSource
+    method: MethodSource
+    digest: str
+    run: RunDirectory
+    code: Code
+    teacher_digest: str | None
+    teacher_run: RunDirectory | None  # where the teacher is stored once trained; None for checkpoints and controls
+    teacher_code: Code
+
+    @property
+    def cache(self) -> Path:
+        return output_root(self.config) / "caches" / "data"
+
+    @property
+    def teacher_name(self) -> str | None:
+        return self.config.teacher.name if self.method.needs_teacher else None
+
+
+def output_root(config: RunConfig) -> Path:
+    return Path(config.output_root).expanduser().resolve()
+
+
+def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
+    """Locate the data and the code, compute the digests, and name the directories. Raises KdrunError for what is
+    missing."""
+    source = DataSource(config.dataset)
+    fingerprint = source.fingerprint()
+    method = method_of(config.method)
+    modules = code_modules(config)
+    files, teacher_files = own_code(chain(*modules.values())), own_code(modules["teacher"])
+    hashes, teacher_hashes = digests(files), digests(teacher_files)
+    digest = digest_of(run_identity(config, fingerprint, hashes, teacher_hashes))
+    code = Code(files, digest_of(run_identity(config, fingerprint, {}, {})))
+    root, data = output_root(config), slug(config.dataset.name)
+    teacher = slug(config.teacher.name) if method.needs_teacher else "none"
+    place = root / "runs" / data / f"{teacher}-{slug(config.student.name)}" / slug(method.name)
+    run = RunDirectory(place / f"s{config.seed}-{digest[:8]}")
+    teacher_digest, teacher_run, teacher_code = None, None, Code({}, "")
+    if method.needs_teacher and not method.trains_teacher:
+        teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, teacher_hashes))
+        if config.teacher.checkpoint is None and not config.teacher.random:
+            folder = root / "teachers" / data / slug(config.teacher.name)
+            teacher_run = RunDirectory(folder / f"s{config.teacher.seed}-{teacher_digest[:8]}", role="teacher")
+            settings = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, {}))
+            teacher_code = Code(teacher_files, settings)
+    return Plan(config, overrides, source, method, digest, run, code, teacher_digest, teacher_run, teacher_code)
+
+
+def images_only(config: RunConfig) -> RunConfig:
+    """The configuration of the data set alone: no teacher or file of weights is looked for."""
+    return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
+                   student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
+
+
+@dataclass
+class Data:
+    """Loaded splits and their normalisation."""
+
+    splits: Dataset
+    stats: Stats
+    config: RunConfig
+    notes: list[str] = field(default_factory=list)
+
+
+def load_data(plan: Plan, track: Track = untracked) -> Data:
+    """Decode (or map) the images; measure mean and std where `dataset.normalize=measure`, once, into the cache."""
+    splits = plan.source.load(plan.cache, track)
+    options = plan.config.dataset
+    if options.normalize == "given":
+        assert options.mean is not None and options.std is not None
+        return Data(splits, (options.mean, options.std), plan.config, splits.notes)
+    return Data(splits, _measured_stats(plan, splits), plan.config, splits.notes)
+
+
+def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
+    from kdrun.runs.files import read_json, write_json
+
+    options = plan.config.dataset
+    key = digest_of([plan.source.fingerprint(), options.image_size, options.train_fraction, options.val_fraction,
+                     options.split_seed, options.train_limit, options.resize])  # fmt: skip
+    place = plan.cache / f"stats-{key[:16]}.json"
+    if place.is_file():
+        found = read_json(place)
+        return found["mean"], found["std"]
+    if isinstance(splits.train, ArraySet):
+        from kdrun.data import resident
+
+        mean, std = resident.measured_stats(np.asarray(splits.train.images))
+    else:
+        from kdrun.data import stream
+
+        mean, std = stream.measured_stats(splits.train, options.image_size, options.resize, options.workers)
+    write_json(place, {"mean": mean, "std": std})
+    return mean, std
+
+
+def make_loaders(
+    data: Data, batch_size: int, streams: Streams, teacher_view: str, numerics: Numerics, views: tuple[str, ...] = ()
+) -> Loaders:
+    """Resident tensors for arrays, streaming for files; views: `Method.views` of what trains on them."""
+    from kdrun.data.resident import ResidentTrain
+    from kdrun.data.stream import StreamTrain
+    from kdrun.training.training_run import Loaders
+
+    splits, options = data.splits, data.config.dataset
+    common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device}
+    train: dict[str, Any] = {"batch_size": batch_size, "seed": streams.data, "augment": options.augment,
+                             "teacher_view": teacher_view, "views": views}  # fmt: skip
+    held = [splits.test] if splits.val is None else [splits.test, splits.val]
+    measured = [make_eval_loader(data, part, numerics) for part in held]
+    if isinstance(splits.train, ArraySet):
+        return Loaders(ResidentTrain(splits.train, **train, **common), *measured)
+    return Loaders(StreamTrain(splits.train, **train, **common, **streamed(options)), *measured)
+
+
+def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader:
+    """Unaugmented batches of `part`, normalised as `data` is, in its own order."""
+    from kdrun.data.resident import ResidentEval
+    from kdrun.data.stream import StreamEval
+    from kdrun.training.loop import eval_batch_size
+
+    common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device,
+                              "batch_size": eval_batch_size(data.config.eval_batch_size, numerics)}  # fmt: skip
+    if isinstance(part, ArraySet):
+        return ResidentEval(part, **common)
+    return StreamEval(part, **common, **streamed(data.config.dataset))
+
+
+def streamed(options: DatasetOptions) -> dict[str, Any]:
+    """How files are read while a network trains on them or is measured."""
+    return {"image_size": options.image_size, "resize": options.resize, "workers": options.workers,
+            "on_error": options.on_error}  # fmt: skip
+
+
+def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: Stats | None) -> Tap:
+    """A network behind the uniform interface, from torch's current random state, with the weights of its checkpoint
+    where it has one."""
+    from kdrun.models.features import Tap
+    from kdrun.models.weights import load_weights
+    from kdrun.models.zoo import create_model
+
+    model = create_model(
+        options.name,
+        num_classes=num_classes,
+        image_size=options.input_size or image_size,
+        pretrained=None if options.pretrained == "false" else options.pretrained,
+        preact_last_map=options.preact_last_map,
+        head=options.head,
+        head_dropout=options.head_dropout,
+        kwargs=options.kwargs,
+    )
+    if options.checkpoint is not None:
+        load_weights(model, Path(options.checkpoint).expanduser(), options.name)
+    return Tap(model, image_size, input_size=options.input_size, data_stats=stats, own_stats=own_stats(options, model))
+
+
+def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: Numerics, batch_size: int) -> Network:
+    """A freshly initialised (or loaded) network on the device. Initialised on the CPU, so that the device does not
+    change it, from `streams` alone, so that the method does not either."""
+    import torch
+
+    from kdrun.training.network import Network
+
+    torch.manual_seed(streams.start)
+    tap = make_tap(options, data.splits.num_classes, data.splits.image_size, data.stats)
+    return Network(tap.to(numerics.device), numerics, batch_size)
+
+
+def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
+    """The network's own mean and std: as set, or those of its pretrained weights where timm knows them."""
+    if options.mean is not None and options.std is not None:
+        return options.mean, options.std
+    known = getattr(model, "pretrained_cfg", None)
+    if options.pretrained != "false" and isinstance(known, dict) and known.get("mean"):
+        return list(known["mean"]), list(known["std"])
+    if options.pretrained != "false" and options.name.startswith("torchvision:"):
+        return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return None
+
+
+def make_job(
+    *,
+    run: RunDirectory,
+    digest: str,
+    student: Network,
+    teacher: Network | None,
+    method: Method,
+    optimizer: OptimizerOptions,
+    epochs: int,
+    streams: Streams,
+    data: Data,
+    loaders: Loaders,
+) -> Job:
+    """Measure shapes, let the method build its parts, and put everything that trains into one lane."""
+    import torch
+
+    from kdrun.models.adapters import ProbeAdapter
+    from kdrun.models.features import measure
+    from kdrun.structures import DataSpec
+    from kdrun.training.loop import Lane
+    from kdrun.training.network import Peer
+    from kdrun.training.training_run import Job
+
+    classes, device = data.splits.num_classes, torch.device(student.numerics.device)
+    spec = DataSpec(loaders.train.num_samples, loaders.train.labels, classes, data.splits.image_size)
+    taught = None if teacher is None else measure(teacher.tap, classes)
+    shapes = measure(student.tap, classes)
+    torch.manual_seed(streams.parts)
+    method.build(shapes, taught, spec)
+    method.to(device)
+    student.tap.needs = method.student_needs
+    if teacher is not None:
+        teacher.tap.needs = teacher.tap.needs | method.teacher_needs
+    peer = None
+    if method.trains_teacher:
+        assert teacher is not None
+        method.peer, peer = teacher.tap, Peer(teacher)
+    if method.deploys and optimizer.ema_decay is not None and isinstance(student.tap.adapter, ProbeAdapter):
+        raise PairingError(
+            f"optimizer.ema_decay={optimizer.ema_decay}: an average of what this method deploys needs a student of the "
+            "zoo or of timm; leave ema_decay out."
+        )
+    return Job(run, Lane(student, method, optimizer, epochs, streams, device, peer=peer), digest)

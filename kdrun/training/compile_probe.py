@@ -1,0 +1,76 @@
+"""Whether compiling the networks pays on this machine: timed on the run's own steps, then undone."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+
+import torch
+
+from kdrun.errors import one_line
+from kdrun.training.loop import batches
+from kdrun.training.meters import TrainMeter
+from kdrun.training.network import Network, Teacher
+from kdrun.training.training_run import Job, Loaders
+
+LONG_RUN_SECONDS = 600  # compiling costs about a minute: shorter runs do not earn it back
+WARM_STEPS, TIMED_STEPS = 3, 12
+
+
+def choose_compile(job: Job, teacher: Teacher | None, loaders: Loaders, epochs: int) -> tuple[bool, str]:
+    """(whether to compile, why in one line). The job's weights, statistics and optimizer are as before."""
+    steps = epochs * loaders.train.steps_per_epoch
+    if loaders.train.steps_per_epoch <= WARM_STEPS + TIMED_STEPS:
+        return False, ""
+    before = copy.deepcopy(job.state())
+    networks = [job.lane.student] + ([] if teacher is None else [teacher.network])
+    plain = job.lane.student.numerics
+    try:
+        eager = time_steps(job, teacher, loaders)
+        if eager * steps < LONG_RUN_SECONDS:
+            return False, ""
+        switch(networks, compiled=True)
+        try:
+            compiled = time_steps(job, teacher, loaders)
+        except Exception as error:  # the compiler's failures are of many kinds, and none of them is the user's
+            return False, f"compile=auto: compilation failed ({one_line(error)}), so the networks run uncompiled."
+        faster = compiled < 0.97 * eager
+        verdict = "compiled" if faster else "uncompiled"
+        return faster, f"compile=auto: {eager / compiled:.2f}x by compiling, so the networks run {verdict}."
+    finally:
+        for network in networks:
+            network.use(plain)
+        restore(job, before)
+
+
+def switch(networks: list[Network], compiled: bool) -> None:
+    for network in networks:
+        network.use(replace(network.numerics, compile=compiled))
+
+
+def time_steps(job: Job, teacher: Teacher | None, loaders: Loaders) -> float:
+    """Median seconds per training step after warm-up."""
+    job.lane.student.tap.train()
+    job.lane.method.train()
+    job.lane.meter = TrainMeter(job.lane.device, WARM_STEPS + TIMED_STEPS)
+    spent = []
+    for step, batch in enumerate(batches(loaders.train, WARM_STEPS + TIMED_STEPS)):
+        if teacher is not None:
+            teacher.expect(batch)
+        begun = time.perf_counter()
+        job.lane.step(batch, teacher, 0, step, loaders.train.steps_per_epoch)
+        if job.lane.device.type == "cuda":
+            torch.cuda.synchronize(job.lane.device)
+        spent.append(time.perf_counter() - begun)
+    return sorted(spent[WARM_STEPS:])[TIMED_STEPS // 2]
+
+
+def restore(job: Job, state: dict[str, object]) -> None:
+    """Put weights, statistics and optimizer back."""
+    lane = job.lane
+    lane.model.load_state_dict(state["model"])  # type: ignore[arg-type]
+    lane.method.load_state_dict(state["method"])  # type: ignore[arg-type]
+    lane.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+    if lane.ema is not None:
+        lane.ema.load_state_dict(state["ema"])  # type: ignore[arg-type]

@@ -1,0 +1,208 @@
+"""The only training and evaluation loop. Several students (lanes) can train on one stream of batches and one teacher
+forward; each has its own network, method, optimizer, randomness and failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kdrun.config.options import OptimizerOptions
+from kdrun.data.resident import ResidentEval, ResidentTrain
+from kdrun.data.stream import StreamEval, StreamTrain
+from kdrun.draws import Draws, seed_dropout
+from kdrun.errors import RunError, one_line, reason_of
+from kdrun.methods.base import Forward, Method, check_terms
+from kdrun.streams import Streams
+from kdrun.structures import Batch, Outputs, Progress, filled
+from kdrun.training.meters import EvalMeter, TrainMeter
+from kdrun.training.network import Network, Peer, Teacher
+from kdrun.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from kdrun.training.precision import Numerics
+
+TrainLoader = ResidentTrain | StreamTrain
+EvalLoader = ResidentEval | StreamEval
+
+
+class Preparation(Method):
+    """What a method trains before the first epoch, in the shape of a method."""
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
+        terms = self.method.prepare_losses(batch, student, teacher, progress)
+        check_terms(terms, self.method, "prepare_losses", gradient=True)
+        return terms
+
+
+@dataclass
+class Lane:
+    """One student in training."""
+
+    student: Network
+    method: Method
+    options: OptimizerOptions
+    epochs: int
+    streams: Streams
+    device: torch.device
+    failed: RunError | None = None
+    logits: Tensor | None = None
+    usual: Tensor | None = None
+    ema: AveragedModel | None = None
+    peer: Peer | None = None  # takes the place of the shared teacher
+    deployed: nn.Module = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    meter: TrainMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.options, [self.model, self.method], self.device)
+        self.deployed = self.method.deployed(self.student.tap)
+        if self.options.ema_decay is not None:
+            average = get_ema_multi_avg_fn(self.options.ema_decay)
+            self.ema = AveragedModel(self.deployed, multi_avg_fn=average, use_buffers=True)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.student.tap.model
+
+    @property
+    def losses_from(self) -> str:
+        """The function of the method that a user has written."""
+        return "losses" if type(self.method).forward is Method.forward else "forward"
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy is reported and whose weights are saved: the average, where one is kept."""
+        return self.deployed if self.ema is None else self.ema.module
+
+    def memory(self) -> int:
+        """Bytes that stay between steps: weights and buffers, gradients, two moments, and the average."""
+        size = sum(x.numel() * x.element_size() for x in (*self.model.parameters(), *self.method.parameters()))
+        kept = sum(x.numel() * x.element_size() for x in (*self.model.buffers(), *self.method.buffers()))
+        return 4 * size + kept + (0 if self.ema is None else size)
+
+    def forward(self, image: Tensor) -> Outputs:
+        out = self.student(image)
+        if self.logits is None or image is self.usual:  # of several views, the usual one's accuracy is shown
+            self.logits = out.logits.detach()
+        return out
+
+    def step(self, batch: Batch, teacher: Teacher | None, epoch: int, step: int, steps: int) -> None:
+        """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
+        seed_dropout(self.streams.dropout, epoch, step, self.device)
+        self.logits, self.usual = None, batch.image
+        progress = Progress(epoch, self.epochs, step, steps, Draws(self.streams.method, epoch, step))
+        try:
+            terms = self.method(batch, self.forward, teacher, progress)
+            check_terms(terms, self.method, self.losses_from, gradient=True)
+            every = self.options.accumulate_steps
+            loss = torch.stack(list(terms.values())).sum() / every
+            loss.backward()
+            self.meter.update(step, terms, self.logits if self.method.trains_classifier else None, batch.label)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                self.update(learning_rate(self.options, self.epochs, epoch, step, steps))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            raise self.explain(error, len(batch.label)) from error
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Keep an error as this lane's failure, so that its neighbours go on. The first one stays."""
+        try:
+            yield
+        except RunError as error:
+            self.failed = self.failed or error
+        except Exception as error:
+            failed = RunError(reason_of(error))
+            failed.__cause__ = error
+            self.failed = self.failed or failed
+
+    def update(self, rate: float) -> None:
+        if self.options.clip_norm is not None:
+            nn.utils.clip_grad_norm_([*self.model.parameters(), *self.method.parameters()], self.options.clip_norm)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.deployed)
+
+    def explain(self, error: BaseException, batch_size: int) -> BaseException:
+        """Out of memory in one line that says what to change; any other error as it is."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            return RunError(
+                f"out of memory at batch_size={batch_size} ({one_line(error)[:120]}). Halve batch_size and set "
+                "optimizer.accumulate_steps=2 for the same update, or choose a smaller model."
+            )
+        return error
+
+
+def train_epoch(
+    lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader, epoch: int, starts: Sequence[int] | None = None
+) -> Iterator[int]:
+    """Train every lane on the batches of `epoch`, each from its own step in `starts` (by default from the first),
+    yielding the number of each finished step.
+
+    A lane that fails keeps its error and stops; the others go on.
+    """
+    steps = loader.steps_per_epoch
+    starts = starts or [0] * len(lanes)
+    for lane, start in zip(lanes, starts, strict=True):
+        lane.student.tap.train()
+        lane.method.train()
+        if start == 0:
+            lane.meter = TrainMeter(lane.device, steps)
+    first = min(starts, default=0)
+    for step, batch in enumerate(loader.epoch(epoch, first), first):
+        if teacher is not None:
+            teacher.expect(batch)
+        for lane, start in zip(lanes, starts, strict=True):
+            if lane.failed is None and step >= start:
+                with lane.isolated():
+                    lane.step(batch, lane.peer or teacher, epoch, step, steps)
+        if teacher is not None:
+            teacher.forget()
+        if all(lane.failed for lane in lanes):
+            return
+        yield step
+    for lane in lanes:
+        with lane.isolated():
+            lane.meter.check(steps)
+
+
+def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:
+    """top1, top5 (percent) and nll (nats) of `model` over `loader`; prepare is the tap's own image preparation."""
+    training = model.training
+    meter = EvalMeter(numerics.torch_device)
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for image, label in loader.batches():
+                with numerics.autocast():
+                    logits = model(prepare(filled(image, loader.batch_size)))
+                meter.update(logits[: len(label)].float(), label)
+    finally:
+        model.train(training)
+    return meter.result()
+
+
+def eval_batch_size(requested: int | None, numerics: Numerics) -> int:
+    """What `eval_batch_size=null` means: on a CPU few enough images for its caches, on a GPU many."""
+    if requested is not None:
+        return requested
+    if numerics.torch_device.type == "cuda":
+        return 1000
+    return 128 if numerics.precision == "bf16" else 64
+
+
+def batches(loader: TrainLoader, count: int) -> Iterable[Batch]:
+    """The first `count` batches of epoch 0, for probes and benchmarks."""
+    for step, batch in enumerate(loader.epoch(0)):
+        if step == count:
+            return
+        yield batch

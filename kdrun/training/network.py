@@ -1,0 +1,132 @@
+"""Networks as the engine calls them: under a run's numerics, compiled or not; and the teacher among them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.models.features import Tap
+from kdrun.structures import Batch, Outputs, filled
+from kdrun.training.precision import Numerics
+
+# Networks share one code object, and each may have a compiled version of its own.
+COMPILED_VERSIONS = 512
+
+
+class Network:
+    """A tap under the run's numerics: image [N, 3, H, W] float32 -> Outputs in float32.
+
+    Compiled for the full batch size alone; a small last batch runs eagerly rather than paying a second compilation.
+    """
+
+    def __init__(self, tap: Tap, numerics: Numerics, batch_size: int):
+        self.tap = tap.to(memory_format=torch.channels_last)
+        self.batch_size = batch_size
+        self.use(numerics)
+
+    def use(self, numerics: Numerics) -> None:
+        """Switch to other numerics, compiled or not. Compilation itself happens at the first full batch."""
+        self.numerics = numerics
+        self.compiled = None
+        choose_attention(self.tap, numerics)
+        if numerics.compile:
+            import torch._dynamo.config
+
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime", on a CPU
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VERSIONS)
+            self.compiled = torch.compile(self.tap, dynamic=False)
+
+    def __call__(self, image: Tensor) -> Outputs:
+        if self.compiled is None or len(image) != self.batch_size or self.trains_alone(image):
+            return self.eager(image).float()
+        with self.numerics.autocast():
+            return self.compiled(image).float()
+
+    def eager(self, image: Tensor) -> Outputs:
+        """The same uncompiled, and in the precision in which each output was computed."""
+        with self.numerics.autocast():
+            return self.alone(image) if self.trains_alone(image) else self.tap(image)
+
+    def trains_alone(self, image: Tensor) -> bool:
+        return len(image) == 1 and self.tap.training
+
+    def alone(self, image: Tensor) -> Outputs:
+        """A training batch of one. Where a map is down to one position there is no variance to normalise by, and
+        PyTorch refuses; batch norm then takes its running statistics."""
+        try:
+            return self.tap(image)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+        norms = [module for module in self.tap.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.eval()
+        try:
+            return self.tap(image)
+        finally:
+            for norm in norms:
+                norm.train()
+
+
+def choose_attention(model: nn.Module, numerics: Numerics) -> None:
+    """Plain products and a softmax for timm's attention in bf16 on a CPU, the fused kernel everywhere else.
+
+    PyTorch's fused attention for CPUs takes half of a small ViT's bf16 step, most of it backward: plain attention
+    trained 1.3 (224 px) to 2.4 times (16 px) as many images per second, and fp32 the same number.
+    """
+    plain = numerics.precision == "bf16" and numerics.torch_device.type == "cpu"
+    for module in model.modules():
+        if isinstance(getattr(module, "fused_attn", None), bool):
+            module.fused_attn = not plain  # type: ignore[assignment]
+
+
+class Teacher:
+    """The frozen teacher: eval mode, no gradient, and one forward per image tensor however many students ask for it.
+    It sees full batches only, so that what it says of an image does not depend on the batch.
+
+    cache: what it says of each training image, where it sees the same one in every epoch (`kdrun.training.teacher_cache`).
+    """
+
+    KEPT = 2  # the usual view of a batch and one more: lanes that need both ask for them in turn
+
+    def __init__(self, network: Network):
+        self.network = network
+        network.tap.eval().requires_grad_(False)
+        self.seen: list[tuple[Tensor, Outputs]] = []
+        self.cache: Callable[[Tensor], Outputs] | None = None
+        self.batch: Batch | None = None
+
+    def expect(self, batch: Batch) -> None:
+        """The batch that the students train on next."""
+        self.batch = batch
+
+    def __call__(self, image: Tensor) -> Outputs:
+        for position, (seen, outputs) in enumerate(self.seen):
+            if seen is image:
+                self.seen.append(self.seen.pop(position))
+                return outputs
+        assert not self.network.tap.training, "something has put the teacher into training mode"
+        if self.cache is not None and self.batch is not None and image is self.batch.teacher_image:
+            outputs = self.cache(self.batch.index)
+        else:
+            with torch.no_grad():
+                outputs = self.network(filled(image, self.network.batch_size)).apply(lambda rows: rows[: len(image)])
+        self.seen = [*self.seen[1 - self.KEPT :], (image, outputs)]
+        return outputs
+
+    def forget(self) -> None:
+        """Let go of a finished batch's outputs, which are large."""
+        self.seen, self.batch = [], None
+
+
+class Peer(Teacher):
+    """A teacher that learns along: gradients flow, and it trains with the method that owns it."""
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    def __call__(self, image: Tensor) -> Outputs:
+        return self.network(image)

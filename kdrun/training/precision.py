@@ -1,0 +1,204 @@
+"""What `auto` resolves to on this machine, and how a run's arithmetic is set up. Resolved once, recorded with the run
+and pinned on resume: other precision, threads or compilation end in other weights."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdrun.errors import ConfigError
+from kdrun.training.bf16_probe import bf16_speedup
+from kdrun.training.threads import Share, free_threads
+
+WORTH_IT = 1.03  # fp32 is the reference: it gives way to what is faster beyond the noise of the probe
+DEFAULT_THREADS = torch.get_num_threads()  # PyTorch's own choice, before any run sets another
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """precision: fp32, tf32 or bf16. compile: whether the networks are compiled. threads: CPU threads."""
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int
+    deterministic: bool
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    def autocast(self) -> Any:
+        """bf16 autocast, or nothing: weights, optimizer and losses are float32 either way."""
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
+
+    def apply(self) -> None:
+        """Set threads, TF32, determinism and the allocator for this process."""
+        keep_freed_memory()
+        torch.set_num_threads(self.threads)
+        tf32 = self.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = not self.deterministic
+        if self.deterministic and self.device.startswith("cuda"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed instead of giving it back to the system; whether it was told.
+
+    A training step frees and asks again for hundreds of megabytes of activations. By default much of that is unmapped
+    and mapped anew, page by page, at every step: 370 page faults per image were counted in a plain PyTorch loop.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        libc = ctypes.CDLL(None)
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        return bool(libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_threshold, 2**30))
+    except (OSError, AttributeError):  # musl has no mallopt
+        return False
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """The processor's feature flags as Linux names them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+def cpu_kind() -> str:
+    """What matters of the CPU for these networks: its widest matrix unit."""
+    flags = cpu_flags()
+    if "amx_bf16" in flags:
+        return "AMX"
+    if "avx512_bf16" in flags:
+        return "AVX512_BF16"
+    if "avx512f" in flags:
+        return "AVX512"
+    return "AVX2" if "avx2" in flags else platform.machine()
+
+
+def resolve_device(requested: str) -> str:
+    """auto -> cuda:0 where there is one, else cpu. Raises ConfigError for a device that is not there."""
+    if requested == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if requested.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(requested.partition(":")[2] or 0)
+        if index >= count:
+            there = f"there are {count} GPU(s)" if count else "PyTorch sees no GPU here"
+            raise ConfigError(f"device={requested}: {there}; use device=cpu or device=auto.")
+        return f"cuda:{index}"
+    return requested
+
+
+def resolve_precision(requested: str, device: str) -> str:
+    """auto -> bf16 where it trains faster than fp32: on GPUs since Ampere, on CPUs where a short probe says so."""
+    cuda = device.startswith("cuda")
+    if requested == "tf32" and not cuda:
+        raise ConfigError("precision=tf32 needs a GPU; on a CPU choose fp32 or bf16.")
+    if requested != "auto":
+        return requested
+    if cuda:
+        return "bf16" if torch.cuda.get_device_capability(torch.device(device)) >= (8, 0) else "fp32"
+    return "bf16" if cpu_bf16_speedup() > WORTH_IT else "fp32"
+
+
+def cpu_bf16_speedup() -> float:
+    """Return how many times as fast as in fp32 this CPU trains in bf16."""
+    return bf16_speedup(f"{cpu_name()} {' '.join(sorted(cpu_flags()))}")
+
+
+def compiler_missing(device: str) -> str:
+    """Why torch.compile cannot work here, or an empty string: on a CPU it needs a C++ compiler."""
+    if device.startswith("cuda"):
+        return ""
+    compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    if compiler is None or shutil.which(compiler.split()[0]) is None:
+        return "there is no C++ compiler (g++ or clang++) here"
+    return ""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What settings mean here. notes: lines for the user; undecided: `compile=auto` still wants a timed probe."""
+
+    numerics: Numerics
+    notes: list[str]
+    undecided: bool
+
+
+def resolve(device: str, precision: str, compile: str, threads: int | None, deterministic: bool) -> Resolved:
+    """Resolve every `auto` for this machine. Raises ConfigError for what it does not have."""
+    place = resolve_device(device)
+    missing = compiler_missing(place)
+    if compile == "true" and missing:
+        raise ConfigError(f"compile=true: {missing}; install g++ or set compile=false.")
+    share = Share(threads, "as set") if threads else resolve_threads()
+    numerics = Numerics(place, resolve_precision(precision, place), compile == "true", share.threads, deterministic)
+    notes = [f"{place}, {numerics.precision}, {share.threads} thread{'s' * (share.threads > 1)} ({share.reason})"]
+    if compile == "auto" and missing:
+        notes.append(f"compile=auto: {missing}, so the networks run uncompiled.")
+    return Resolved(numerics, notes, compile == "auto" and not missing)
+
+
+def resolve_threads() -> Share:
+    """null -> $OMP_NUM_THREADS where it is set, else PyTorch's default or as many threads as there are cores free."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return Share(DEFAULT_THREADS, "OMP_NUM_THREADS")
+    share = free_threads()
+    return replace(share, threads=min(share.threads, DEFAULT_THREADS))
+
+
+def pinned(resolved: dict[str, Any], device: str) -> Numerics:
+    """The numerics that a started run recorded, on the requested device. Raises ConfigError where this machine cannot
+    honour them."""
+    place = resolve_device(device)
+    wanted = str(resolved["device"]).partition(":")[0]
+    if place.partition(":")[0] != wanted:
+        raise ConfigError(
+            f"this run was started on {wanted}, this machine offers {place}: resume it there, or give it another "
+            "seed or output_root."
+        )
+    if resolved["compile"] and (missing := compiler_missing(place)):
+        raise ConfigError(f"this run was started compiled, but {missing}: install g++, or resume it elsewhere.")
+    return Numerics(place, resolved["precision"], resolved["compile"], resolved["threads"], resolved["deterministic"])
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in words, for provenance and tables."""
+    found = {"cpu": cpu_name(), "cpu_kind": cpu_kind(), "cores": os.cpu_count(), "system": platform.platform()}
+    if torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    line = next((line for line in text.splitlines() if line.startswith("model name")), "")
+    return line.partition(":")[2].strip() or platform.machine()

@@ -1,0 +1,70 @@
+"""Who, where, with what: everything about a run that is not its numbers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdrun import __version__
+from kdrun.runs.code_record import Code
+from kdrun.runs.directory import now
+from kdrun.streams import VERSION as STREAMS
+from kdrun.training.precision import Numerics, hardware
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "scikit-image",
+)
+
+
+def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None, code: Code) -> dict[str, Any]:
+    """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights and the user's
+    own code."""
+    return {
+        "started_at": now(),
+        "command": sys.argv,
+        "kdrun": __version__,
+        "git": git_revision(),
+        "python": sys.version.split()[0],
+        "libraries": {name: version for name in LIBRARIES if (version := version_of(name))},
+        "hardware": hardware(),
+        "numerics": numerics.as_dict(),
+        "streams": STREAMS,
+        "data": data,
+        "teacher": teacher,
+        **code.about(),
+    }
+
+
+def version_of(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with + where files differ from it; None for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        revision = _git(here, "rev-parse", "HEAD")
+        return revision + ("+" if _git(here, "status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

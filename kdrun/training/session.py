@@ -1,0 +1,302 @@
+"""Runs from their configuration to their results: find or train the teacher, train the students, write the files.
+
+One run is a session with one lane; runs that share data, teacher, length and numerics are lanes of one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdrun import console
+from kdrun.config.schema import read_resolved, to_yaml
+from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
+from kdrun.methods.factory import make_method
+from kdrun.models.own_import import unfollowed
+from kdrun.runs.directory import RunDirectory, short_path
+from kdrun.streams import Streams
+from kdrun.training.build import Plan, load_data, make_job, make_loaders, make_network
+from kdrun.training.loggers import check_loggers
+from kdrun.training.result import Student, draw, listed, loggers_of, parameters_of, result_of, warnings
+from kdrun.training.setup import decide_compile, keep_outputs
+
+if TYPE_CHECKING:
+    from kdrun.training.network import Network, Teacher
+    from kdrun.training.signals import Stop
+    from kdrun.training.trainer import Event
+    from kdrun.training.training_run import Loaders
+
+# (what trains, its epochs, where it stands in epochs) -> a context whose value takes every event
+View = Callable[[str, int, float], AbstractContextManager[Callable[["Event"], None]]]
+Ended = Callable[[Plan, "dict[str, Any] | KdrunError"], None]
+
+
+@contextmanager
+def training_view(what: str, epochs: int, first: float) -> Iterator[Callable[[Event], None]]:
+    """On the screen."""
+    with console.TrainingView(what, epochs, first) as view:
+        yield view.show
+
+
+class Session:
+    """Plans that share data, teacher, length and requested numerics: numerics and data, the teacher, the students.
+
+    `ended` gets every plan's result or its error, which its directory then holds, as soon as it is known. What ends all
+    of them is raised, and recorded by whoever catches it.
+    """
+
+    def __init__(self, plans: list[Plan], stop: Stop, view: View, ended: Ended, memory_share: float = 0.5):
+        """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
+        from kdrun.training.precision import pinned, resolve
+        from kdrun.training.threads import claim
+
+        self.plans, self.stop, self.view, self.ended = plans, stop, view, ended
+        self.memory_share, self.left = memory_share, []
+        self.plan, self.config = plans[0], plans[0].config
+        config = self.config
+        check_loggers(config.logger)
+        recorded = next((found for plan in plans if (found := read_resolved(plan.run.path)) is not None), None)
+        if recorded is not None:
+            self.numerics, notes, self.undecided = pinned(recorded, config.device), [], False
+        else:
+            found = resolve(config.device, config.precision, config.compile, config.threads, config.deterministic)
+            self.numerics, notes, self.undecided = found.numerics, found.notes, found.undecided
+        claim(self.numerics.threads)
+        for line in notes:
+            console.note(line)
+        self.data = load_data(self.plan, console.track)
+        for line in (*self.data.notes, *warnings(config)):
+            console.note(line)
+
+    def run(self) -> None:
+        """Teacher first, then the students to their last epoch."""
+        from kdrun.training.loop import evaluate
+        from kdrun.training.network import Teacher
+
+        taught, about = self.obtain_teacher() if self.plan.method.needs_teacher else (None, None)
+        self.numerics.apply()
+        students, loaders = self.make_students(taught, about)
+        if not students:
+            return
+        if names := unfollowed():
+            console.note(f"note: no import statement names {listed(names)}, so that a change there makes no new run")
+        frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
+        if frozen is not None:
+            keep_outputs(frozen, students, loaders, self.config, self.stop)
+        teacher = students[0].job.lane.peer or frozen
+        if self.undecided:
+            decide_compile(students, teacher, loaders)
+        for student, error in self.run_to_end(students, teacher, loaders, "student"):
+            if error is not None:
+                self.ended(student.plan, error)
+                continue
+            if about is not None and taught is not None and student.job.lane.peer is not None:
+                about["top1"] = evaluate(taught.tap.model, taught.tap.prepare, loaders.test, self.numerics)["top1"]
+            self.finish(student)
+
+    def finish(self, student: Student) -> None:
+        """Pictures, then result.json, whose presence means finished."""
+        plan, config = student.plan, student.plan.config
+        result = result_of(student)
+        draw(plan.run, f"{plan.method.name}: {plan.teacher_name or 'no teacher'} → {config.student.name}, "
+                       f"{config.dataset.name}, seed {config.seed}")  # fmt: skip
+        plan.run.finish(result)
+        self.ended(plan, result)
+
+    def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[Student], Loaders]:
+        """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;
+        those that memory does not hold stay in `left`."""
+        from kdrun.training.flops import free_memory
+
+        methods = [make_method(plan.config.method) for plan in self.plans]
+        views = tuple(dict.fromkeys(view for method in methods for view in method.views))
+        config, streams = self.config, Streams("student", self.config.seed)
+        loaders = make_loaders(self.data, config.batch_size, streams, config.teacher_view, self.numerics, views=views)
+        students: list[Student] = []
+        room = self.memory_share * free_memory(self.numerics.torch_device)
+        for position, (plan, method) in enumerate(zip(self.plans, methods, strict=True)):
+            if students and sum(student.job.lane.memory() for student in students) > room:
+                self.left = self.plans[position:]
+                console.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
+                break
+            try:
+                network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
+                job = make_job(run=plan.run, digest=plan.digest, student=network, teacher=taught, method=method,
+                               optimizer=plan.config.optimizer, epochs=plan.config.epochs, streams=streams,
+                               data=self.data, loaders=loaders)  # fmt: skip
+            except KdrunError as error:
+                if len(self.plans) == 1 or isinstance(error, DiskFull):
+                    raise
+                plan.run.fail(str(error))
+                self.ended(plan, error)
+                continue
+            extra = 0 if method.deploys else method.extra_parameters()
+            added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
+            console.say(f"[bold]student[/] {plan.config.student.name}: {parameters_of(job.lane):,} parameters{added}")
+            if method.note():
+                console.note(method.note())
+            students.append(Student(plan, job, extra, about))
+        return students, loaders
+
+    def obtain_teacher(self) -> tuple[Network, dict[str, Any]]:
+        """The teacher and what is known of it, its accuracy measured: from a checkpoint, as an untrained control, from
+        the store, or trained into the store."""
+        from kdrun.models.weights import sha256_of
+        from kdrun.training.loop import evaluate
+        from kdrun.training.teacher_store import describe, load_stored
+
+        options, stored = self.config.teacher, self.plan.teacher_run
+        if self.plan.method.trains_teacher:
+            network = make_network(options, self.data, Streams("peer", options.seed), self.numerics,
+                                   self.config.batch_size)  # fmt: skip
+            console.say(f"[bold]teacher[/] {options.name}: untrained, learns along with the student")
+            return network, describe("learns along", options.name, None, None, options.checkpoint)
+        if stored is not None and not stored.finished:
+            self.rehearse()  # what cannot run must not cost a teacher's training first
+            with stored.lock(wait=True):
+                if not stored.finished:
+                    self.train_teacher(stored)
+        streams = Streams("teacher", options.seed)
+        network = make_network(options, self.data, streams, self.numerics, self.config.batch_size)
+        kind, place, sha256 = "untrained control", None, None
+        if stored is not None:
+            kind, place, sha256 = "trained", stored.path, load_stored(stored, network.tap.model, options.name)
+        elif options.checkpoint is not None:
+            place = Path(options.checkpoint).expanduser()
+            kind, sha256 = "checkpoint", sha256_of(place)
+        self.numerics.apply()
+        loaders = make_loaders(self.data, self.config.batch_size, streams, "same", self.numerics)
+        top1 = evaluate(network.tap.model, network.tap.prepare, loaders.test, self.numerics)["top1"]
+        origin = f" from {short_path(place)}" if place else ""
+        console.say(f"[bold]teacher[/] {options.name} ({kind}): [bold]{top1:.2f} %[/] top-1 on the test set{origin}")
+        return network, describe(kind, options.name, top1, sha256, place)
+
+    def rehearse(self, plan: Plan | None = None) -> None:
+        """One step of the method on untrained networks and two images of noise. Raises PairingError, ConfigError."""
+        import torch
+
+        from kdrun.structures import Batch, Progress
+        from kdrun.training.network import Teacher
+
+        plan = plan or self.plan
+        config, side = plan.config, self.data.splits.image_size
+        streams = Streams("student", config.seed)
+        student = make_network(config.student, self.data, streams, self.numerics, 2)
+        teacher = None
+        if plan.method.needs_teacher:
+            untrained = replace(config.teacher, checkpoint=None, pretrained="false")
+            teacher = make_network(untrained, self.data, streams, self.numerics, 2)
+        loaders = make_loaders(self.data, config.batch_size, streams, "same", self.numerics)
+        job = make_job(run=plan.run, digest="", student=student, teacher=teacher, method=make_method(config.method),
+                       optimizer=config.optimizer, epochs=1, streams=streams, data=self.data,
+                       loaders=loaders)  # fmt: skip
+        device = self.numerics.torch_device
+        image = torch.randn(2, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        batch = Batch(image, torch.arange(2, device=device), torch.arange(2, device=device), image, image)
+        job.lane.student.tap.train()
+        taught = None if teacher is None else Teacher(teacher)
+        with torch.no_grad():
+            job.lane.method(batch, student, taught, Progress(0, 1, 0, 1))
+
+    def train_teacher(self, run: RunDirectory) -> None:
+        """By its own recipe, precision and seed, with the same loop and the labels alone."""
+        from kdrun.methods.none import Independent
+        from kdrun.training.precision import pinned, resolve_precision
+        from kdrun.training.teacher_store import record_weights
+
+        options, recipe = self.config.teacher, self.config.teacher.recipe
+        recorded = read_resolved(run.path)
+        numerics = replace(self.numerics, precision=resolve_precision(options.precision, self.numerics.device))
+        if recorded is not None:
+            numerics = pinned(recorded, self.config.device)
+        console.say(
+            f"[bold]teacher[/] {options.name} is not trained yet: {recipe.epochs} epochs by its own recipe, once for "
+            f"all runs, into {short_path(run.path)}"
+        )
+        numerics.apply()
+        streams = Streams("teacher", options.seed)
+        network = make_network(options, self.data, streams, numerics, recipe.batch_size)
+        loaders = make_loaders(self.data, recipe.batch_size, streams, "same", numerics)
+        job = make_job(run=run, digest=self.plan.teacher_digest or "", student=network, teacher=None,
+                       method=Independent(), optimizer=recipe, epochs=recipe.epochs, streams=streams,
+                       data=self.data, loaders=loaders)  # fmt: skip
+        lane = Student(self.plan, job, 0)
+        if self.undecided and recorded is None:
+            decide_compile([lane], None, loaders)
+        for _, error in self.run_to_end([lane], None, loaders, "teacher"):
+            if error is not None:
+                raise error
+        record_weights(run)
+        draw(run, f"teacher {options.name} on {self.config.dataset.name}")
+        run.finish(result_of(lane))
+
+    def run_to_end(
+        self, students: list[Student], teacher: Teacher | None, loaders: Loaders, what: str
+    ) -> Iterator[tuple[Student, KdrunError | None]]:
+        """Resume or begin, and train to the last epoch, yielding each as it ends, with its error if it failed.
+
+        Raises Interrupted for a signal, DiskFull where nobody can go on.
+        """
+        from kdrun.training.trainer import Epoch, Failed, fit, keep_as_is
+
+        epochs, steps = students[0].job.lane.epochs, loaders.train.steps_per_epoch
+        jobs: dict[int, Student] = {}
+        for student in students:
+            try:
+                self.begin(student, teacher, loaders, what)
+                if epochs == 0:
+                    keep_as_is(student.job, loaders)
+            except DiskFull:
+                raise
+            except (RunError, CheckpointError) as error:  # a damaged last.pt is this lane's alone
+                student.job.run.fail(str(error))
+                yield student, error
+                continue
+            if student.job.epoch == epochs:
+                yield student, None
+            else:
+                jobs[id(student.job)] = student
+        waiting = [student.job for student in jobs.values()]
+        if not waiting:
+            return
+        loggers = {key: loggers_of(student) for key, student in jobs.items()}
+        first = min(job.epoch + job.step / steps for job in waiting)
+        with ExitStack() as closing, self.view(what, epochs, first) as show:
+            for logger in (logger for several in loggers.values() for logger in several):
+                closing.callback(logger.close)
+            for event in fit(waiting, teacher, loaders, epochs=epochs, eval_every=self.config.eval_every,
+                             save_every=60 * self.config.save_every_minutes, stop=self.stop):  # fmt: skip
+                show(event)
+                if isinstance(event, Epoch):
+                    for logger in loggers[id(event.job)]:
+                        logger.log(event.epoch, event.metrics)
+                if isinstance(event, Failed):
+                    yield jobs[id(event.job)], RunError(f"{what}: {event.reason}")
+                elif isinstance(event, Epoch) and event.epoch == epochs:
+                    yield jobs[id(event.job)], None
+
+    def begin(self, student: Student, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
+        """Resume where it stands, or write what is known before training and prepare its method."""
+        from kdrun.training.provenance import provenance
+        from kdrun.training.trainer import prepare
+
+        job, plan = student.job, student.plan
+        data = {"fingerprint": plan.source.fingerprint(), "train": loaders.train.num_samples,
+                "test": loaders.test.num_samples, "mean": self.data.stats[0], "std": self.data.stats[1],
+                "class_names": self.data.splits.class_names}  # fmt: skip
+        resumed = job.resume(loaders.train.steps_per_epoch)
+        if resumed:
+            console.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
+        numerics, code = job.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
+        about = provenance(numerics, data, student.about, code)
+        job.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
+        preparation = job.lane.method.preparation()
+        if preparation is not None and not resumed:
+            title = f"preparing {plan.method.name}"
+            console.note(f"{title}: {preparation.epochs} epochs before the first")
+            with self.view(title, preparation.epochs, 0) as show:
+                for step in prepare(job, preparation, teacher, loaders.train, self.stop):
+                    show(step)

@@ -1,0 +1,53 @@
+"""What is settled before the first step: what is kept of the teacher's outputs, and whether networks are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kdrun import console
+from kdrun.config.schema import RunConfig
+from kdrun.errors import Interrupted
+from kdrun.training.result import Student
+from kdrun.training.signals import Stop
+
+if TYPE_CHECKING:
+    from kdrun.training.network import Teacher
+    from kdrun.training.training_run import Loaders
+
+
+def keep_outputs(teacher: Teacher, students: list[Student], loaders: Loaders, config: RunConfig, stop: Stop) -> None:
+    """Let the teacher return only the maps that the methods read, and compute what it says of each training image once
+    for all epochs where it sees the same ones in each. Raises Interrupted for a signal."""
+    from kdrun.data.resident import ResidentTrain
+    from kdrun.methods.base import stages_read
+    from kdrun.training.teacher_cache import fill
+
+    methods = [student.job.lane.method for student in students]
+    teacher.network.tap.stages = stages_read(methods)
+    train = loaders.train
+    wanted = config.teacher_cache and config.epochs > 1 and any(method.shows_batch for method in methods)
+    if not (wanted and isinstance(train, ResidentTrain) and train.teacher_sees_the_same):
+        return
+
+    def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+        for step in console.track(steps, total, label):
+            if stop.signal:
+                raise Interrupted(f"stopped by {stop.signal} before the first step. The same command resumes.")
+            yield step
+
+    teacher.cache, problem = fill(teacher.network, train, track)
+    if problem:
+        console.note(f"{problem}: the teacher computes them in every epoch")
+
+
+def decide_compile(students: list[Student], teacher: Teacher | None, loaders: Loaders) -> None:
+    """Settle `compile=auto` by a timed probe of the first, for the networks of all."""
+    from kdrun.training.compile_probe import choose_compile, switch
+
+    first = students[0].job
+    compiled, note = choose_compile(first, teacher, loaders, first.lane.epochs)
+    networks = [student.job.lane.student for student in students]
+    switch(networks + ([] if teacher is None else [teacher.network]), compiled)
+    if note:
+        console.note(note)
