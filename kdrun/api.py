@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun.config.schema import RunConfig
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
+from kdrun.evaluation.targets import numerics_for
 from kdrun.runs.directory import METRIC_COLUMNS, RESULT_KEYS, RunDirectory, finished_runs
 
 if TYPE_CHECKING:
@@ -46,10 +47,8 @@ class Trained:
 def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
     """The network of `run`: a run directory, a digest prefix, or a directory of teachers/. Raises a KdrunError in one
     line where there is no such thing."""
-    from kdrun.training.precision import resolve
-
     target = find_target(str(run), {"model": model, "weights": weights, "device": device})
-    numerics = resolve(device, "fp32", "false", None, False).numerics
+    numerics = numerics_for(replace(target.config, threads=None), "fp32")
     deployed = deploy(target, numerics)
     place, role = home(target), "student"
     assert place is not None

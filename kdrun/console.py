@@ -6,15 +6,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from kdrun.training.trainer import Epoch, Event, Step
+from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration, size
+from kdrun.runs.directory import short_path
+from kdrun.runs.plan import Plan, code_notes
+from kdrun.sweeps.messages import Advanced, Ended, Message, ShowMessage, Task
 
 # A pipe or a log file has no width of its own; 80 columns would fold every table.
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
@@ -43,28 +46,6 @@ def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
             progress.advance(task)
 
 
-def duration(seconds: float) -> str:
-    """3 s, 4 min 05 s, 2 h 10 min."""
-    seconds = max(round(seconds), 0)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
-def count(number: float) -> str:
-    """278,324 as 0.28M."""
-    if number >= 1e9:
-        return f"{number / 1e9:.2f}G"
-    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number:,.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes in words."""
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
-
-
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A plain table; columns whose cells are numbers align right."""
     made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
@@ -76,16 +57,13 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     out.print(made)
 
 
-class TrainingView:
-    """One training run on the screen: a bar within the epoch, a line after each."""
+class TrainingView(TrainingLines):
+    """One training on the screen: a bar within the epoch, a line after each."""
 
-    def __init__(self, what: str, epochs: int, first_epoch: float, name_lanes: bool = False):
-        """name_lanes: begin each line with the run's method and seed, where several train side by side."""
-        self.what, self.epochs, self.name_lanes = what, epochs, name_lanes
-        self.begun, self.first, self.done = time.monotonic(), first_epoch, first_epoch
+    def __init__(self, what: str, epochs: int, first: float, name_runs: bool = False):
+        super().__init__(what, epochs, first, note, name_runs)
         self.progress: Progress | None = None
         self.task: TaskID | None = None
-        self.last_line = 0.0
 
     def __enter__(self) -> TrainingView:
         if out.is_terminal:
@@ -104,57 +82,21 @@ class TrainingView:
         if self.progress is not None:
             self.progress.stop()
 
-    def show(self, event: Event) -> None:
-        """Step and Epoch events; a failure is the caller's to report."""
-        from kdrun.training.trainer import Epoch, Step
-
-        if isinstance(event, Step):
-            self._step(event)
-        elif isinstance(event, Epoch):
-            self._epoch(event)
-
-    def time_left(self, position: float) -> str:
-        """From this process's own pace; position in epochs."""
-        progressed = position - self.first
-        if progressed <= 0:
-            return ""
-        return f"{duration((time.monotonic() - self.begun) / progressed * (self.epochs - position))} left"
-
-    def _step(self, event: Step) -> None:
-        position = event.epoch - 1 + event.step / event.steps
-        if self.progress is not None and self.task is not None:
+    def show(self, event: Step | EpochEnd) -> None:
+        if isinstance(event, EpochEnd):
+            say(self.epoch_line(event, lambda text: f"[bold]{text}[/]"))
+            self.last_line = time.monotonic()
+        elif self.progress is None or self.task is None:
+            self.step(event)
+        else:
             self.progress.update(
                 self.task,
                 description=f"{self.what} epoch {event.epoch}/{self.epochs}",
                 completed=event.step,
                 total=event.steps,
                 speed=f"{event.images_per_second:,.0f} images/s",
-                left=self.time_left(position),
+                left=self.time_left(event),
             )
-        elif time.monotonic() - self.last_line > 60:  # long epochs: a sign of life in a log file
-            if self.last_line:
-                note(f"{self.what} epoch {event.epoch}/{self.epochs} step {event.step}/{event.steps} "
-                     f"{event.images_per_second:,.0f} images/s {self.time_left(position)}")  # fmt: skip
-            self.last_line = time.monotonic()
-
-    def _epoch(self, event: Epoch) -> None:
-        train, test = event.metrics["train"], event.metrics.get("test")
-        width = len(str(self.epochs))
-        place = event.job.run.path
-        what = f"{place.parent.name} {place.name.partition('-')[0]}" if self.name_lanes else self.what
-        cells = [f"{what} epoch {event.epoch:{width}d}/{self.epochs}", f"loss {train['loss']:.3f}"]
-        if "top1" in train:
-            cells.append(f"train {train['top1']:6.2f} %")
-        if test is not None:
-            cells.append(f"[bold]test {test['top1']:6.2f} %[/] best {event.job.score.top1_best:.2f}")
-        if "val" in event.metrics:
-            cells.append(f"val {event.metrics['val']['top1']:.2f} %")
-        cells.append(f"{train['images_per_second']:,.0f} images/s")
-        left = self.time_left(event.epoch)
-        if left and event.epoch < self.epochs:
-            cells.append(left)
-        say("  ".join(cells))
-        self.last_line = time.monotonic()
 
 
 class SweepView:
@@ -180,20 +122,18 @@ class SweepView:
         if self.progress is not None:
             self.progress.stop()
 
-    def show(self, slot: Any, task: Any, report: Any) -> None:
+    def show(self, slot: int, task: Task, report: Message) -> None:
         """One report of a process."""
-        from kdrun.sweeps.worker import Advanced, Ended
-
         if isinstance(report, Advanced):
-            self._advance(slot.number, task, report)
+            self._advance(slot, task, report)
         elif isinstance(report, Ended):
-            self._end(slot.number, task, report)
+            self._end(slot, task, report)
         else:
-            self.positions.pop(slot.number, None)
-            if self.progress is not None and slot.number in self.tasks:
-                self.progress.update(self.tasks[slot.number], completed=0, text="", description="idle")
+            self.positions.pop(slot, None)
+            if self.progress is not None and slot in self.tasks:
+                self.progress.update(self.tasks[slot], completed=0, text="", description="idle")
 
-    def _advance(self, number: int, task: Any, report: Any) -> None:
+    def _advance(self, number: int, task: Task, report: Advanced) -> None:
         lanes = sum(run not in self.over for run in report.runs)
         # A preparation, or a teacher that these lanes still have to train, is no part of any run's epochs.
         counted = lanes if report.what == "student" else 0
@@ -220,7 +160,7 @@ class SweepView:
         left = f", about {duration(spent / done * (self.runs - done))} left" if done > 0.02 * self.runs else ""
         return f"{self.ended}/{self.runs} runs" + (f", {self.failed} failed" if self.failed else "") + left
 
-    def _end(self, number: int, task: Any, report: Any) -> None:
+    def _end(self, number: int, task: Task, report: Ended) -> None:
         place = escape(str(self.places.get(report.run, report.run)))
         if task.kind == "teacher":
             say(f"[bold red]failed[/]  teacher of {place}: {escape(report.reason)}")
@@ -244,8 +184,54 @@ class SweepView:
             say(f"[bold green]done[/]  {place}: [bold]{top1:.2f} %[/]{beside}  [dim]{self._summary()}[/]")
 
 
-def run_facts(facts: dict[str, Any]) -> None:
-    """name: value lines, aligned."""
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        say(f"[bold]{name:<{width}}[/]  {escape(str(value))}")
+class RichDisplay:
+    """The terminal, as engines see it. name_runs: as of TrainingLines."""
+
+    def __init__(self, name_runs: bool = False):
+        self.name_runs = name_runs
+
+    def note(self, line: str) -> None:
+        note(line)
+
+    def fact(self, name: str, line: str) -> None:
+        say(f"[bold]{escape(name)}[/] {escape(line)}")
+
+    def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+        return track(steps, total, label)
+
+    @contextmanager
+    def training(self, what: str, epochs: int, first: float) -> Iterator[Show]:
+        with TrainingView(what, epochs, first, self.name_runs and what == "student") as view:
+            yield view.show
+
+    @contextmanager
+    def sweep(self, runs: int, places: dict[str, str]) -> Iterator[ShowMessage]:
+        with SweepView(runs, places) as view:
+            yield view.show
+
+
+def announce(plan: Plan) -> None:
+    """Print what is about to run, and where."""
+    config = plan.config
+    pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
+    say(
+        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
+        f"[dim]{short_path(plan.run.path)}[/]"
+    )
+    for line in code_notes([plan]):
+        note(line)
+
+
+def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:
+    """Print a run's result, and where it lies."""
+    teacher = f", teacher {result['teacher_top1']:.2f} %" if result["teacher_top1"] is not None else ""
+    selected = result["top1_val_selected"]
+    val = f", validation-selected {selected:.2f} %" if selected is not None else ""
+    best = f"best on test {result['top1_best']:.2f} % at epoch {result['top1_best_epoch']}{val}{teacher}"
+    arithmetic = result["precision"] + (" compiled" if result["compile"] else "")
+    say(
+        f"[bold green]{how}[/]  {plan.method.name}  {result['student']}: [bold]{result['top1_last']:.2f} %[/] top-1 at "
+        f"the last epoch ({best}), {result['images_per_second']:,.0f} images/s, {arithmetic}, "
+        f"{duration(result['train_seconds'])} of training, peak memory {size(result['peak_memory'])}"
+    )
+    say(f"      {short_path(plan.run.path)}/  (result.json, metrics.csv, curves.png, student.safetensors)")

@@ -16,7 +16,7 @@ from kdrun.evaluation.examine import Subject, examine, throughput
 from kdrun.evaluation.fidelity import FidelityMeter
 from kdrun.models.features import Tap
 from kdrun.training.meters import EvalMeter
-from kdrun.training.method_check import TinyCNN
+from kdrun.training.method_trial import TinyCNN
 from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from kdrun.commands.eval_words import change_words
+from kdrun.commands.eval import change_words
 from kdrun.errors import DataError
 from kdrun.evaluation.bias import (
     NO_GAP,

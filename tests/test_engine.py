@@ -24,7 +24,7 @@ from kdrun.streams import Streams
 from kdrun.structures import Batch
 from kdrun.training.loop import Lane, evaluate, train_epoch
 from kdrun.training.meters import EvalMeter, TrainMeter
-from kdrun.training.method_check import TinyCNN
+from kdrun.training.method_trial import TinyCNN
 from kdrun.training.network import Network, Teacher
 from kdrun.training.optimizer import learning_rate, make_optimizer
 from kdrun.training.precision import Numerics, compiler_missing, pinned, resolve, resolve_precision

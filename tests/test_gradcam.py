@@ -18,7 +18,7 @@ from kdrun.evaluation.cam_images import spread
 from kdrun.evaluation.cam_overlap import iou, overlap, pearson, spearman
 from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
-from kdrun.training.method_check import TinyCNN
+from kdrun.training.method_trial import TinyCNN
 from tests.conftest import TINY
 
 

@@ -270,9 +270,9 @@ def test_time_left_counts_the_students_epochs_alone():
 
 
 def plans_of(*words: str):
+    from kdrun.runs.plan import make_plan
     from kdrun.sweeps.definition import multirun_sweep
     from kdrun.sweeps.run import compose_cells
-    from kdrun.training.build import make_plan
 
     assert make_plan
     return [plan for _, plan in compose_cells(multirun_sweep([*TINY, *words], None).wishes, None) if plan is not None]

@@ -20,7 +20,7 @@ from kdrun.config.schema import read_config
 from kdrun.errors import ConfigError, RunError
 from kdrun.evaluation.targets import changed_code, target_of_run
 from kdrun.models.own_import import import_own, pinned
-from kdrun.training.build import make_plan
+from kdrun.runs.plan import make_plan
 from tests.conftest import TINY
 
 SHORT = [*(word for word in TINY if not word.startswith(("teacher=", "student="))), "epochs=1", "device=cpu"]

@@ -10,8 +10,9 @@ import torch
 import kdrun.training.compile_probe
 from kdrun.config.compose import load
 from kdrun.methods.factory import make_method
+from kdrun.runs.plan import make_plan
 from kdrun.streams import Streams
-from kdrun.training.build import load_data, make_job, make_loaders, make_network, make_plan
+from kdrun.training.build import load_data, make_job, make_loaders, make_network
 from kdrun.training.network import Teacher
 from kdrun.training.precision import Numerics
 from tests.conftest import TINY

@@ -117,7 +117,7 @@ def test_the_same_command_finds_its_run(kdrun, outputs):
 def test_identity(tmp_path, image_folder):
     """What changes numbers changes the digest; where things lie, and what a method ignores, does not."""
     from kdrun.config.compose import load
-    from kdrun.training.build import make_plan
+    from kdrun.runs.plan import make_plan
 
     def digest(*words: str) -> str:
         return make_plan(load([*TINY, *words]), []).digest
@@ -349,7 +349,7 @@ def test_read_only_outputs(kdrun, tmp_path):
 
 def test_two_processes_on_one_run(kdrun, outputs):
     from kdrun.config.compose import load
-    from kdrun.training.build import make_plan
+    from kdrun.runs.plan import make_plan
 
     words = ["epochs=1", "method=none"]
     run = make_plan(load([*TINY, *words]), []).run.path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.commands.table import defined_sweeps, read_words
+from kdrun.config.arguments import read_words
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.bias_grid import Column, column_entries
 from kdrun.evaluation.shape_bias_csv import read_decisions
@@ -55,7 +55,7 @@ def command(words: list[str]) -> int:
     if len(names) != 1:
         known = ", ".join(known_ledgers(root)) or "none yet"
         raise ConfigError(f"bias of which sweep? Give one name; {root}/sweeps holds: {known}.")
-    ledger = read_ledger(root, names[0], defined_sweeps)
+    ledger = read_ledger(root, names[0])
     return grid_of(ledger, root, settings)
 
 
@@ -76,7 +76,7 @@ def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
         raise ConfigError(f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: "
                           f"{ledger.command}")  # fmt: skip
     passed = {key: value for key, value in settings.items() if key in PASSED and key != "output_root"}
-    answering = Answering(ledger, root, chosen_sets(ledger, settings.get("testset")), passed)
+    answering = Answering(ledger, root, chosen_sets(ledger, settings.get("testset")), passed, console.track)
     columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
     show(ledger, root, columns, answering, done, settings)
     return 0

@@ -39,13 +39,14 @@ def command(words: list[str]) -> int:
 
 def check(node: dict) -> int:
     """Print one line for each property. Return 1 if one does not hold."""
-    from kdrun.training.method_check import CheckFailed, Subject, all_checks
+    from kdrun.training.method_check import all_checks
+    from kdrun.training.method_trial import Subject
 
     subject, failed, count = Subject(node), 0, 0
     try:
         subject.first_pair()  # what cannot be built at all is one line, not one per property
     except Exception as error:
-        raise error if isinstance(error, CheckFailed) else RunError(located(error)) from error
+        raise RunError(located(error)) from error
     for name, promise, run in all_checks(subject):
         mark, why, count = "[green]ok    [/]", promise, count + 1
         try:

@@ -18,7 +18,7 @@ from kdrun.errors import ConfigError, suggest
 from kdrun.reporting.compare import MISSING, Row, Side, differing, figures, label_of, read_side
 from kdrun.runs.directory import find_runs
 from kdrun.runs.files import write_text
-from kdrun.training.build import output_root
+from kdrun.runs.plan import output_root
 
 HELP = """
 usage: kdrun compare RUN RUN … [save=FILE.csv|FILE.md] [output_root=FOLDER]

@@ -12,6 +12,7 @@ from kdrun import console
 from kdrun.config.arguments import split_arguments
 from kdrun.config.compose import load
 from kdrun.config.groups import conf_dir
+from kdrun.display import size
 from kdrun.errors import KdrunError, print_error
 from kdrun.hardware import available_cores
 
@@ -94,10 +95,10 @@ def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
         return [["output_root", str(root), "not writable"]]
     free = shutil.disk_usage(root).free
     if free < 2**30:
-        problems.append(f"output_root={root} has {console.size(free)} free: a sweep needs more.")
+        problems.append(f"output_root={root} has {size(free)} free: a sweep needs more.")
     runs = len(list((root / "runs").glob("*/*/*/*/result.json")))
     teachers = len(list((root / "teachers").glob("*/*/*/result.json")))
-    return [["output_root", str(root), f"{console.size(free)} free, {runs} finished run(s), {teachers} teacher(s)"]]
+    return [["output_root", str(root), f"{size(free)} free, {runs} finished run(s), {teachers} teacher(s)"]]
 
 
 def data_rows(root: str | None) -> list[list[str]]:

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from rich.markup import escape
 
 from kdrun import console
-from kdrun.commands.eval_words import RANKS, Measured, show_details, show_files, show_scores, show_table
-from kdrun.commands.testset import derived_tests
 from kdrun.config.arguments import names_and_settings, take_choices
 from kdrun.config.compose import load
 from kdrun.config.schema import check_value
-from kdrun.data.splits import AnySet
+from kdrun.display import count
 from kdrun.errors import ConfigError
-from kdrun.evaluation.bias import Change, change_of
-from kdrun.evaluation.predictions import answer
-from kdrun.evaluation.targets import Target, networks_of, target_of_file, target_of_run
+from kdrun.evaluation.bias import Change
+from kdrun.evaluation.measure import Measured, measure
+from kdrun.evaluation.targets import Target, target_of_file, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
-from kdrun.evaluation.testsets.registry import file_stem, parse_list, title
-from kdrun.runs.directory import find_runs, now
-from kdrun.streams import Streams
-from kdrun.training.build import Plan, images_only, load_data, make_eval_loader, make_loaders, make_plan, output_root
-
-if TYPE_CHECKING:
-    from kdrun.evaluation.examine import Findings, Subject
-    from kdrun.training.build import Data
-    from kdrun.training.loop import EvalLoader
+from kdrun.evaluation.testsets.registry import parse_list
+from kdrun.reporting.evaluation import NAMED, write_findings
+from kdrun.reporting.labels import short_labels
+from kdrun.runs.directory import find_runs, short_path
+from kdrun.runs.plan import output_root
 
 HELP = """
 usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=test|val|train] [rank=kl|agreement]
@@ -54,6 +46,8 @@ bias and its coverage.
 OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": ("student", "teacher")}
 
 TAKES = ("testset", "rank", "save")
+RANKS = {"kl": "kl_teacher", "agreement": "agreement"}
+WORST = 10  # classes that are printed where there are more than NAMED
 
 
 def command(words: list[str]) -> int:
@@ -74,7 +68,11 @@ def command(words: list[str]) -> int:
         place_findings(save, targets)
     every = []
     for target in targets:
-        for done in measure(target, own["split"], testsets):
+        for done in measure(target, own["split"], testsets, console.track, bar):
+            if target.folder is not None:
+                done.files = write_findings(
+                    target.folder, done.name, done.heading, done.found, done.classes, done.about
+                )
             every.append(done)
             show_scores(done)
             if len(targets) == 1 and len(testsets) < 2:
@@ -120,88 +118,136 @@ def chosen_sets(text: str | None, split: str) -> list[NamedSet]:
     return [] if text is None else parse_list(text)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Images to measure on; of a derived set its title, the stem of its files, its manifest and its textures."""
-
-    images: AnySet
-    title: str = ""
-    stem: str = ""
-    manifest: dict[str, Any] | None = None
-    textures: np.ndarray | None = None
+def bar(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+    """Pass `steps` on, with a progress bar on a terminal and nothing elsewhere."""
+    return console.track(steps, total, label) if console.out.is_terminal else steps
 
 
-def asked_of(testsets: list[NamedSet], data: Data, plan: Plan, split: str) -> list[Asked]:
-    """The derived sets, made or found; without any, the split as it is."""
-    if not testsets:
-        return [Asked(chosen_split(data, split))]
-    made = derived_tests(testsets, plan, data.splits)
-    return [Asked(found.data, title(testset), file_stem(testset), found.manifest, found.texture_labels)
-            for testset, found in zip(testsets, made, strict=True)]  # fmt: skip
+def show_scores(done: Measured) -> None:
+    """A line for the network, and one for what it shares with its teacher."""
+    scores, target = done.found.scores, done.target
+    console.say(
+        f"{escape(target.label)}  {escape(target.options.name)} on {escape(done.place)}: "
+        f"top-1 [bold]{scores['top1']:.2f} %[/]  top-5 {scores['top5']:.2f} %  NLL {scores['nll']:.4f} nats  "
+        f"ECE {scores['ece']:.2f} %"
+    )
+    if done.change is not None:
+        console.say(f"  {escape(change_words(done.change))}")
+    if target.missing:
+        console.note(f"  {target.label} {target.missing}; KL, agreement and CKA are left out.")
+    if "kl_teacher" in scores and target.teacher is not None:
+        console.say(
+            f"  beside its teacher {escape(target.teacher.options.name)} ({scores['teacher_top1']:.2f} % top-1): "
+            f"KL(teacher ‖ student) [bold]{scores['kl_teacher']:.4f} nats[/]  "
+            f"agreement [bold]{scores['agreement']:.2f} %[/]"
+        )
 
 
-def measure(target: Target, split: str, testsets: list[NamedSet]) -> Iterator[Measured]:
-    """Load the network once, examine it on each set, and write what was found where it has a place."""
-    from kdrun.evaluation.examine import Subject
-    from kdrun.training.precision import resolve
-
-    config = target.config
-    numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics
-    numerics.apply()
-    plan = make_plan(images_only(config), [])
-    data = load_data(plan, console.track)
-    every = asked_of(testsets, data, plan, split)
-    loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
-    network, deployed, teacher = networks_of(target, data, loaders, numerics)
-    subject, taught = Subject(network, deployed), Subject(teacher) if teacher else None
-    clean = answer(subject, loaders.test) if testsets else None
-    for asked in every:
-        change = None
-        if clean is not None:
-            change = change_of(clean, answer(subject, make_eval_loader(data, asked.images, numerics), asked.textures))
-        found = examined(subject, taught, make_eval_loader(data, shuffled(asked.images), numerics), data, target.label)
-        about = {"split": split, "testset": asked.manifest, "change": None if change is None else asdict(change),
-                 "network": target.options.name,
-                 "teacher": target.teacher.options.name if teacher and target.teacher else None,
-                 "numerics": numerics.as_dict(), "measured_at": now()}  # fmt: skip
-        yield measured(target, split, asked, found, data.splits.class_names, about, change)
+def change_words(change: Change) -> str:
+    """Beside the clean images: accuracy kept and lost, flips and divergence, shape bias."""
+    words = [f"clean images {change.clean_top1:.2f} %, here {change.top1:.2f} %, a drop of "
+             f"{change.clean_top1 - change.top1:.2f} points"]  # fmt: skip
+    chance = "no ratio: the clean ones are answered at chance"
+    words += [chance if change.ratio is None else f"ratio {change.ratio:.3f}"]
+    words += [] if change.flipped is None else [f"{change.flipped:.2f} % of predictions flip"]
+    words += [] if change.kl is None else [f"KL(clean ‖ here) {change.kl:.4f} nats"]
+    words += [] if change.shape_bias is None else [f"shape bias {change.shape_bias:.1f} %"]
+    words += [] if change.coverage is None else [f"coverage {change.coverage:.1f} %"]
+    return ", ".join(words)
 
 
-def examined(subject: Subject, taught: Subject | None, loader: EvalLoader, data: Data, label: str) -> Findings:
-    """With a progress bar on a terminal."""
-    from kdrun.evaluation.examine import examine
-    from kdrun.training.loop import eval_batch_size
-
-    steps = -(-loader.num_samples // eval_batch_size(data.config.eval_batch_size, subject.network.numerics))
-
-    def track(every: Iterator[int]) -> Iterator[int]:
-        return console.track(every, steps, label) if console.out.is_terminal else every
-
-    return examine(subject, taught, loader, data.splits.num_classes, track)
-
-
-def measured(target: Target, split: str, asked: Asked, found: Findings, classes: list[str], about: dict[str, Any],
-             change: Change | None) -> Measured:  # fmt: skip
-    """What was found, written where it has a place."""
-    from kdrun.reporting.evaluation import write_findings
-
-    images = f"{target.config.dataset.name}/{split} {asked.title}".rstrip()
-    files: list[Path] = []
-    if target.folder is not None:
-        name = asked.stem + target.name.removeprefix(split) if asked.stem else target.name
-        files = write_findings(target.folder, name, f"{target.options.name} on {images}", found, classes, about)
-    place = f"{images} ({found.samples:,} images, {about['numerics']['precision']})"
-    return Measured(target, found, classes, place, files, change, asked.title)
+def show_details(done: Measured) -> None:
+    """CKA of the stages that belong together, cost, and the classes."""
+    found = done.found
+    if found.similarity is not None:
+        pairs = [f"{a}–{b} {'undefined' if value is None else f'{value:.3f}'}"
+                 for a, b, value in found.similarity.of_pairs()]  # fmt: skip
+        console.say(f"  CKA, student's stage – teacher's: {'  '.join(pairs)}")
+    cost = found.cost
+    console.say(
+        f"  {cost['params']:,.0f} parameters  {count(cost['flops'])} FLOPs per image  "
+        f"{cost['images_per_second']:,.0f} images/s"
+    )
+    classes = found.classification
+    order = list(range(len(done.classes)))
+    title = "classes"
+    if len(order) > NAMED:
+        order = sorted(order, key=lambda label: classes.f1[label])[:WORST]
+        title = f"the {WORST} classes of {len(done.classes)} with the lowest F1"
+    figures = [[classes.precision[label], classes.recall[label], classes.f1[label]] for label in order]
+    rows = [[done.classes[label], f"{classes.support[label]:,}", *(f"{value:.2f}" for value in values)]
+            for label, values in zip(order, figures, strict=True)]  # fmt: skip
+    rows.append(["macro average", f"{found.samples:,}", *(f"{value:.2f}" for value in classes.macro.values())])
+    console.table(title, ["class", "images", "precision, %", "recall, %", "F1, %"], rows)
 
 
-def chosen_split(data: Data, split: str) -> AnySet:
-    splits = data.splits
-    chosen = {"test": splits.test, "train": splits.train, "val": splits.val}[split]
-    if chosen is None:
-        raise ConfigError("split=val: this run had no validation split (dataset.val_fraction=0).")
-    return chosen
+COLUMNS = (  # key, title, format
+    ("top1", "top-1", "{:.2f}"),
+    ("nll", "NLL", "{:.4f}"),
+    ("ece", "ECE", "{:.2f}"),
+    ("f1", "F1", "{:.2f}"),
+    ("kl_teacher", "KL", "{:.4f}"),
+    ("agreement", "agree", "{:.2f}"),
+    ("params", "params", ""),
+    ("flops", "FLOPs", ""),
+    ("images_per_second", "images/s", "{:,.0f}"),
+)
 
 
-def shuffled(chosen: AnySet) -> AnySet:
-    """In an order that is random and always the same: on disk images often lie class by class."""
-    return chosen.take(np.random.default_rng(0).permutation(len(chosen)))
+def show_table(every: list[Measured], rank: str | None) -> None:
+    """A row for each network; ranked ones first, by the divergence from their teacher or the agreement with it."""
+    ranked = [done for done in every if done.score("kl_teacher") is not None]
+    if rank is not None and not ranked:
+        raise ConfigError(f"rank={rank}: none of these has a teacher that could be loaded.")
+    places = {key: ranking(ranked, key) for key in RANKS.values()}
+    order = every
+    if rank is not None:
+        order = sorted(ranked, key=lambda done: places[RANKS[rank]][id(done)])
+        order += [done for done in every if done.score("kl_teacher") is None]
+    folder, names = short_labels([done.target.label for done in order])
+    taught = {done.target.teacher.options.name for done in ranked if done.target.teacher}
+    derived = any(done.testset for done in every)
+    rows = []
+    for name, done in zip(names, order, strict=True):
+        ranks = [str(places[key].get(id(done), "–")) for key in RANKS.values()] if rank is not None else []
+        beside = done.target.teacher.options.name if done in ranked and done.target.teacher else "–"
+        on = [done.testset or "clean"] if derived else []
+        rows.append([name, *on, *ranks, *cells_of(done), *([beside] if len(taught) > 1 else [])])
+    heads = ["test set"] if derived else []
+    heads += ["rank KL", "agr."] if rank is not None else []
+    last = ["teacher"] if len(taught) > 1 else []
+    console.say("")
+    console.table("", ["run", *heads, *(title for _, title, _ in COLUMNS), *last], rows)
+    below = f"runs are below {folder}; " if folder else ""
+    below += f"teacher {min(taught)}; " if len(taught) == 1 else ""
+    console.note(f"{below}top-1, ECE, macro F1 and agreement in %, NLL and KL(teacher ‖ student) in nats")
+    teachers = {str(done.target.teacher.weights) for done in ranked if done.target.teacher}
+    if rank is not None and len(teachers) > 1:
+        console.note(f"note: these students have {len(teachers)} different teachers; each is compared with its own.")
+
+
+def cells_of(done: Measured) -> list[str]:
+    values = done.found.scores | done.found.cost | {"f1": done.found.classification.macro["f1"]}
+    cells = []
+    for key, _, form in COLUMNS:
+        value = values.get(key)
+        known = "–" if value is None else form.format(value)
+        cells.append(count(value) if value is not None and key in ("params", "flops") else known)
+    return cells
+
+
+def ranking(every: list[Measured], key: str) -> dict[int, int]:
+    """id of each -> its rank from 1, the nearest to its teacher first; equals share one."""
+    sign = -1 if key == "agreement" else 1
+    values = {id(done): sign * (done.score(key) or 0.0) for done in every}
+    return {name: 1 + sum(other < value for other in values.values()) for name, value in values.items()}
+
+
+def show_files(every: list[Measured]) -> None:
+    """Where everything is; a line for each network."""
+    for done in every:
+        if done.files:
+            names = ", ".join(path.name for path in done.files)
+            console.note(f"{short_path(done.files[0].parent)}/  ({names})")
+    if not any(done.files for done in every):
+        console.note("save=FOLDER writes all of it, with pictures")

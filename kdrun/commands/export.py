@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,15 @@ from kdrun.evaluation.deployed import OWN, Card, Deployed, deploy, find_target
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
 from kdrun.runs.directory import now, short_path
 from kdrun.runs.files import explain_os_error, write_json
-from kdrun.training.build import images_only, load_data, make_plan
+from kdrun.runs.plan import images_only, make_plan
+from kdrun.training.build import load_data
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
     from kdrun.data.splits import AnySet
-    from kdrun.evaluation.targets import Target
+    from kdrun.evaluation.targets import Target, numerics_for
     from kdrun.training.build import Data
 
 HELP = """
@@ -125,10 +126,9 @@ def destination(target: Target, options: Options, own: dict[str, str]) -> Path:
 
 def export(target: Target, place: Path, options: Options) -> int:
     """Write every form beside its final place, measure, and rename what passes. Returns the exit code."""
-    from kdrun.training.precision import resolve
 
     config = target.config
-    numerics = resolve("cpu", "fp32", "false", config.threads, False).numerics
+    numerics = numerics_for(replace(config, device="cpu"), "fp32")
     numerics.apply()
     data = load_data(make_plan(images_only(config), []), console.track)
     deployed = deploy(target, numerics)

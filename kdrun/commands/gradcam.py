@@ -4,37 +4,35 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.markup import escape
 
 from kdrun import console
-from kdrun.commands.eval import chosen_split
-from kdrun.commands.gradcam_words import Asked, Watched, draw, place_of_picture, show, write_overlaps
 from kdrun.config.arguments import names_and_settings, take_choices
 from kdrun.config.compose import load
-from kdrun.data.datasets import DataSource
 from kdrun.errors import ConfigError, suggest
-from kdrun.evaluation.cam_images import Images, batches, files_named, own_images, read_files
-from kdrun.evaluation.targets import Target, networks_of, target_of_run
-from kdrun.runs.directory import find_runs
-from kdrun.streams import Streams
-from kdrun.training.build import Data, images_only, load_data, make_loaders, make_plan, output_root
+from kdrun.evaluation.cam_images import Images, files_named, own_images, read_files
+from kdrun.evaluation.cam_runs import (
+    KINDS,
+    Asked,
+    Overlapping,
+    Watched,
+    file_name,
+    load_networks,
+    look,
+    same_data,
+    wanted_classes,
+    write_overlaps,
+)
+from kdrun.evaluation.measure import chosen_split
+from kdrun.evaluation.targets import Target, target_of_run
+from kdrun.reporting.cam_panel import Column, draw_panel
+from kdrun.reporting.labels import short_labels
+from kdrun.runs.directory import digest_of, find_runs, short_path
+from kdrun.runs.files import write_atomically
+from kdrun.runs.plan import output_root
 
-if TYPE_CHECKING:
-    from kdrun.training.network import Network
-
-KINDS = {  # name on the command line -> class of the grad-cam package, None for our own
-    "gradcam": None,
-    "gradcam++": "GradCAMPlusPlus",
-    "xgradcam": "XGradCAM",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-    "elementwise": "GradCAMElementWise",
-    "eigencam": "EigenCAM",
-    "eigengradcam": "EigenGradCAM",
-    "scorecam": "ScoreCAM",
-}
 HELP = f"""
 usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|CLASS] [method=gradcam] [layer=PATH]
                      [overlap=N] [save=FILE.png] [model=student|teacher] [weights=last|best] [split=test|val|train]
@@ -61,7 +59,6 @@ beside them, that of several in pictures/ of the output folder.
 OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": ("student", "teacher")}
 TAKES = ("images", "target", "method", "layer", "overlap", "save")
 MOST = 100  # rows of one picture
-BATCH = 32
 
 
 def command(words: list[str]) -> int:
@@ -75,7 +72,7 @@ def command(words: list[str]) -> int:
     root = output_root(load([word for word in rest if word.startswith("output_root=")]))
     targets = [target_of_run(run, own, settings, TAKES) for name in names for run in find_runs(name, root)]
     same_data(targets)
-    watched, numerics = load_networks(targets, asked)
+    watched, numerics = load_networks(targets, asked, console.track)
     first = watched[0].data
     if files is None:
         shown = int(asked.images)
@@ -86,7 +83,7 @@ def command(words: list[str]) -> int:
         images = read_files(files, first)
         shown = len(images)
     wanted = wanted_classes(asked.target, images, first.splits.class_names)
-    look(watched, images, wanted, str(numerics.torch_device))
+    look(watched, images, wanted, str(numerics.torch_device), console.track)
     of = own["split"] if files is None else "files"
     findings = write_overlaps(watched, images, asked, of)
     picture = place_of_picture(asked, targets, root, of)
@@ -116,121 +113,64 @@ def read_asked(settings: dict[str, str]) -> Asked:
                  Path(save).expanduser() if save else None)  # fmt: skip
 
 
-def same_data(targets: list[Target]) -> None:
-    """Raise ConfigError unless all runs have the same images and classes, which one picture needs."""
-
-    def data_of(target: Target) -> dict[str, Any]:
-        data = target.config.dataset
-        return {"dataset": data.name, "dataset.root": DataSource(data).fingerprint(),
-                "dataset.image_size": data.image_size, "dataset.resize": data.resize,
-                "dataset.train_fraction": data.train_fraction, "dataset.split_seed": data.split_seed,
-                "dataset.test_limit": data.test_limit}  # fmt: skip
-
-    first = data_of(targets[0])
-    for target in targets[1:]:
-        other = data_of(target)
-        for key, value in first.items():
-            if other[key] != value:
-                ours, theirs = (getattr(item.config.dataset, key.partition(".")[2] or "name") for item in
-                                (targets[0], target))  # fmt: skip
-                raise ConfigError(
-                    f"{key}: {targets[0].label} has {ours} and {target.label} has {theirs}; the runs of one picture "
-                    "share data set and classes."
-                )
+def place_of_picture(asked: Asked, targets: list[Target], root: Path, of: str) -> Path:
+    """save=, else beside the only run's findings, else in pictures/ under a name that the same runs find again."""
+    if asked.save is not None:
+        return asked.save
+    name = file_name(targets[0], asked, of)
+    if len(targets) == 1 and targets[0].folder is not None:
+        return targets[0].folder / f"{name}.png"
+    return root / "pictures" / f"{name}-{digest_of(sorted(target.label for target in targets))[:8]}.png"
 
 
-def load_networks(targets: list[Target], asked: Asked) -> tuple[list[Watched], Any]:
-    """Teachers first, each once, then the students; and the numerics: maps are made in fp32."""
-    from kdrun.evaluation.cam import View
-    from kdrun.training.precision import resolve
-
-    config = targets[0].config
-    numerics = resolve(config.device, "fp32", "false", config.threads, config.deterministic).numerics
-    numerics.apply()
-    teachers: dict[str, Watched] = {}
-    students: list[tuple[Watched, str | None]] = []
-
-    def watch(network: Network, head: tuple[str, str], data: Data, deployed: Any = None) -> Watched:
-        return Watched(head, View(network.tap, deployed, layer_in(network, asked), KINDS[asked.method]), data)
-
-    for target in targets:
-        data = load_data(make_plan(images_only(target.config), []), console.track)
-        loaders: Any = None
-        if target.deploys:
-            loaders = make_loaders(data, target.config.batch_size, Streams("student", 0), "same", numerics)
-        network, deployed, teacher = networks_of(target, data, loaders, numerics)
-        key = None
-        if teacher is not None and target.teacher is not None:
-            options = target.teacher.options
-            key = f"{options.name} {target.teacher.weights or options.seed}"
-            if key not in teachers:
-                teachers[key] = watch(teacher, (options.name, "teacher"), data)
-        made = watch(network, (target.options.name, subtitle(target)), data, deployed)
-        made.target = target
-        students.append((made, key))
-    order = list(teachers)
-    for made, key in students:
-        made.of = None if key is None else order.index(key)
-    every = [*teachers.values(), *(made for made, _ in students)]
-    check_layer(every, asked)
-    return every, numerics
-
-
-def layer_in(network: Network, asked: Asked) -> str | None:
-    """The named layer, where this network has it."""
-    return asked.layer if asked.layer in dict(network.tap.model.named_modules()) else None
-
-
-def check_layer(every: list[Watched], asked: Asked) -> None:
-    """Raise ConfigError where no network has the named layer."""
-    from kdrun.evaluation.cam import module_of
-
-    if asked.layer is not None and not any(watched.view.path == asked.layer for watched in every):
-        module_of(every[-1].view.tap.model, asked.layer)
-
-
-def subtitle(target: Target) -> str:
-    """What tells a run's network from the others': its method and seed, or that it is a teacher."""
-    if target.own is not None or (target.weights is not None and target.weights.name.startswith("teacher")):
-        return "teacher"
-    assert target.folder is not None
-    return f"{target.folder.parent.parent.name}, seed {target.config.seed}"
-
-
-def wanted_classes(word: str, images: Images, classes: list[str]) -> np.ndarray | None:
-    """The class [N] that every map explains, or None for what each network predicts. Raises ConfigError."""
-    if word == "predicted":
-        return None
-    if word == "true":
-        unknown = [name for name, label in zip(images.names, images.labels, strict=True) if label < 0]
-        if unknown:
-            raise ConfigError(f"target=true: the class of {unknown[0]} is unknown; put it into a folder named like it.")
-        return images.labels
-    if word in classes:
-        return np.full(len(images), classes.index(word))
-    if word.isdecimal() and int(word) < len(classes):
-        return np.full(len(images), int(word))
-    raise ConfigError(f"target={word}: choose predicted, true or a class.{suggest(word, classes)} There are "
-                      f"{len(classes)}: {', '.join(classes[:12])}{' …' if len(classes) > 12 else ''}.")  # fmt: skip
-
-
-def look(every: list[Watched], images: Images, wanted: np.ndarray | None, device: str) -> None:
-    """Fill in maps, predictions and probabilities of every network."""
-    import torch
-
-    from kdrun.data.resident import Normalise
-
-    windows = [(watched, window) for watched in every for window in batches(len(images), BATCH)]
-    parts: dict[int, list[list[np.ndarray]]] = {id(watched): [] for watched in every}
-    for number in console.track(iter(range(len(windows))), len(windows), "looking"):
-        watched, window = windows[number]
-        normalise = Normalise(watched.data.stats, torch.device(device))
-        image = normalise(torch.from_numpy(images.pixels[window]).to(device))
-        target = None if wanted is None else torch.from_numpy(wanted[window]).to(device)
-        seen = watched.view.see(image, target)
-        probability = seen.logits.softmax(dim=1).gather(1, seen.target[:, None])[:, 0]
-        every_part = (seen.maps, seen.logits.argmax(dim=1), seen.target, probability)
-        parts[id(watched)].append([part.cpu().numpy() for part in every_part])
+def draw(picture: Path, every: list[Watched], images: Images, shown: int, asked: Asked) -> None:
+    """The first `shown` images, class by class."""
+    labels = images.labels[:shown]
+    order = np.argsort(labels, kind="stable") if (labels >= 0).all() else np.arange(shown)
+    columns = []
     for watched in every:
-        whole = [np.concatenate(part) for part in zip(*parts[id(watched)], strict=True)]
-        watched.maps, watched.predicted, watched.shown, watched.probability = whole
+        parts = (watched.maps, watched.predicted, watched.shown, watched.probability)
+        columns.append(Column(watched.head, *(part[order] for part in parts if part is not None)))
+    data = every[0].data
+    explained = {"predicted": "each network's predicted class", "true": "the true class"}.get(
+        asked.target, f"the class {asked.target}"
+    )
+    name = "Grad-CAM" if asked.method == "gradcam" else asked.method
+    place = data.config.dataset.name if asked.images.isdecimal() else "own files"
+    title = f"{name} for {explained}, {place}"
+    pixels = draw_panel(images.pixels[order], labels[order], data.splits.class_names, columns, title)
+    write_atomically(picture, lambda file: file.write(pixels))
+
+
+def show(every: list[Watched], found: list[Overlapping], images: Images, shown: int, picture: Path,
+         asked: Asked) -> None:  # fmt: skip
+    """Layers, the overlap of each run, and where everything is."""
+    layers = {f"{watched.head[0]} {watched.view.layer} ({'×'.join(map(str, watched.view.grid))})" for watched in every}
+    console.note(f"layer and positions: {', '.join(sorted(layers))}")
+    if found:
+        show_overlaps(found, len(images))
+    for watched in every:
+        if watched.target is not None and watched.of is None and watched.target.missing:
+            console.note(f"{watched.target.label} {watched.target.missing}; its teacher is left out.")
+    what = f"{shown} image{'s' * (shown > 1)} × {len(every)} network{'s' * (len(every) > 1)}"
+    console.say(f"{what}: [bold]{escape(short_path(picture))}[/]")
+
+
+def show_overlaps(found: list[Overlapping], count: int) -> None:
+    folder, names = short_labels([item.student.label for item in found])
+    if len(found) == 1:
+        names = [f"{found[0].student.options.name} {names[0]}"]
+    rows = []
+    for name, item in zip(names, found, strict=True):
+        mean, apart = item.result.mean, item.result.apart
+        rows.append([name, *(f"{number(mean[key])} ({number(apart[key])})" for key in mean)])
+    console.table("", ["student beside its teacher", "IoU", "Pearson", "Spearman"], rows)
+    empty = max(item.result.undefined for item in found)
+    left_out = f"; up to {empty} images left out, whose map is empty" if empty else ""
+    console.note(f"means over {count:,} images, in brackets with the teacher's maps of other images{left_out}")
+    place = f"{folder}/…/evals" if len(found) > 1 else short_path(found[0].path.parent)
+    console.note(f"{place}/  ({found[0].path.name}, {found[0].path.stem}.csv)")
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -19,6 +19,7 @@ from kdrun.config.arguments import names_and_settings
 from kdrun.data.inference import Read, find_images, read_batches
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.deployed import Card, deploy, find_target
+from kdrun.evaluation.targets import numerics_for
 from kdrun.runs.directory import short_path
 from kdrun.runs.files import write_atomically
 
@@ -127,10 +128,9 @@ def make_predictor(word: str, settings: dict[str, str], config_dir: str | None) 
             raise ConfigError(f"{word}: no such file; kdrun export RUN writes one.")
         return OnnxNetwork(place, int(threads)), short_path(place)
     target = find_target(word, settings, config_dir, TAKES)
-    from kdrun.training.precision import resolve
 
     config = target.config
-    numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics
+    numerics = numerics_for(config)
     numerics.apply()
     return deploy(target, numerics, console.track), target.label
 

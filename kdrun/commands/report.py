@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdrun import console
-from kdrun.commands.table import chosen_ledger, read_words
+from kdrun.config.arguments import read_words
 from kdrun.errors import ConfigError
+from kdrun.reporting.ledgers import KEYS, chosen_ledger
 from kdrun.runs.directory import outputs_folder, short_path
 from kdrun.runs.ledger import known_ledgers
 
@@ -29,7 +30,7 @@ def command(words: list[str]) -> int:
     from kdrun.reporting.html.page import report_page
     from kdrun.runs.files import write_text
 
-    names, settings = read_words("report", words)
+    names, settings = read_words("report", words, KEYS)
     save = settings.get("save")
     if save is not None and Path(save).suffix not in (".html", ".htm"):
         raise ConfigError(f"save={save}: a report is one HTML file: save=FILE.html. Other formats: kdrun table.")

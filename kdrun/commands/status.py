@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kdrun import console
-from kdrun.commands.table import defined_sweeps, read_words
+from kdrun.config.arguments import read_words
+from kdrun.display import duration
 from kdrun.errors import CheckpointError
 from kdrun.reporting.progress import Progress, progress_of
 from kdrun.runs.directory import outputs_folder
@@ -29,7 +30,7 @@ def command(words: list[str]) -> int:
     damaged: list[str] = []
     for name in known:
         try:
-            ledger = read_ledger(root, name, defined_sweeps)
+            ledger = read_ledger(root, name)
         except CheckpointError as error:
             damaged.append(str(error))
             continue
@@ -65,4 +66,4 @@ def time_words(progress: Progress) -> str:
     """About 2 h 10 min; nothing where everything is done."""
     if progress.seconds is None:
         return "unknown"
-    return f"about {console.duration(progress.seconds)}" if progress.seconds else ""
+    return f"about {duration(progress.seconds)}" if progress.seconds else ""

@@ -6,21 +6,19 @@ import dataclasses
 import time
 from pathlib import Path
 
-import numpy as np
-
 from kdrun import console
 from kdrun.config.arguments import split_arguments
 from kdrun.config.compose import load
 from kdrun.data.splits import ArraySet, Dataset
-from kdrun.errors import ConfigError, DataError
+from kdrun.errors import ConfigError
 from kdrun.evaluation.testsets.base import NamedSet
-from kdrun.evaluation.testsets.cache import Derived, derive_together, export, grouped
+from kdrun.evaluation.testsets.cache import Derived, derived_tests, export, grouped
 from kdrun.evaluation.testsets.corruptions import PublishedCorruption
 from kdrun.evaluation.testsets.registry import SETS, make, parse, title
-from kdrun.evaluation.testsets.sheet import chosen_images, contact_sheet
+from kdrun.evaluation.testsets.sheet import write_sheet
 from kdrun.runs.directory import short_path
-from kdrun.runs.files import write_atomically
-from kdrun.training.build import Plan, load_data, make_plan, output_root
+from kdrun.runs.plan import Plan, make_plan, output_root
+from kdrun.training.build import load_data
 
 HELP = """
 usage: kdrun testset NAME[:key=value,…] … | all [dataset=… dataset.root=… dataset.image_size=…] [key=value …] [seed=N]
@@ -88,27 +86,12 @@ def number(key: str, own: dict[str, str], least: int) -> int | None:
     return int(own[key])
 
 
-def derived_tests(
-    wished: list[NamedSet], plan: Plan, splits: Dataset, seed: int = 0, processes: int | None = None
-) -> list[Derived]:
-    """The test split of `splits` as each of `wished` changes it, made or from the cache, with a progress bar; in one
-    pass where they share a computation."""
-    if not isinstance(splits.test, ArraySet):
-        raise DataError(
-            f"testset={wished[0].name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "
-            "images in memory (cifar10, cifar100, digits, fake)."
-        )
-    caches = output_root(plan.config) / "caches"
-    return derive_together(wished, splits.test, caches, seed=seed, track=console.track, processes=processes,
-                           device=plan.config.device)  # fmt: skip
-
-
 def build_and_show(
     group: list[NamedSet], plan: Plan, splits: Dataset, seed: int, processes: int | None, own: dict[str, str]
 ) -> None:
     """Sets that share a computation, mostly one: made or found, and shown."""
     begun = time.perf_counter()
-    all_found = derived_tests(group, plan, splits, seed, processes)
+    all_found = derived_tests(group, plan, splits, console.track, seed, processes)
     spent = time.perf_counter() - begun
     made = [wished.name for wished, found in zip(group, all_found, strict=True) if not found.cached]
     for wished, found in zip(group, all_found, strict=True):
@@ -136,22 +119,3 @@ def show(wished: NamedSet, found: Derived, state: str, plan: Plan, splits: Datas
         place = Path(own["save"]).expanduser()
         export(found, splits.class_names, place, console.track)
         console.note(f"  written to {short_path(place)}")
-
-
-def write_sheet(place: Path, wished: NamedSet, found: Derived, clean: ArraySet, class_names: list[str]) -> None:
-    """The contact sheet as PNG; images of a published set stand below others of their class unless the order is the
-    same."""
-    from PIL import Image
-
-    below = None
-    chosen, classes = chosen_images(found.data.labels)
-    originals = chosen
-    heading = f"{title(wished)}   ({wished.recipe})"
-    if not np.array_equal(found.data.labels, clean.labels):
-        originals, _ = chosen_images(clean.labels)
-        heading += "   above: other images of the class"
-    if found.texture_labels is not None:
-        below = [class_names[label] for label in found.texture_labels[chosen]]
-    pixels = contact_sheet(heading, clean.images[originals], found.data.images[chosen],
-                           [class_names[label] for label in classes], below)  # fmt: skip
-    write_atomically(place, lambda file: Image.fromarray(pixels).save(file, "PNG"))

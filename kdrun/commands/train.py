@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import traceback
+from typing import Any
+
 from omegaconf import DictConfig
 
 from kdrun.config.arguments import split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
-from kdrun.errors import Interrupted, KdrunError, print_error
+from kdrun.config.schema import RunConfig
+from kdrun.console import RichDisplay, announce, show_result
+from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, reason_of, suggest
+from kdrun.runs.directory import rebuild_results
+from kdrun.runs.plan import make_plan, output_root
+
+LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
 
 def command(words: list[str]) -> int:
@@ -16,16 +25,12 @@ def command(words: list[str]) -> int:
     hydras_own = ("hydra/launcher=joblib", "hydra/launcher=basic", "hydra/launcher=submitit", "hydra/sweeper=")
     other = any(word.startswith(hydras_own) for word in overrides)
     if (named or flags) and set(flags) <= {"-m", "--multirun"} and not other:
-        from kdrun.sweeps.run import command as sweep
-
         return sweep(words)
     if not flags:
         try:
             config = load(overrides, config_dir)
         except MultirunAsked:
             return multirun(words, config_dir)
-        from kdrun.commands.single import train  # heavy: only once the configuration is right
-
         train(config, overrides)
         return 0
     return multirun(words, config_dir)
@@ -41,8 +46,6 @@ def multirun(words: list[str], config_dir: str | None) -> int:
         try:
             keep_choices(cfg, HydraConfig.get().runtime.choices, config_dir)
             config = checked(cfg, config_dir)
-            from kdrun.commands.single import train
-
             # As typed: `++` is what lets a method's settings pass Hydra, and no user wrote it.
             train(config, [word.removeprefix("++") for word in HydraConfig.get().overrides.task])
         except Interrupted:
@@ -55,6 +58,75 @@ def multirun(words: list[str], config_dir: str | None) -> int:
     if failures:
         print_error(f"{len(failures)} job(s) of the multirun failed; the others are done.")
     return max((error.exit_code for error in failures), default=0)
+
+
+def sweep(words: list[str]) -> int:
+    """Train `-m …` or `sweep=NAME …` on the lanes launcher; return the worst run's exit code."""
+    from kdrun.sweeps.definition import multirun_sweep, named_sweep, split_words
+    from kdrun.sweeps.run import run_sweep
+
+    _, own, overrides, config_dir = split_words(words)
+    launcher, overrides = split_launcher(overrides)
+    if "sweep" in own:
+        chosen = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
+    else:
+        chosen = multirun_sweep(overrides, own.get("name"), config_dir)
+    shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
+    return run_sweep(chosen, launcher, f"kdrun train -m {shown}", config_dir, RichDisplay(name_runs=True))
+
+
+def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({"launcher": …, and its settings}, the other overrides). Raises ConfigError for a setting that is none."""
+    launcher, rest = {"launcher": "lanes"}, []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key in ("launcher", "hydra/launcher"):
+            launcher["launcher"] = value
+        elif key.startswith("launcher."):
+            launcher[key.removeprefix("launcher.")] = value
+        else:
+            rest.append(word)
+    kind = launcher["launcher"]
+    if kind not in LAUNCHERS:
+        raise ConfigError(f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} "
+                          f"There are: {', '.join(LAUNCHERS)}.")  # fmt: skip
+    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
+        raise ConfigError(f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
+                          "The lanes launcher has launcher.processes.")  # fmt: skip
+    return launcher, rest
+
+
+def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
+    """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
+    plan = make_plan(config, overrides)
+    if plan.run.finished:
+        result = plan.run.result()
+        show_result("already done", plan, result)
+        return result
+    announce(plan)
+    from kdrun.models.own_import import pinned  # torch: only for what has to be trained
+    from kdrun.training.session import Session
+    from kdrun.training.signals import stop_on_signals
+    from kdrun.training.threads import presence
+
+    outcome: list[dict[str, Any] | KdrunError] = []
+    with presence(), plan.run.lock(), pinned(plan.code.files.values()), stop_on_signals() as stop:
+        try:
+            Session([plan], stop, RichDisplay(), lambda _, found: outcome.append(found)).run()
+        except RunError as error:
+            plan.run.fail(str(error))
+            raise
+        except KdrunError:
+            raise
+        except Exception as error:
+            plan.run.fail(f"{reason_of(error)}\n{traceback.format_exc()}")
+            raise
+    result = outcome[0]
+    if isinstance(result, KdrunError):
+        raise result
+    rebuild_results(output_root(config))
+    show_result("done", plan, result)
+    return result
 
 
 HELP = """

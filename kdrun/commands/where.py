@@ -6,7 +6,7 @@ from kdrun.config.arguments import split_arguments
 from kdrun.config.compose import load
 from kdrun.errors import ConfigError, RunError, suggest
 from kdrun.runs.directory import short_path
-from kdrun.training.build import make_plan
+from kdrun.runs.plan import make_plan
 
 HELP = """
 usage: kdrun where run|teacher [key=value …]

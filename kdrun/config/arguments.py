@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from kdrun.config.schema import check_value
+from kdrun.errors import ConfigError, suggest
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
@@ -40,3 +42,14 @@ def take_choices(settings: dict[str, str], choices: dict[str, tuple[str, ...]]) 
     for name, values in choices.items():
         check_value(name, own[name], {"choices": values})
     return own
+
+
+def read_words(command: str, words: list[str], keys: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """(names, the key=value words) of a command on ledgers or runs, whose folders may hold an equals sign. Raises
+    ConfigError for a key that it does not take."""
+    names = [word for word in words if "=" not in word or Path(word).exists()]
+    settings = {key: value for key, _, value in (word.partition("=") for word in words if word not in names)}
+    for key in settings:
+        if key not in keys:
+            raise ConfigError(f"{key}: {command} takes {', '.join(keys)}.{suggest(key, keys)}")
+    return names, settings

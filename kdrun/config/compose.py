@@ -22,7 +22,6 @@ from kdrun.config.groups import (
     group_files,
     has_recipe,
     published_methods,
-    register_source,
 )
 from kdrun.config.method_schema import method_of, yaml_name
 from kdrun.config.schema import RunConfig, check
@@ -53,6 +52,8 @@ def rewrite(overrides: Iterable[str], config_dir: str | None = None) -> list[str
 def register() -> None:
     """Make Hydra know the schema and the names that are no files. Harmless when repeated."""
     from hydra.core.config_store import ConfigStore
+
+    from kdrun.config.hydra_source import register_source
 
     register_source()
     ConfigStore.instance().store(name="schema", node=RunConfig)

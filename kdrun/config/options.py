@@ -1,5 +1,5 @@
-"""What a user can set, as plain typed dataclasses. Hydra composes them, `kdrun.config.schema.check` validates them, and the
-modules that they configure take them as they are. No torch here: composing a configuration must stay quick.
+"""What a user can set, as plain typed dataclasses. Hydra composes them, `kdrun.config.schema.check` validates them, and
+the modules that they configure take them as they are. No torch here: composing a configuration must stay quick.
 
 A field without a default has its number in conf/. Metadata: low/high bound a number or a list's numbers, choices an
 enumeration; `over` and `under` are exclusive bounds.
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
+
+LOGGERS = ("tensorboard", "wandb")  # beside metrics.csv
 
 
 def setting(default: Any = MISSING, **rules: Any) -> Any:

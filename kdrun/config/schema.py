@@ -15,9 +15,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.method_schema import read_method, yaml_name
-from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions, setting
+from kdrun.config.options import LOGGERS, DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions, setting
 from kdrun.errors import ConfigError, one_line, suggest
-from kdrun.training.loggers import LOGGERS
 
 
 @dataclass
@@ -121,7 +120,7 @@ def _check_ranges(options: Any, prefix: str) -> None:
 
 
 def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless `value` (or every number of a list) keeps the rules of `kdrun.config.options.setting`."""
+    """Raise ConfigError unless `value` (or each number of a list) keeps the rules of `kdrun.config.options.setting`."""
     if "choices" in rules and value not in rules["choices"]:
         raise ConfigError(
             f"{key}={value}: choose {' or '.join(rules['choices'])}.{suggest(str(value), rules['choices'])}"

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.data.decode import Track, decode_tree, untracked
+from kdrun.data.decode import decode_tree
 from kdrun.data.image_tree import Tree, same_classes, scan
 from kdrun.data.splits import ArraySet
+from kdrun.display import Track, untracked
 from kdrun.errors import DataError, one_line
 
 SIDE = 32

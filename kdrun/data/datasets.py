@@ -6,8 +6,8 @@ from pathlib import Path
 
 from kdrun.config.options import DatasetOptions
 from kdrun.data import cifar, digits, fake, folder
-from kdrun.data.decode import Track, untracked
 from kdrun.data.splits import AnySet, Dataset, limited, stratified_split
+from kdrun.display import Track, untracked
 
 STREAMED = ("imagenet", "folder")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,11 @@ import numpy as np
 
 from kdrun.data.image_tree import Tree
 from kdrun.data.splits import ArraySet
+from kdrun.display import Track, untracked
 from kdrun.errors import DataError, one_line
 from kdrun.hardware import available_cores
 
 CHUNK = 256
-Track = Callable[[Iterator[int], int, str], Iterator[int]]
-
-
-def untracked(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
-    """A progress display that shows nothing."""
-    return steps
 
 
 def read_image(path: str | os.PathLike[str], size: int | None) -> np.ndarray:

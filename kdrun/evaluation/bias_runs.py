@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun import console
-from kdrun.commands.testset import derived_tests, write_sheet
 from kdrun.config.schema import RunConfig
 from kdrun.data.splits import ArraySet
+from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError
 from kdrun.evaluation.bias_grid import CLEAN, Column, Row
 from kdrun.evaluation.predictions import Answers, answer, read_answers, write_answers
-from kdrun.evaluation.targets import Target, code_now, networks_of, target_of_run
+from kdrun.evaluation.targets import Target, code_now, networks_of, numerics_for, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
-from kdrun.evaluation.testsets.cache import Derived, fingerprint, grouped
+from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
+from kdrun.evaluation.testsets.sheet import write_sheet
 from kdrun.runs.directory import RunDirectory, digest_of
 from kdrun.runs.ledger import Cell, Ledger
+from kdrun.runs.plan import images_only, make_plan
 from kdrun.streams import Streams
-from kdrun.training.build import Data, images_only, load_data, make_eval_loader, make_loaders, make_plan
+from kdrun.training.build import Data, load_data, make_eval_loader, make_loaders
 
 if TYPE_CHECKING:
     from kdrun.evaluation.examine import Subject
@@ -44,8 +45,8 @@ class Questions:
 class Answering:
     """Answers of runs, from their evals/ folders or measured now. `settings`: where it is measured, as for eval."""
 
-    def __init__(self, ledger: Ledger, root: Path, testsets: list[str], settings: dict[str, str]):
-        self.ledger, self.root, self.testsets, self.settings = ledger, root, testsets, settings
+    def __init__(self, ledger: Ledger, root: Path, testsets: list[str], settings: dict[str, str], track: Track):
+        self.ledger, self.root, self.testsets, self.settings, self.track = ledger, root, testsets, settings, track
         self.questions: dict[str, Questions] = {}  # by data set
         self.notes: list[str] = []
         self.made: dict[str, tuple[NamedSet, Derived, ArraySet, list[str]]] = {}  # stem -> what a sheet shows
@@ -60,7 +61,7 @@ class Answering:
         reference = self.reference(targets)
         rows = {cell.row: Row(cell.row, method=cell.method, student=cell.student, teacher=cell.teacher)
                 for cell in cells}  # fmt: skip
-        for place in console.track(iter(range(len(done))), len(done), f"answers of {name}"):
+        for place in self.track(iter(range(len(done))), len(done), f"answers of {name}"):
             cell = done[place]
             target = targets.get(str(cell.run))
             answers = None if target is None else self.of_run(str(cell.run), target)
@@ -142,11 +143,10 @@ class Answering:
 
     def answers(self, folder: Path, target: Target, made: str | None) -> dict[str, Answers]:
         """On every test set, from evals/ where they are of the same images, weights (`made`) and numerics."""
-        from kdrun.training.precision import resolve
 
         asked = self.asked(target.config)
         config = target.config
-        numerics = resolve(config.device, config.precision, "false", config.threads, config.deterministic).numerics
+        numerics = numerics_for(config)
         subject: Subject | None = None
         found = {}
         for name, (images, textures, identity) in asked.sets.items():
@@ -176,7 +176,7 @@ class Answering:
         if key in self.questions:
             return self.questions[key]
         plan = make_plan(images_only(config), [])
-        data = load_data(plan, console.track)
+        data = load_data(plan, self.track)
         test = data.splits.test
         if not isinstance(test, ArraySet):
             raise DataError(f"dataset={config.dataset.name} streams its files; derived sets are made of images in "
@@ -187,7 +187,7 @@ class Answering:
         names, stems = {}, {CLEAN: "test"}
         for group in grouped([parse(text) for text in self.testsets]):
             try:
-                found = derived_tests(group, plan, data.splits)
+                found = derived_tests(group, plan, data.splits, self.track)
             except KdrunError as error:  # the grid goes on without it
                 self.notes += [f"testset={title(wished)} is left out: {error}" for wished in group]
                 continue

@@ -12,15 +12,16 @@ import numpy as np
 from kdrun.config.arguments import take_choices
 from kdrun.config.compose import load
 from kdrun.data.datasets import STREAMED
-from kdrun.data.decode import Track, untracked
 from kdrun.data.inference import Preparation
 from kdrun.data.splits import ArraySet, Dataset
+from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError
 from kdrun.evaluation.targets import Target, networks_of, target_of_file, target_of_run
 from kdrun.runs.directory import find_runs
 from kdrun.runs.files import read_json
+from kdrun.runs.plan import images_only, make_plan, output_root
 from kdrun.streams import Streams
-from kdrun.training.build import Data, images_only, load_data, make_loaders, make_plan, output_root
+from kdrun.training.build import Data, load_data, make_loaders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

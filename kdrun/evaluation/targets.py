@@ -262,3 +262,11 @@ def networks_of(
                 raise
             target.missing = f"has a teacher that does not load: {str(error).rstrip('.')}"
     return network, deployed, teacher
+
+
+def numerics_for(config: RunConfig, precision: str | None = None) -> Numerics:
+    """Resolve the numerics for measuring a trained network: as configured, or in `precision`; never compiled."""
+    from kdrun.training.precision import resolve
+
+    asked = precision or config.precision
+    return resolve(config.device, asked, "false", config.threads, config.deterministic).numerics

@@ -18,10 +18,10 @@ Shape = tuple[int, int, int]
 class Tap(nn.Module):
     """`model` behind the one interface that engine and methods use.
 
-    needs: which of `kdrun.structures.FEATURES` to return beside the logits; the attribute `stages`: which of the maps among
-    them, None for all. input_size: side to which this network's images are resized (bilinear, antialiased). data_stats
-    and own_stats: ((mean), (std)) of the incoming images and of the network's training; where they differ, images are
-    re-normalised. The wrapped model's own state dict is what checkpoints hold.
+    needs: which of `kdrun.structures.FEATURES` to return beside the logits. The attribute `stages`: which of the maps
+    among them, None for all. input_size: side to which this network's images are resized (bilinear, antialiased).
+    data_stats and own_stats: ((mean), (std)) of the incoming images and of the network's training; where they differ,
+    images are re-normalised. The wrapped model's own state dict is what checkpoints hold.
     """
 
     def __init__(

@@ -172,3 +172,11 @@ def outcome(test: PairedTest) -> str:
 def failures(table: Table) -> Section:
     lines = [f"{entry.row}, {entry.column}, {reason}" for entry in table.filled() for reason in entry.failed]
     return Section("Failed", lines=lines)
+
+
+def short_labels(labels: list[str]) -> tuple[str, list[str]]:
+    """(the folder that all labels share, the rest of each)."""
+    parts = [label.split("/") for label in labels]
+    columns = list(zip(*(part[:-1] for part in parts), strict=False))
+    shared = next((place for place, column in enumerate(columns) if len(set(column)) > 1), len(columns))
+    return "/".join(parts[0][:shared]), ["/".join(part[shared:]) for part in parts]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdrun.config.groups import choices
 from kdrun.errors import CheckpointError, ConfigError, suggest
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.files import read_json, write_json
@@ -93,12 +93,12 @@ def known_ledgers(root: Path) -> list[str]:
     return sorted(path.parent.name for path in (root / "sweeps").glob("*/cells.json"))
 
 
-def read_ledger(root: Path, name: str, defined: Callable[[], Sequence[str]] = tuple) -> Ledger:
-    """Raises ConfigError where there is none of that name, CheckpointError where it is damaged. defined() names the
-    sweeps that could be trained; asked only for an error."""
+def read_ledger(root: Path, name: str) -> Ledger:
+    """Read the ledger of a sweep. Raise ConfigError where there is none of that name, CheckpointError where it is
+    damaged."""
     place = ledger_path(root, name)
     if not place.is_file():
-        trainable = defined()
+        trainable = choices("sweep")
         if name in trainable:
             raise ConfigError(f"{name} is not begun in {root}/sweeps: kdrun train -m sweep={name} trains it.")
         known = known_ledgers(root)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdrun.runs.directory import digest_of
 from kdrun.runs.identity import data_identity
-from kdrun.training.build import Plan
+from kdrun.runs.plan import Plan
 
 
 def group_key(plan: Plan) -> str:

@@ -8,59 +8,27 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from kdrun import console
 from kdrun.config.compose import load
 from kdrun.config.own_code import read_once
 from kdrun.config.schema import RunConfig
-from kdrun.errors import ConfigError, KdrunError, one_line, print_error, suggest
+from kdrun.display import Track, duration
+from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
-from kdrun.sweeps.definition import Sweep, Wish, multirun_sweep, named_sweep, split_words
-from kdrun.training.build import Plan, make_plan, output_root
-from kdrun.training.result import code_notes
+from kdrun.runs.plan import Plan, code_notes, make_plan, output_root
+from kdrun.sweeps.definition import Sweep, Wish
+from kdrun.sweeps.messages import SweepDisplay
 
 NO_RUN = "cannot be made"  # the column of a multirun's cells that do not compose
 SEED = re.compile("seed=[0-9]+")
-LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
 
-def command(words: list[str]) -> int:
-    """`kdrun train -m …` and `kdrun train sweep=NAME …` on the lanes launcher; the worst run's exit code."""
-    _, own, overrides, config_dir = split_words(words)
-    launcher, overrides = split_launcher(overrides)
-    if "sweep" in own:
-        sweep = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
-    else:
-        sweep = multirun_sweep(overrides, own.get("name"), config_dir)
-    shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
-    return run_sweep(sweep, launcher, f"kdrun train -m {shown}", config_dir)
-
-
-def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
-    """({"launcher": …, and its settings}, the other overrides). Raises ConfigError for a setting that is none."""
-    launcher, rest = {"launcher": "lanes"}, []
-    for word in overrides:
-        key, _, value = word.partition("=")
-        if key in ("launcher", "hydra/launcher"):
-            launcher["launcher"] = value
-        elif key.startswith("launcher."):
-            launcher[key.removeprefix("launcher.")] = value
-        else:
-            rest.append(word)
-    kind = launcher["launcher"]
-    if kind not in LAUNCHERS:
-        raise ConfigError(f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} "
-                          f"There are: {', '.join(LAUNCHERS)}.")  # fmt: skip
-    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
-        raise ConfigError(f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
-                          "The lanes launcher has launcher.processes.")  # fmt: skip
-    return launcher, rest
-
-
-def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None) -> int:
+def run_sweep(
+    sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None, display: SweepDisplay
+) -> int:
     """Compose, write the ledger, run what is not done, and say what became of it."""
     with read_once():
-        found = compose_cells(sweep.wishes, config_dir)
+        found = compose_cells(sweep.wishes, config_dir, display.track)
     if not found:
         raise ConfigError(f"{sweep.name} has no cells.")
     cells = [cell for cell, _ in found]
@@ -81,14 +49,14 @@ def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: 
     total = len({str(plan.run.path) for plan in chosen})
     already = f", {done} of them done already" if done else ""
     wanted = sum(wish.chosen for wish in sweep.wishes)
-    console.say(f"[bold]{sweep.name}[/]  {wanted} cells, {total} runs{already}  [dim]{short_path(root)}[/]")
+    display.fact(sweep.name, f" {wanted} cells, {total} runs{already}  {short_path(root)}")
     for line in code_notes(pending):
-        console.note(line)
+        display.note(line)
     if launcher["launcher"] != "lanes" and pending:
         from kdrun.sweeps.slurm import submit
 
         settings = {key: value for key, value in launcher.items() if key not in ("launcher", "processes")}
-        submit(sweep.name, pending, root, launcher["launcher"], settings)
+        submit(sweep.name, pending, root, launcher["launcher"], settings, display)
         return 2 if broken else 0
     code = launch(
         sweep.name,
@@ -96,41 +64,43 @@ def run_sweep(sweep: Sweep, launcher: dict[str, str], command: str, config_dir: 
         launcher.get("processes", "auto"),
         root,
         {str(plan.run.path): cell for cell, plan in found if plan},
+        display,
     )
     rebuild_results(root)
-    console.say(f"the table so far: [bold]kdrun table {sweep.name}[/]")
+    display.fact("the table so far:", f"kdrun table {sweep.name}")
     return max(code, 2 if broken else 0)
 
 
-def launch(name: str, pending: list[Plan], processes: str, root: Path, places: dict[str, Cell]) -> int:
+def launch(
+    name: str, pending: list[Plan], processes: str, root: Path, places: dict[str, Cell], display: SweepDisplay
+) -> int:
     """Run the pending plans and return the exit code."""
     if not pending:
         return 0
-    from kdrun.console import SweepView
     from kdrun.sweeps.scheduler import Scheduler
 
     begun = time.monotonic()
     runs = {str(plan.run.path) for plan in pending}
-    with SweepView(len(runs), {run: place_of(cell) for run, cell in places.items()}) as view:
-        outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", view.show).run()
-    spent = console.duration(time.monotonic() - begun)
+    with display.sweep(len(runs), {run: place_of(cell) for run, cell in places.items()}) as show:
+        outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", show, display).run()
+    spent = duration(time.monotonic() - begun)
     if outcome.failures:
         print_error(f"{len(outcome.failures)} run(s) failed; the same command tries them again: kdrun status {name}")
     if outcome.elsewhere:
-        console.note(f"{len(outcome.elsewhere)} run(s) are being trained by other processes.")
+        display.note(f"{len(outcome.elsewhere)} run(s) are being trained by other processes.")
     if outcome.stopped:
         print_error(outcome.stopped if outcome.disk_full else f"{outcome.stopped} The same command goes on.")
         return 1 if outcome.disk_full else 75
-    console.say(f"[bold green]{len(outcome.results)} run(s) done[/] in {spent}")
+    display.fact(f"{len(outcome.results)} run(s) done", f"in {spent}")
     return 1 if outcome.failures else 0
 
 
-def compose_cells(wishes: list[Wish], config_dir: str | None) -> list[tuple[Cell, Plan | None]]:
+def compose_cells(wishes: list[Wish], config_dir: str | None, track: Track) -> list[tuple[Cell, Plan | None]]:
     """Each wish as a cell and its plan, or as a cell that says why it cannot be. Cells that differ in their seed alone
     are composed once."""
     composed: dict[tuple[str, ...], RunConfig | str] = {}
     found = []
-    for position in console.track(iter(range(len(wishes))), len(wishes), "composing"):
+    for position in track(iter(range(len(wishes))), len(wishes), "composing"):
         wish = wishes[position]
         seeds = [word for word in wish.overrides if SEED.fullmatch(word)]
         # What is no seed is composed by itself, for its own line, and so is what may follow from the seed.

@@ -5,18 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from kdrun.display import Display
 from kdrun.errors import ConfigError, RunError
 from kdrun.hardware import available_cores, environment
+from kdrun.runs.plan import Plan
 from kdrun.sweeps.grouping import group_plans, split_to_fill
-from kdrun.sweeps.worker import Ended, Finished, Task, end, run_task, serve
-from kdrun.training.build import Plan
+from kdrun.sweeps.messages import Ended, Finished, Message, ShowMessage, Task
+from kdrun.sweeps.worker import end, run_task, serve
 from kdrun.training.signals import Stop, stop_on_signals
 
 
@@ -43,9 +44,6 @@ class Outcome:
     elsewhere: set[str] = field(default_factory=set)
     stopped: str = ""
     disk_full: bool = False
-
-
-Show = Callable[[Slot, Task, Any], None]
 
 
 def gpu_numbers() -> list[str]:
@@ -88,8 +86,8 @@ def fresh(plan: Plan) -> bool:
 class Scheduler:
     """Rehearsals first, then teachers and students, each group as soon as its teacher is there."""
 
-    def __init__(self, plans: list[Plan], processes: str, logs: Path, show: Show):
-        self.show, self.logs, self.outcome = show, logs, Outcome()
+    def __init__(self, plans: list[Plan], processes: str, logs: Path, show: ShowMessage, display: Display):
+        self.show, self.display, self.logs, self.outcome = show, display, logs, Outcome()
         self.groups = group_plans(plans)
         self.slots = make_slots(plans, processes, sum(len(group) for group in self.groups))
         self.context = multiprocessing.get_context("spawn")
@@ -169,7 +167,9 @@ class Scheduler:
                     reason = f"its teacher {plan.config.teacher.name} failed: {self.teacher_failures[teacher]}"
                     end(plan, reason, lambda report, task=task: self.take(HERE, task, report))
             elif slot is None:
-                self.take(HERE, task, run_task(task, lambda report, task=task: self.take(HERE, task, report)))
+                self.take(
+                    HERE, task, run_task(task, lambda report, task=task: self.take(HERE, task, report), self.display)
+                )
                 due.discard(teacher)
             else:
                 self.start(slot)
@@ -214,7 +214,7 @@ class Scheduler:
                     os.kill(slot.process.pid, signal.SIGTERM)
         return free
 
-    def take(self, slot: Slot, task: Task, report: Any) -> None:
+    def take(self, slot: Slot, task: Task, report: Message) -> None:
         """Note what a report says, and show it."""
         if isinstance(report, Ended):
             if task.kind == "teacher":
@@ -232,7 +232,7 @@ class Scheduler:
         elif isinstance(report, Finished) and report.stopped and not self.outcome.disk_full:
             # After a full disk the others only stop because they are told to.
             self.outcome.stopped, self.outcome.disk_full = report.stopped, report.disk_full
-        self.show(slot, task, report)
+        self.show(slot.number, task, report)
 
     def bury(self, slot: Slot) -> None:
         """A process died. Where the system killed it and it held several lanes, they are tried again in two halves."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from kdrun import console
+from kdrun.display import Display, PlainDisplay
 from kdrun.errors import ConfigError, one_line
 from kdrun.runs.directory import short_path
+from kdrun.runs.plan import Plan
 from kdrun.sweeps.grouping import group_plans
+from kdrun.sweeps.messages import Task
 from kdrun.sweeps.scheduler import label_of, teacher_of
-from kdrun.sweeps.worker import Task, run_task
-from kdrun.training.build import Plan
+from kdrun.sweeps.worker import run_task
 
 CLUSTERS = {"slurm": "slurm", "submitit_local": "local"}
 
@@ -31,7 +33,9 @@ class Submission:
 
         number = JobEnvironment._usr_sig()
         requeue = signal.getsignal(number)  # submitit's own handler, which run_task's replaces while it trains
-        finished = run_task(self.task, lambda report: print(report, flush=True))
+        finished = run_task(
+            self.task, lambda message: print(message, flush=True), PlainDisplay(sys.stdout, name_runs=True)
+        )
         if finished.stopped and not finished.disk_full:
             signal.signal(number, requeue)
             os.kill(os.getpid(), number)
@@ -45,7 +49,9 @@ class Submission:
         return DelayedSubmission(self)
 
 
-def submit(name: str, plans: list[Plan], root: Path, cluster: str, settings: dict[str, str]) -> list[str]:
+def submit(
+    name: str, plans: list[Plan], root: Path, cluster: str, settings: dict[str, str], display: Display
+) -> list[str]:
     """Queue every group, behind the teacher it needs, and return the jobs' ids. Raises ConfigError without submitit."""
     try:
         import submitit
@@ -76,9 +82,7 @@ def submit(name: str, plans: list[Plan], root: Path, cluster: str, settings: dic
         jobs.append(job.job_id)
         if cluster == "slurm":
             executor.update_parameters(slurm_additional_parameters={})
-    console.say(
-        f"{len(jobs)} jobs for {len(groups)} groups of lanes: {', '.join(jobs[:8])}{' …' if len(jobs) > 8 else ''}  "
-        f"[dim]{short_path(folder)}[/]"
-    )
-    console.say(f"where they stand: [bold]kdrun status {name}[/]")
+    listed = ", ".join(jobs[:8]) + (" …" if len(jobs) > 8 else "")
+    display.fact(f"{len(jobs)} jobs", f"for {len(groups)} groups of lanes: {listed}  {short_path(folder)}")
+    display.fact("where they stand:", f"kdrun status {name}")
     return jobs

@@ -5,65 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdrun.display import Display, EpochEnd, PlainDisplay, Show, Step
 from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, RunError, reason_of
 from kdrun.models.own_import import pinned
-from kdrun.training.build import Plan
+from kdrun.runs.plan import Plan
+from kdrun.sweeps.messages import Advanced, Ended, Finished, Message, Report, Task
 from kdrun.training.threads import presence
 
 if TYPE_CHECKING:
     from kdrun.training.signals import Stop
-    from kdrun.training.trainer import Event
-
-
-@dataclass
-class Task:
-    """kind: "rehearse" (can these run at all?), "teacher" (train the first plan's into the store) or "lanes"."""
-
-    kind: str
-    plans: list[Plan]
-    label: str
-    memory_share: float = 0.5
-
-
-@dataclass(frozen=True)
-class Advanced:
-    """Training stands at `position` of `epochs`, with so many images per second through every lane. runs: the
-    directories of those that train side by side, which may be a part of the task's."""
-
-    what: str
-    position: float
-    epochs: int
-    images_per_second: float
-    runs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run has its result, or why it has none. elsewhere: another process is at it."""
-
-    run: str
-    result: dict[str, Any] | None
-    reason: str = ""
-    elsewhere: bool = False
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The task is over; stopped: what ended it early, with everything saved; disk_full: that was no signal."""
-
-    stopped: str = ""
-    disk_full: bool = False
-
-
-Report = Callable[[Any], None]
 
 
 def serve(connection: Connection, log: str) -> None:
@@ -74,27 +32,23 @@ def serve(connection: Connection, log: str) -> None:
     file = Path(log).open("a", buffering=1)  # noqa: SIM115 (open as long as the process lives)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-    from rich.console import Console
-
-    from kdrun import console
-
-    console.out = Console(file=file, highlight=False, width=160, no_color=True)
+    display = PlainDisplay(file, name_runs=True)
     try:
         with presence():
             while (task := connection.recv()) is not None:
-                connection.send(run_task(task, connection.send))
+                connection.send(run_task(task, connection.send, display))
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the scheduler is gone; all runs can be resumed
         os._exit(1)
 
 
-def run_task(task: Task, report: Report) -> Finished:
+def run_task(task: Task, report: Report, display: Display) -> Finished:
     """Never raises for a failure of the task's runs: it is reported for each of them."""
     from kdrun.training.signals import stop_on_signals
 
     work = {"rehearse": rehearse, "teacher": train_teacher, "lanes": train_lanes}[task.kind]
     over: set[str] = set()
 
-    def told(message: Any) -> None:
+    def told(message: Message) -> None:
         if isinstance(message, Ended):
             over.add(message.run)
         report(message)
@@ -102,7 +56,7 @@ def run_task(task: Task, report: Report) -> Finished:
     with stop_on_signals() as stop:
         try:
             with pinned(file for plan in task.plans for file in plan.code.files.values()):
-                work(task, told, stop)
+                work(task, told, stop, display)
         except Interrupted:
             pass
         except Exception as error:
@@ -124,11 +78,11 @@ def end(plan: Plan, reason: str, report: Report, record: bool = True) -> None:
     report(Ended(str(plan.run.path), None, reason))
 
 
-def rehearse(task: Task, report: Report, stop: Stop) -> None:
+def rehearse(task: Task, report: Report, stop: Stop, display: Display) -> None:
     """A plan that cannot run ends with the reason; the others stay silent."""
     from kdrun.training.session import Session
 
-    session = Session(task.plans[:1], stop, viewer(report), lambda *_: None)
+    session = Session(task.plans[:1], stop, Reporting(display, report), lambda *_: None)
     session.numerics.apply()
     for plan in task.plans:
         if stop.signal:
@@ -141,13 +95,13 @@ def rehearse(task: Task, report: Report, stop: Stop) -> None:
             end(plan, reason_of(error), report)
 
 
-def train_teacher(task: Task, report: Report, stop: Stop) -> None:
+def train_teacher(task: Task, report: Report, stop: Stop, display: Display) -> None:
     from kdrun.training.session import Session
 
-    Session(task.plans[:1], stop, viewer(report), lambda *_: None).obtain_teacher()
+    Session(task.plans[:1], stop, Reporting(display, report), lambda *_: None).obtain_teacher()
 
 
-def train_lanes(task: Task, report: Report, stop: Stop) -> None:
+def train_lanes(task: Task, report: Report, stop: Stop, display: Display) -> None:
     """Lock what nobody else is at, and train it, as many at a time as memory holds."""
     from kdrun.training.session import Session
 
@@ -173,8 +127,8 @@ def train_lanes(task: Task, report: Report, stop: Stop) -> None:
                 plans.append(plan)
         for group in by_compiled_needs(plans):
             while group:
-                view = viewer(report, tuple(str(plan.run.path) for plan in group))
-                session = Session(group, stop, view, ended, task.memory_share)
+                told = Reporting(display, report, tuple(str(plan.run.path) for plan in group))
+                session = Session(group, stop, told, ended, task.memory_share)
                 session.run()
                 group = session.left
 
@@ -191,29 +145,36 @@ def by_compiled_needs(plans: list[Plan]) -> Iterator[list[Plan]]:
     yield from groups.values()
 
 
-def viewer(report: Report, runs: tuple[str, ...] = ()) -> Any:
-    """A session's view that reports epochs, and steps now and then."""
-    import time
+class Reporting:
+    """A display that also reports to the scheduler: epochs, and steps now and then. runs: directories of those that
+    train side by side."""
 
-    from kdrun.console import TrainingView
+    def __init__(self, display: Display, report: Report, runs: tuple[str, ...] = ()):
+        self.display, self.report, self.runs = display, report, runs
+
+    def note(self, line: str) -> None:
+        self.display.note(line)
+
+    def fact(self, name: str, line: str) -> None:
+        self.display.fact(name, line)
+
+    def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+        return self.display.track(steps, total, label)
 
     @contextmanager
-    def view(what: str, epochs: int, first: float) -> Iterator[Callable[[Event], None]]:
+    def training(self, what: str, epochs: int, first: float) -> Iterator[Show]:
         last = 0.0
-        with TrainingView(what, epochs, first, name_lanes=what == "student") as lines:  # into the log
+        with self.display.training(what, epochs, first) as shown:
 
-            def show(event: Event) -> None:
-                from kdrun.training.trainer import Epoch, Step
-
+            def show(event: Step | EpochEnd) -> None:
                 nonlocal last
-                lines.show(event)
+                shown(event)
                 if isinstance(event, Step) and time.monotonic() - last > 0.5:
                     last = time.monotonic()
                     position = event.epoch - 1 + event.step / event.steps
-                    report(Advanced(what, position, epochs, event.images_per_second, runs))
-                elif isinstance(event, Epoch) and event.epoch == epochs:
-                    report(Advanced(what, epochs, epochs, event.metrics["train"]["images_per_second"], runs))
+                    self.report(Advanced(what, position, epochs, event.images_per_second, self.runs))
+                elif isinstance(event, EpochEnd) and event.epoch == epochs:
+                    pace = event.metrics["train"]["images_per_second"]
+                    self.report(Advanced(what, epochs, epochs, pace, self.runs))
 
             yield show
-
-    return view

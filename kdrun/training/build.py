@@ -1,25 +1,20 @@
-"""Configuration -> objects: the only place that instantiates. `make_plan` needs no torch; the rest builds a run."""
+"""Objects of a run from its plan: loaders, networks, and what trains."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.config.method_schema import MethodSource, method_of
 from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions
-from kdrun.config.own_code import digests, own_code
 from kdrun.config.schema import RunConfig
-from kdrun.data.datasets import DataSource
-from kdrun.data.decode import Track, untracked
 from kdrun.data.splits import AnySet, ArraySet, Dataset
+from kdrun.display import Track, untracked
 from kdrun.errors import PairingError
-from kdrun.runs.code_record import Code
-from kdrun.runs.directory import RunDirectory, digest_of, slug
-from kdrun.runs.identity import code_modules, run_identity, teacher_identity
+from kdrun.runs.directory import RunDirectory, digest_of
+from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
 
 if TYPE_CHECKING:
@@ -33,66 +28,6 @@ if TYPE_CHECKING:
     from kdrun.training.training_run import Job, Loaders
 
 Stats = tuple[list[float], list[float]]
-
-
-@dataclass
-class Plan:
-    """What a configuration means: which run, which teacher, where. Made without torch, in a moment."""
-
-    config: RunConfig
-    overrides: list[str]
-    source: DataSource
-    method: MethodSource
-    digest: str
-    run: RunDirectory
-    code: Code
-    teacher_digest: str | None
-    teacher_run: RunDirectory | None  # where the teacher is stored once trained; None for checkpoints and controls
-    teacher_code: Code
-
-    @property
-    def cache(self) -> Path:
-        return output_root(self.config) / "caches" / "data"
-
-    @property
-    def teacher_name(self) -> str | None:
-        return self.config.teacher.name if self.method.needs_teacher else None
-
-
-def output_root(config: RunConfig) -> Path:
-    return Path(config.output_root).expanduser().resolve()
-
-
-def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
-    """Locate the data and the code, compute the digests, and name the directories. Raises KdrunError for what is
-    missing."""
-    source = DataSource(config.dataset)
-    fingerprint = source.fingerprint()
-    method = method_of(config.method)
-    modules = code_modules(config)
-    files, teacher_files = own_code(chain(*modules.values())), own_code(modules["teacher"])
-    hashes, teacher_hashes = digests(files), digests(teacher_files)
-    digest = digest_of(run_identity(config, fingerprint, hashes, teacher_hashes))
-    code = Code(files, digest_of(run_identity(config, fingerprint, {}, {})))
-    root, data = output_root(config), slug(config.dataset.name)
-    teacher = slug(config.teacher.name) if method.needs_teacher else "none"
-    place = root / "runs" / data / f"{teacher}-{slug(config.student.name)}" / slug(method.name)
-    run = RunDirectory(place / f"s{config.seed}-{digest[:8]}")
-    teacher_digest, teacher_run, teacher_code = None, None, Code({}, "")
-    if method.needs_teacher and not method.trains_teacher:
-        teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, teacher_hashes))
-        if config.teacher.checkpoint is None and not config.teacher.random:
-            folder = root / "teachers" / data / slug(config.teacher.name)
-            teacher_run = RunDirectory(folder / f"s{config.teacher.seed}-{teacher_digest[:8]}", role="teacher")
-            settings = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, {}))
-            teacher_code = Code(teacher_files, settings)
-    return Plan(config, overrides, source, method, digest, run, code, teacher_digest, teacher_run, teacher_code)
-
-
-def images_only(config: RunConfig) -> RunConfig:
-    """The configuration of the data set alone: no teacher or file of weights is looked for."""
-    return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
-                   student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
 
 
 @dataclass

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 from kdrun.errors import ConfigError
 
-LOGGERS = ("tensorboard", "wandb")
-
 
 class Logger(Protocol):
     """Takes an epoch's metrics by split, as metrics.csv has them; epoch counts from 1."""

@@ -87,7 +87,7 @@ class Teacher:
     """The frozen teacher: eval mode, no gradient, and one forward per image tensor however many students ask for it.
     It sees full batches only, so that what it says of an image does not depend on the batch.
 
-    cache: what it says of each training image, where it sees the same one in every epoch (`kdrun.training.teacher_cache`).
+    cache: what it says of each training image, where it sees the same one in every epoch.
     """
 
     KEPT = 2  # the usual view of a batch and one more: lanes that need both ask for them in turn

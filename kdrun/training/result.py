@@ -1,15 +1,13 @@
-"""What a run says of itself: its result, its announcement, its last words."""
+"""result.json: what is written of a finished run."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdrun import console
 from kdrun.config.schema import RunConfig
-from kdrun.runs.code_record import Siblings
-from kdrun.runs.directory import RunDirectory, now, short_path
-from kdrun.training.build import Plan
+from kdrun.runs.directory import RunDirectory, now
+from kdrun.runs.plan import Plan
 
 if TYPE_CHECKING:
     from kdrun.training.loggers import Logger
@@ -81,53 +79,3 @@ def warnings(config: RunConfig) -> list[str]:
             f"epochs={config.epochs}. For short runs set optimizer.schedule=cosine or one_cycle."
         )
     return found
-
-
-def code_notes(plans: list[Plan]) -> list[str]:
-    """One line for the runs, and one for the teachers, that are new for nothing but a change in the user's own code."""
-    siblings = Siblings()
-    runs = {plan.run.path: plan.code for plan in plans if not plan.run.begun}
-    teachers = {plan.teacher_run.path: plan.teacher_code for plan in plans
-                if plan.teacher_run is not None and not plan.teacher_run.begun}  # fmt: skip
-    lines = []
-    for new, one, several in ((runs, "this is a new run", "these are {} new runs"),
-                              (teachers, "the teacher is trained anew", "{} teachers are trained anew")):  # fmt: skip
-        found = [outdated for path, code in new.items() if (outdated := siblings.outdated(path, code))]
-        if found:
-            names = sorted({name for _, changed in found for name in changed})
-            since = f"{'' if new is runs else 'teacher '}{found[0][0]}" + (" and others" if len(found) > 1 else "")
-            so = one if len(found) == 1 else several.format(len(found))
-            lines.append(f"note: {listed(names)} {'has' if len(names) == 1 else 'have'} changed since {since}, so {so}")
-    return lines
-
-
-def listed(names: list[str]) -> str:
-    """a, b, c and 4 more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def announce(plan: Plan) -> None:
-    """What is about to run, and where."""
-    config = plan.config
-    pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
-    console.say(
-        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
-        f"[dim]{short_path(plan.run.path)}[/]"
-    )
-    for line in code_notes([plan]):
-        console.note(line)
-
-
-def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:
-    """The last words of a run."""
-    teacher = f", teacher {result['teacher_top1']:.2f} %" if result["teacher_top1"] is not None else ""
-    selected = result["top1_val_selected"]
-    val = f", validation-selected {selected:.2f} %" if selected is not None else ""
-    best = f"best on test {result['top1_best']:.2f} % at epoch {result['top1_best_epoch']}{val}{teacher}"
-    arithmetic = result["precision"] + (" compiled" if result["compile"] else "")
-    console.say(
-        f"[bold green]{how}[/]  {plan.method.name}  {result['student']}: [bold]{result['top1_last']:.2f} %[/] top-1 at "
-        f"the last epoch ({best}), {result['images_per_second']:,.0f} images/s, {arithmetic}, "
-        f"{console.duration(result['train_seconds'])} of training, peak memory {console.size(result['peak_memory'])}"
-    )
-    console.say(f"      {short_path(plan.run.path)}/  (result.json, metrics.csv, curves.png, student.safetensors)")

@@ -6,39 +6,30 @@ One run is a session with one lane; runs that share data, teacher, length and nu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun import console
 from kdrun.config.schema import read_resolved, to_yaml
+from kdrun.display import Display, EpochEnd, Step
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
 from kdrun.methods.factory import make_method
 from kdrun.models.own_import import unfollowed
 from kdrun.runs.directory import RunDirectory, short_path
+from kdrun.runs.plan import Plan, listed
 from kdrun.streams import Streams
-from kdrun.training.build import Plan, load_data, make_job, make_loaders, make_network
+from kdrun.training.build import load_data, make_job, make_loaders, make_network
 from kdrun.training.loggers import check_loggers
-from kdrun.training.result import Student, draw, listed, loggers_of, parameters_of, result_of, warnings
+from kdrun.training.result import Student, draw, loggers_of, parameters_of, result_of, warnings
 from kdrun.training.setup import decide_compile, keep_outputs
 
 if TYPE_CHECKING:
     from kdrun.training.network import Network, Teacher
     from kdrun.training.signals import Stop
-    from kdrun.training.trainer import Event
     from kdrun.training.training_run import Loaders
 
-# (what trains, its epochs, where it stands in epochs) -> a context whose value takes every event
-View = Callable[[str, int, float], AbstractContextManager[Callable[["Event"], None]]]
 Ended = Callable[[Plan, "dict[str, Any] | KdrunError"], None]
-
-
-@contextmanager
-def training_view(what: str, epochs: int, first: float) -> Iterator[Callable[[Event], None]]:
-    """On the screen."""
-    with console.TrainingView(what, epochs, first) as view:
-        yield view.show
 
 
 class Session:
@@ -48,12 +39,12 @@ class Session:
     of them is raised, and recorded by whoever catches it.
     """
 
-    def __init__(self, plans: list[Plan], stop: Stop, view: View, ended: Ended, memory_share: float = 0.5):
+    def __init__(self, plans: list[Plan], stop: Stop, display: Display, ended: Ended, memory_share: float = 0.5):
         """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
         from kdrun.training.precision import pinned, resolve
         from kdrun.training.threads import claim
 
-        self.plans, self.stop, self.view, self.ended = plans, stop, view, ended
+        self.plans, self.stop, self.display, self.ended = plans, stop, display, ended
         self.memory_share, self.left = memory_share, []
         self.plan, self.config = plans[0], plans[0].config
         config = self.config
@@ -66,10 +57,10 @@ class Session:
             self.numerics, notes, self.undecided = found.numerics, found.notes, found.undecided
         claim(self.numerics.threads)
         for line in notes:
-            console.note(line)
-        self.data = load_data(self.plan, console.track)
+            self.display.note(line)
+        self.data = load_data(self.plan, display.track)
         for line in (*self.data.notes, *warnings(config)):
-            console.note(line)
+            self.display.note(line)
 
     def run(self) -> None:
         """Teacher first, then the students to their last epoch."""
@@ -82,13 +73,15 @@ class Session:
         if not students:
             return
         if names := unfollowed():
-            console.note(f"note: no import statement names {listed(names)}, so that a change there makes no new run")
+            self.display.note(
+                f"note: no import statement names {listed(names)}, so that a change there makes no new run"
+            )
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
         if frozen is not None:
-            keep_outputs(frozen, students, loaders, self.config, self.stop)
+            keep_outputs(frozen, students, loaders, self.config, self.stop, self.display)
         teacher = students[0].job.lane.peer or frozen
         if self.undecided:
-            decide_compile(students, teacher, loaders)
+            decide_compile(students, teacher, loaders, self.display)
         for student, error in self.run_to_end(students, teacher, loaders, "student"):
             if error is not None:
                 self.ended(student.plan, error)
@@ -120,7 +113,7 @@ class Session:
         for position, (plan, method) in enumerate(zip(self.plans, methods, strict=True)):
             if students and sum(student.job.lane.memory() for student in students) > room:
                 self.left = self.plans[position:]
-                console.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
+                self.display.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
                 break
             try:
                 network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
@@ -135,9 +128,9 @@ class Session:
                 continue
             extra = 0 if method.deploys else method.extra_parameters()
             added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
-            console.say(f"[bold]student[/] {plan.config.student.name}: {parameters_of(job.lane):,} parameters{added}")
+            self.display.fact("student", f"{plan.config.student.name}: {parameters_of(job.lane):,} parameters{added}")
             if method.note():
-                console.note(method.note())
+                self.display.note(method.note())
             students.append(Student(plan, job, extra, about))
         return students, loaders
 
@@ -152,7 +145,7 @@ class Session:
         if self.plan.method.trains_teacher:
             network = make_network(options, self.data, Streams("peer", options.seed), self.numerics,
                                    self.config.batch_size)  # fmt: skip
-            console.say(f"[bold]teacher[/] {options.name}: untrained, learns along with the student")
+            self.display.fact("teacher", f"{options.name}: untrained, learns along with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
             self.rehearse()  # what cannot run must not cost a teacher's training first
@@ -171,7 +164,7 @@ class Session:
         loaders = make_loaders(self.data, self.config.batch_size, streams, "same", self.numerics)
         top1 = evaluate(network.tap.model, network.tap.prepare, loaders.test, self.numerics)["top1"]
         origin = f" from {short_path(place)}" if place else ""
-        console.say(f"[bold]teacher[/] {options.name} ({kind}): [bold]{top1:.2f} %[/] top-1 on the test set{origin}")
+        self.display.fact("teacher", f"{options.name} ({kind}): {top1:.2f} % top-1 on the test set{origin}")
         return network, describe(kind, options.name, top1, sha256, place)
 
     def rehearse(self, plan: Plan | None = None) -> None:
@@ -212,10 +205,8 @@ class Session:
         numerics = replace(self.numerics, precision=resolve_precision(options.precision, self.numerics.device))
         if recorded is not None:
             numerics = pinned(recorded, self.config.device)
-        console.say(
-            f"[bold]teacher[/] {options.name} is not trained yet: {recipe.epochs} epochs by its own recipe, once for "
-            f"all runs, into {short_path(run.path)}"
-        )
+        self.display.fact("teacher", f"{options.name} is not trained yet: {recipe.epochs} epochs by its own recipe, "
+                                     f"once for all runs, into {short_path(run.path)}")  # fmt: skip
         numerics.apply()
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, numerics, recipe.batch_size)
@@ -225,7 +216,7 @@ class Session:
                        data=self.data, loaders=loaders)  # fmt: skip
         lane = Student(self.plan, job, 0)
         if self.undecided and recorded is None:
-            decide_compile([lane], None, loaders)
+            decide_compile([lane], None, loaders, self.display)
         for _, error in self.run_to_end([lane], None, loaders, "teacher"):
             if error is not None:
                 raise error
@@ -264,13 +255,16 @@ class Session:
             return
         loggers = {key: loggers_of(student) for key, student in jobs.items()}
         first = min(job.epoch + job.step / steps for job in waiting)
-        with ExitStack() as closing, self.view(what, epochs, first) as show:
+        with ExitStack() as closing, self.display.training(what, epochs, first) as show:
             for logger in (logger for several in loggers.values() for logger in several):
                 closing.callback(logger.close)
             for event in fit(waiting, teacher, loaders, epochs=epochs, eval_every=self.config.eval_every,
                              save_every=60 * self.config.save_every_minutes, stop=self.stop):  # fmt: skip
-                show(event)
+                if isinstance(event, Step):
+                    show(event)
                 if isinstance(event, Epoch):
+                    best = event.job.score.top1_best
+                    show(EpochEnd(event.job.run.path, event.epoch, event.metrics, best))
                     for logger in loggers[id(event.job)]:
                         logger.log(event.epoch, event.metrics)
                 if isinstance(event, Failed):
@@ -289,14 +283,14 @@ class Session:
                 "class_names": self.data.splits.class_names}  # fmt: skip
         resumed = job.resume(loaders.train.steps_per_epoch)
         if resumed:
-            console.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
+            self.display.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
         numerics, code = job.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
         about = provenance(numerics, data, student.about, code)
         job.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = job.lane.method.preparation()
         if preparation is not None and not resumed:
             title = f"preparing {plan.method.name}"
-            console.note(f"{title}: {preparation.epochs} epochs before the first")
-            with self.view(title, preparation.epochs, 0) as show:
+            self.display.note(f"{title}: {preparation.epochs} epochs before the first")
+            with self.display.training(title, preparation.epochs, 0) as show:
                 for step in prepare(job, preparation, teacher, loaders.train, self.stop):
                     show(step)

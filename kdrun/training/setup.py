@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kdrun import console
 from kdrun.config.schema import RunConfig
+from kdrun.display import Display
 from kdrun.errors import Interrupted
 from kdrun.training.result import Student
 from kdrun.training.signals import Stop
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from kdrun.training.training_run import Loaders
 
 
-def keep_outputs(teacher: Teacher, students: list[Student], loaders: Loaders, config: RunConfig, stop: Stop) -> None:
+def keep_outputs(
+    teacher: Teacher, students: list[Student], loaders: Loaders, config: RunConfig, stop: Stop, display: Display
+) -> None:
     """Let the teacher return only the maps that the methods read, and compute what it says of each training image once
     for all epochs where it sees the same ones in each. Raises Interrupted for a signal."""
     from kdrun.data.resident import ResidentTrain
@@ -31,17 +33,17 @@ def keep_outputs(teacher: Teacher, students: list[Student], loaders: Loaders, co
         return
 
     def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
-        for step in console.track(steps, total, label):
+        for step in display.track(steps, total, label):
             if stop.signal:
                 raise Interrupted(f"stopped by {stop.signal} before the first step. The same command resumes.")
             yield step
 
     teacher.cache, problem = fill(teacher.network, train, track)
     if problem:
-        console.note(f"{problem}: the teacher computes them in every epoch")
+        display.note(f"{problem}: the teacher computes them in every epoch")
 
 
-def decide_compile(students: list[Student], teacher: Teacher | None, loaders: Loaders) -> None:
+def decide_compile(students: list[Student], teacher: Teacher | None, loaders: Loaders, display: Display) -> None:
     """Settle `compile=auto` by a timed probe of the first, for the networks of all."""
     from kdrun.training.compile_probe import choose_compile, switch
 
@@ -50,4 +52,4 @@ def decide_compile(students: list[Student], teacher: Teacher | None, loaders: Lo
     networks = [student.job.lane.student for student in students]
     switch(networks + ([] if teacher is None else [teacher.network]), compiled)
     if note:
-        console.note(note)
+        display.note(note)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdrun.data.decode import Track
 from kdrun.data.resident import ResidentTrain
+from kdrun.display import Track
 from kdrun.structures import Outputs
 from kdrun.training.flops import free_memory
 from kdrun.training.network import Network

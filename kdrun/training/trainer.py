@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from kdrun.config.options import OptimizerOptions
+from kdrun.display import Step
 from kdrun.errors import Interrupted, KdrunError
 from kdrun.runs.files import save_weights
 from kdrun.training.loop import Lane, Preparation, TrainLoader, evaluate, train_epoch
@@ -18,16 +19,6 @@ from kdrun.training.signals import Stop
 from kdrun.training.training_run import Job, Loaders
 
 SAVE_SECONDS = 15  # least time between checkpoints at the ends of short epochs
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training step is done. step counts from 1."""
-
-    epoch: int
-    step: int
-    steps: int
-    images_per_second: float
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdrun.config.compose import load
 from kdrun.structures import Batch, Outputs, Progress
 from kdrun.training.loop import Lane
-from kdrun.training.method_check import Subject
+from kdrun.training.method_trial import Subject
 from kdrun.training.network import Teacher
 from tests.conftest import FIXTURES
 

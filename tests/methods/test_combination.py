@@ -15,7 +15,7 @@ from kdrun.errors import ConfigError
 from kdrun.methods.dml import DML
 from kdrun.methods.factory import make_method
 from kdrun.structures import Outputs, Progress
-from kdrun.training.method_check import batch_of as images
+from kdrun.training.method_trial import batch_of as images
 from tests.conftest import TINY
 from tests.methods.cases import Definitions, batch_of, logits, make_lane
 from tests.test_runs import only_run

@@ -29,7 +29,7 @@ from kdrun.models.features import Tap, measure
 from kdrun.models.zoo import create_model
 from kdrun.structures import DataSpec, Outputs, Progress, Spec
 from kdrun.training.loop import Lane
-from kdrun.training.method_check import batch_of as image_batch
+from kdrun.training.method_trial import batch_of as image_batch
 from kdrun.training.network import Teacher
 from tests.methods.cases import (
     CASES,

@@ -12,7 +12,8 @@ from kdrun.config.groups import choices
 from kdrun.errors import ConfigError, PairingError, RunError
 from kdrun.methods.kd import KD
 from kdrun.structures import Batch
-from kdrun.training.method_check import CHECKS, PAIR_CHECKS, PAIRS, CheckFailed, Subject, Trial, all_checks
+from kdrun.training.method_check import CHECKS, PAIR_CHECKS, CheckFailed, all_checks
+from kdrun.training.method_trial import PAIRS, Subject, Trial
 from tests.methods.cases import settings
 
 METHODS = choices("method")

@@ -28,8 +28,8 @@ from kdrun.methods.vlfkd import VLFKD, decoupled_error, feature_divergence, grid
 from kdrun.models.features import Tap, measure
 from kdrun.models.zoo import create_model
 from kdrun.structures import DataSpec, Outputs, Progress, Spec
-from kdrun.training.method_check import CLASSES, SIDE, TinyCNN, tiny_vit
-from kdrun.training.method_check import batch_of as image_batch
+from kdrun.training.method_trial import CLASSES, SIDE, TinyCNN, tiny_vit
+from kdrun.training.method_trial import batch_of as image_batch
 from tests.methods.cases import (
     CASES,
     Definitions,

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.data.decode import Track, untracked
-from kdrun.data.splits import ArraySet
+from kdrun.data.splits import ArraySet, Dataset
+from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, DataError, RunError
 from kdrun.evaluation.testsets.base import DerivedSet, NamedSet, partners
 from kdrun.evaluation.testsets.corruptions import PublishedCorruption
@@ -23,6 +23,7 @@ from kdrun.evaluation.testsets.files import png_files, write_zip
 from kdrun.evaluation.testsets.parallel import made_chunks
 from kdrun.runs.directory import digest_of
 from kdrun.runs.files import explain_os_error, read_json, write_atomically, write_json
+from kdrun.runs.plan import Plan, output_root
 
 SCHEMA = 1
 
@@ -215,3 +216,18 @@ def export(found: Derived, class_names: list[str], place: Path, track: Track = u
     finally:
         if scratch.is_dir():
             shutil.rmtree(scratch)
+
+
+def derived_tests(
+    wished: list[NamedSet], plan: Plan, splits: Dataset, track: Track, seed: int = 0, processes: int | None = None
+) -> list[Derived]:
+    """Make the test split of `splits` as each of `wished` changes it, or find it in the cache; in one pass where they
+    share a computation. Raise DataError for a data set that streams its files."""
+    if not isinstance(splits.test, ArraySet):
+        raise DataError(
+            f"testset={wished[0].name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "
+            "images in memory (cifar10, cifar100, digits, fake)."
+        )
+    caches = output_root(plan.config) / "caches"
+    return derive_together(wished, splits.test, caches, seed=seed, track=track, processes=processes,
+                           device=plan.config.device)  # fmt: skip

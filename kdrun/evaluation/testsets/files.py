@@ -9,8 +9,8 @@ from typing import IO
 
 import numpy as np
 
-from kdrun.data.decode import Track
 from kdrun.data.splits import ArraySet
+from kdrun.display import Track
 
 
 def png_files(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdrun.data.decode import Track, untracked
 from kdrun.data.splits import ArraySet
+from kdrun.display import Track, untracked
 from kdrun.errors import RunError
 from kdrun.evaluation.testsets.base import DerivedSet, Draw
 from kdrun.evaluation.testsets.pretrained import batch_size

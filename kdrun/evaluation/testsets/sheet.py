@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
+from kdrun.data.splits import ArraySet
+from kdrun.evaluation.testsets.base import NamedSet
+from kdrun.evaluation.testsets.cache import Derived
+from kdrun.evaluation.testsets.registry import title
+from kdrun.runs.files import write_atomically
 
 CELL = 96  # pixels of the sheet for one image: at 32 px a whole enlargement
 MARGIN, LINE = 6, 18
@@ -10,7 +18,7 @@ MAX_CLASSES = 10
 
 
 def contact_sheet(
-    title: str,
+    heading: str,
     originals: np.ndarray,
     derived: np.ndarray,
     captions: list[str],
@@ -28,10 +36,10 @@ def contact_sheet(
     pair = 2 * CELL + 2 * MARGIN + (LINE if below else 0) + MARGIN
     width, head = MARGIN + columns * (CELL + MARGIN), 2 * LINE + MARGIN
     font = ImageFont.load_default(13)
-    width = max(width, round(font.getlength(title)) + 2 * MARGIN)
+    width = max(width, round(font.getlength(heading)) + 2 * MARGIN)
     canvas = Image.new("RGB", (width, head + rows * pair), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, 3), title, "black", font)
+    draw.text((MARGIN, 3), heading, "black", font)
     for position in range(rows * columns):
         row, column = divmod(position, columns)
         x, y = MARGIN + column * (CELL + MARGIN), head + row * pair
@@ -60,3 +68,22 @@ def _filter(side: int) -> int:
     from PIL import Image
 
     return Image.Resampling.NEAREST if side <= CELL else Image.Resampling.LANCZOS
+
+
+def write_sheet(place: Path, wished: NamedSet, found: Derived, clean: ArraySet, class_names: list[str]) -> None:
+    """Write the contact sheet as PNG; images of a published set stand below others of their class unless the order
+    is the same."""
+    from PIL import Image
+
+    below = None
+    chosen, classes = chosen_images(found.data.labels)
+    originals = chosen
+    heading = f"{title(wished)}   ({wished.recipe})"
+    if not np.array_equal(found.data.labels, clean.labels):
+        originals, _ = chosen_images(clean.labels)
+        heading += "   above: other images of the class"
+    if found.texture_labels is not None:
+        below = [class_names[label] for label in found.texture_labels[chosen]]
+    pixels = contact_sheet(heading, clean.images[originals], found.data.images[chosen],
+                           [class_names[label] for label in classes], below)  # fmt: skip
+    write_atomically(place, lambda file: Image.fromarray(pixels).save(file, "PNG"))

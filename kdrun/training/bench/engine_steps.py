@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+
+from kdrun.data.splits import ArraySet
 from kdrun.methods.factory import make_method
 from kdrun.runs.directory import RunDirectory
 from kdrun.streams import Streams
+from kdrun.structures import Batch
+from kdrun.training.bench.setup import Bench
+from kdrun.training.bench.timing import Step
 from kdrun.training.build import make_job, make_loaders, make_network
-
-if TYPE_CHECKING:
-    from kdrun.commands.bench import Bench
-    from kdrun.structures import Batch
-    from kdrun.training.network import Network
-    from kdrun.training.precision import Numerics
+from kdrun.training.loop import batches, evaluate
+from kdrun.training.network import Network, Teacher
+from kdrun.training.precision import Numerics
 
 
 def untrained_student(bench: Bench, numerics: Numerics) -> Network:
@@ -24,10 +28,6 @@ def untrained_student(bench: Bench, numerics: Numerics) -> Network:
 
 def untrained_teacher(bench: Bench, numerics: Numerics) -> Network:
     """With the statistics of real activations in its normalisation layers."""
-    import torch
-
-    from kdrun.training.loop import batches
-
     config = bench.config
     teacher = make_network(config.teacher, bench.data, Streams("teacher", 0), numerics, config.batch_size)
     loader = make_loaders(bench.data, config.batch_size, Streams("teacher", 0), "same", bench.numerics).train
@@ -44,8 +44,6 @@ class EngineSteps:
     """
 
     def __init__(self, bench: Bench, row: str, methods: Sequence[dict[str, Any]]):
-        from kdrun.training.network import Teacher
-
         streams = Streams("student", 0)
         config, numerics = bench.config, bench.numerics_of(row)
         made = [make_method(node) for node in methods]
@@ -93,3 +91,27 @@ class EngineSteps:
             lane.step(batch, lane.peer or self.teacher, epoch, step, steps)
             self.teacher.forget()
         return len(self.lanes) * self.batch_size
+
+
+def evaluation_step(bench: Bench, row: str) -> Step:
+    """Return a pass over the test set."""
+    numerics = bench.numerics_of(row)
+    network = untrained_student(bench, numerics)
+    loader = make_loaders(bench.data, bench.config.batch_size, Streams("student", 0), "same", numerics).test
+
+    def step() -> int:
+        evaluate(network.tap.model, network.tap.prepare, loader, numerics)
+        return loader.num_samples
+
+    return step
+
+
+def plain_arguments(bench: Bench) -> tuple[Any, ...]:
+    """What `plain_steps` needs: networks in PyTorch's own memory format and plain arrays."""
+    networks = untrained_student(bench, bench.numerics), untrained_teacher(bench, bench.numerics)
+    models = [network.tap.model.cpu().to(memory_format=torch.contiguous_format) for network in networks]
+    sets = [ArraySet(np.array(part.images[:4096]), part.labels[:4096]) for part in
+            (bench.data.splits.train, bench.data.splits.test) if isinstance(part, ArraySet)]  # fmt: skip
+    augment = bench.config.dataset.augment
+    return (*models, *sets, bench.data.stats, augment.padding, augment.flip, bench.config.batch_size,
+            bench.numerics.device, bench.numerics.threads)  # fmt: skip

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kdrun import console
 from kdrun.config.compose import load
+from kdrun.display import PlainDisplay
 from kdrun.errors import ConfigError
 from kdrun.hardware import available_cores, environment
-from kdrun.training.bench.engine_steps import EngineSteps
+from kdrun.training.bench.engine_steps import EngineSteps, plain_arguments
+from kdrun.training.bench.isolated import apart
+from kdrun.training.bench.plain_loop import plain_steps
+from kdrun.training.bench.setup import Bench, machine, measured, prepare
 from kdrun.training.bench.timing import Step, Timing
-
-if TYPE_CHECKING:
-    from kdrun.commands.bench import Bench
 
 METHODS = ("kd", "dkd", "dist", "fitnet_joint", "at", "srd_dist")
 COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "precision", "on"]
@@ -24,8 +25,6 @@ ALONE, SHARED, PLAIN, WHOLE = "one after the other", "lanes", "plain loop, KD", 
 
 def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]:
     """Six runs one after the other against the same six in lanes: same process, precision and threads."""
-    from kdrun.commands.bench import machine, measured
-
     nodes = nodes_of(methods)
     both = {ALONE: EngineSteps(bench, row, nodes).apart, SHARED: EngineSteps(bench, row, nodes).together}
     timings = measured(bench, both)
@@ -45,10 +44,7 @@ def line(what: str, timing: Timing, base: Timing, row: str, on: str) -> list[str
 
 def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: float) -> dict[str, Step]:
     """In a process of its own: `run` trains for `seconds` and returns images per second, summed over students."""
-    from kdrun.commands.bench import prepare
-
-    console.out.quiet = True
-    bench = prepare(load(words), {"rounds": "1", "steps": "1", "rows": row})
+    bench = prepare(load(words), {"rounds": "1", "steps": "1", "rows": row}, PlainDisplay())
     steps = EngineSteps(bench, row, nodes_of(methods))
     steps.together()
 
@@ -63,12 +59,6 @@ def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: fl
 
 def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str) -> list[list[str]]:
     """One process per core with its share of the methods, all at once, against one plain loop with every core."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from kdrun.commands.bench import machine, plain_arguments
-    from kdrun.training.bench.isolated import apart
-    from kdrun.training.bench.plain_loop import plain_steps
-
     # On one GPU a few processes: its kernels are small.
     cores = min(4, len(methods)) if bench.device.type == "cuda" else available_cores()
     shares = [methods[number::cores] for number in range(cores)]
@@ -82,7 +72,7 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
                      for share in shares if share]  # fmt: skip
         pool = stack.enter_context(ThreadPoolExecutor(len(processes)))
         plain["train"]()
-        for _ in console.track(iter(range(bench.rounds)), bench.rounds, "whole machine"):
+        for _ in bench.display.track(iter(range(bench.rounds)), bench.rounds, "whole machine"):
             begun, images = time.perf_counter(), 0
             while (spent := time.perf_counter() - begun) < seconds:
                 images += plain["train"]()

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from kdrun import console
 from kdrun.config.compose import load
 from kdrun.config.groups import choices
 from kdrun.config.method_schema import method_of
 from kdrun.errors import PairingError
 from kdrun.training.bench.engine_steps import EngineSteps
+from kdrun.training.bench.setup import Bench, machine, measured
 from kdrun.training.bench.timing import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kdrun.commands.bench import Bench
-    from kdrun.training.bench.timing import Timing
 
 BASE = "kd"
 COLUMNS = ["method", "ms a step", "over kd", "least", "greatest", "more parameters", "precision", "on"]
 
 
-def lines_of(
-    bench: Bench, names: list[str], time: Callable[[Bench, dict[str, Step]], list[Timing]], on: str
-) -> list[list[str]]:
-    """Table lines of training steps, in turn, of `names` (empty: all that have a teacher) and KD; a pair that a method
-    refuses is a note."""
+def lines_of(bench: Bench, names: list[str]) -> list[list[str]]:
+    """Return table lines of training steps of KD and `names` (empty: all that have a teacher), measured in turn; a
+    pair that a method refuses is a note."""
     row = bench.rows[0]
     rows: dict[str, Step] = {}
     extra: dict[str, str] = {}
@@ -37,10 +27,10 @@ def lines_of(
         try:
             steps = EngineSteps(bench, row, [method])
         except PairingError as error:
-            console.note(f"{name}: {error}")
+            bench.display.note(f"{name}: {error}")
             continue
         rows[name], extra[name] = steps.together, f"{steps.lanes[0].method.extra_parameters():,}"
-    timings = time(bench, rows)
+    timings, on = measured(bench, rows), machine(bench)
     lines = []
     for timing in timings:
         # Rates are images per second: a slower method's ratio to KD is the inverse of its cost.

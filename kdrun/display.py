@@ -1,0 +1,157 @@
+"""The seam between engines and the screen: what an engine may show, and plain lines for it. No rich, no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TextIO
+
+Track = Callable[[Iterator[int], int, str], Iterator[int]]  # (steps, how many, label) -> the same steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """The end of a training step. step counts from 1."""
+
+    epoch: int
+    step: int
+    steps: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """The end of one run's epoch, saved. epoch counts from 1; metrics by split; best: top-1 on the test set so far."""
+
+    run: Path
+    epoch: int
+    metrics: dict[str, dict[str, float]]
+    best: float
+
+
+Show = Callable[[Step | EpochEnd], None]
+
+
+class Display(Protocol):
+    """What an engine prints to. Lines are plain text; how they look is the display's own affair."""
+
+    def note(self, line: str) -> None:
+        """Print a line of minor weight."""
+        ...
+
+    def fact(self, name: str, line: str) -> None:
+        """Print a line that begins with the name of what it is about."""
+        ...
+
+    def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+        """Pass `steps` on and show how many of `total` are over."""
+        ...
+
+    def training(self, what: str, epochs: int, first: float) -> AbstractContextManager[Show]:
+        """Show the training of `what` from epoch `first` on."""
+        ...
+
+
+def untracked(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+    """Pass `steps` on and show nothing."""
+    yield from steps
+
+
+def duration(seconds: float) -> str:
+    """Return 3 s, 4 min 05 s or 2 h 10 min."""
+    seconds = max(round(seconds), 0)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def count(number: float) -> str:
+    """Return 278,324 as 0.28M."""
+    if number >= 1e9:
+        return f"{number / 1e9:.2f}G"
+    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Return bytes in MiB or GiB."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+class TrainingLines:
+    """One training as lines: one after each epoch, and a sign of life each minute within a long one.
+
+    name_runs: begin each line with the run's method and seed, where several train side by side.
+    """
+
+    def __init__(self, what: str, epochs: int, first: float, write: Callable[[str], None], name_runs: bool = False):
+        self.what, self.epochs, self.write, self.name_runs = what, epochs, write, name_runs
+        self.begun, self.first = time.monotonic(), first
+        self.last_line = 0.0
+
+    def show(self, event: Step | EpochEnd) -> None:
+        if isinstance(event, Step):
+            self.step(event)
+        else:
+            self.write(self.epoch_line(event))
+            self.last_line = time.monotonic()
+
+    def step(self, event: Step) -> None:
+        if time.monotonic() - self.last_line <= 60:
+            return
+        if self.last_line:
+            self.write(f"{self.what} epoch {event.epoch}/{self.epochs} step {event.step}/{event.steps} "
+                       f"{event.images_per_second:,.0f} images/s {self.time_left(event)}")  # fmt: skip
+        self.last_line = time.monotonic()
+
+    def epoch_line(self, event: EpochEnd, strong: Callable[[str], str] = str) -> str:
+        """Return an epoch's line; `strong` marks the accuracy on the test set."""
+        train, test = event.metrics["train"], event.metrics.get("test")
+        width = len(str(self.epochs))
+        what = f"{event.run.parent.name} {event.run.name.partition('-')[0]}" if self.name_runs else self.what
+        cells = [f"{what} epoch {event.epoch:{width}d}/{self.epochs}", f"loss {train['loss']:.3f}"]
+        if "top1" in train:
+            cells.append(f"train {train['top1']:6.2f} %")
+        if test is not None:
+            shown = f"test {test['top1']:6.2f} %"
+            cells.append(f"{strong(shown)} best {event.best:.2f}")
+        if "val" in event.metrics:
+            cells.append(f"val {event.metrics['val']['top1']:.2f} %")
+        cells.append(f"{train['images_per_second']:,.0f} images/s")
+        if event.epoch < self.epochs and (left := self.time_left(event)):
+            cells.append(left)
+        return "  ".join(cells)
+
+    def time_left(self, event: Step | EpochEnd) -> str:
+        """Return the time left at this process's own pace."""
+        position = event.epoch - 1 + event.step / event.steps if isinstance(event, Step) else event.epoch
+        if position <= self.first:
+            return ""
+        pace = (time.monotonic() - self.begun) / (position - self.first)
+        return f"{duration(pace * (self.epochs - position))} left"
+
+
+class PlainDisplay:
+    """Lines in a file, or nowhere."""
+
+    def __init__(self, file: TextIO | None = None, name_runs: bool = False):
+        self.file, self.name_runs = file, name_runs
+
+    def note(self, line: str) -> None:
+        if self.file is not None:
+            print(line, file=self.file, flush=True)
+
+    def fact(self, name: str, line: str) -> None:
+        self.note(f"{name} {line}")
+
+    def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+        self.note(f"{label} …")
+        yield from steps
+
+    @contextmanager
+    def training(self, what: str, epochs: int, first: float) -> Iterator[Show]:
+        yield TrainingLines(what, epochs, first, self.note, self.name_runs and what == "student").show

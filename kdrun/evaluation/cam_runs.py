@@ -1,0 +1,253 @@
+"""Where the networks of runs look: maps of teachers and students, and how far they overlap."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun.data.datasets import DataSource
+from kdrun.display import Track
+from kdrun.errors import ConfigError, suggest
+from kdrun.evaluation.cam_images import Images, batches
+from kdrun.evaluation.targets import Target, networks_of, numerics_for
+from kdrun.runs.directory import now
+from kdrun.runs.files import write_json, write_text
+from kdrun.runs.plan import images_only, make_plan
+from kdrun.streams import Streams
+from kdrun.training.build import Data, load_data, make_loaders
+
+if TYPE_CHECKING:
+    from kdrun.evaluation.cam import View
+    from kdrun.evaluation.cam_overlap import Overlap
+    from kdrun.training.network import Network
+
+KINDS = {  # name on the command line -> class of the grad-cam package, None for our own
+    "gradcam": None,
+    "gradcam++": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "elementwise": "GradCAMElementWise",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "scorecam": "ScoreCAM",
+}
+BATCH = 32
+
+
+@dataclass
+class Asked:
+    """The command's own settings, checked."""
+
+    images: str
+    target: str
+    method: str
+    layer: str | None
+    overlap: int
+    save: Path | None
+
+
+@dataclass
+class Watched:
+    """A network with its data set's normalisation, and what it was seen to look at. `of`: the teacher's place among
+    all, for a student that has one."""
+
+    head: tuple[str, str]
+    view: View
+    data: Data
+    target: Target | None = None
+    of: int | None = None
+    maps: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+    shown: np.ndarray | None = None
+    probability: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Overlapping:
+    """A student's overlap with its teacher, and the JSON that holds it."""
+
+    student: Target
+    result: Overlap
+    path: Path
+
+
+def same_data(targets: list[Target]) -> None:
+    """Raise ConfigError unless all runs have the same images and classes, which one picture needs."""
+
+    def data_of(target: Target) -> dict[str, Any]:
+        data = target.config.dataset
+        return {"dataset": data.name, "dataset.root": DataSource(data).fingerprint(),
+                "dataset.image_size": data.image_size, "dataset.resize": data.resize,
+                "dataset.train_fraction": data.train_fraction, "dataset.split_seed": data.split_seed,
+                "dataset.test_limit": data.test_limit}  # fmt: skip
+
+    first = data_of(targets[0])
+    for target in targets[1:]:
+        other = data_of(target)
+        for key, value in first.items():
+            if other[key] != value:
+                ours, theirs = (getattr(item.config.dataset, key.partition(".")[2] or "name") for item in
+                                (targets[0], target))  # fmt: skip
+                raise ConfigError(
+                    f"{key}: {targets[0].label} has {ours} and {target.label} has {theirs}; the runs of one picture "
+                    "share data set and classes."
+                )
+
+
+def load_networks(targets: list[Target], asked: Asked, track: Track) -> tuple[list[Watched], Any]:
+    """Teachers first, each once, then the students; and the numerics: maps are made in fp32."""
+    from kdrun.evaluation.cam import View
+
+    config = targets[0].config
+    numerics = numerics_for(config, "fp32")
+    numerics.apply()
+    teachers: dict[str, Watched] = {}
+    students: list[tuple[Watched, str | None]] = []
+
+    def watch(network: Network, head: tuple[str, str], data: Data, deployed: Any = None) -> Watched:
+        return Watched(head, View(network.tap, deployed, layer_in(network, asked), KINDS[asked.method]), data)
+
+    for target in targets:
+        data = load_data(make_plan(images_only(target.config), []), track)
+        loaders: Any = None
+        if target.deploys:
+            loaders = make_loaders(data, target.config.batch_size, Streams("student", 0), "same", numerics)
+        network, deployed, teacher = networks_of(target, data, loaders, numerics)
+        key = None
+        if teacher is not None and target.teacher is not None:
+            options = target.teacher.options
+            key = f"{options.name} {target.teacher.weights or options.seed}"
+            if key not in teachers:
+                teachers[key] = watch(teacher, (options.name, "teacher"), data)
+        made = watch(network, (target.options.name, subtitle(target)), data, deployed)
+        made.target = target
+        students.append((made, key))
+    order = list(teachers)
+    for made, key in students:
+        made.of = None if key is None else order.index(key)
+    every = [*teachers.values(), *(made for made, _ in students)]
+    check_layer(every, asked)
+    return every, numerics
+
+
+def layer_in(network: Network, asked: Asked) -> str | None:
+    """The named layer, where this network has it."""
+    return asked.layer if asked.layer in dict(network.tap.model.named_modules()) else None
+
+
+def check_layer(every: list[Watched], asked: Asked) -> None:
+    """Raise ConfigError where no network has the named layer."""
+    from kdrun.evaluation.cam import module_of
+
+    if asked.layer is not None and not any(watched.view.path == asked.layer for watched in every):
+        module_of(every[-1].view.tap.model, asked.layer)
+
+
+def subtitle(target: Target) -> str:
+    """What tells a run's network from the others': its method and seed, or that it is a teacher."""
+    if target.own is not None or (target.weights is not None and target.weights.name.startswith("teacher")):
+        return "teacher"
+    assert target.folder is not None
+    return f"{target.folder.parent.parent.name}, seed {target.config.seed}"
+
+
+def wanted_classes(word: str, images: Images, classes: list[str]) -> np.ndarray | None:
+    """The class [N] that every map explains, or None for what each network predicts. Raises ConfigError."""
+    if word == "predicted":
+        return None
+    if word == "true":
+        unknown = [name for name, label in zip(images.names, images.labels, strict=True) if label < 0]
+        if unknown:
+            raise ConfigError(f"target=true: the class of {unknown[0]} is unknown; put it into a folder named like it.")
+        return images.labels
+    if word in classes:
+        return np.full(len(images), classes.index(word))
+    if word.isdecimal() and int(word) < len(classes):
+        return np.full(len(images), int(word))
+    raise ConfigError(f"target={word}: choose predicted, true or a class.{suggest(word, classes)} There are "
+                      f"{len(classes)}: {', '.join(classes[:12])}{' …' if len(classes) > 12 else ''}.")  # fmt: skip
+
+
+def look(every: list[Watched], images: Images, wanted: np.ndarray | None, device: str, track: Track) -> None:
+    """Fill in maps, predictions and probabilities of every network."""
+    import torch
+
+    from kdrun.data.resident import Normalise
+
+    windows = [(watched, window) for watched in every for window in batches(len(images), BATCH)]
+    parts: dict[int, list[list[np.ndarray]]] = {id(watched): [] for watched in every}
+    for number in track(iter(range(len(windows))), len(windows), "looking"):
+        watched, window = windows[number]
+        normalise = Normalise(watched.data.stats, torch.device(device))
+        image = normalise(torch.from_numpy(images.pixels[window]).to(device))
+        target = None if wanted is None else torch.from_numpy(wanted[window]).to(device)
+        seen = watched.view.see(image, target)
+        probability = seen.logits.softmax(dim=1).gather(1, seen.target[:, None])[:, 0]
+        every_part = (seen.maps, seen.logits.argmax(dim=1), seen.target, probability)
+        parts[id(watched)].append([part.cpu().numpy() for part in every_part])
+    for watched in every:
+        whole = [np.concatenate(part) for part in zip(*parts[id(watched)], strict=True)]
+        watched.maps, watched.predicted, watched.shown, watched.probability = whole
+
+
+def write_overlaps(every: list[Watched], images: Images, asked: Asked, of: str) -> list[Overlapping]:
+    """Compare each student's maps with its teacher's, and write both files into its run."""
+    from kdrun.evaluation.cam_overlap import overlap
+
+    found = []
+    for watched in every:
+        if watched.of is None or watched.target is None:
+            continue
+        teacher = every[watched.of]
+        assert watched.maps is not None and teacher.maps is not None and watched.target.folder is not None
+        result = overlap(watched.maps, teacher.maps)
+        place = watched.target.folder / f"{file_name(watched.target, asked, of)}.json"
+        write_json(place, as_json(watched, teacher, result, images, asked, of))
+        write_text(place.with_suffix(".csv"), as_csv(watched, teacher, result, images))
+        found.append(Overlapping(watched.target, result, place))
+    return found
+
+
+def file_name(target: Target, asked: Asked, of: str) -> str:
+    """gradcam, with what differs from the defaults: gradcam_train, layercam_files_best."""
+    best = "_best" if target.name.removesuffix("_teacher").endswith("_best") else ""
+    return f"{asked.method.replace('++', '_plus_plus')}{'' if of == 'test' else f'_{of}'}{best}"
+
+
+def as_json(
+    watched: Watched, teacher: Watched, result: Overlap, images: Images, asked: Asked, of: str
+) -> dict[str, Any]:
+    """Means over the images; `other_images` are those with the teacher's maps of other images."""
+    assert watched.predicted is not None and teacher.predicted is not None
+    return {
+        "schema": 1, "method": asked.method, "target": asked.target, "images": len(images), "of": of,
+        "student": watched.head[0], "student_layer": watched.view.layer, "student_grid": list(watched.view.grid),
+        "teacher": teacher.head[0], "teacher_layer": teacher.view.layer, "teacher_grid": list(teacher.view.grid),
+        **result.mean, "other_images": result.apart, "undefined": result.undefined,
+        "agreement": 100 * float((watched.predicted == teacher.predicted).mean()), "measured_at": now(),
+    }  # fmt: skip
+
+
+def as_csv(watched: Watched, teacher: Watched, result: Overlap, images: Images) -> str:
+    """A row for each image; empty where a measure is undefined, or the class unknown."""
+    classes = watched.data.splits.class_names
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = ("predicted", "explained", "probability")
+    writer.writerow(["image", "class", *(f"{role}_{end}" for role in ("student", "teacher") for end in ends),
+                     *result.each])  # fmt: skip
+    for place, name in enumerate(images.names):
+        label = images.labels[place]
+        row: list[Any] = [name, classes[label] if label >= 0 else ""]
+        for seen in (watched, teacher):
+            assert seen.predicted is not None and seen.shown is not None and seen.probability is not None
+            row += [classes[seen.predicted[place]], classes[seen.shown[place]], f"{seen.probability[place]:.6f}"]
+        row += ["" if np.isnan(values[place]) else f"{values[place]:.6f}" for values in result.each.values()]
+        writer.writerow(row)
+    return text.getvalue()

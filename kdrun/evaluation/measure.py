@@ -1,0 +1,136 @@
+"""Measure a trained network on a split or on derived test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdrun.data.splits import AnySet
+from kdrun.display import Track
+from kdrun.errors import ConfigError
+from kdrun.evaluation.bias import Change, change_of
+from kdrun.evaluation.predictions import answer
+from kdrun.evaluation.targets import Target, networks_of, numerics_for
+from kdrun.evaluation.testsets.base import NamedSet
+from kdrun.evaluation.testsets.cache import derived_tests
+from kdrun.evaluation.testsets.registry import file_stem, title
+from kdrun.runs.directory import now
+from kdrun.runs.plan import Plan, images_only, make_plan
+from kdrun.streams import Streams
+from kdrun.training.build import load_data, make_eval_loader, make_loaders
+
+if TYPE_CHECKING:
+    from kdrun.evaluation.examine import Findings, Subject
+    from kdrun.training.build import Data
+    from kdrun.training.loop import EvalLoader
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images to measure on; of a derived set its title, the stem of its files, its manifest and its textures."""
+
+    images: AnySet
+    title: str = ""
+    stem: str = ""
+    manifest: dict[str, Any] | None = None
+    textures: np.ndarray | None = None
+
+
+@dataclass
+class Measured:
+    """A network on one set of images. place: data set, split, images and precision in words. about: what the JSON says
+    beside the findings. change, testset: of derived images, beside the clean ones, and their name. files: where the
+    findings are."""
+
+    target: Target
+    found: Findings
+    classes: list[str]
+    place: str
+    name: str
+    heading: str
+    about: dict[str, Any]
+    change: Change | None = None
+    testset: str = ""
+    files: list[Path] = field(default_factory=list)
+
+    def score(self, name: str) -> float | None:
+        return (self.found.scores | self.found.cost).get(name)
+
+
+def asked_of(testsets: list[NamedSet], data: Data, plan: Plan, split: str, track: Track) -> list[Asked]:
+    """The derived sets, made or found; without any, the split as it is."""
+    if not testsets:
+        return [Asked(chosen_split(data, split))]
+    made = derived_tests(testsets, plan, data.splits, track)
+    return [Asked(found.data, title(testset), file_stem(testset), found.manifest, found.texture_labels)
+            for testset, found in zip(testsets, made, strict=True)]  # fmt: skip
+
+
+def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, bar: Track) -> Iterator[Measured]:
+    """Load the network once and examine it on each set. track: of images; bar: of batches."""
+    from kdrun.evaluation.examine import Subject
+
+    config = target.config
+    numerics = numerics_for(config)
+    numerics.apply()
+    plan = make_plan(images_only(config), [])
+    data = load_data(plan, track)
+    every = asked_of(testsets, data, plan, split, track)
+    loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
+    network, deployed, teacher = networks_of(target, data, loaders, numerics)
+    subject, taught = Subject(network, deployed), Subject(teacher) if teacher else None
+    clean = answer(subject, loaders.test) if testsets else None
+    for asked in every:
+        change = None
+        if clean is not None:
+            change = change_of(clean, answer(subject, make_eval_loader(data, asked.images, numerics), asked.textures))
+        found = examined(
+            subject, taught, make_eval_loader(data, shuffled(asked.images), numerics), data, target.label, bar
+        )
+        about = {"split": split, "testset": asked.manifest, "change": None if change is None else asdict(change),
+                 "network": target.options.name,
+                 "teacher": target.teacher.options.name if teacher and target.teacher else None,
+                 "numerics": numerics.as_dict(), "measured_at": now()}  # fmt: skip
+        yield measured(target, split, asked, found, data.splits.class_names, about, change)
+
+
+def examined(
+    subject: Subject, taught: Subject | None, loader: EvalLoader, data: Data, label: str, bar: Track
+) -> Findings:
+    """Examine a network on a loader's images."""
+    from kdrun.evaluation.examine import examine
+    from kdrun.training.loop import eval_batch_size
+
+    steps = -(-loader.num_samples // eval_batch_size(data.config.eval_batch_size, subject.network.numerics))
+
+    def track(every: Iterator[int]) -> Iterator[int]:
+        return bar(every, steps, label)
+
+    return examine(subject, taught, loader, data.splits.num_classes, track)
+
+
+def measured(target: Target, split: str, asked: Asked, found: Findings, classes: list[str], about: dict[str, Any],
+             change: Change | None) -> Measured:  # fmt: skip
+    """Put what was found together with its names."""
+    images = f"{target.config.dataset.name}/{split} {asked.title}".rstrip()
+    name = asked.stem + target.name.removeprefix(split) if asked.stem else target.name
+    place = f"{images} ({found.samples:,} images, {about['numerics']['precision']})"
+    heading = f"{target.options.name} on {images}"
+    return Measured(target, found, classes, place, name, heading, about, change, asked.title)
+
+
+def chosen_split(data: Data, split: str) -> AnySet:
+    splits = data.splits
+    chosen = {"test": splits.test, "train": splits.train, "val": splits.val}[split]
+    if chosen is None:
+        raise ConfigError("split=val: this run had no validation split (dataset.val_fraction=0).")
+    return chosen
+
+
+def shuffled(chosen: AnySet) -> AnySet:
+    """In an order that is random and always the same: on disk images often lie class by class."""
+    return chosen.take(np.random.default_rng(0).permutation(len(chosen)))

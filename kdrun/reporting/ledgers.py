@@ -1,0 +1,58 @@
+"""The ledger that the words of kdrun table and report mean: a sweep's, or one made of any runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from kdrun.errors import ConfigError, suggest
+from kdrun.reporting.runs_table import ledger_of_runs
+from kdrun.runs.directory import find_runs
+from kdrun.runs.ledger import Ledger, known_ledgers, read_ledger
+
+KEYS = ("value", "against", "baseline", "save", "output_root")  # of kdrun table and report
+
+
+def chosen_ledger(names: list[str], settings: dict[str, str], root: Path) -> tuple[Ledger, list[str]]:
+    """What `find_ledger` finds, in the shape that value=, against= and baseline= ask for. Raises ConfigError."""
+    ledger, foreign = find_ledger(names, root)
+    rows = {key: row_named(key, settings[key], ledger) for key in ("against", "baseline") if key in settings}
+    ledger.shape = replace(ledger.shape, value=settings.get("value", ledger.shape.value), **rows)
+    return ledger, foreign
+
+
+def row_named(key: str, value: str, ledger: Ledger) -> str:
+    """The row that a user means, in whatever case. Raises ConfigError."""
+    rows = list(dict.fromkeys(cell.row for cell in ledger.cells))
+    same = [row for row in rows if row == value] or [row for row in rows if row.lower() == value.lower()]
+    if not same:
+        raise ConfigError(f"{key}={value}: no such row.{suggest(value, rows)} There are: {', '.join(rows)}.")
+    return same[0]
+
+
+def find_ledger(names: list[str], root: Path) -> tuple[Ledger, list[str]]:
+    """The named ledger, or one of the runs that the words name; with the folders among them that are no runs."""
+    known = known_ledgers(root)
+    if len(names) == 1 and (names[0] in known or not looks_like_runs(names[0])):
+        return read_ledger(root, names[0]), []
+    both = [name for name in names if name in known and not looks_like_runs(name)]
+    if both:
+        raise ConfigError(f"{both[0]} is a sweep's table: show it alone (kdrun table {both[0]}), or give runs only.")
+    runs: list[Path] = []
+    foreign: list[str] = []
+    for name in names:
+        if Path(name).is_dir() and not (Path(name) / "config.yaml").is_file():
+            foreign.append(f"{name}: not a run (no config.yaml).")
+        else:
+            runs += find_runs(name, root)
+    if not runs:
+        raise ConfigError(
+            f"RUN {' '.join(names)}: no run among these folders (a run holds config.yaml): kdrun list runs."
+        )
+    return ledger_of_runs(runs, root), foreign
+
+
+def looks_like_runs(name: str) -> bool:
+    """A path, a glob or a digest, rather than a ledger's name."""
+    return bool(Path(name).is_dir() or any(sign in name for sign in "*?[/") or re.fullmatch(r"[0-9a-f]{4,64}", name))

@@ -1,0 +1,98 @@
+"""Plans: what a configuration means, made in a moment and without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from kdrun.config.method_schema import MethodSource, method_of
+from kdrun.config.own_code import digests, own_code
+from kdrun.config.schema import RunConfig
+from kdrun.data.datasets import DataSource
+from kdrun.runs.code_record import Code, Siblings
+from kdrun.runs.directory import RunDirectory, digest_of, slug
+from kdrun.runs.identity import code_modules, run_identity, teacher_identity
+
+
+@dataclass
+class Plan:
+    """A run, its teacher, and where both lie."""
+
+    config: RunConfig
+    overrides: list[str]
+    source: DataSource
+    method: MethodSource
+    digest: str
+    run: RunDirectory
+    code: Code
+    teacher_digest: str | None
+    teacher_run: RunDirectory | None  # where the teacher is stored once trained; None for checkpoints and controls
+    teacher_code: Code
+
+    @property
+    def cache(self) -> Path:
+        return output_root(self.config) / "caches" / "data"
+
+    @property
+    def teacher_name(self) -> str | None:
+        return self.config.teacher.name if self.method.needs_teacher else None
+
+
+def output_root(config: RunConfig) -> Path:
+    return Path(config.output_root).expanduser().resolve()
+
+
+def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
+    """Locate the data and the code, compute the digests, and name the directories. Raises KdrunError for what is
+    missing."""
+    source = DataSource(config.dataset)
+    fingerprint = source.fingerprint()
+    method = method_of(config.method)
+    modules = code_modules(config)
+    files, teacher_files = own_code(chain(*modules.values())), own_code(modules["teacher"])
+    hashes, teacher_hashes = digests(files), digests(teacher_files)
+    digest = digest_of(run_identity(config, fingerprint, hashes, teacher_hashes))
+    code = Code(files, digest_of(run_identity(config, fingerprint, {}, {})))
+    root, data = output_root(config), slug(config.dataset.name)
+    teacher = slug(config.teacher.name) if method.needs_teacher else "none"
+    place = root / "runs" / data / f"{teacher}-{slug(config.student.name)}" / slug(method.name)
+    run = RunDirectory(place / f"s{config.seed}-{digest[:8]}")
+    teacher_digest, teacher_run, teacher_code = None, None, Code({}, "")
+    if method.needs_teacher and not method.trains_teacher:
+        teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, teacher_hashes))
+        if config.teacher.checkpoint is None and not config.teacher.random:
+            folder = root / "teachers" / data / slug(config.teacher.name)
+            teacher_run = RunDirectory(folder / f"s{config.teacher.seed}-{teacher_digest[:8]}", role="teacher")
+            settings = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, {}))
+            teacher_code = Code(teacher_files, settings)
+    return Plan(config, overrides, source, method, digest, run, code, teacher_digest, teacher_run, teacher_code)
+
+
+def images_only(config: RunConfig) -> RunConfig:
+    """The configuration of the data set alone: no teacher or file of weights is looked for."""
+    return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
+                   student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
+
+
+def code_notes(plans: list[Plan]) -> list[str]:
+    """One line for the runs, and one for the teachers, that are new for nothing but a change in the user's own code."""
+    siblings = Siblings()
+    runs = {plan.run.path: plan.code for plan in plans if not plan.run.begun}
+    teachers = {plan.teacher_run.path: plan.teacher_code for plan in plans
+                if plan.teacher_run is not None and not plan.teacher_run.begun}  # fmt: skip
+    lines = []
+    for new, one, several in ((runs, "this is a new run", "these are {} new runs"),
+                              (teachers, "the teacher is trained anew", "{} teachers are trained anew")):  # fmt: skip
+        found = [outdated for path, code in new.items() if (outdated := siblings.outdated(path, code))]
+        if found:
+            names = sorted({name for _, changed in found for name in changed})
+            since = f"{'' if new is runs else 'teacher '}{found[0][0]}" + (" and others" if len(found) > 1 else "")
+            so = one if len(found) == 1 else several.format(len(found))
+            lines.append(f"note: {listed(names)} {'has' if len(names) == 1 else 'have'} changed since {since}, so {so}")
+    return lines
+
+
+def listed(names: list[str]) -> str:
+    """a, b, c and 4 more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

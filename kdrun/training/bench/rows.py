@@ -1,0 +1,91 @@
+"""kdrun bench train, eval and input: the engine's rows beside those of the plain loop."""
+
+from __future__ import annotations
+
+import torch
+
+from kdrun.streams import Streams
+from kdrun.training.bench.conv_floor import floor_seconds, matmul_peak
+from kdrun.training.bench.engine_steps import (
+    EngineSteps,
+    evaluation_step,
+    plain_arguments,
+    untrained_student,
+    untrained_teacher,
+)
+from kdrun.training.bench.isolated import apart
+from kdrun.training.bench.plain_loop import plain_steps
+from kdrun.training.bench.setup import Bench, machine, measured
+from kdrun.training.bench.timing import Step, Timing
+from kdrun.training.build import make_loaders
+from kdrun.training.flops import count_flops
+
+PLAIN, TUNED = "plain loop", "plain, tuned malloc"
+COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "of floor", "precision", "on"]
+
+
+def all_lines(bench: Bench, kinds: list[str]) -> list[list[str]]:
+    """Measure every kind and return the table's lines."""
+    arguments = plain_arguments(bench)
+    tuned = plain_steps(*arguments)
+    lines: list[list[str]] = []
+    with apart(plain_steps, *arguments) as plain:
+        for kind in kinds:
+            lines += {"train": train_lines, "eval": eval_lines, "input": input_lines}[kind](bench, plain, tuned)
+    return lines
+
+
+def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, float]) -> list[list[str]]:
+    """Table lines; the first timing is the plain loop."""
+    lines = []
+    for timing in timings:
+        middle, least, greatest = timing.ratio(timings[0])
+        precision = "fp32" if timing.name in (PLAIN, TUNED) else timing.name.partition("-")[0]
+        share = f"{timing.rate / floors[precision]:.0%}" if precision in floors else ""
+        lines.append([what, timing.name, f"{timing.rate:,.0f}", f"{middle:.2f}", f"{least:.2f}", f"{greatest:.2f}",
+                      share, precision, machine(bench)])  # fmt: skip
+    return lines
+
+
+def train_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
+    """Whole training steps, the input pipeline included."""
+    config = bench.config
+    ours = {row: EngineSteps(bench, row, [config.method]).together for row in bench.rows}
+    timings = measured(bench, {PLAIN: plain["train"], TUNED: tuned["train"], **ours})
+    student, teacher = untrained_student(bench, bench.numerics), untrained_teacher(bench, bench.numerics)
+    floors, side = {}, config.dataset.image_size
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if any(row.startswith(precision) for row in bench.rows):
+            size = (config.batch_size, side, dtype, bench.device)
+            seconds = floor_seconds(teacher.tap.model, *size, False) + floor_seconds(student.tap.model, *size, True)
+            floors[precision] = config.batch_size / seconds
+    work = count_flops(teacher.tap.model, side) + 3 * count_flops(student.tap.model, side)
+    fastest = max(timings, key=lambda timing: timing.rate)
+    precision = "bf16" if fastest.name.startswith("bf16") else "fp32"
+    peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32, bench.device)
+    bench.display.note(
+        f"convolution floor: {', '.join(f'{name} {rate:,.0f} images/s' for name, rate in floors.items())}; "
+        f"{work / 1e6:,.0f} MFLOP per image; a large {precision} matrix product {peak / 1e12:.2f} TFLOP/s, which the "
+        f"fastest row uses to {fastest.rate * work / peak:.1%}"
+    )
+    return lines_of(bench, "train", timings, floors)
+
+
+def eval_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
+    """Whole passes over (the first TEST_IMAGES of) the test set."""
+    rows: dict[str, Step] = {PLAIN: plain["eval"], TUNED: tuned["eval"]}
+    rows |= {row: evaluation_step(bench, row) for row in bench.rows if not row.endswith("compiled")}
+    return lines_of(bench, "eval", measured(bench, rows), {})
+
+
+def input_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
+    """Batches of augmented, normalised images and nothing else."""
+
+    loader = make_loaders(bench.data, bench.config.batch_size, Streams("student", 0), "same", bench.numerics).train
+
+    def epoch() -> int:
+        """A whole epoch, so that the permutation and the draws are counted in."""
+        return sum(len(batch.label) for batch in loader.epoch(0))
+
+    rows = {PLAIN: plain["input"], "resident": epoch}
+    return lines_of(bench, "input", measured(bench, rows), {})

@@ -1,0 +1,88 @@
+"""What all rows of a benchmark share: configuration, data, numerics, and how steps are timed in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from kdrun.config.schema import RunConfig
+from kdrun.data.splits import ArraySet
+from kdrun.display import Display
+from kdrun.errors import ConfigError, suggest
+from kdrun.runs.plan import make_plan
+from kdrun.training.bench.timing import Step, Timing, alternate
+from kdrun.training.build import Data, load_data
+from kdrun.training.precision import Numerics, cpu_kind, resolve, resolve_device, resolve_precision
+
+ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
+DEFAULT_ROWS = {"bf16": ROWS[:3], "fp32": ("fp32", "fp32-compiled")}  # by what precision=auto means
+TEST_IMAGES = 512  # of one evaluation pass: enough for several batches, and soon done on a CPU
+
+
+@dataclass
+class Bench:
+    """What all rows of one benchmark share."""
+
+    config: RunConfig
+    data: Data
+    numerics: Numerics  # fp32, uncompiled; rows replace what differs
+    rounds: int
+    steps: int
+    rows: list[str]
+    display: Display
+
+    @property
+    def device(self) -> torch.device:
+        return self.numerics.torch_device
+
+    def numerics_of(self, row: str) -> Numerics:
+        return replace(self.numerics, precision=row.partition("-")[0], compile=row.endswith("-compiled"))
+
+
+def prepare(config: RunConfig, own: dict[str, str], display: Display) -> Bench:
+    """Load the data and resolve the numerics. own: rounds, steps and rows, as typed. Raise ConfigError."""
+    for key in ("rounds", "steps"):
+        if not own[key].isdigit() or int(own[key]) < 1:
+            raise ConfigError(f"{key}={own[key]}: must be a whole number of at least 1.")
+    rows = own["rows"].split(",") if own["rows"] else list(DEFAULT_ROWS[best_precision(config)])
+    for row in rows:
+        if row not in ROWS:
+            raise ConfigError(f"rows={own['rows']}: {row} is no row.{suggest(row, ROWS)} There are: {', '.join(ROWS)}.")
+    if any(row.endswith("compiled") for row in rows):
+        resolve(config.device, "fp32", "true", config.threads, False)  # says so where there is no compiler
+    numerics = resolve(config.device, "fp32", "false", config.threads, False).numerics
+    numerics.apply()
+    data = load_data(make_plan(config, []), display.track)
+    if not isinstance(data.splits.train, ArraySet):
+        raise ConfigError(
+            f"dataset={config.dataset.name}: bench measures resident sets (cifar10, cifar100, digits, fake)."
+        )
+    test = data.splits.test
+    data.splits = replace(data.splits, test=test.take(np.arange(min(len(test), TEST_IMAGES))))
+    where = numerics.device if numerics.device.startswith("cuda") else f"CPU with {cpu_kind()}"
+    display.fact(
+        f"{config.teacher.name} → {config.student.name}",
+        f"{config.dataset.name} {config.dataset.image_size} px, batch {config.batch_size}, {where}, "
+        f"{numerics.threads} threads, {own['rounds']} rounds of {own['steps']} steps",
+    )
+    return Bench(config, data, numerics, int(own["rounds"]), int(own["steps"]), rows, display)
+
+
+def best_precision(config: RunConfig) -> str:
+    """Return what `precision=auto` means on the benchmark's device."""
+    return resolve_precision("auto", resolve_device(config.device))
+
+
+def machine(bench: Bench) -> str:
+    """Return the name of the GPU or the kind of the CPU."""
+    cuda = bench.device.type == "cuda"
+    return torch.cuda.get_device_name(bench.device) if cuda else cpu_kind()
+
+
+def measured(bench: Bench, rows: dict[str, Step]) -> list[Timing]:
+    """Time `rows` in turn, with progress on the display."""
+    total = len(rows) * (bench.rounds + 1)
+    ticks = bench.display.track(iter(range(total)), total, "measuring")
+    return alternate(rows, bench.rounds, bench.steps, 3, bench.device, lambda: next(ticks, None))

@@ -1,0 +1,153 @@
+"""The floor plan: who may import whom, no circle, no torch where the command line starts, nothing too long to read."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import kdrun
+
+PACKAGE = Path(kdrun.__file__).parent
+FILE_LINES, FUNCTION_LINES = 320, 50
+ENTRIES = 22  # files and folders at the top of the package
+
+# room -> the rooms, or single modules of them, that it may import; itself always.
+GROUND = ("errors", "structures", "display", "hardware", "streams", "draws")
+ENGINE = (*GROUND, "config", "data", "models", "methods", "runs")
+MAY_IMPORT = {
+    "errors": (),
+    "streams": (),
+    "draws": ("streams",),
+    "structures": ("draws",),
+    "display": ("errors",),
+    "hardware": ("errors",),
+    "config": ("errors", "streams"),
+    "data": (*GROUND, "config.options"),
+    "models": ("errors", "structures", "config.own_code"),
+    "methods": ("errors", "structures", "draws", "models", "data", "config.options", "config.method_schema"),
+    "runs": ("errors", "streams", "display", "hardware", "config", "data.datasets", "data.splits"),
+    "training": ENGINE,
+    "evaluation": (*ENGINE, "training"),
+    "sweeps": (*ENGINE, "training", "evaluation"),
+    "reporting": ("errors", "display", "config", "runs", "evaluation"),
+    "console": ("errors", "display", "runs", "sweeps.messages"),
+    "api": ("errors", "config", "runs", "evaluation"),
+    "commands": (*ENGINE, "training", "evaluation", "sweeps", "reporting", "console"),
+    "cli": ("errors", "commands"),
+    "__main__": ("cli",),
+    "__init__": ("api",),
+}
+# Imported before torch is: whole rooms, and single modules.
+TORCH_FREE = ("__init__", "errors", "streams", "display", "config", "runs", "reporting", "sweeps", "console", "cli",
+              "commands", "data.datasets", "data.splits", "evaluation.targets", "evaluation.bias",
+              "evaluation.bias_grid", "evaluation.bias_runs", "evaluation.stats", "evaluation.predictions",
+              "evaluation.testsets.registry")  # fmt: skip
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name below kdrun -> file; a package goes by its own name."""
+    named = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in named.items()}
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Modules of kdrun that a module imports anywhere: inside functions and for types alone too."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "kdrun":
+            origin = node.module.removeprefix("kdrun").lstrip(".")
+            below = {f"{origin}.{alias.name}".lstrip(".") for alias in node.names}
+            found |= {module if module in modules() else origin for module in below}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("kdrun.") for alias in node.names if alias.name.startswith("kdrun.")}
+    return frozenset(found - {""})
+
+
+def within(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import each other, by Tarjan's algorithm."""
+    number: dict[str, int] = {}
+    least: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:
+        number[name] = least[name] = len(number)
+        stack.append(name)
+        for other in imported(name) & modules().keys():
+            if other not in number:
+                visit(other)
+            if other in stack:
+                least[name] = min(least[name], least[other])
+        if least[name] == number[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in modules():
+        if name not in number:
+            visit(name)
+    return found
+
+
+def test_every_module_is_in_a_room():
+    assert {name.partition(".")[0] for name in modules()} == set(MAY_IMPORT)
+    assert len([place for place in PACKAGE.iterdir() if place.name != "__pycache__"]) <= ENTRIES
+
+
+def test_rooms_import_what_lies_below_them():
+    wrong = [
+        f"{name} imports {other}"
+        for name in modules()
+        for other in imported(name)
+        if not within(other, (name.partition(".")[0], *MAY_IMPORT[name.partition(".")[0]]))
+    ]
+    assert not wrong, wrong
+
+
+def test_no_circle_among_modules():
+    assert not circles()
+
+
+def test_a_command_imports_no_other_command():
+    wrong = [f"{name} imports {other}" for name in modules() if name.startswith("commands.")
+             for other in imported(name) if other.startswith("commands.")]  # fmt: skip
+    assert not wrong, wrong
+
+
+def test_the_start_is_free_of_torch():
+    names = sorted(name for name in modules() if within(name, TORCH_FREE) and name != "__main__")
+    assert len(names) >= 75
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, f'{name} imports torch'\n"
+    )
+    dotted = [f"kdrun.{name}" if name != "__init__" else "kdrun" for name in names]
+    done = subprocess.run([sys.executable, "-c", program, *dotted], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_drawer():
+    assert not [name for name in modules() if any(word in name for word in ("util", "helper", "common", "misc"))]
+
+
+def test_files_and_functions_are_short():
+    """At most 320 lines a file, and 50 a function."""
+    assert (FILE_LINES, FUNCTION_LINES) == (320, 50)
+    long = [name for name, path in modules().items() if len(path.read_text().splitlines()) > FILE_LINES]
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno > FUNCTION_LINES:
+                long.append(f"{name}.{node.name}: {node.end_lineno - node.lineno}")
+    assert not long
