@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -67,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KdrunError(
                 f"{words[0]}: no such command.{suggest(words[0], COMMANDS)} There are: {', '.join(COMMANDS)}."
             )
-        from kdrun.commands import run_command
-
-        return run_command(words[0], words[1:])
+        module = importlib.import_module(f"kdrun.commands.{words[0]}")
+        if any(word in ("-h", "--help") for word in words):
+            print(module.HELP.strip())
+            return 0
+        return module.command(words[1:])
     except KdrunError as error:
         print_error(str(error))
         return error.exit_code

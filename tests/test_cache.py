@@ -16,8 +16,9 @@ from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
 from kdrun.structures import Outputs
 from kdrun.training import teacher_cache as cache_module
-from kdrun.training.network import Network, Teacher
+from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
+from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_cache import TeacherCache, fill
 from tests.conftest import TINY
 

@@ -25,9 +25,10 @@ from kdrun.structures import Batch
 from kdrun.training.loop import Lane, evaluate, train_epoch
 from kdrun.training.meters import EvalMeter, TrainMeter
 from kdrun.training.method_trial import TinyCNN
-from kdrun.training.network import Network, Teacher
+from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer
 from kdrun.training.precision import Numerics, compiler_missing, pinned, resolve, resolve_precision
+from kdrun.training.teacher import Teacher
 
 CPU = torch.device("cpu")
 PLAIN = Numerics("cpu", "fp32", False, torch.get_num_threads(), False)

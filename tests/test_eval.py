@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from kdrun.commands.eval import chosen_split, shuffled
 from kdrun.config.schema import RunConfig
 from kdrun.data.splits import ArraySet, Dataset
+from kdrun.evaluation.measure import chosen_split, shuffled
 from kdrun.models.zoo import create_model
 from kdrun.training.build import Data
 from tests.conftest import TINY

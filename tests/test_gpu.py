@@ -11,8 +11,9 @@ from kdrun.cli import main
 from kdrun.data.decode import untracked
 from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
-from kdrun.training.network import Network, Teacher
+from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
+from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_cache import fill, tensors_of
 from tests.conftest import TINY
 from tests.test_cache import STILL, loader

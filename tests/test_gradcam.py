@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kdrun.commands.gradcam import KINDS
 from kdrun.evaluation.cam import View, grad_cam
 from kdrun.evaluation.cam_images import spread
 from kdrun.evaluation.cam_overlap import iou, overlap, pearson, spearman
+from kdrun.evaluation.cam_runs import KINDS
 from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
 from kdrun.training.method_trial import TinyCNN

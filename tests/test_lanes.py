@@ -325,7 +325,7 @@ def test_lanes_join_again_after_a_kill_between_their_saves(kdrun, outputs, tmp_p
     from kdrun.training import trainer
 
     saves = 0
-    real = trainer.Job.save
+    real = trainer.TrainingRun.save
 
     def save(job) -> None:
         nonlocal saves
@@ -334,11 +334,11 @@ def test_lanes_join_again_after_a_kill_between_their_saves(kdrun, outputs, tmp_p
             raise KeyboardInterrupt
         real(job)
 
-    trainer.Job.save = save
+    trainer.TrainingRun.save = save
     try:
         code, _, _ = kdrun("train", *words, "epochs=3")
     finally:
-        trainer.Job.save = real
+        trainer.TrainingRun.save = real
     assert code == 130
     assert kdrun("train", *words, "epochs=3")[0] == 0
     assert by_place(outputs) == by_place(tmp_path / "whole")

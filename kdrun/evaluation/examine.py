@@ -17,7 +17,7 @@ from kdrun.evaluation.classification import Classification, ConfusionMeter
 from kdrun.evaluation.fidelity import FidelityMeter
 from kdrun.models.features import measure, pair_maps
 from kdrun.structures import Outputs, filled
-from kdrun.training.flops import count_flops
+from kdrun.training.cost import count_flops
 from kdrun.training.loop import EvalLoader
 from kdrun.training.meters import EvalMeter
 from kdrun.training.network import Network

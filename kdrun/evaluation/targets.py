@@ -19,7 +19,7 @@ from kdrun.runs.files import read_json
 from kdrun.runs.identity import code_modules
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
-from kdrun.training.build import Data, make_job, make_network, make_tap, own_stats
+from kdrun.training.build import Data, make_lane, make_network, make_tap, own_stats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -228,11 +228,10 @@ def deployed_network(target: Target, data: Data, loaders: Loaders, student: Netw
     shape = replace(config.teacher, checkpoint=None, pretrained="false")  # its part of the weights is in the file
     streams = Streams("student", config.seed)
     teacher = make_network(shape, data, streams, student.numerics, config.batch_size)
-    job = make_job(run=RunDirectory(weights.parent), digest="", student=student, teacher=teacher,
-                   method=make_method(config.method), optimizer=config.optimizer, epochs=config.epochs,
-                   streams=streams, data=data, loaders=loaders)  # fmt: skip
-    load_weights(job.lane.deployed, weights, config.student.name)
-    return job.lane.deployed
+    lane = make_lane(student=student, teacher=teacher, method=make_method(config.method), optimizer=config.optimizer,
+                     epochs=config.epochs, streams=streams, data=data, loaders=loaders)  # fmt: skip
+    load_weights(lane.deployed, weights, config.student.name)
+    return lane.deployed
 
 
 def networks_of(

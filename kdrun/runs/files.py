@@ -85,30 +85,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object.")
     return content
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Resume state: tensors and plain values only, so that it loads with `weights_only`."""
-    import torch
-
-    write_atomically(path, lambda file: torch.save(state, file))
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises CheckpointError with the way out where the file is damaged."""
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more here
-        raise CheckpointError(
-            f"{path} cannot be read ({one_line(error)}); delete it and the run starts again from its beginning."
-        ) from error
-
-
-def save_weights(path: Path, state: dict[str, Any]) -> None:
-    """A state dict as safetensors, in contiguous memory."""
-    from safetensors.torch import save
-
-    data = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
-    write_atomically(path, lambda file: file.write(data))

@@ -13,7 +13,7 @@ from kdrun.config.schema import RunConfig
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import PairingError
-from kdrun.runs.directory import RunDirectory, digest_of
+from kdrun.runs.directory import digest_of
 from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from kdrun.methods.base import Method
     from kdrun.models.features import Tap
-    from kdrun.training.loop import EvalLoader
+    from kdrun.training.loop import EvalLoader, Lane
     from kdrun.training.network import Network
     from kdrun.training.precision import Numerics
-    from kdrun.training.training_run import Job, Loaders
+    from kdrun.training.training_run import Loaders
 
 Stats = tuple[list[float], list[float]]
 
@@ -156,10 +156,8 @@ def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
     return None
 
 
-def make_job(
+def make_lane(
     *,
-    run: RunDirectory,
-    digest: str,
     student: Network,
     teacher: Network | None,
     method: Method,
@@ -168,7 +166,7 @@ def make_job(
     streams: Streams,
     data: Data,
     loaders: Loaders,
-) -> Job:
+) -> Lane:
     """Measure shapes, let the method build its parts, and put everything that trains into one lane."""
     import torch
 
@@ -176,8 +174,7 @@ def make_job(
     from kdrun.models.features import measure
     from kdrun.structures import DataSpec
     from kdrun.training.loop import Lane
-    from kdrun.training.network import Peer
-    from kdrun.training.training_run import Job
+    from kdrun.training.teacher import Peer
 
     classes, device = data.splits.num_classes, torch.device(student.numerics.device)
     spec = DataSpec(loaders.train.num_samples, loaders.train.labels, classes, data.splits.image_size)
@@ -198,4 +195,4 @@ def make_job(
             f"optimizer.ema_decay={optimizer.ema_decay}: an average of what this method deploys needs a student of the "
             "zoo or of timm; leave ema_decay out."
         )
-    return Job(run, Lane(student, method, optimizer, epochs, streams, device, peer=peer), digest)
+    return Lane(student, method, optimizer, epochs, streams, device, peer=peer)

@@ -11,28 +11,29 @@ import torch
 from kdrun.errors import one_line
 from kdrun.training.loop import batches
 from kdrun.training.meters import TrainMeter
-from kdrun.training.network import Network, Teacher
-from kdrun.training.training_run import Job, Loaders
+from kdrun.training.network import Network
+from kdrun.training.teacher import Teacher
+from kdrun.training.training_run import Loaders, TrainingRun
 
 LONG_RUN_SECONDS = 600  # compiling costs about a minute: shorter runs do not earn it back
 WARM_STEPS, TIMED_STEPS = 3, 12
 
 
-def choose_compile(job: Job, teacher: Teacher | None, loaders: Loaders, epochs: int) -> tuple[bool, str]:
-    """(whether to compile, why in one line). The job's weights, statistics and optimizer are as before."""
+def choose_compile(training: TrainingRun, teacher: Teacher | None, loaders: Loaders, epochs: int) -> tuple[bool, str]:
+    """(whether to compile, why in one line). The run's weights, statistics and optimizer are as before."""
     steps = epochs * loaders.train.steps_per_epoch
     if loaders.train.steps_per_epoch <= WARM_STEPS + TIMED_STEPS:
         return False, ""
-    before = copy.deepcopy(job.state())
-    networks = [job.lane.student] + ([] if teacher is None else [teacher.network])
-    plain = job.lane.student.numerics
+    before = copy.deepcopy(training.state())
+    networks = [training.lane.student] + ([] if teacher is None else [teacher.network])
+    plain = training.lane.student.numerics
     try:
-        eager = time_steps(job, teacher, loaders)
+        eager = time_steps(training, teacher, loaders)
         if eager * steps < LONG_RUN_SECONDS:
             return False, ""
         switch(networks, compiled=True)
         try:
-            compiled = time_steps(job, teacher, loaders)
+            compiled = time_steps(training, teacher, loaders)
         except Exception as error:  # the compiler's failures are of many kinds, and none of them is the user's
             return False, f"compile=auto: compilation failed ({one_line(error)}), so the networks run uncompiled."
         faster = compiled < 0.97 * eager
@@ -41,7 +42,7 @@ def choose_compile(job: Job, teacher: Teacher | None, loaders: Loaders, epochs: 
     finally:
         for network in networks:
             network.use(plain)
-        restore(job, before)
+        restore(training, before)
 
 
 def switch(networks: list[Network], compiled: bool) -> None:
@@ -49,26 +50,25 @@ def switch(networks: list[Network], compiled: bool) -> None:
         network.use(replace(network.numerics, compile=compiled))
 
 
-def time_steps(job: Job, teacher: Teacher | None, loaders: Loaders) -> float:
+def time_steps(training: TrainingRun, teacher: Teacher | None, loaders: Loaders) -> float:
     """Median seconds per training step after warm-up."""
-    job.lane.student.tap.train()
-    job.lane.method.train()
-    job.lane.meter = TrainMeter(job.lane.device, WARM_STEPS + TIMED_STEPS)
+    training.lane.student.tap.train()
+    training.lane.method.train()
+    training.lane.meter = TrainMeter(training.lane.device, WARM_STEPS + TIMED_STEPS)
     spent = []
     for step, batch in enumerate(batches(loaders.train, WARM_STEPS + TIMED_STEPS)):
-        if teacher is not None:
-            teacher.expect(batch)
         begun = time.perf_counter()
-        job.lane.step(batch, teacher, 0, step, loaders.train.steps_per_epoch)
-        if job.lane.device.type == "cuda":
-            torch.cuda.synchronize(job.lane.device)
+        shared = None if teacher is None else teacher.for_batch(batch)
+        training.lane.step(batch, shared, 0, step, loaders.train.steps_per_epoch)
+        if training.lane.device.type == "cuda":
+            torch.cuda.synchronize(training.lane.device)
         spent.append(time.perf_counter() - begun)
     return sorted(spent[WARM_STEPS:])[TIMED_STEPS // 2]
 
 
-def restore(job: Job, state: dict[str, object]) -> None:
+def restore(training: TrainingRun, state: dict[str, object]) -> None:
     """Put weights, statistics and optimizer back."""
-    lane = job.lane
+    lane = training.lane
     lane.model.load_state_dict(state["model"])  # type: ignore[arg-type]
     lane.method.load_state_dict(state["method"])  # type: ignore[arg-type]
     lane.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]

@@ -21,9 +21,10 @@ from kdrun.methods.base import Forward, Method, check_terms
 from kdrun.streams import Streams
 from kdrun.structures import Batch, Outputs, Progress, filled
 from kdrun.training.meters import EvalMeter, TrainMeter
-from kdrun.training.network import Network, Peer, Teacher
+from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from kdrun.training.precision import Numerics
+from kdrun.training.teacher import Peer, Teacher
 
 TrainLoader = ResidentTrain | StreamTrain
 EvalLoader = ResidentEval | StreamEval
@@ -94,7 +95,7 @@ class Lane:
             self.logits = out.logits.detach()
         return out
 
-    def step(self, batch: Batch, teacher: Teacher | None, epoch: int, step: int, steps: int) -> None:
+    def step(self, batch: Batch, teacher: Forward | None, epoch: int, step: int, steps: int) -> None:
         """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
         seed_dropout(self.streams.dropout, epoch, step, self.device)
         self.logits, self.usual = None, batch.image
@@ -159,20 +160,25 @@ def train_epoch(
             lane.meter = TrainMeter(lane.device, steps)
     first = min(starts, default=0)
     for step, batch in enumerate(loader.epoch(epoch, first), first):
-        if teacher is not None:
-            teacher.expect(batch)
-        for lane, start in zip(lanes, starts, strict=True):
-            if lane.failed is None and step >= start:
-                with lane.isolated():
-                    lane.step(batch, lane.peer or teacher, epoch, step, steps)
-        if teacher is not None:
-            teacher.forget()
+        begun = [lane for lane, start in zip(lanes, starts, strict=True) if step >= start]
+        train_batch(begun, teacher, batch, epoch, step, steps)
         if all(lane.failed for lane in lanes):
             return
         yield step
     for lane in lanes:
         with lane.isolated():
             lane.meter.check(steps)
+
+
+def train_batch(
+    lanes: Sequence[Lane], teacher: Teacher | None, batch: Batch, epoch: int, step: int, steps: int
+) -> None:
+    """Train every lane that has not failed on one batch and one pass of the teacher."""
+    shared = None if teacher is None else teacher.for_batch(batch)
+    for lane in lanes:
+        if lane.failed is None:
+            with lane.isolated():
+                lane.step(batch, lane.peer or shared, epoch, step, steps)
 
 
 def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:

@@ -83,7 +83,7 @@ def small_batches(subject: Subject, pair: str) -> None:
     trial = subject.trial(pair)
     for step, count in enumerate((6, 1, 2)):
         try:
-            trial.lane.step(batch_of(count, step), trial.teacher, 0, step, 10)
+            trial.step(batch_of(count, step), 0, step)
         except RunError as error:
             raise CheckFailed(f"a batch of {count}: {one_line(error).partition(': ')[0]}") from error
     finite(trial)

@@ -22,8 +22,9 @@ from kdrun.streams import Streams
 from kdrun.structures import Batch, DataSpec, Outputs
 from kdrun.training.loop import Lane, Preparation
 from kdrun.training.meters import TrainMeter
-from kdrun.training.network import Network, Peer, Teacher
+from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
+from kdrun.training.teacher import Peer, Teacher
 
 CLASSES, SIDE = 5, 16
 CPU, STREAMS = torch.device("cpu"), Streams("student", 0)
@@ -91,7 +92,11 @@ class Trial:
     def steps(self, count: int, epoch: int = 0, first: int = 0, seed: int | None = None) -> None:
         """Train `count` steps on batches of six."""
         for step in range(first, first + count):
-            self.lane.step(batch_of(6, step if seed is None else seed + step), self.teacher, epoch, step, 10)
+            self.step(batch_of(6, step if seed is None else seed + step), epoch, step)
+
+    def step(self, batch: Batch, epoch: int = 0, step: int = 0) -> None:
+        """Train one of ten steps of an epoch."""
+        self.lane.step(batch, None if self.teacher is None else self.teacher.for_batch(batch), epoch, step, 10)
 
     @property
     def losses(self) -> dict[str, float]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from kdrun.models.features import Tap
-from kdrun.structures import Batch, Outputs, filled
+from kdrun.structures import Outputs
 from kdrun.training.precision import Numerics
 
 # Networks share one code object, and each may have a compiled version of its own.
@@ -81,52 +80,3 @@ def choose_attention(model: nn.Module, numerics: Numerics) -> None:
     for module in model.modules():
         if isinstance(getattr(module, "fused_attn", None), bool):
             module.fused_attn = not plain  # type: ignore[assignment]
-
-
-class Teacher:
-    """The frozen teacher: eval mode, no gradient, and one forward per image tensor however many students ask for it.
-    It sees full batches only, so that what it says of an image does not depend on the batch.
-
-    cache: what it says of each training image, where it sees the same one in every epoch.
-    """
-
-    KEPT = 2  # the usual view of a batch and one more: lanes that need both ask for them in turn
-
-    def __init__(self, network: Network):
-        self.network = network
-        network.tap.eval().requires_grad_(False)
-        self.seen: list[tuple[Tensor, Outputs]] = []
-        self.cache: Callable[[Tensor], Outputs] | None = None
-        self.batch: Batch | None = None
-
-    def expect(self, batch: Batch) -> None:
-        """The batch that the students train on next."""
-        self.batch = batch
-
-    def __call__(self, image: Tensor) -> Outputs:
-        for position, (seen, outputs) in enumerate(self.seen):
-            if seen is image:
-                self.seen.append(self.seen.pop(position))
-                return outputs
-        assert not self.network.tap.training, "something has put the teacher into training mode"
-        if self.cache is not None and self.batch is not None and image is self.batch.teacher_image:
-            outputs = self.cache(self.batch.index)
-        else:
-            with torch.no_grad():
-                outputs = self.network(filled(image, self.network.batch_size)).apply(lambda rows: rows[: len(image)])
-        self.seen = [*self.seen[1 - self.KEPT :], (image, outputs)]
-        return outputs
-
-    def forget(self) -> None:
-        """Let go of a finished batch's outputs, which are large."""
-        self.seen, self.batch = [], None
-
-
-class Peer(Teacher):
-    """A teacher that learns along: gradients flow, and it trains with the method that owns it."""
-
-    def __init__(self, network: Network):
-        self.network = network
-
-    def __call__(self, image: Tensor) -> Outputs:
-        return self.network(image)

@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 from kdrun.config.schema import RunConfig
-from kdrun.runs.directory import RunDirectory, now
-from kdrun.runs.plan import Plan
-
-if TYPE_CHECKING:
-    from kdrun.training.loggers import Logger
-    from kdrun.training.loop import Lane
-    from kdrun.training.training_run import Job
+from kdrun.runs.directory import now
+from kdrun.training.cost import count_flops, peak_memory
+from kdrun.training.loggers import Logger, make_loggers
+from kdrun.training.loop import Lane
+from kdrun.training.training_run import TrainingRun
 
 
-@dataclass
-class Student:
-    """One lane of a session, and what its result says beside its scores."""
-
-    plan: Plan
-    job: Job
-    extra: int
-    about: dict[str, Any] | None = None
+def loggers_of(training: TrainingRun) -> list[Logger]:
+    config = training.plan.config
+    return make_loggers(config.logger, training.run.path, asdict(config), training.digest, training.epoch)
 
 
-def loggers_of(student: Student) -> list[Logger]:
-    from kdrun.training.loggers import make_loggers
-
-    job, config = student.job, student.plan.config
-    return make_loggers(config.logger, job.run.path, asdict(config), job.digest, job.epoch)
-
-
-def result_of(student: Student) -> dict[str, Any]:
-    """The published keys of result.json, for a student or (job in the teachers' store) a teacher."""
-    from kdrun.training.flops import count_flops, peak_memory
-
-    plan, job, teacher = student.plan, student.job, student.about
-    config, lane, score = plan.config, job.lane, job.score
-    numerics, is_teacher = lane.student.numerics, job.run.role == "teacher"
+def result_of(training: TrainingRun) -> dict[str, Any]:
+    """The published keys of result.json, for a student or (one in the store) a teacher."""
+    plan, teacher = training.plan, training.teacher
+    config, lane, score = plan.config, training.lane, training.score
+    numerics, is_teacher = lane.student.numerics, training.run.role == "teacher"
     tap = lane.student.tap
     return {
         "schema": 1, "dataset": config.dataset.name,
         "teacher": None if is_teacher else plan.teacher_name,
         "student": config.teacher.name if is_teacher else config.student.name,
         "method": "none" if is_teacher else plan.method.name,
-        "benchmark": config.benchmark, "seed": lane.streams.seed, "digest": job.digest, "epochs": lane.epochs,
+        "benchmark": config.benchmark, "seed": lane.streams.seed, "digest": training.digest, "epochs": lane.epochs,
         "precision": numerics.precision, "compile": numerics.compile, "threads": numerics.threads,
         "device": numerics.device, "teacher_top1": teacher["top1"] if teacher else None,
         "top1_last": score.last["top1"], "top1_best": score.top1_best, "top1_best_epoch": score.top1_best_epoch,
         "top1_val_selected": score.top1_val_selected, "top5_last": score.last["top5"],
-        "params": parameters_of(lane), "extra_params": student.extra,
+        "params": parameters_of(lane), "extra_params": training.extra,
         "flops": count_flops(lane.deployed, tap.input_size or tap.image_size),
-        "images_per_second": job.images / max(job.train_seconds, 1e-9), "train_seconds": job.train_seconds,
+        "images_per_second": training.images / max(training.train_seconds, 1e-9),
+        "train_seconds": training.train_seconds,
         "peak_memory": peak_memory(numerics.torch_device), "finished_at": now(), "overrides": plan.overrides,
     }  # fmt: skip
 
@@ -60,12 +45,6 @@ def result_of(student: Student) -> dict[str, Any]:
 def parameters_of(lane: Lane) -> int:
     """Of what is deployed: the student, and what its method keeps at inference."""
     return sum(parameter.numel() for parameter in lane.deployed.parameters())
-
-
-def draw(run: RunDirectory, title: str) -> None:
-    from kdrun.runs.curves import draw_curves
-
-    draw_curves(run, title)
 
 
 def warnings(config: RunConfig) -> list[str]:

@@ -9,27 +9,39 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from kdrun.config.schema import read_resolved, to_yaml
 from kdrun.display import Display, EpochEnd, Step
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
 from kdrun.methods.factory import make_method
+from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
+from kdrun.models.weights import sha256_of
+from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed
 from kdrun.streams import Streams
-from kdrun.training.build import load_data, make_job, make_loaders, make_network
+from kdrun.structures import Batch, Progress
+from kdrun.training.build import load_data, make_lane, make_loaders, make_network
+from kdrun.training.cost import free_memory
 from kdrun.training.loggers import check_loggers
-from kdrun.training.result import Student, draw, loggers_of, parameters_of, result_of, warnings
+from kdrun.training.loop import evaluate
+from kdrun.training.network import Network
+from kdrun.training.precision import pinned, resolve, resolve_precision
+from kdrun.training.provenance import provenance
+from kdrun.training.result import loggers_of, parameters_of, result_of, warnings
 from kdrun.training.setup import decide_compile, keep_outputs
+from kdrun.training.signals import Stop
+from kdrun.training.teacher import Teacher
+from kdrun.training.teacher_store import describe, load_stored, record_weights
+from kdrun.training.threads import claim
+from kdrun.training.trainer import Failed, fit, keep_as_is, prepare
+from kdrun.training.training_run import Loaders, TrainingRun
 
-if TYPE_CHECKING:
-    from kdrun.training.network import Network, Teacher
-    from kdrun.training.signals import Stop
-    from kdrun.training.training_run import Loaders
-
-Ended = Callable[[Plan, "dict[str, Any] | KdrunError"], None]
+Ended = Callable[[Plan, dict[str, Any] | KdrunError], None]
 
 
 class Session:
@@ -41,8 +53,6 @@ class Session:
 
     def __init__(self, plans: list[Plan], stop: Stop, display: Display, ended: Ended, memory_share: float = 0.5):
         """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
-        from kdrun.training.precision import pinned, resolve
-        from kdrun.training.threads import claim
 
         self.plans, self.stop, self.display, self.ended = plans, stop, display, ended
         self.memory_share, self.left = memory_share, []
@@ -64,13 +74,11 @@ class Session:
 
     def run(self) -> None:
         """Teacher first, then the students to their last epoch."""
-        from kdrun.training.loop import evaluate
-        from kdrun.training.network import Teacher
 
         taught, about = self.obtain_teacher() if self.plan.method.needs_teacher else (None, None)
         self.numerics.apply()
-        students, loaders = self.make_students(taught, about)
-        if not students:
+        trainings, loaders = self.make_students(taught, about)
+        if not trainings:
             return
         if names := unfollowed():
             self.display.note(
@@ -78,48 +86,47 @@ class Session:
             )
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
         if frozen is not None:
-            keep_outputs(frozen, students, loaders, self.config, self.stop, self.display)
-        teacher = students[0].job.lane.peer or frozen
+            keep_outputs(frozen, trainings, loaders, self.config, self.stop, self.display)
+        teacher = trainings[0].lane.peer or frozen
         if self.undecided:
-            decide_compile(students, teacher, loaders, self.display)
-        for student, error in self.run_to_end(students, teacher, loaders, "student"):
+            decide_compile(trainings, teacher, loaders, self.display)
+        for training, error in self.run_to_end(trainings, teacher, loaders, "student"):
             if error is not None:
-                self.ended(student.plan, error)
+                self.ended(training.plan, error)
                 continue
-            if about is not None and taught is not None and student.job.lane.peer is not None:
+            if about is not None and taught is not None and training.lane.peer is not None:
                 about["top1"] = evaluate(taught.tap.model, taught.tap.prepare, loaders.test, self.numerics)["top1"]
-            self.finish(student)
+            self.finish(training)
 
-    def finish(self, student: Student) -> None:
-        """Pictures, then result.json, whose presence means finished."""
-        plan, config = student.plan, student.plan.config
-        result = result_of(student)
-        draw(plan.run, f"{plan.method.name}: {plan.teacher_name or 'no teacher'} → {config.student.name}, "
-                       f"{config.dataset.name}, seed {config.seed}")  # fmt: skip
+    def finish(self, training: TrainingRun) -> None:
+        """Draw the curves, then write result.json, whose presence means finished."""
+        plan, config = training.plan, training.plan.config
+        result = result_of(training)
+        pair = f"{plan.teacher_name or 'no teacher'} → {config.student.name}"
+        draw_curves(plan.run, f"{plan.method.name}: {pair}, {config.dataset.name}, seed {config.seed}")
         plan.run.finish(result)
         self.ended(plan, result)
 
-    def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[Student], Loaders]:
+    def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[TrainingRun], Loaders]:
         """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;
         those that memory does not hold stay in `left`."""
-        from kdrun.training.flops import free_memory
 
         methods = [make_method(plan.config.method) for plan in self.plans]
         views = tuple(dict.fromkeys(view for method in methods for view in method.views))
         config, streams = self.config, Streams("student", self.config.seed)
         loaders = make_loaders(self.data, config.batch_size, streams, config.teacher_view, self.numerics, views=views)
-        students: list[Student] = []
+        trainings: list[TrainingRun] = []
         room = self.memory_share * free_memory(self.numerics.torch_device)
         for position, (plan, method) in enumerate(zip(self.plans, methods, strict=True)):
-            if students and sum(student.job.lane.memory() for student in students) > room:
+            if trainings and sum(training.lane.memory() for training in trainings) > room:
                 self.left = self.plans[position:]
                 self.display.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
                 break
             try:
                 network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
-                job = make_job(run=plan.run, digest=plan.digest, student=network, teacher=taught, method=method,
-                               optimizer=plan.config.optimizer, epochs=plan.config.epochs, streams=streams,
-                               data=self.data, loaders=loaders)  # fmt: skip
+                lane = make_lane(student=network, teacher=taught, method=method, optimizer=plan.config.optimizer,
+                                 epochs=plan.config.epochs, streams=streams, data=self.data,
+                                 loaders=loaders)  # fmt: skip
             except KdrunError as error:
                 if len(self.plans) == 1 or isinstance(error, DiskFull):
                     raise
@@ -128,18 +135,15 @@ class Session:
                 continue
             extra = 0 if method.deploys else method.extra_parameters()
             added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
-            self.display.fact("student", f"{plan.config.student.name}: {parameters_of(job.lane):,} parameters{added}")
+            self.display.fact("student", f"{plan.config.student.name}: {parameters_of(lane):,} parameters{added}")
             if method.note():
                 self.display.note(method.note())
-            students.append(Student(plan, job, extra, about))
-        return students, loaders
+            trainings.append(TrainingRun(plan, plan.run, plan.digest, lane, extra, about))
+        return trainings, loaders
 
     def obtain_teacher(self) -> tuple[Network, dict[str, Any]]:
         """The teacher and what is known of it, its accuracy measured: from a checkpoint, as an untrained control, from
         the store, or trained into the store."""
-        from kdrun.models.weights import sha256_of
-        from kdrun.training.loop import evaluate
-        from kdrun.training.teacher_store import describe, load_stored
 
         options, stored = self.config.teacher, self.plan.teacher_run
         if self.plan.method.trains_teacher:
@@ -169,10 +173,6 @@ class Session:
 
     def rehearse(self, plan: Plan | None = None) -> None:
         """One step of the method on untrained networks and two images of noise. Raises PairingError, ConfigError."""
-        import torch
-
-        from kdrun.structures import Batch, Progress
-        from kdrun.training.network import Teacher
 
         plan = plan or self.plan
         config, side = plan.config, self.data.splits.image_size
@@ -183,22 +183,19 @@ class Session:
             untrained = replace(config.teacher, checkpoint=None, pretrained="false")
             teacher = make_network(untrained, self.data, streams, self.numerics, 2)
         loaders = make_loaders(self.data, config.batch_size, streams, "same", self.numerics)
-        job = make_job(run=plan.run, digest="", student=student, teacher=teacher, method=make_method(config.method),
-                       optimizer=config.optimizer, epochs=1, streams=streams, data=self.data,
-                       loaders=loaders)  # fmt: skip
+        lane = make_lane(student=student, teacher=teacher, method=make_method(config.method),
+                         optimizer=config.optimizer, epochs=1, streams=streams, data=self.data,
+                         loaders=loaders)  # fmt: skip
         device = self.numerics.torch_device
         image = torch.randn(2, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
         batch = Batch(image, torch.arange(2, device=device), torch.arange(2, device=device), image, image)
-        job.lane.student.tap.train()
+        lane.student.tap.train()
         taught = None if teacher is None else Teacher(teacher)
         with torch.no_grad():
-            job.lane.method(batch, student, taught, Progress(0, 1, 0, 1))
+            lane.method(batch, student, taught, Progress(0, 1, 0, 1))
 
     def train_teacher(self, run: RunDirectory) -> None:
         """By its own recipe, precision and seed, with the same loop and the labels alone."""
-        from kdrun.methods.none import Independent
-        from kdrun.training.precision import pinned, resolve_precision
-        from kdrun.training.teacher_store import record_weights
 
         options, recipe = self.config.teacher, self.config.teacher.recipe
         recorded = read_resolved(run.path)
@@ -211,50 +208,46 @@ class Session:
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, numerics, recipe.batch_size)
         loaders = make_loaders(self.data, recipe.batch_size, streams, "same", numerics)
-        job = make_job(run=run, digest=self.plan.teacher_digest or "", student=network, teacher=None,
-                       method=Independent(), optimizer=recipe, epochs=recipe.epochs, streams=streams,
-                       data=self.data, loaders=loaders)  # fmt: skip
-        lane = Student(self.plan, job, 0)
+        lane = make_lane(student=network, teacher=None, method=Independent(), optimizer=recipe,
+                         epochs=recipe.epochs, streams=streams, data=self.data, loaders=loaders)  # fmt: skip
+        training = TrainingRun(self.plan, run, self.plan.teacher_digest or "", lane)
         if self.undecided and recorded is None:
-            decide_compile([lane], None, loaders, self.display)
-        for _, error in self.run_to_end([lane], None, loaders, "teacher"):
+            decide_compile([training], None, loaders, self.display)
+        for _, error in self.run_to_end([training], None, loaders, "teacher"):
             if error is not None:
                 raise error
         record_weights(run)
-        draw(run, f"teacher {options.name} on {self.config.dataset.name}")
-        run.finish(result_of(lane))
+        draw_curves(run, f"teacher {options.name} on {self.config.dataset.name}")
+        run.finish(result_of(training))
 
     def run_to_end(
-        self, students: list[Student], teacher: Teacher | None, loaders: Loaders, what: str
-    ) -> Iterator[tuple[Student, KdrunError | None]]:
+        self, trainings: list[TrainingRun], teacher: Teacher | None, loaders: Loaders, what: str
+    ) -> Iterator[tuple[TrainingRun, KdrunError | None]]:
         """Resume or begin, and train to the last epoch, yielding each as it ends, with its error if it failed.
 
         Raises Interrupted for a signal, DiskFull where nobody can go on.
         """
-        from kdrun.training.trainer import Epoch, Failed, fit, keep_as_is
-
-        epochs, steps = students[0].job.lane.epochs, loaders.train.steps_per_epoch
-        jobs: dict[int, Student] = {}
-        for student in students:
+        epochs, steps = trainings[0].lane.epochs, loaders.train.steps_per_epoch
+        waiting: list[TrainingRun] = []
+        for training in trainings:
             try:
-                self.begin(student, teacher, loaders, what)
+                self.begin(training, teacher, loaders, what)
                 if epochs == 0:
-                    keep_as_is(student.job, loaders)
+                    keep_as_is(training, loaders)
             except DiskFull:
                 raise
             except (RunError, CheckpointError) as error:  # a damaged last.pt is this lane's alone
-                student.job.run.fail(str(error))
-                yield student, error
+                training.run.fail(str(error))
+                yield training, error
                 continue
-            if student.job.epoch == epochs:
-                yield student, None
+            if training.epoch == epochs:
+                yield training, None
             else:
-                jobs[id(student.job)] = student
-        waiting = [student.job for student in jobs.values()]
+                waiting.append(training)
         if not waiting:
             return
-        loggers = {key: loggers_of(student) for key, student in jobs.items()}
-        first = min(job.epoch + job.step / steps for job in waiting)
+        loggers = {training.run.path: loggers_of(training) for training in waiting}
+        first = min(training.epoch + training.step / steps for training in waiting)
         with ExitStack() as closing, self.display.training(what, epochs, first) as show:
             for logger in (logger for several in loggers.values() for logger in several):
                 closing.callback(logger.close)
@@ -262,35 +255,35 @@ class Session:
                              save_every=60 * self.config.save_every_minutes, stop=self.stop):  # fmt: skip
                 if isinstance(event, Step):
                     show(event)
-                if isinstance(event, Epoch):
-                    best = event.job.score.top1_best
-                    show(EpochEnd(event.job.run.path, event.epoch, event.metrics, best))
-                    for logger in loggers[id(event.job)]:
+                elif isinstance(event, Failed):
+                    yield event.training, RunError(f"{what}: {event.reason}")
+                else:
+                    path, best = event.training.run.path, event.training.score.top1_best
+                    show(EpochEnd(path, event.epoch, event.metrics, best))
+                    for logger in loggers[path]:
                         logger.log(event.epoch, event.metrics)
-                if isinstance(event, Failed):
-                    yield jobs[id(event.job)], RunError(f"{what}: {event.reason}")
-                elif isinstance(event, Epoch) and event.epoch == epochs:
-                    yield jobs[id(event.job)], None
+                    if event.epoch == epochs:
+                        yield event.training, None
 
-    def begin(self, student: Student, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
+    def begin(self, training: TrainingRun, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
         """Resume where it stands, or write what is known before training and prepare its method."""
-        from kdrun.training.provenance import provenance
-        from kdrun.training.trainer import prepare
 
-        job, plan = student.job, student.plan
+        plan = training.plan
         data = {"fingerprint": plan.source.fingerprint(), "train": loaders.train.num_samples,
                 "test": loaders.test.num_samples, "mean": self.data.stats[0], "std": self.data.stats[1],
                 "class_names": self.data.splits.class_names}  # fmt: skip
-        resumed = job.resume(loaders.train.steps_per_epoch)
+        resumed = training.resume(loaders.train.steps_per_epoch)
         if resumed:
-            self.display.note(f"resuming {what} after epoch {job.epoch}" + (f", step {job.step}" if job.step else ""))
-        numerics, code = job.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
-        about = provenance(numerics, data, student.about, code)
-        job.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
-        preparation = job.lane.method.preparation()
+            self.display.note(
+                f"resuming {what} after epoch {training.epoch}" + (f", step {training.step}" if training.step else "")
+            )
+        numerics, code = training.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
+        about = provenance(numerics, data, training.teacher, code)
+        training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
+        preparation = training.lane.method.preparation()
         if preparation is not None and not resumed:
             title = f"preparing {plan.method.name}"
             self.display.note(f"{title}: {preparation.epochs} epochs before the first")
             with self.display.training(title, preparation.epochs, 0) as show:
-                for step in prepare(job, preparation, teacher, loaders.train, self.stop):
+                for step in prepare(training, preparation, teacher, loaders.train, self.stop):
                     show(step)

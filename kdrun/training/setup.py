@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from kdrun.config.schema import RunConfig
+from kdrun.data.resident import ResidentTrain
 from kdrun.display import Display
 from kdrun.errors import Interrupted
-from kdrun.training.result import Student
+from kdrun.methods.base import stages_read
+from kdrun.training.compile_probe import choose_compile, switch
 from kdrun.training.signals import Stop
-
-if TYPE_CHECKING:
-    from kdrun.training.network import Teacher
-    from kdrun.training.training_run import Loaders
+from kdrun.training.teacher import Teacher
+from kdrun.training.teacher_cache import fill
+from kdrun.training.training_run import Loaders, TrainingRun
 
 
 def keep_outputs(
-    teacher: Teacher, students: list[Student], loaders: Loaders, config: RunConfig, stop: Stop, display: Display
+    teacher: Teacher, trainings: list[TrainingRun], loaders: Loaders, config: RunConfig, stop: Stop, display: Display
 ) -> None:
     """Let the teacher return only the maps that the methods read, and compute what it says of each training image once
     for all epochs where it sees the same ones in each. Raises Interrupted for a signal."""
-    from kdrun.data.resident import ResidentTrain
-    from kdrun.methods.base import stages_read
-    from kdrun.training.teacher_cache import fill
-
-    methods = [student.job.lane.method for student in students]
+    methods = [training.lane.method for training in trainings]
     teacher.network.tap.stages = stages_read(methods)
     train = loaders.train
     wanted = config.teacher_cache and config.epochs > 1 and any(method.shows_batch for method in methods)
@@ -43,13 +39,11 @@ def keep_outputs(
         display.note(f"{problem}: the teacher computes them in every epoch")
 
 
-def decide_compile(students: list[Student], teacher: Teacher | None, loaders: Loaders, display: Display) -> None:
+def decide_compile(trainings: list[TrainingRun], teacher: Teacher | None, loaders: Loaders, display: Display) -> None:
     """Settle `compile=auto` by a timed probe of the first, for the networks of all."""
-    from kdrun.training.compile_probe import choose_compile, switch
-
-    first = students[0].job
+    first = trainings[0]
     compiled, note = choose_compile(first, teacher, loaders, first.lane.epochs)
-    networks = [student.job.lane.student for student in students]
+    networks = [training.lane.student for training in trainings]
     switch(networks + ([] if teacher is None else [teacher.network]), compiled)
     if note:
         display.note(note)

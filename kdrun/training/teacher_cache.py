@@ -9,7 +9,7 @@ from torch import Tensor
 from kdrun.data.resident import ResidentTrain
 from kdrun.display import Track
 from kdrun.structures import Outputs
-from kdrun.training.flops import free_memory
+from kdrun.training.cost import free_memory
 from kdrun.training.network import Network
 
 MOST = 4 * 2**30  # bytes, and never more than a quarter of what is free

@@ -8,7 +8,8 @@ from typing import Any
 
 from kdrun.errors import CheckpointError
 from kdrun.runs.directory import RunDirectory
-from kdrun.runs.files import load_state, save_state
+from kdrun.runs.plan import Plan
+from kdrun.training.checkpoint import load_state, save_state
 from kdrun.training.loop import EvalLoader, Lane, TrainLoader
 from kdrun.training.meters import TrainMeter
 
@@ -48,12 +49,19 @@ class Score:
 
 
 @dataclass
-class Job:
-    """A lane with its run directory and its score."""
+class TrainingRun:
+    """A lane with its run directory and its score: a student's run, or a teacher's into the store.
 
+    extra: parameters that the method adds in training only. teacher: what is known of the teacher, its accuracy among
+    it; None without one.
+    """
+
+    plan: Plan
     run: RunDirectory
-    lane: Lane
     digest: str
+    lane: Lane
+    extra: int = 0
+    teacher: dict[str, Any] | None = None
     score: Score = field(default_factory=Score)
     epoch: int = 0  # where training stands: this epoch's step `step` comes next
     step: int = 0

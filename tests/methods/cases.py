@@ -16,7 +16,7 @@ from kdrun.config.compose import load
 from kdrun.structures import Batch, Outputs, Progress
 from kdrun.training.loop import Lane
 from kdrun.training.method_trial import Subject
-from kdrun.training.network import Teacher
+from kdrun.training.teacher import Teacher
 from tests.conftest import FIXTURES
 
 Definitions = dict[str, Callable[[dict[str, Tensor], dict], Tensor]]  # prefix of a case's id -> the loss that meets it

@@ -30,7 +30,7 @@ from kdrun.models.zoo import create_model
 from kdrun.structures import DataSpec, Outputs, Progress, Spec
 from kdrun.training.loop import Lane
 from kdrun.training.method_trial import batch_of as image_batch
-from kdrun.training.network import Teacher
+from kdrun.training.teacher import Teacher
 from tests.methods.cases import (
     CASES,
     Definitions,

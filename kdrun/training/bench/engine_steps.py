@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,16 @@ import torch
 
 from kdrun.data.splits import ArraySet
 from kdrun.methods.factory import make_method
-from kdrun.runs.directory import RunDirectory
 from kdrun.streams import Streams
 from kdrun.structures import Batch
 from kdrun.training.bench.setup import Bench
 from kdrun.training.bench.timing import Step
-from kdrun.training.build import make_job, make_loaders, make_network
+from kdrun.training.build import make_lane, make_loaders, make_network
 from kdrun.training.loop import batches, evaluate
-from kdrun.training.network import Network, Teacher
+from kdrun.training.meters import TrainMeter
+from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
+from kdrun.training.teacher import Teacher
 
 
 def untrained_student(bench: Bench, numerics: Numerics) -> Network:
@@ -55,19 +55,17 @@ class EngineSteps:
         self.lanes = []
         for method in made:
             network = untrained_teacher(bench, numerics) if method.trains_teacher else shared
-            job = make_job(run=RunDirectory(Path()), digest="", student=untrained_student(bench, numerics),
-                           teacher=network, method=method, optimizer=config.optimizer, epochs=config.epochs,
-                           streams=streams, data=bench.data, loaders=self.loaders)  # fmt: skip
-            job.lane.student.tap.train()
-            self.lanes.append(job.lane)
+            lane = make_lane(student=untrained_student(bench, numerics), teacher=network, method=method,
+                             optimizer=config.optimizer, epochs=config.epochs, streams=streams, data=bench.data,
+                             loaders=self.loaders)  # fmt: skip
+            lane.student.tap.train()
+            self.lanes.append(lane)
         self.teacher = Teacher(shared)
         self.batches = self.endless()
 
     def endless(self) -> Iterator[tuple[int, int, int, Batch]]:
         """(epoch, step, steps, batch) of full batches, with fresh meters at each epoch's start: the small last batch
         would be another kind of step."""
-        from kdrun.training.meters import TrainMeter
-
         steps = self.loaders.train.steps_per_epoch
         for epoch in range(10**6):
             for lane in self.lanes:
@@ -79,17 +77,16 @@ class EngineSteps:
     def together(self) -> int:
         """One batch through every lane on one teacher forward; the images, summed over students."""
         epoch, step, steps, batch = next(self.batches)
+        shared = self.teacher.for_batch(batch)
         for lane in self.lanes:
-            lane.step(batch, lane.peer or self.teacher, epoch, step, steps)
-        self.teacher.forget()
+            lane.step(batch, lane.peer or shared, epoch, step, steps)
         return len(self.lanes) * self.batch_size
 
     def apart(self) -> int:
         """One batch of its own and a teacher forward of its own for every lane."""
         for lane in self.lanes:
             epoch, step, steps, batch = next(self.batches)
-            lane.step(batch, lane.peer or self.teacher, epoch, step, steps)
-            self.teacher.forget()
+            lane.step(batch, lane.peer or self.teacher.for_batch(batch), epoch, step, steps)
         return len(self.lanes) * self.batch_size
 
 

@@ -18,7 +18,7 @@ from kdrun.training.bench.plain_loop import plain_steps
 from kdrun.training.bench.setup import Bench, machine, measured
 from kdrun.training.bench.timing import Step, Timing
 from kdrun.training.build import make_loaders
-from kdrun.training.flops import count_flops
+from kdrun.training.cost import count_flops
 
 PLAIN, TUNED = "plain loop", "plain, tuned malloc"
 COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "of floor", "precision", "on"]

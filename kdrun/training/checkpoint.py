@@ -1,0 +1,33 @@
+"""Resume states and weights on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from kdrun.errors import CheckpointError, one_line
+from kdrun.runs.files import write_atomically
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Resume state: tensors and plain values only, so that it loads with `weights_only`."""
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote. Raises CheckpointError with the way out where the file is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more here
+        raise CheckpointError(
+            f"{path} cannot be read ({one_line(error)}); delete it and the run starts again from its beginning."
+        ) from error
+
+
+def save_weights(path: Path, state: dict[str, Any]) -> None:
+    """A state dict as safetensors, in contiguous memory."""
+    data = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+    write_atomically(path, lambda file: file.write(data))
