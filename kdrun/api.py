@@ -10,15 +10,14 @@ from kdrun.config.schema import RunConfig
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
 from kdrun.evaluation.targets import numerics_for
-from kdrun.runs.directory import METRIC_COLUMNS, RESULT_KEYS, RunDirectory, finished_runs
+from kdrun.runs.directory import METRIC_COLUMNS, RunDirectory, finished_runs
+from kdrun.runs.result import RESULT_KEYS, value_types
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-WHOLE = ("schema", "seed", "epochs", "threads", "top1_best_epoch", "params", "extra_params", "flops", "peak_memory")
-REAL = ("teacher_top1", "top1_last", "top1_best", "top1_val_selected", "top5_last", "images_per_second",
-        "train_seconds")  # fmt: skip
+DTYPES = {int: "Int64", float: "Float64", bool: "boolean", str: "string", list: "string"}  # pandas, with missing values
 
 
 @dataclass
@@ -78,8 +77,7 @@ def results(outputs: str | Path = "outputs") -> pd.DataFrame:
     rows = [{key: result.get(key) for key in RESULT_KEYS} | {"overrides": " ".join(result.get("overrides") or []),
              "run": str(place)} for place, result in finished_runs(root)]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["run", *RESULT_KEYS])
-    kinds = {**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys(REAL, "Float64"), "compile": "boolean"}
-    words = [name for name in frame.columns if name not in kinds and name != "finished_at"]
-    frame = frame.astype({**kinds, **dict.fromkeys(words, "string")})
+    kinds = {key: DTYPES[kind] for key, kind in value_types().items() if key != "finished_at"}
+    frame = frame.astype({"run": "string", **kinds})
     frame["finished_at"] = pd.to_datetime(frame["finished_at"], utc=True)
     return frame

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 
-import kdrun
+import kdrun as package
+from tests.conftest import TINY
 
-PACKAGE = Path(kdrun.__file__).parent
+PACKAGE = Path(package.__file__).parent
 FILE_LINES, FUNCTION_LINES = 320, 50
 ENTRIES = 22  # files and folders at the top of the package
 
@@ -151,3 +153,22 @@ def test_files_and_functions_are_short():
             if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno > FUNCTION_LINES:
                 long.append(f"{name}.{node.name}: {node.end_lineno - node.lineno}")
     assert not long
+
+
+def test_seven_files_from_the_command_to_the_loss(kdrun, monkeypatch):
+    """kdrun's own files on the call stack where the loss is computed in training."""
+    from kdrun.methods import dkd
+
+    stacks = []
+    usual = dkd.dkd_loss
+
+    def recorded(*arguments, **settings):
+        stacks.append(
+            {frame.filename for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PACKAGE)}
+        )
+        return usual(*arguments, **settings)
+
+    monkeypatch.setattr(dkd, "dkd_loss", recorded)
+    assert kdrun("train", *TINY, "epochs=1", "method=dkd")[0] == 0
+    assert len(stacks) >= 3
+    assert max(len(stack) for stack in stacks) <= 7, stacks[-1]

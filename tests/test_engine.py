@@ -16,6 +16,7 @@ from kdrun.config.options import Augment, OptimizerOptions
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.splits import ArraySet
 from kdrun.errors import ConfigError, RunError
+from kdrun.hardware import compiler_missing
 from kdrun.methods.kd import KD
 from kdrun.methods.none import Independent
 from kdrun.models.features import Tap
@@ -27,7 +28,7 @@ from kdrun.training.meters import EvalMeter, TrainMeter
 from kdrun.training.method_trial import TinyCNN
 from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer
-from kdrun.training.precision import Numerics, compiler_missing, pinned, resolve, resolve_precision
+from kdrun.training.precision import Numerics, pinned, resolve, resolve_precision
 from kdrun.training.teacher import Teacher
 
 CPU = torch.device("cpu")
@@ -287,7 +288,7 @@ def test_missing_gpu_is_named(monkeypatch):
 
 
 def test_without_a_compiler_auto_stays_eager_and_says_so(monkeypatch):
-    monkeypatch.setattr("kdrun.training.precision.shutil.which", lambda name: None)
+    monkeypatch.setattr("kdrun.hardware.shutil.which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     assert compiler_missing("cpu")
     found = resolve("cpu", "fp32", "auto", None, False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kdrun.display import PlainDisplay
 from kdrun.runs.files import read_json
 from kdrun.sweeps.grouping import group_plans, split_to_fill
 from tests.conftest import TINY
@@ -226,7 +227,7 @@ def test_a_full_disk_is_what_ends_a_sweep():
     from kdrun.sweeps.worker import Finished, Task
 
     plans = plans_of("method=none")
-    scheduler = Scheduler(plans, "0", Path("logs"), lambda *_: None)
+    scheduler = Scheduler(plans, "0", Path("logs"), lambda *_: None, PlainDisplay())
     for report in (Finished("disk full while writing x.", True), Finished("stopped by SIGTERM; saved.")):
         scheduler.take(SLOT, Task("lanes", plans, ""), report)
     assert scheduler.outcome.disk_full and scheduler.outcome.stopped == "disk full while writing x."
@@ -248,14 +249,12 @@ def test_the_environment_is_put_back(monkeypatch):
 def test_time_left_counts_the_students_epochs_alone():
     """A preparation or a teacher inside a task is no part of any run, and a lane that ended trains no longer; nor do
     those of a task that wait for the others."""
-    from types import SimpleNamespace
-
     from kdrun.console import SweepView
     from kdrun.sweeps.worker import Advanced, Ended, Task
 
     plans = plans_of("method=kd,dkd,at")
     view, task = SweepView(3, {}), Task("lanes", plans, "three")
-    slot, runs = SimpleNamespace(number=0), tuple(str(plan.run.path) for plan in plans)
+    slot, runs = 0, tuple(str(plan.run.path) for plan in plans)
     for what in ("preparing kd", "teacher"):
         view.show(slot, task, Advanced(what, 1.0, 2, 100.0, runs))
         assert view._done() == 0
@@ -309,9 +308,9 @@ def test_processes_end_together():
 
 
 def test_memory_decides_how_many_lanes_train_at_once(kdrun, outputs, monkeypatch):
-    from kdrun.training import flops
+    from kdrun.training import session
 
-    monkeypatch.setattr(flops, "free_memory", lambda device: 3_000_000)  # room for one resnet8 and its moments
+    monkeypatch.setattr(session, "free_memory", lambda device: 3_000_000)  # room for one resnet8 and its moments
     code, out, _ = kdrun("train", "-m", *TINY, "epochs=1", "method=kd,dkd,at", HERE)
     assert code == 0
     assert out.count("lanes at once") >= 1

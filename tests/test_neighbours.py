@@ -51,7 +51,7 @@ def another_run(folder: Path, threads: int) -> subprocess.Popen[str]:
     ],
 )
 def test_share(cores, others, busy, threads):
-    assert share_of(hardware, [Neighbour(i, taken) for i, taken in enumerate(others)], busy).threads == threads
+    assert share_of(cores, [Neighbour(i, taken) for i, taken in enumerate(others)], busy).threads == threads
 
 
 def test_reasons_are_words():

@@ -17,6 +17,7 @@ from kdrun.config.compose import load
 from kdrun.config.method_schema import method_of
 from kdrun.config.own_code import LARGEST, digests, own_code, read_once
 from kdrun.config.schema import read_config
+from kdrun.display import PlainDisplay
 from kdrun.errors import ConfigError, RunError
 from kdrun.evaluation.targets import changed_code, target_of_run
 from kdrun.models.own_import import import_own, pinned
@@ -361,7 +362,7 @@ def test_a_queue_trains_what_was_planned(outputs, project):
     plan = plan_of("method=none", "student=nets.small:Net")
     edit(project / "nets/parts/sizes.py", "4", "12")
     reports = []
-    run_task(Task("lanes", [pickle.loads(pickle.dumps(plan))], ""), reports.append)
+    run_task(Task("lanes", [pickle.loads(pickle.dumps(plan))], ""), reports.append, PlainDisplay())
     (result,) = [report.result for report in reports if isinstance(report, Ended)]
     assert result["digest"] == plan.digest
     with safe_open(plan.run.path / "student.safetensors", "pt") as weights:

@@ -19,8 +19,9 @@ from kdrun.reporting.html.charts import Frame, Mark, frontier, log_ticks, nice_t
 from kdrun.reporting.html.page import report_page
 from kdrun.reporting.html.run_files import differences, mean_curve, read_curves, read_runs, settings_of
 from kdrun.reporting.table import table_of
-from kdrun.runs.directory import RESULT_KEYS, digest_of
+from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
+from kdrun.runs.result import RESULT_KEYS
 
 HOSTILE = """<img src=x onerror="alert(1)"> & 'kd'</title><script>alert(2)</script>"""
 COLUMN = "cifar100 · wrn_40_2 → wrn_40_1"

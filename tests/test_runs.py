@@ -18,7 +18,8 @@ import yaml
 from filelock import FileLock
 
 from kdrun.runs import files
-from kdrun.runs.directory import RESULT_KEYS
+from kdrun.runs.result import RESULT_KEYS
+from kdrun.training.checkpoint import load_state
 from kdrun.training.loop import Lane
 from tests.conftest import TINY
 
@@ -223,7 +224,7 @@ def test_signals_save_and_ask_to_be_requeued(number, step, kdrun, outputs, tmp_p
     assert f"stopped by {number.name}" in err
     assert "The same command resumes" in err
     run = only_run(tmp_path / "again")
-    state = files.load_state(run / "last.pt")
+    state = load_state(run / "last.pt")
     assert (state["epoch"], state["step"]) == divmod(step - 3, 3)
     assert not (run / "failed.txt").exists()
     assert train(kdrun, *words)[0] == 0

@@ -21,9 +21,11 @@ from kdrun.reporting.progress import progress_of
 from kdrun.reporting.runs_table import ledger_of_runs
 from kdrun.reporting.table import Table, table_of
 from kdrun.reporting.text import to_text
-from kdrun.runs.directory import RESULT_KEYS, RunDirectory, digest_of
+from kdrun.runs.directory import RunDirectory
+from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs.published import published
+from kdrun.runs.result import RESULT_KEYS
 
 PAIR = {"wrn_40_2 → wrn_40_1": ("wrn_40_2", "wrn_40_1"), "wrn_40_4 → wrn_16_2": ("wrn_40_4", "wrn_16_2")}
 

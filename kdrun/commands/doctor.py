@@ -14,7 +14,7 @@ from kdrun.config.compose import load
 from kdrun.config.groups import conf_dir
 from kdrun.display import size
 from kdrun.errors import KdrunError, print_error
-from kdrun.hardware import available_cores
+from kdrun.hardware import available_cores, compiler_missing, cpu_kind, cpu_name
 
 HELP = """
 usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]
@@ -67,13 +67,13 @@ def hardware_rows() -> list[list[str]]:
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    missing = precision.compiler_missing(device)
+    missing = compiler_missing(device)
     share = precision.resolve_threads()
     return [
         [
             "CPU",
-            f"{precision.cpu_name()}, {available_cores()} cores",
-            f"{precision.cpu_kind()}: trains in bf16 at {precision.cpu_bf16_speedup():.2f}x the speed of fp32",
+            f"{cpu_name()}, {available_cores()} cores",
+            f"{cpu_kind()}: trains in bf16 at {precision.cpu_bf16_speedup():.2f}x the speed of fp32",
         ],
         ["threads=null", str(share.threads), f"for a run that starts now: {share.reason}"],
         ["GPU", ", ".join(gpus) or "none", ""],

@@ -17,6 +17,7 @@ from kdrun.config.schema import check_value
 from kdrun.errors import ConfigError, RunError
 from kdrun.evaluation.deployed import OWN, Card, Deployed, deploy, find_target
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
+from kdrun.evaluation.targets import numerics_for
 from kdrun.runs.directory import now, short_path
 from kdrun.runs.files import explain_os_error, write_json
 from kdrun.runs.plan import images_only, make_plan
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdrun.data.splits import AnySet
-    from kdrun.evaluation.targets import Target, numerics_for
+    from kdrun.evaluation.targets import Target
     from kdrun.training.build import Data
 
 HELP = """

@@ -29,8 +29,9 @@ from kdrun.evaluation.measure import chosen_split
 from kdrun.evaluation.targets import Target, target_of_run
 from kdrun.reporting.cam_panel import Column, draw_panel
 from kdrun.reporting.labels import short_labels
-from kdrun.runs.directory import digest_of, find_runs, short_path
+from kdrun.runs.directory import find_runs, short_path
 from kdrun.runs.files import write_atomically
+from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import output_root
 
 HELP = f"""

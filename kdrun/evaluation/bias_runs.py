@@ -20,7 +20,8 @@ from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
 from kdrun.evaluation.testsets.sheet import write_sheet
-from kdrun.runs.directory import RunDirectory, digest_of
+from kdrun.runs.directory import RunDirectory
+from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import Cell, Ledger
 from kdrun.runs.plan import images_only, make_plan
 from kdrun.streams import Streams

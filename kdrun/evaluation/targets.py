@@ -14,9 +14,9 @@ from kdrun.config.schema import RunConfig, read_config
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
 from kdrun.methods.factory import make_method
 from kdrun.runs.code_record import recorded
-from kdrun.runs.directory import RunDirectory, short_path, slug
+from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.files import read_json
-from kdrun.runs.identity import code_modules
+from kdrun.runs.identity import code_modules, slug
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
 from kdrun.training.build import Data, make_lane, make_network, make_tap, own_stats

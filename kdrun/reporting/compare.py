@@ -13,7 +13,8 @@ import yaml
 from kdrun.config.method_schema import method_of, yaml_name
 from kdrun.errors import ConfigError, one_line
 from kdrun.runs.code_record import recorded
-from kdrun.runs.directory import RunDirectory, digest_of, short_path
+from kdrun.runs.directory import RunDirectory, short_path
+from kdrun.runs.identity import digest_of
 
 UNLIKE = ("output_root", "logger", "save_every_minutes", "device", "threads", "eval_batch_size", "dataset.workers",
           "method._name_")  # fmt: skip

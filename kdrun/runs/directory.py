@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import os
 import re
 import socket
@@ -21,24 +19,9 @@ from kdrun.config.own_code import OwnFile
 from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
 from kdrun.runs.code_record import write_copies
 from kdrun.runs.files import read_json, refused, write_atomically, write_json, write_text
+from kdrun.runs.result import RESULT_KEYS, RunResult
 
-RESULT_KEYS: list[str] = [
-    "schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "precision",
-    "compile", "threads", "device", "teacher_top1", "top1_last", "top1_best", "top1_best_epoch", "top1_val_selected",
-    "top5_last", "params", "extra_params", "flops", "images_per_second", "train_seconds", "peak_memory", "finished_at",
-    "overrides",
-]  # fmt: skip
 METRIC_COLUMNS = ("epoch", "split", "metric", "value")
-
-
-def digest_of(identity: Any) -> str:
-    """SHA-256 of an identity's canonical JSON, in hexadecimal."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def slug(name: str) -> str:
-    """A name as part of a path: timm:vit_tiny -> timm-vit_tiny."""
-    return re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.") or "x"
 
 
 def short_path(path: Path) -> str:
@@ -127,11 +110,10 @@ class RunDirectory:
             return ""
         return lines[0].partition(" ")[2] if lines else "failed.txt is empty"
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json with exactly the published keys, in their order."""
-        assert set(result) == set(RESULT_KEYS), sorted(set(result) ^ set(RESULT_KEYS))
+    def finish(self, result: RunResult) -> None:
+        """Write result.json, whose presence means finished."""
         self.failed_path.unlink(missing_ok=True)
-        write_json(self.result_path, {key: result[key] for key in RESULT_KEYS})
+        write_json(self.result_path, result.as_dict())
 
     def append_metrics(self, rows: Iterable[tuple[int, str, str, float]]) -> None:
         """Add (epoch, split, metric, value) rows."""

@@ -8,6 +8,9 @@ not rename old runs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,6 @@ from kdrun.config.options import DatasetOptions, ModelOptions, TeacherOptions
 from kdrun.config.own_code import module_of
 from kdrun.config.schema import RunConfig
 from kdrun.errors import CheckpointError
-from kdrun.runs.directory import digest_of
 from kdrun.streams import VERSION as STREAMS
 
 PLACES = {"root", "workers"}  # where things are and how fast they come: no number changes
@@ -143,3 +145,13 @@ def code_modules(config: RunConfig) -> dict[str, list[str]]:
         "teacher": [found] if (found := module_of(config.teacher.name)) and method.needs_teacher else [],
         "method": [str(node["_target_"]).rpartition(".")[0] for node in nodes],
     }
+
+
+def digest_of(identity: Any) -> str:
+    """Return the SHA-256 of an identity's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a path: timm:vit_tiny -> timm-vit_tiny."""
+    return re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.") or "x"

@@ -11,8 +11,8 @@ from kdrun.config.own_code import digests, own_code
 from kdrun.config.schema import RunConfig
 from kdrun.data.datasets import DataSource
 from kdrun.runs.code_record import Code, Siblings
-from kdrun.runs.directory import RunDirectory, digest_of, slug
-from kdrun.runs.identity import code_modules, run_identity, teacher_identity
+from kdrun.runs.directory import RunDirectory
+from kdrun.runs.identity import code_modules, digest_of, run_identity, slug, teacher_identity
 
 
 @dataclass

@@ -25,7 +25,7 @@ import yaml
 from kdrun.config.arguments import split_arguments
 from kdrun.config.groups import group_files
 from kdrun.errors import ConfigError, one_line, suggest
-from kdrun.runs.directory import digest_of
+from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import TableShape, changes_numbers
 from kdrun.runs.published import published
 

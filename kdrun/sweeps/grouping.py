@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdrun.runs.directory import digest_of
-from kdrun.runs.identity import data_identity
+from kdrun.runs.identity import data_identity, digest_of
 from kdrun.runs.plan import Plan
 
 

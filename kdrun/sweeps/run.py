@@ -11,7 +11,7 @@ from pathlib import Path
 from kdrun.config.compose import load
 from kdrun.config.own_code import read_once
 from kdrun.config.schema import RunConfig
-from kdrun.display import Track, duration
+from kdrun.display import Track, duration, untracked
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
@@ -95,7 +95,9 @@ def launch(
     return 1 if outcome.failures else 0
 
 
-def compose_cells(wishes: list[Wish], config_dir: str | None, track: Track) -> list[tuple[Cell, Plan | None]]:
+def compose_cells(
+    wishes: list[Wish], config_dir: str | None, track: Track = untracked
+) -> list[tuple[Cell, Plan | None]]:
     """Each wish as a cell and its plan, or as a cell that says why it cannot be. Cells that differ in their seed alone
     are composed once."""
     composed: dict[tuple[str, ...], RunConfig | str] = {}

@@ -11,23 +11,18 @@ import os
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from kdrun.errors import KdrunError
+from kdrun.hardware import user_cache
 from kdrun.runs.files import read_json, write_json
 
 ROUNDS = 3
 CHANNELS, SIDE, IMAGES = 32, 16, 32  # of the timed block: the middle of a CIFAR network
 CHOSEN_BY = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # what a user may take from the CPU
-
-
-def user_cache() -> Path:
-    """Return the folder for what belongs to this user and machine rather than to a project: $XDG_CACHE_HOME/kdrun."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "kdrun"
 
 
 @cache

@@ -13,7 +13,7 @@ from kdrun.config.schema import RunConfig
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import PairingError
-from kdrun.runs.directory import digest_of
+from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
 

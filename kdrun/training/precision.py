@@ -3,20 +3,15 @@ and pinned on resume: other precision, threads or compilation end in other weigh
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
-import shutil
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdrun.errors import ConfigError
+from kdrun.hardware import compiler_missing, cpu_flags, cpu_name, keep_freed_memory
 from kdrun.training.bf16_probe import bf16_speedup
 from kdrun.training.threads import Share, free_threads
 
@@ -60,46 +55,6 @@ class Numerics:
         return asdict(self)
 
 
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed instead of giving it back to the system; whether it was told.
-
-    A training step frees and asks again for hundreds of megabytes of activations. By default much of that is unmapped
-    and mapped anew, page by page, at every step: 370 page faults per image were counted in a plain PyTorch loop.
-    """
-    if sys.platform != "linux":
-        return False
-    try:
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-        return bool(libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_threshold, 2**30))
-    except (OSError, AttributeError):  # musl has no mallopt
-        return False
-
-
-@lru_cache(maxsize=1)
-def cpu_flags() -> frozenset[str]:
-    """The processor's feature flags as Linux names them; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return frozenset(line.partition(":")[2].split())
-
-
-def cpu_kind() -> str:
-    """What matters of the CPU for these networks: its widest matrix unit."""
-    flags = cpu_flags()
-    if "amx_bf16" in flags:
-        return "AMX"
-    if "avx512_bf16" in flags:
-        return "AVX512_BF16"
-    if "avx512f" in flags:
-        return "AVX512"
-    return "AVX2" if "avx2" in flags else platform.machine()
-
-
 def resolve_device(requested: str) -> str:
     """auto -> cuda:0 where there is one, else cpu. Raises ConfigError for a device that is not there."""
     if requested == "auto":
@@ -129,16 +84,6 @@ def resolve_precision(requested: str, device: str) -> str:
 def cpu_bf16_speedup() -> float:
     """Return how many times as fast as in fp32 this CPU trains in bf16."""
     return bf16_speedup(f"{cpu_name()} {' '.join(sorted(cpu_flags()))}")
-
-
-def compiler_missing(device: str) -> str:
-    """Why torch.compile cannot work here, or an empty string: on a CPU it needs a C++ compiler."""
-    if device.startswith("cuda"):
-        return ""
-    compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
-    if compiler is None or shutil.which(compiler.split()[0]) is None:
-        return "there is no C++ compiler (g++ or clang++) here"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -185,20 +130,3 @@ def pinned(resolved: dict[str, Any], device: str) -> Numerics:
     if resolved["compile"] and (missing := compiler_missing(place)):
         raise ConfigError(f"this run was started compiled, but {missing}: install g++, or resume it elsewhere.")
     return Numerics(place, resolved["precision"], resolved["compile"], resolved["threads"], resolved["deterministic"])
-
-
-def hardware() -> dict[str, Any]:
-    """The machine in words, for provenance and tables."""
-    found = {"cpu": cpu_name(), "cpu_kind": cpu_kind(), "cores": os.cpu_count(), "system": platform.platform()}
-    if torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
-
-
-def cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    line = next((line for line in text.splitlines() if line.startswith("model name")), "")
-    return line.partition(":")[2].strip() or platform.machine()

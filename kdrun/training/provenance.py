@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdrun import __version__
+from kdrun.hardware import cpu_kind, cpu_name
 from kdrun.runs.code_record import Code
 from kdrun.runs.directory import now
 from kdrun.streams import VERSION as STREAMS
-from kdrun.training.precision import Numerics, hardware
+from kdrun.training.precision import Numerics
 
 LIBRARIES = (
     "torch",
@@ -68,3 +73,11 @@ def git_revision() -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in words, for provenance and tables."""
+    found = {"cpu": cpu_name(), "cpu_kind": cpu_kind(), "cores": os.cpu_count(), "system": platform.platform()}
+    if torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from kdrun.config.schema import RunConfig
 from kdrun.runs.directory import now
+from kdrun.runs.result import RunResult
 from kdrun.training.cost import count_flops, peak_memory
 from kdrun.training.loggers import Logger, make_loggers
 from kdrun.training.loop import Lane
@@ -18,28 +18,41 @@ def loggers_of(training: TrainingRun) -> list[Logger]:
     return make_loggers(config.logger, training.run.path, asdict(config), training.digest, training.epoch)
 
 
-def result_of(training: TrainingRun) -> dict[str, Any]:
-    """The published keys of result.json, for a student or (one in the store) a teacher."""
+def result_of(training: TrainingRun) -> RunResult:
+    """Return the result of a run to its last epoch, of a student or of a teacher."""
     plan, teacher = training.plan, training.teacher
     config, lane, score = plan.config, training.lane, training.score
     numerics, is_teacher = lane.student.numerics, training.run.role == "teacher"
     tap = lane.student.tap
-    return {
-        "schema": 1, "dataset": config.dataset.name,
-        "teacher": None if is_teacher else plan.teacher_name,
-        "student": config.teacher.name if is_teacher else config.student.name,
-        "method": "none" if is_teacher else plan.method.name,
-        "benchmark": config.benchmark, "seed": lane.streams.seed, "digest": training.digest, "epochs": lane.epochs,
-        "precision": numerics.precision, "compile": numerics.compile, "threads": numerics.threads,
-        "device": numerics.device, "teacher_top1": teacher["top1"] if teacher else None,
-        "top1_last": score.last["top1"], "top1_best": score.top1_best, "top1_best_epoch": score.top1_best_epoch,
-        "top1_val_selected": score.top1_val_selected, "top5_last": score.last["top5"],
-        "params": parameters_of(lane), "extra_params": training.extra,
-        "flops": count_flops(lane.deployed, tap.input_size or tap.image_size),
-        "images_per_second": training.images / max(training.train_seconds, 1e-9),
-        "train_seconds": training.train_seconds,
-        "peak_memory": peak_memory(numerics.torch_device), "finished_at": now(), "overrides": plan.overrides,
-    }  # fmt: skip
+    return RunResult(
+        schema=1,
+        dataset=config.dataset.name,
+        teacher=None if is_teacher else plan.teacher_name,
+        student=config.teacher.name if is_teacher else config.student.name,
+        method="none" if is_teacher else plan.method.name,
+        benchmark=config.benchmark,
+        seed=lane.streams.seed,
+        digest=training.digest,
+        epochs=lane.epochs,
+        precision=numerics.precision,
+        compile=numerics.compile,
+        threads=numerics.threads,
+        device=numerics.device,
+        teacher_top1=teacher["top1"] if teacher else None,
+        top1_last=score.last["top1"],
+        top1_best=score.top1_best,
+        top1_best_epoch=score.top1_best_epoch,
+        top1_val_selected=score.top1_val_selected,
+        top5_last=score.last["top5"],
+        params=parameters_of(lane),
+        extra_params=training.extra,
+        flops=count_flops(lane.deployed, tap.input_size or tap.image_size),
+        images_per_second=training.images / max(training.train_seconds, 1e-9),
+        train_seconds=training.train_seconds,
+        peak_memory=peak_memory(numerics.torch_device),
+        finished_at=now(),
+        overrides=plan.overrides,
+    )
 
 
 def parameters_of(lane: Lane) -> int:

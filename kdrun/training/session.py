@@ -105,7 +105,7 @@ class Session:
         pair = f"{plan.teacher_name or 'no teacher'} → {config.student.name}"
         draw_curves(plan.run, f"{plan.method.name}: {pair}, {config.dataset.name}, seed {config.seed}")
         plan.run.finish(result)
-        self.ended(plan, result)
+        self.ended(plan, result.as_dict())
 
     def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[TrainingRun], Loaders]:
         """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;

@@ -11,10 +11,11 @@ from kdrun.config.schema import RunConfig
 from kdrun.data.splits import ArraySet
 from kdrun.display import Display
 from kdrun.errors import ConfigError, suggest
+from kdrun.hardware import cpu_kind
 from kdrun.runs.plan import make_plan
 from kdrun.training.bench.timing import Step, Timing, alternate
 from kdrun.training.build import Data, load_data
-from kdrun.training.precision import Numerics, cpu_kind, resolve, resolve_device, resolve_precision
+from kdrun.training.precision import Numerics, resolve, resolve_device, resolve_precision
 
 ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
 DEFAULT_ROWS = {"bf16": ROWS[:3], "fp32": ("fp32", "fp32-compiled")}  # by what precision=auto means

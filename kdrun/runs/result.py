@@ -1,0 +1,54 @@
+"""result.json: one schema for the file, the rows of results.csv and the columns of `kdrun.results`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run, of a student or of a teacher in the store. Accuracies in per cent, times in seconds, memory in
+    bytes."""
+
+    schema: int
+    dataset: str
+    teacher: str | None
+    student: str
+    method: str
+    benchmark: str | None
+    seed: int
+    digest: str
+    epochs: int
+    precision: str
+    compile: bool
+    threads: int
+    device: str
+    teacher_top1: float | None
+    top1_last: float
+    top1_best: float  # of the best epoch on the test set, which flatters
+    top1_best_epoch: int
+    top1_val_selected: float | None  # on the test set, of the best epoch on the validation split
+    top5_last: float
+    params: int  # of what is deployed
+    extra_params: int  # of the method, in training only
+    flops: int  # of one image's forward pass; a multiply-add counts two
+    images_per_second: float
+    train_seconds: float
+    peak_memory: int
+    finished_at: str  # ISO 8601, UTC
+    overrides: list[str]  # the words of the command line
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+RESULT_KEYS = [field.name for field in dataclasses.fields(RunResult)]
+
+
+def value_types() -> dict[str, type]:
+    """Return key -> type of its values: int, float, bool, str or list."""
+    hints = get_type_hints(RunResult)
+    return {key: get_origin(hint) if get_origin(hint) is list else (get_args(hint) or (hint,))[0]
+            for key, hint in hints.items()}  # fmt: skip
