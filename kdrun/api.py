@@ -54,8 +54,14 @@ def load(run: str | Path, model: str = "student", weights: str = "last", device:
     if target.own is not None and target.own.stored is not None:
         place, role = target.own.stored.path, "teacher"
     directory = RunDirectory(place, role)
-    return Trained(deployed.model, deployed.card.class_names, target.config, metrics_of(directory),
-                   directory.result() if directory.finished else {}, deployed)  # fmt: skip
+    return Trained(
+        deployed.model,
+        deployed.card.class_names,
+        target.config,
+        metrics_of(directory),
+        directory.result() if directory.finished else {},
+        deployed,
+    )
 
 
 def metrics_of(directory: RunDirectory) -> pd.DataFrame:
@@ -74,8 +80,11 @@ def results(outputs: str | Path = "outputs") -> pd.DataFrame:
     root = Path(outputs).expanduser()
     if not root.is_dir():
         raise ConfigError(f"outputs={outputs}: no such folder.")
-    rows = [{key: result.get(key) for key in RESULT_KEYS} | {"overrides": " ".join(result.get("overrides") or []),
-             "run": str(place)} for place, result in finished_runs(root)]  # fmt: skip
+    rows = [
+        {key: result.get(key) for key in RESULT_KEYS}
+        | {"overrides": " ".join(result.get("overrides") or []), "run": str(place)}
+        for place, result in finished_runs(root)
+    ]
     frame = pd.DataFrame(rows, columns=["run", *RESULT_KEYS])
     kinds = {key: DTYPES[kind] for key, kind in value_types().items() if key != "finished_at"}
     frame = frame.astype({"run": "string", **kinds})

@@ -144,8 +144,13 @@ class SweepView:
         if self.progress is not None:
             if number not in self.tasks:
                 self.tasks[number] = self.progress.add_task("", total=1, text="")
-            self.progress.update(self.tasks[number], description=f"  {task.label[:48]}", completed=report.position,
-                                 total=report.epochs, text=text)  # fmt: skip
+            self.progress.update(
+                self.tasks[number],
+                description=f"  {task.label[:48]}",
+                completed=report.position,
+                total=report.epochs,
+                text=text,
+            )
             self.progress.update(self.total, completed=self._done(), text=self._summary())
         elif time.monotonic() - self.last_line > 60:
             self.last_line = time.monotonic()

@@ -104,8 +104,10 @@ class TrainingLines:
         if time.monotonic() - self.last_line <= 60:
             return
         if self.last_line:
-            self.write(f"{self.what} epoch {event.epoch}/{self.epochs} step {event.step}/{event.steps} "
-                       f"{event.images_per_second:,.0f} images/s {self.time_left(event)}")  # fmt: skip
+            self.write(
+                f"{self.what} epoch {event.epoch}/{self.epochs} step {event.step}/{event.steps} "
+                f"{event.images_per_second:,.0f} images/s {self.time_left(event)}"
+            )
         self.last_line = time.monotonic()
 
     def epoch_line(self, event: EpochEnd, strong: Callable[[str], str] = str) -> str:

@@ -16,9 +16,22 @@ torch.set_num_threads(1)  # networks this small lose time to a second thread, an
 FIXTURES = Path(__file__).parent / "fixtures"
 
 # Every test of a run says how large it is; this is the smallest that still has a last small batch.
-TINY = ["dataset=fake", "dataset.fake_train=72", "dataset.fake_test=40", "dataset.fake_classes=4", "dataset.image_size=16",
-        "batch_size=32", "teacher.recipe.batch_size=32", "teacher.recipe.epochs=1", "teacher=resnet8", "student=resnet8",
-        "precision=fp32", "teacher.precision=fp32", "compile=false", "threads=1"]  # fmt: skip
+TINY = [
+    "dataset=fake",
+    "dataset.fake_train=72",
+    "dataset.fake_test=40",
+    "dataset.fake_classes=4",
+    "dataset.image_size=16",
+    "batch_size=32",
+    "teacher.recipe.batch_size=32",
+    "teacher.recipe.epochs=1",
+    "teacher=resnet8",
+    "student=resnet8",
+    "precision=fp32",
+    "teacher.precision=fp32",
+    "compile=false",
+    "threads=1",
+]
 
 
 @pytest.fixture(autouse=True)

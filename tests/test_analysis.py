@@ -207,8 +207,11 @@ def test_cka_by_the_definition_of_its_estimator(count, size):
     features = stages(count)
     found = cka(features, features, size)
     flat = [item.flatten(1).double().numpy() for item in features]
-    bounds = [(start, min(start + MINIBATCH, first + size, count)) for first in range(0, count, size)
-              for start in range(first, min(first + size, count), MINIBATCH)]  # fmt: skip
+    bounds = [
+        (start, min(start + MINIBATCH, first + size, count))
+        for first in range(0, count, size)
+        for start in range(first, min(first + size, count), MINIBATCH)
+    ]
     bounds = [(a, b) for a, b in bounds if b - a >= 4]
     mean = np.array(
         [[sum((b - a) * hsic_by_its_definition(x[a:b], y[a:b]) for a, b in bounds) for y in flat] for x in flat]
@@ -269,10 +272,12 @@ def test_examination_finds_what_each_measure_finds_alone():
     found = examine(student, teacher, loader, 5, lambda steps: steps)
     with torch.no_grad():
         ours, theirs = student.network(loader.image), teacher.network(loader.image)
-    expected = {**in_batches(EvalMeter(CPU), ours.logits, loader.label),
-                "ece": in_batches(CalibrationMeter(CPU), ours.logits, loader.label).ece,
-                **in_batches(FidelityMeter(CPU), ours.logits, theirs.logits),
-                "teacher_top1": in_batches(EvalMeter(CPU), theirs.logits, loader.label)["top1"]}  # fmt: skip
+    expected = {
+        **in_batches(EvalMeter(CPU), ours.logits, loader.label),
+        "ece": in_batches(CalibrationMeter(CPU), ours.logits, loader.label).ece,
+        **in_batches(FidelityMeter(CPU), ours.logits, theirs.logits),
+        "teacher_top1": in_batches(EvalMeter(CPU), theirs.logits, loader.label)["top1"],
+    }
     assert found.scores == pytest.approx(expected, abs=1e-5)
     assert found.classification.confusion == in_batches(ConfusionMeter(5, CPU), ours.logits, loader.label).confusion
     assert found.similarity.student == found.similarity.teacher == ["f1", "f2", "pooled"]  # the stem is left out

@@ -43,10 +43,28 @@ MAY_IMPORT = {
     "__init__": ("api",),
 }
 # Imported before torch is: whole rooms, and single modules.
-TORCH_FREE = ("__init__", "errors", "streams", "display", "config", "runs", "reporting", "sweeps", "console", "cli",
-              "commands", "data.datasets", "data.splits", "evaluation.targets", "evaluation.bias",
-              "evaluation.bias_grid", "evaluation.bias_runs", "evaluation.stats", "evaluation.predictions",
-              "evaluation.testsets.registry")  # fmt: skip
+TORCH_FREE = (
+    "__init__",
+    "errors",
+    "streams",
+    "display",
+    "config",
+    "runs",
+    "reporting",
+    "sweeps",
+    "console",
+    "cli",
+    "commands",
+    "data.datasets",
+    "data.splits",
+    "evaluation.targets",
+    "evaluation.bias",
+    "evaluation.bias_grid",
+    "evaluation.bias_runs",
+    "evaluation.stats",
+    "evaluation.predictions",
+    "evaluation.testsets.registry",
+)
 
 
 @cache
@@ -121,8 +139,13 @@ def test_no_circle_among_modules():
 
 
 def test_a_command_imports_no_other_command():
-    wrong = [f"{name} imports {other}" for name in modules() if name.startswith("commands.")
-             for other in imported(name) if other.startswith("commands.")]  # fmt: skip
+    wrong = [
+        f"{name} imports {other}"
+        for name in modules()
+        if name.startswith("commands.")
+        for other in imported(name)
+        if other.startswith("commands.")
+    ]
     assert not wrong, wrong
 
 

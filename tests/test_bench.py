@@ -17,10 +17,17 @@ def test_every_kind_and_row(tmp_path, capsys):
     assert main(["bench", *SMALL, "rows=fp32,bf16", f"save={place}"]) == 0
     rows = list(csv.DictReader(place.open()))
     assert [(row["what"], row["row"]) for row in rows] == [
-        ("train", "plain loop"), ("train", "plain, tuned malloc"), ("train", "fp32"), ("train", "bf16"),
-        ("eval", "plain loop"), ("eval", "plain, tuned malloc"), ("eval", "fp32"), ("eval", "bf16"),
-        ("input", "plain loop"), ("input", "resident"),
-    ]  # fmt: skip
+        ("train", "plain loop"),
+        ("train", "plain, tuned malloc"),
+        ("train", "fp32"),
+        ("train", "bf16"),
+        ("eval", "plain loop"),
+        ("eval", "plain, tuned malloc"),
+        ("eval", "fp32"),
+        ("eval", "bf16"),
+        ("input", "plain loop"),
+        ("input", "resident"),
+    ]
     assert all(float(row["images/s"].replace(",", "")) > 0 for row in rows)
     assert all(float(row["least"]) <= float(row["ratio"]) <= float(row["greatest"]) for row in rows)
     assert rows[0]["ratio"] == "1.00"

@@ -151,8 +151,10 @@ def test_seeds_are_drawn_too():
 def test_transfer_ratio():
     teacher, independent = answers(1, 0.9), answers(2, 0.5)
     drawn = Bootstrap(N).accuracies({"teacher": [teacher.right], "independent": [independent.right]})
-    ends = [transfer_ratio(one.accuracy, independent.accuracy, teacher.accuracy, {**drawn, "student": drawn[name]})
-            for one, name in ((teacher, "teacher"), (independent, "independent"))]  # fmt: skip
+    ends = [
+        transfer_ratio(one.accuracy, independent.accuracy, teacher.accuracy, {**drawn, "student": drawn[name]})
+        for one, name in ((teacher, "teacher"), (independent, "independent"))
+    ]
     for end, wanted in zip(ends, (1, 0), strict=True):
         assert end.value == pytest.approx(wanted)
         assert end.low == pytest.approx(wanted)
@@ -168,8 +170,10 @@ def test_intervals_cover_the_truth():
     missed = 0
     for trial in range(60):
         base = 1000 * trial
-        rows = {name: [answers(base + place * 10 + seed, right).right for seed in range(4)]
-                for place, (name, right) in enumerate((("student", 0.7), ("independent", 0.5)))}  # fmt: skip
+        rows = {
+            name: [answers(base + place * 10 + seed, right).right for seed in range(4)]
+            for place, (name, right) in enumerate((("student", 0.7), ("independent", 0.5)))
+        }
         rows["teacher"] = [answers(base + 90, 0.9).right]
         drawn = Bootstrap(N, 400).accuracies(rows)
         student, independent, teacher = (float(np.mean(rows[name])) for name in ("student", "independent", "teacher"))
@@ -184,14 +188,30 @@ def test_intervals_cover_the_truth():
 
 
 def column(**changes: object) -> Column:
-    rows = [Row("KD", {seed: {CLEAN: answers(10 + seed, 0.85), "noise": answers(20 + seed, 0.7)} for seed in (0, 1)}),
-            Row("CAPD", {0: {CLEAN: answers(30, 0.2), "noise": answers(31, 0.2)}}),
-            Row("Student", {seed: {CLEAN: answers(40 + seed, 0.8), "noise": answers(50 + seed, 0.5)} for seed in (0, 1)},
-                control=True), Row("DKD")]  # fmt: skip
+    rows = [
+        Row("KD", {seed: {CLEAN: answers(10 + seed, 0.85), "noise": answers(20 + seed, 0.7)} for seed in (0, 1)}),
+        Row("CAPD", {0: {CLEAN: answers(30, 0.2), "noise": answers(31, 0.2)}}),
+        Row(
+            "Student",
+            {seed: {CLEAN: answers(40 + seed, 0.8), "noise": answers(50 + seed, 0.5)} for seed in (0, 1)},
+            control=True,
+        ),
+        Row("DKD"),
+    ]
     teacher = {CLEAN: answers(1, 0.95), "noise": answers(2, 0.9)}
-    return Column(**{"name": "a → b", "dataset": "digits", "teacher_name": "a", "teacher": teacher, "rows": rows,
-                        "testsets": [CLEAN, "noise"], "names": {CLEAN: "", "noise": "noise"}, "baseline": "Student",
-                     **changes})  # type: ignore[arg-type]  # fmt: skip
+    return Column(
+        **{
+            "name": "a → b",
+            "dataset": "digits",
+            "teacher_name": "a",
+            "teacher": teacher,
+            "rows": rows,
+            "testsets": [CLEAN, "noise"],
+            "names": {CLEAN: "", "noise": "noise"},
+            "baseline": "Student",
+            **changes,
+        }
+    )  # type: ignore[arg-type]
 
 
 def test_entries_of_a_column():
@@ -219,8 +239,15 @@ def test_nothing_to_take_over_where_the_teacher_is_at_chance():
 
 
 def test_published_ratios_stand_beside_ours():
-    rows = [Row("LM", {0: {CLEAN: answers(10, 0.85), "noise": answers(20, 0.7)}}, method="kd",
-                student="timm:vit_base_patch16_224", teacher="timm:resnet50")]  # fmt: skip
+    rows = [
+        Row(
+            "LM",
+            {0: {CLEAN: answers(10, 0.85), "noise": answers(20, 0.7)}},
+            method="kd",
+            student="timm:vit_base_patch16_224",
+            teacher="timm:resnet50",
+        )
+    ]
     entries = column_entries(column(rows=rows, dataset="cifar10", benchmark="p0", baseline=None))
     found = {(entry.row, entry.testset): entry for entry in entries}
     assert found["LM", "noise"].published == 0.6631
@@ -258,19 +285,32 @@ HEAD = "subj,session,trial,rt,object_response,category,condition,imagename\n"
 def test_decisions_of_the_public_layout(tmp_path):
     """Shape of an aeroplane with the texture of a bicycle and the like; 10 is no part of a name."""
     place = tmp_path / "cue-conflict_resnet50_session-1.csv"
-    answered = [("bottle", "airplane1-bicycle2"), ("airplane", "airplane10-bear3"), ("bear", "airplane2-bear1"),
-                ("dog", "airplane2-dog1"), ("airplane", "airplane10-airplane1")]  # fmt: skip
-    place.write_text(HEAD + "".join(f"resnet50,1,{number},NaN,{response},airplane,NaN,{image}.png\n"
-                                    for number, (response, image) in enumerate(answered)))  # fmt: skip
+    answered = [
+        ("bottle", "airplane1-bicycle2"),
+        ("airplane", "airplane10-bear3"),
+        ("bear", "airplane2-bear1"),
+        ("dog", "airplane2-dog1"),
+        ("airplane", "airplane10-airplane1"),
+    ]
+    place.write_text(
+        HEAD
+        + "".join(
+            f"resnet50,1,{number},NaN,{response},airplane,NaN,{image}.png\n"
+            for number, (response, image) in enumerate(answered)
+        )
+    )
     found = read_decisions(place)["resnet50"]
     assert (found.shape, found.texture, found.count) == (1, 2, 4)
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("a,b\n1,2\n", "no column subj, object_response, imagename"),
-    (HEAD + "r,1,1,NaN,cat,dog,NaN,plain.png\n", "imagename plain.png: expected SHAPE-TEXTURE"),
-    (HEAD + "r,1,1,NaN,3,dog,NaN,dog1-cat2.png\n", "no decision names the shape or the texture"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a,b\n1,2\n", "no column subj, object_response, imagename"),
+        (HEAD + "r,1,1,NaN,cat,dog,NaN,plain.png\n", "imagename plain.png: expected SHAPE-TEXTURE"),
+        (HEAD + "r,1,1,NaN,3,dog,NaN,dog1-cat2.png\n", "no decision names the shape or the texture"),
+    ],
+)
 def test_decisions_of_another_kind(tmp_path, text, line):
     (tmp_path / "d.csv").write_text(text)
     with pytest.raises(DataError, match=line):
@@ -289,10 +329,13 @@ def test_decisions_on_the_screen(tmp_path, kdrun):
 # --- a sweep --------------------------------------------------------------------------------------------------------
 
 SWEEP = {
-    "title": "Bias of a tiny pair", "base": [*TINY, "epochs=4"], "seeds": [0, 1], "columns": {"resnet8 → resnet8": []},
+    "title": "Bias of a tiny pair",
+    "base": [*TINY, "epochs=4"],
+    "seeds": [0, 1],
+    "columns": {"resnet8 → resnet8": []},
     "rows": {"KD": ["method=kd"], "Student": ["method=none"], "Random": ["method=kd", "teacher.random=true"]},
     "table": {"baseline": "Student", "testsets": ["noise", "scramble:grid=2", "cue_conflict"]},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -352,19 +395,48 @@ def test_eval_on_derived_sets(trained, kdrun, outputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("methods", "least", "words"), [
-    (["vlfkd", "cskd"], 25, ["teacher=resnet20", "student=vit_cifar_tiny_distilled", "optimizer=vit_scratch",
-                             "teacher.recipe.epochs=4"]),
-    (["capd", "sskd method.prepare_epochs=1"], 50,
-     ["teacher=vit_cifar_tiny", "student=resnet8", "optimizer@teacher.recipe=vit_scratch", "optimizer.clip_norm=1",
-      "teacher.recipe.epochs=10"]),
-], ids=["CNN to ViT", "ViT to CNN"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("methods", "least", "words"),
+    [
+        (
+            ["vlfkd", "cskd"],
+            25,
+            [
+                "teacher=resnet20",
+                "student=vit_cifar_tiny_distilled",
+                "optimizer=vit_scratch",
+                "teacher.recipe.epochs=4",
+            ],
+        ),
+        (
+            ["capd", "sskd method.prepare_epochs=1"],
+            50,
+            [
+                "teacher=vit_cifar_tiny",
+                "student=resnet8",
+                "optimizer@teacher.recipe=vit_scratch",
+                "optimizer.clip_norm=1",
+                "teacher.recipe.epochs=10",
+            ],
+        ),
+    ],
+    ids=["CNN to ViT", "ViT to CNN"],
+)
 def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, methods, least, words):
     """Ten classes: chance is 10 %; a ViT learns slowly from scratch. In fp32, since bf16 is slow on some CPUs."""
     for method in methods:
-        code, out, err = kdrun("train", "dataset.image_size=16", *f"method={method}".split(), "optimizer.epochs=6",
-                               "compile=false", "threads=1", "eval_every=6", "precision=fp32", "teacher.precision=fp32",
-                               *words)  # fmt: skip
+        code, out, err = kdrun(
+            "train",
+            "dataset.image_size=16",
+            *f"method={method}".split(),
+            "optimizer.epochs=6",
+            "compile=false",
+            "threads=1",
+            "eval_every=6",
+            "precision=fp32",
+            "teacher.precision=fp32",
+            *words,
+        )
         assert code == 0, out + err
     found = [json.loads(path.read_text()) for path in outputs.glob("runs/digits/*/*/*/result.json")]
     assert len(found) == 2
@@ -373,15 +445,18 @@ def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, method
         assert result["top1_last"] > least, result
 
 
-@pytest.mark.parametrize(("words", "line"), [
-    (["nothing"], "nothing: no such sweep"),
-    (["bias_vit_to_cnn"], "sweeps: kdrun train -m sweep=bias_vit_to_cnn trains it."),
-    (["bias_vit_to_cnm"], "Did you mean bias_vit_to_cnn?"),
-    ([], "bias of which sweep?"),
-    (["x", "value=ratoi"], "Did you mean ratio?"),
-    (["x", "testsets=noise"], "Did you mean testset?"),
-    (["x", "decisions=a.csv"], "stands alone"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nothing"], "nothing: no such sweep"),
+        (["bias_vit_to_cnn"], "sweeps: kdrun train -m sweep=bias_vit_to_cnn trains it."),
+        (["bias_vit_to_cnm"], "Did you mean bias_vit_to_cnn?"),
+        ([], "bias of which sweep?"),
+        (["x", "value=ratoi"], "Did you mean ratio?"),
+        (["x", "testsets=noise"], "Did you mean testset?"),
+        (["x", "decisions=a.csv"], "stands alone"),
+    ],
+)
 def test_mistakes(kdrun, words, line):
     code, _, err = kdrun("bias", *words)
     assert code == 2

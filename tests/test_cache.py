@@ -92,10 +92,14 @@ def test_a_student_is_the_same_bit_for_bit(kdrun, tmp_path, monkeypatch, words):
 
 @pytest.mark.parametrize(
     "words",
-    [["method=kd"], ["method=kd", "epochs=1", *PLAIN], ["method=kd", "dataset.augment.rotation=5", *PLAIN],
-     ["method=sskd", "method.prepare_epochs=1", *PLAIN]],
+    [
+        ["method=kd"],
+        ["method=kd", "epochs=1", *PLAIN],
+        ["method=kd", "dataset.augment.rotation=5", *PLAIN],
+        ["method=sskd", "method.prepare_epochs=1", *PLAIN],
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_nothing_is_kept_where_nothing_repeats(kdrun, words):
     """Augmented images, a single epoch, a method that shows the teacher its own rotations."""
     code, out, err = kdrun("train", *TINY, "epochs=2", *words)
@@ -118,8 +122,16 @@ def test_lanes_share_what_is_kept(kdrun, tmp_path):
     methods = ("kd", "hint_regressor", "at")
     for method in methods:
         assert kdrun("train", *TINY, *PLAIN, "epochs=2", f"method={method}", f"output_root={tmp_path / 'a'}")[0] == 0
-    code, out, _ = kdrun("train", "-m", *TINY, *PLAIN, "epochs=2", f"method={','.join(methods)}",
-                         "launcher.processes=0", f"output_root={tmp_path / 'b'}")  # fmt: skip
+    code, out, _ = kdrun(
+        "train",
+        "-m",
+        *TINY,
+        *PLAIN,
+        "epochs=2",
+        f"method={','.join(methods)}",
+        "launcher.processes=0",
+        f"output_root={tmp_path / 'b'}",
+    )
     assert code == 0
     assert out.count("teacher outputs of 72 images") <= 1
     alone, together = students(tmp_path / "a"), students(tmp_path / "b")
@@ -138,8 +150,15 @@ def test_only_the_switched_off_one_has_a_name_of_its_own(kdrun, outputs):
 def loader(augment: Augment, view: str = "same", device: str = "cpu") -> ResidentTrain:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (21, 16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
-    return ResidentTrain(ArraySet(pixels, (torch.arange(21) % 4).numpy()), batch_size=8, seed=0, augment=augment,
-                         stats=([0.5] * 3, [0.25] * 3), teacher_view=view, device=torch.device(device))  # fmt: skip
+    return ResidentTrain(
+        ArraySet(pixels, (torch.arange(21) % 4).numpy()),
+        batch_size=8,
+        seed=0,
+        augment=augment,
+        stats=([0.5] * 3, [0.25] * 3),
+        teacher_view=view,
+        device=torch.device(device),
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -150,8 +169,11 @@ def loader(augment: Augment, view: str = "same", device: str = "cpu") -> Residen
 def test_kept_outputs_are_those_of_a_pass(name, needs, precision, augment, view):
     """In value, type, shape and memory layout, for the samples of every batch of an epoch."""
     torch.manual_seed(0)
-    network = Network(Tap(create_model(name, num_classes=4, image_size=16), 16, frozenset(needs)),
-                      Numerics("cpu", precision, False, 1, False), 8)  # fmt: skip
+    network = Network(
+        Tap(create_model(name, num_classes=4, image_size=16), 16, frozenset(needs)),
+        Numerics("cpu", precision, False, 1, False),
+        8,
+    )
     teacher, batches = Teacher(network), loader(augment, view)
     cache, problem = fill(network, batches, untracked)
     if "place in the batch" in problem:
@@ -184,9 +206,17 @@ def test_layout_of_a_sample_is_kept():
     assert cache.size == 4 * (5 * 4 + maps.numel() + 3 * heads.numel())
 
 
-@pytest.mark.parametrize("augment", [Augment(), SHIFTED, Augment(crop="none", flip=0.5),
-                                     Augment(crop="none", flip=0, rotation=1), Augment(crop="none", flip=0, hue=0.1),
-                                     Augment(crop="resized", flip=0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(),
+        SHIFTED,
+        Augment(crop="none", flip=0.5),
+        Augment(crop="none", flip=0, rotation=1),
+        Augment(crop="none", flip=0, hue=0.1),
+        Augment(crop="resized", flip=0),
+    ],
+)
 def test_augmentation_is_seen(augment):
     assert not loader(augment).teacher_sees_the_same
     assert not loader(augment, "independent").teacher_sees_the_same
@@ -235,8 +265,12 @@ def test_evaluation_does_not_depend_on_what_is_left_for_the_last_batch():
     subject, found = Subject(network), []
     for count in (16, 21):
         pixels = loader(STILL).images.store.view(21, 16, 16, 3)[:count].numpy()
-        part = ResidentEval(ArraySet(pixels, (torch.arange(count) % 4).numpy()), batch_size=8, device=torch.device("cpu"),
-                            stats=([0.5] * 3, [0.25] * 3))  # fmt: skip
+        part = ResidentEval(
+            ArraySet(pixels, (torch.arange(count) % 4).numpy()),
+            batch_size=8,
+            device=torch.device("cpu"),
+            stats=([0.5] * 3, [0.25] * 3),
+        )
         found.append(answer(subject, part).log_probabilities)
         scores = examine(subject, None, part, 4, lambda steps: steps).scores
         assert evaluate(network.tap.model, network.tap.prepare, part, network.numerics)["nll"] == scores["nll"]

@@ -55,16 +55,21 @@ MISTAKES = {
     "dataset.mean=null": ["dataset.mean and dataset.std are not set", "normalize=measure"],
     "method._target_=kdrun.methods.kd.KDD": ["kdrun.methods.kd has no class KDD", "Did you mean KD?"],
     "method._target_=kdrun.methods.absent.X": ["there is no module kdrun.methods.absent"],
-    "benchmark=mdistiller pair=wrn_40_2_wrn_40_1 teacher=vgg16": ["pair=wrn_40_2_wrn_40_1 has the teacher wrn_40_2, not vgg16"],
+    "benchmark=mdistiller pair=wrn_40_2_wrn_40_1 teacher=vgg16": [
+        "pair=wrn_40_2_wrn_40_1 has the teacher wrn_40_2, not vgg16"
+    ],
     "benchmark=p3 pair=wrn_40_2_wrn_40_1 method=dkd": ["benchmark=p3 publishes no dkd", "it has", "kd", "conf/recipe/"],
     "--config-dir /absent": ["--config-dir /absent: no such folder"],
     "dataset=folder": ["dataset.root is not set"],
     "dataset=folder dataset.root=/absent": ["dataset.root=/absent: no such folder", "train/"],
-    "dataset=cifar100 dataset.root=/absent": ["dataset.root=/absent (no such path) holds no cifar100", "cifar-100-python.tar.gz"],
+    "dataset=cifar100 dataset.root=/absent": [
+        "dataset.root=/absent (no such path) holds no cifar100",
+        "cifar-100-python.tar.gz",
+    ],
     "teacher.checkpoint=/absent.pth": ["teacher.checkpoint=/absent.pth: no such file"],
     "student.checkpoint=/absent.pth": ["student.checkpoint=/absent.pth: no such file"],
     "student.pretrained=/absent.pth": ["student.pretrained=/absent.pth: no such file"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("words", MISTAKES)
@@ -81,8 +86,20 @@ def test_mistakes(words, kdrun, outputs):
     assert not (outputs / "runs").exists()
 
 
-@pytest.mark.parametrize("words", ["--help", "train method=dkdd", "train seeed=4", "train epochs=many", "train --help", "nothing",
-                                   "train dataset=folder dataset.root=/absent", "list methods", "explain method=kd"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "train method=dkdd",
+        "train seeed=4",
+        "train epochs=many",
+        "train --help",
+        "nothing",
+        "train dataset=folder dataset.root=/absent",
+        "list methods",
+        "explain method=kd",
+    ],
+)
 def test_answers_without_torch(words):
     """Importing torch takes seconds, so mistakes and help must not."""
     script = (

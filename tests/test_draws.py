@@ -111,8 +111,10 @@ def test_teacher_and_student_of_one_seed_share_nothing(kdrun, outputs):
     recipe = [word.replace("optimizer", "teacher.recipe") for word in still[:2]]
     for words in (["method=kd", *recipe], ["method=none"]):
         assert kdrun("train", *TINY, *still, *words)[0] == 0
-    teachers, students = ([load_file(path)["fc.weight"] for path in outputs.rglob(f"{role}.safetensors")]
-                          for role in ("teacher", "student"))  # fmt: skip
+    teachers, students = (
+        [load_file(path)["fc.weight"] for path in outputs.rglob(f"{role}.safetensors")]
+        for role in ("teacher", "student")
+    )
     assert (len(teachers), len(students)) == (1, 2)
     assert torch.allclose(*students)  # nothing has moved: all are as they started
     assert not torch.allclose(teachers[0], students[0])
@@ -131,5 +133,8 @@ def test_resized_areas_are_torchvisions():
         expected = torch.tensor(theirs).float() / torch.tensor([height, width])
         found = torch.stack(area_shares(augment, draws, height / width)[::-1], dim=1).float()
         assert torch.allclose(found.mean(0), expected.mean(0), atol=0.015)
-        assert torch.allclose(found.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0),
-                              expected.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0), atol=0.03)  # fmt: skip
+        assert torch.allclose(
+            found.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0),
+            expected.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=0),
+            atol=0.03,
+        )

@@ -126,8 +126,15 @@ def make_lane(
 
 
 def loader(batch_size: int = 8) -> ResidentTrain:
-    return ResidentTrain(arrays(), batch_size=batch_size, seed=0, stats=([0.5] * 3, [0.25] * 3), augment=Augment(),
-                         teacher_view="same", device=CPU)  # fmt: skip
+    return ResidentTrain(
+        arrays(),
+        batch_size=batch_size,
+        seed=0,
+        stats=([0.5] * 3, [0.25] * 3),
+        augment=Augment(),
+        teacher_view="same",
+        device=CPU,
+    )
 
 
 class NormFree(nn.Module):

@@ -61,9 +61,16 @@ def test_a_run_beside_its_teacher(kdrun, outputs):
     assert (found["network"], found["teacher"]) == ("resnet8", "resnet8")
     assert found["images_per_second"] > 0
     for text in (
-        f"top-1 {found['top1']:.2f} %", f"ECE {found['ece']:.2f} %", f"{found['kl_teacher']:.4f} nats",
-        f"agreement {found['agreement']:.2f} %", "77,652 parameters", "CKA", "macro average", "class 3", "test_cka.png",
-    ):  # fmt: skip
+        f"top-1 {found['top1']:.2f} %",
+        f"ECE {found['ece']:.2f} %",
+        f"{found['kl_teacher']:.4f} nats",
+        f"agreement {found['agreement']:.2f} %",
+        "77,652 parameters",
+        "CKA",
+        "macro average",
+        "class 3",
+        "test_cka.png",
+    ):
         assert text in out, text
     assert [entry["class"] for entry in found["per_class"]] == [f"class {label}" for label in range(4)]
     assert sum(entry["support"] for entry in found["per_class"]) == 40

@@ -62,10 +62,13 @@ def test_p2_colour():
     assert not student.dataset.augment.jitters
 
 
-@pytest.mark.parametrize(("name", "line"), [
-    ("p2_colour_teacher", "student.checkpoint=TEACHER/teacher.safetensors: no such file."),
-    ("p2_colour_student", "teacher.checkpoint=RUN/student.safetensors: no such file."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("p2_colour_teacher", "student.checkpoint=TEACHER/teacher.safetensors: no such file."),
+        ("p2_colour_student", "teacher.checkpoint=RUN/student.safetensors: no such file."),
+    ],
+)
 def test_p2_colour_never_trains_without_its_start(kdrun, name, line):
     """The usual teacher in the place of a forgotten file would be taken for the colour-invariant one."""
     code, _, err = kdrun("train", f"experiment={name}", "dataset=fake")
@@ -114,21 +117,36 @@ def calls(tmp_path: Path, script: str, *words: str) -> list[list[str]]:
     """What the script asks of kdrun, in order."""
     root = tree(tmp_path, FOUND)
     place = tmp_path / "calls"
-    subprocess.run([root / "scripts" / script, *words], check=True, env={**os.environ, "KDRUN_CALLS": str(place)},
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        [root / "scripts" / script, *words],
+        check=True,
+        env={**os.environ, "KDRUN_CALLS": str(place)},
+        capture_output=True,
+    )
     return [line.split()[1:] for line in place.read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("script", "words", "wanted"), [
-    ("reproduce_p1.sh", [], "train table where where where where testset predict predict predict predict export"),
-    ("reproduce_p1.sh", ["images=photos"], "train table where where where where predict predict predict predict export"),
-    ("reproduce_p1.sh", ["row=Cosine"], "train table"),
-    ("reproduce_p2.sh", ["methods", "seed=2"], "train table where where where where where where where eval gradcam"),
-    ("reproduce_p2.sh", ["capacity"], "train table"),
-    ("reproduce_p2.sh", ["colour", "seed=1"], "train where train where train where where where eval eval"),
-    ("reproduce_p4.sh", ["dataset.root=x"], "train table where eval"),
-    ("reproduce_p4.sh", ["dataset.root=x", "launcher=slurm"], "train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "words", "wanted"),
+    [
+        ("reproduce_p1.sh", [], "train table where where where where testset predict predict predict predict export"),
+        (
+            "reproduce_p1.sh",
+            ["images=photos"],
+            "train table where where where where predict predict predict predict export",
+        ),
+        ("reproduce_p1.sh", ["row=Cosine"], "train table"),
+        (
+            "reproduce_p2.sh",
+            ["methods", "seed=2"],
+            "train table where where where where where where where eval gradcam",
+        ),
+        ("reproduce_p2.sh", ["capacity"], "train table"),
+        ("reproduce_p2.sh", ["colour", "seed=1"], "train where train where train where where where eval eval"),
+        ("reproduce_p4.sh", ["dataset.root=x"], "train table where eval"),
+        ("reproduce_p4.sh", ["dataset.root=x", "launcher=slurm"], "train"),
+    ],
+)
 def test_the_scripts_steps(tmp_path, script, words, wanted):
     """Each step is there, and what it trains and asks for composes; the user's settings reach every run."""
     found = calls(tmp_path, script, *words)
@@ -170,10 +188,23 @@ def test_p4_from_images_to_curves(tmp_path):
         for number in range(10):
             Image.new("RGB", (40, 40), (shade, 10 * number, 90)).save(tmp_path / "images" / label / f"{number}.png")
     root = tree(tmp_path, f'export PYTHONPATH={ROOT}\nexec {sys.executable} -m kdrun "$@"')
-    words = [f"dataset.root={tmp_path}/images", f"output_root={tmp_path}/out", "seed=0", "epochs=2", "teacher=resnet8",
-             "student=resnet8", "teacher.recipe.epochs=1", "teacher.pretrained=false", "student.pretrained=false",
-             "dataset.image_size=32", "dataset.workers=1", "batch_size=8", "teacher.recipe.batch_size=8",
-             "launcher.processes=1", "threads=1"]  # fmt: skip
+    words = [
+        f"dataset.root={tmp_path}/images",
+        f"output_root={tmp_path}/out",
+        "seed=0",
+        "epochs=2",
+        "teacher=resnet8",
+        "student=resnet8",
+        "teacher.recipe.epochs=1",
+        "teacher.pretrained=false",
+        "student.pretrained=false",
+        "dataset.image_size=32",
+        "dataset.workers=1",
+        "batch_size=8",
+        "teacher.recipe.batch_size=8",
+        "launcher.processes=1",
+        "threads=1",
+    ]
     done = subprocess.run([root / "scripts/reproduce_p4.sh", *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (tmp_path / "out/runs/folder/resnet8-resnet8/kd").iterdir()
@@ -188,18 +219,39 @@ def test_curves_hold_loss_and_accuracy_of_every_split(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
     drawn: dict[str, list[float]] = {}
-    monkeypatch.setattr(plt, "close", lambda figure: drawn.update(
-        {line.get_label(): list(line.get_ydata()) for axes in figure.axes for line in axes.lines}))  # fmt: skip
+    monkeypatch.setattr(
+        plt,
+        "close",
+        lambda figure: drawn.update(
+            {line.get_label(): list(line.get_ydata()) for axes in figure.axes for line in axes.lines}
+        ),
+    )
     run = RunDirectory(tmp_path)
-    run.append_metrics((epoch, split, metric, value / epoch) for epoch in (1, 2) for split, metric, value in [
-        ("train", "loss", 3.0), ("train", "loss/ce", 2.0), ("train", "loss/kd", 1.0), ("train", "top1", 40.0),
-        ("test", "nll", 2.5), ("test", "top1", 30.0), ("val", "nll", 2.6), ("val", "top1", 31.0)])  # fmt: skip
+    run.append_metrics(
+        (epoch, split, metric, value / epoch)
+        for epoch in (1, 2)
+        for split, metric, value in [
+            ("train", "loss", 3.0),
+            ("train", "loss/ce", 2.0),
+            ("train", "loss/kd", 1.0),
+            ("train", "top1", 40.0),
+            ("test", "nll", 2.5),
+            ("test", "top1", 30.0),
+            ("val", "nll", 2.6),
+            ("val", "top1", 31.0),
+        ]
+    )
     draw_curves(run, "a run")
     assert {label: values[-1] for label, values in drawn.items()} == {
-        "train: total": 1.5, "train: ce, weighted": 1.0, "train: kd, weighted": 0.5, "test: cross-entropy": 1.25,
-        "val: cross-entropy": 1.3, "train (last 20.00 %)": 20.0, "test (last 15.00 %)": 15.0,
+        "train: total": 1.5,
+        "train: ce, weighted": 1.0,
+        "train: kd, weighted": 0.5,
+        "test: cross-entropy": 1.25,
+        "val: cross-entropy": 1.3,
+        "train (last 20.00 %)": 20.0,
+        "test (last 15.00 %)": 15.0,
         "val (last 15.50 %)": 15.5,
-    }  # fmt: skip
+    }
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
@@ -217,14 +269,17 @@ def test_where_names_what_train_fills(kdrun, outputs):
         assert (code, Path(out.strip())) == (0, found.parent)
 
 
-@pytest.mark.parametrize(("words", "line"), [
-    ([], "where ?: choose run or teacher"),
-    (["rum"], "where rum: choose run or teacher, before any key=value. Did you mean run?"),
-    (["teacher", "method=none"], "where teacher: no directory holds it: method=none has none in the store."),
-    (["teacher", "teacher.random=true"], "no directory holds it: it is not trained."),
-    (["run", "-m"], "where: -m: no such flag"),
-    (["run", "method=kdd"], "method=kdd: no such method. Did you mean kd?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "where ?: choose run or teacher"),
+        (["rum"], "where rum: choose run or teacher, before any key=value. Did you mean run?"),
+        (["teacher", "method=none"], "where teacher: no directory holds it: method=none has none in the store."),
+        (["teacher", "teacher.random=true"], "no directory holds it: it is not trained."),
+        (["run", "-m"], "where: -m: no such flag"),
+        (["run", "method=kdd"], "method=kdd: no such method. Did you mean kd?"),
+    ],
+)
 def test_where_mistakes(kdrun, words, line):
     code, out, err = kdrun("where", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -25,8 +25,20 @@ from kdrun.evaluation.export.onnx_format import OnnxNetwork, write_onnx  # noqa:
 
 FAST = ("resnet8", "vit_cifar_tiny_distilled")
 # One network of each kind of block in the zoo; the others differ in depth and width alone.
-BLOCKS = ("deepnn", "lightnn", "mobilenet_v2", "resnet20", "resnet34", "resnet50", "resnet8x4", "shufflenet_v1",
-          "shufflenet_v2", "vgg8", "vit_cifar_tiny", "wrn_16_2")  # fmt: skip
+BLOCKS = (
+    "deepnn",
+    "lightnn",
+    "mobilenet_v2",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "resnet8x4",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "vgg8",
+    "vit_cifar_tiny",
+    "wrn_16_2",
+)
 OTHERS = (("timm:vit_tiny_patch16_224", 64, {"img_size": 64}), ("torchvision:resnet50", 64, {}))
 
 
@@ -71,8 +83,15 @@ def test_parity_of_others(name, side, kwargs, tmp_path):
 def test_a_run_in_every_form(kdrun, outputs, image_folder, tmp_path):
     """Files, their metadata, the table; the run's own files stay; predictions from the file are those of the run."""
     root = image_folder("images", classes=3, count=12)
-    run = folder_run(kdrun, outputs, root, "method=kd", "student.input_size=20", "student.mean=[0.4,0.5,0.6]",
-                     "student.std=[0.3,0.2,0.1]")  # fmt: skip
+    run = folder_run(
+        kdrun,
+        outputs,
+        root,
+        "method=kd",
+        "student.input_size=20",
+        "student.mean=[0.4,0.5,0.6]",
+        "student.std=[0.3,0.2,0.1]",
+    )
     before = contents(run)
     code, out, err = kdrun("export", str(run), "quantize=all", "max_drop=100", "opset=18")
     assert (code, err) == (0, ""), (out, err)
@@ -168,9 +187,13 @@ def test_what_the_gate_lets_through():
         return Form("", lambda image: image, exact, difference=difference, scale=10.0, top1=top1)
 
     for other, passes in (
-        (form(True, 0.9e-3, 50), True), (form(True, 1.1e-3, 90), False), (form(True, float("nan"), 90), False),
-        (form(False, 5, 89), True), (form(False, 5, 88.9), False), (form(False, 0, 95), True),
-    ):  # fmt: skip
+        (form(True, 0.9e-3, 50), True),
+        (form(True, 1.1e-3, 90), False),
+        (form(True, float("nan"), 90), False),
+        (form(False, 5, 89), True),
+        (form(False, 5, 88.9), False),
+        (form(False, 0, 95), True),
+    ):
         judge([form(True, 0, 90), other], max_drop=1)
         assert (not other.problem) == passes
 

@@ -44,8 +44,15 @@ def test_trains(tmp_path, precision, compiled):
 def test_repeats_when_deterministic(tmp_path):
     found = []
     for folder in ("a", "b"):
-        words = [*CUDA, "precision=fp32", "compile=false", "epochs=2", "deterministic=true", "device=cuda",
-                 f"output_root={tmp_path / folder}"]  # fmt: skip
+        words = [
+            *CUDA,
+            "precision=fp32",
+            "compile=false",
+            "epochs=2",
+            "deterministic=true",
+            "device=cuda",
+            f"output_root={tmp_path / folder}",
+        ]
         assert main(["train", *words]) == 0
         found.append(numbers(only_run(tmp_path / folder)))
     assert found[0] == found[1]
@@ -66,7 +73,16 @@ def test_kept_outputs_are_those_of_a_pass(precision):
 
 
 def test_out_of_memory_is_one_line(tmp_path, capsys):
-    words = [*CUDA, "student=wrn_40_4", "batch_size=65536", "dataset.fake_train=65536", "dataset.image_size=224",
-             "teacher.random=true", "epochs=1", f"output_root={tmp_path}", "device=cuda"]  # fmt: skip
+    words = [
+        *CUDA,
+        "student=wrn_40_4",
+        "batch_size=65536",
+        "dataset.fake_train=65536",
+        "dataset.image_size=224",
+        "teacher.random=true",
+        "epochs=1",
+        f"output_root={tmp_path}",
+        "device=cuda",
+    ]
     assert main(["train", *words]) == 1
     assert "batch_size" in capsys.readouterr().err

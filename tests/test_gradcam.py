@@ -210,7 +210,12 @@ def test_images_from_disk(kdrun, outputs, image_folder):
     train(kdrun, "method=kd", "dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.workers=0")
     (run,) = runs(outputs)
     look(kdrun, run, "images=2", "overlap=3")
-    assert "3 images × 2" in look(kdrun, run, f"images={root / 'class_1' / '0001.png'},{root / 'class_2' / '0000.png'},{root / 'class_2' / '0003.png'}", "target=true")  # fmt: skip
+    assert "3 images × 2" in look(
+        kdrun,
+        run,
+        f"images={root / 'class_1' / '0001.png'},{root / 'class_2' / '0000.png'},{root / 'class_2' / '0003.png'}",
+        "target=true",
+    )
     rows = list(csv.DictReader((run / "evals" / "gradcam_files.csv").open()))
     assert [row["class"] for row in rows] == ["class_1", "class_2", "class_2"]
     assert (run / "evals" / "gradcam_files.png").is_file()

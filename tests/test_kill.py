@@ -25,8 +25,15 @@ class Zygote:
     def __init__(self, outputs: Path):
         environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
         command = [sys.executable, "-m", "tests.zygote"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        text=True, env=environment, cwd=Path(__file__).parent.parent)  # fmt: skip
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+        )
 
     def start(self) -> int:
         assert self.process.stdin

@@ -35,8 +35,9 @@ def by_place(outputs: Path) -> dict[str, dict]:
 METHODS = ["none", "kd", "dkd", "fitnet_joint", "at", "crd", "mlkd", "ctkd"]
 
 
-@pytest.mark.parametrize(("teacher", "precision", "methods"),
-                         [("resnet8", "fp32", METHODS), ("vit_cifar_tiny", "bf16", METHODS[1:6:2])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("teacher", "precision", "methods"), [("resnet8", "fp32", METHODS), ("vit_cifar_tiny", "bf16", METHODS[1:6:2])]
+)
 def test_lanes_are_bit_identical_to_runs_alone(kdrun, outputs, tmp_path, teacher, precision, methods):
     """One teacher forward serves logits, maps and a second view; nobody notices the neighbours."""
     words = [*TINY, "epochs=2", f"teacher={teacher}", f"precision={precision}", "eval_every=2"]
@@ -96,14 +97,17 @@ def test_one_cell_without_a_seed_word(kdrun, outputs):
     assert "1 run(s) done" in out
 
 
-@pytest.mark.parametrize(("words", "line"), [
-    (["launcher.processes=many"], "launcher.processes=many: must be auto or a whole number"),
-    (["launcher=slrm"], "launcher=slrm: no such launcher. Did you mean slurm?"),
-    (["launcher.proceses=2"], "launcher.proceses: no such setting. Did you mean launcher.processes?"),
-    (["sweep=digit_table"], "sweep=digit_table: no such sweep."),
-    (["method=kd,lm"], "2 cells for row 'kd'"),
-    (["method=none", "seed=-1"], "seed=-1: must be at least 0."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["launcher.processes=many"], "launcher.processes=many: must be auto or a whole number"),
+        (["launcher=slrm"], "launcher=slrm: no such launcher. Did you mean slurm?"),
+        (["launcher.proceses=2"], "launcher.proceses: no such setting. Did you mean launcher.processes?"),
+        (["sweep=digit_table"], "sweep=digit_table: no such sweep."),
+        (["method=kd,lm"], "2 cells for row 'kd'"),
+        (["method=none", "seed=-1"], "seed=-1: must be at least 0."),
+    ],
+)
 def test_mistakes_in_one_line(kdrun, words, line):
     code, _, err = kdrun("train", "-m", *TINY, *words)
     assert code == 2
@@ -343,14 +347,30 @@ def test_lanes_join_again_after_a_kill_between_their_saves(kdrun, outputs, tmp_p
     assert by_place(outputs) == by_place(tmp_path / "whole")
 
 
-SWEEP = ["train", "-m", *TINY, "epochs=12", "teacher.recipe.epochs=3", "method=none,kd,at,dkd", "seed=0,1",
-         "save_every_minutes=1e-9", "launcher.processes=2", "name=killed"]  # fmt: skip
+SWEEP = [
+    "train",
+    "-m",
+    *TINY,
+    "epochs=12",
+    "teacher.recipe.epochs=3",
+    "method=none,kd,at,dkd",
+    "seed=0,1",
+    "save_every_minutes=1e-9",
+    "launcher.processes=2",
+    "name=killed",
+]
 
 
 def start(outputs: Path) -> subprocess.Popen:
     environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
-    return subprocess.Popen([sys.executable, "-m", "kdrun", *SWEEP], env=environment, start_new_session=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdrun", *SWEEP],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parent.parent,
+    )
 
 
 UNSTEADY = ("finished_at", "train_seconds", "images_per_second", "peak_memory")
@@ -407,7 +427,11 @@ def test_ledger_says_where_each_cell_stands(kdrun, outputs):
     assert sorted(state for state, _ in states) == ["done", "done", "failed", "failed"]
     assert all("loss" in reason for state, reason in states if state == "failed")
     assert {cell.row for cell in ledger.cells} == {
-        "kd optimizer.lr=0.1", "kd optimizer.lr=1e+30", "none optimizer.lr=0.1", "none optimizer.lr=1e+30"}  # fmt: skip
+        "kd optimizer.lr=0.1",
+        "kd optimizer.lr=1e+30",
+        "none optimizer.lr=0.1",
+        "none optimizer.lr=1e+30",
+    }
     done = [result_of(cell, outputs) for cell in ledger.cells if state_of(cell, outputs)[0] == "done"]
     assert all(result is not None and result["epochs"] == 1 for result in done)
     assert read_json(outputs / "sweeps" / "mine" / "cells.json")["command"].startswith("kdrun train -m ")

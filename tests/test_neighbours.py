@@ -130,11 +130,14 @@ def test_presence_counts_a_nested_one_once(tmp_path, monkeypatch):
         ({"cpu.max": "200000 100000"}, "0::/", 2.0),
         ({}, "0::/a", None),
         ({"cpu.max": "nonsense"}, "0::/", None),
-        ({"cpu,cpuacct/d/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/d/cpu.cfs_period_us": "100000\n"},
-         "4:memory:/m\n3:cpu,cpuacct:/d\n0::/", 3.0),
+        (
+            {"cpu,cpuacct/d/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/d/cpu.cfs_period_us": "100000\n"},
+            "4:memory:/m\n3:cpu,cpuacct:/d\n0::/",
+            3.0,
+        ),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, "1:cpu:/", None),
     ],
-)  # fmt: skip
+)
 def test_quota(tmp_path, files, membership, quota):
     for name, text in files.items():
         (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ FILES = {
     "unrelated.py": "VALUE = 1\n",
     "my_conf/method/alpha.yaml": "_target_: losses.mine.Alpha\nscale: 1\n",
     "my_conf/method/beta.yaml": "_target_: losses.mine.Beta\nscale: 1\n",
-}  # fmt: skip
+}
 OWN = ["--config-dir", "my_conf"]
 
 
@@ -168,8 +168,16 @@ def test_whose_file_changes_whose_digest(method, project):
     for variant in ({}, {"random": True}):
         for key, value in variant.items():
             setattr(config.teacher, key, value)
-        for name in ("nets/small.py", "nets/parts/blocks.py", "nets/parts/sizes.py", "losses/mine.py", "losses/base.py",
-                     "tutor.py", "tutor_parts.py", "unrelated.py"):  # fmt: skip
+        for name in (
+            "nets/small.py",
+            "nets/parts/blocks.py",
+            "nets/parts/sizes.py",
+            "losses/mine.py",
+            "losses/base.py",
+            "tutor.py",
+            "tutor_parts.py",
+            "unrelated.py",
+        ):
             before = make_plan(config, [])
             edit(project / name)
             after = make_plan(config, [])
@@ -210,8 +218,10 @@ def test_a_digest_is_of_content_alone(project, tmp_path, monkeypatch):
 
 def test_what_is_followed(project):
     """Wherever and however an import is written; what is not there or not to be read is left to the import."""
-    write(project, {
-        "start.py": """
+    write(
+        project,
+        {
+            "start.py": """
             import json, numpy, torch, kdrun.methods.kd
             import spaces.inner.leaf as leaf
             from everything import *
@@ -225,21 +235,34 @@ def test_what_is_followed(project):
                 importlib.import_module("made" + "up")
                 import broken, latin, absent
             """,
-        "spaces/inner/leaf.py": "import start\n",
-        "spaces/inner/unused.py": "",
-        "everything/__init__.py": "__all__ = ['listed', 'absent']\nimport everything.far.deep\n",
-        "everything/listed.py": "from ... import beyond\n",
-        "everything/far/__init__.py": "",
-        "everything/far/deep.py": "from ...absent import x\nfrom .. import listed\n",
-        "everything/not_listed.py": "",
-        "typed.py": "", "named.py": "", "madeup.py": "",
-        "broken.py": "def (:\n",
-    })  # fmt: skip
+            "spaces/inner/leaf.py": "import start\n",
+            "spaces/inner/unused.py": "",
+            "everything/__init__.py": "__all__ = ['listed', 'absent']\nimport everything.far.deep\n",
+            "everything/listed.py": "from ... import beyond\n",
+            "everything/far/__init__.py": "",
+            "everything/far/deep.py": "from ...absent import x\nfrom .. import listed\n",
+            "everything/not_listed.py": "",
+            "typed.py": "",
+            "named.py": "",
+            "madeup.py": "",
+            "broken.py": "def (:\n",
+        },
+    )
     (project / "latin.py").write_bytes("# -*- coding: latin-1 -*-\nimport unrelated  # größer\n".encode("latin-1"))
     found = own_code(["start"])
-    assert list(found) == ["broken.py", "everything/__init__.py", "everything/far/__init__.py", "everything/far/deep.py",
-                           "everything/listed.py", "latin.py", "named.py", "spaces/inner/leaf.py", "start.py", "typed.py",
-                           "unrelated.py"]  # fmt: skip
+    assert list(found) == [
+        "broken.py",
+        "everything/__init__.py",
+        "everything/far/__init__.py",
+        "everything/far/deep.py",
+        "everything/listed.py",
+        "latin.py",
+        "named.py",
+        "spaces/inner/leaf.py",
+        "start.py",
+        "typed.py",
+        "unrelated.py",
+    ]
     for word in (
         "json",
         "numpy.random",
@@ -282,8 +305,14 @@ def test_the_first_folder_that_has_it(project, tmp_path, monkeypatch):
 def test_an_editable_install_is_own_and_an_installed_package_is_not(project, tmp_path, monkeypatch):
     from importlib.util import spec_from_file_location
 
-    write(tmp_path, {"checkout/hooked/__init__.py": "from . import more\n", "checkout/hooked/more.py": "",
-                     "lib/site-packages/installed.py": ""})  # fmt: skip
+    write(
+        tmp_path,
+        {
+            "checkout/hooked/__init__.py": "from . import more\n",
+            "checkout/hooked/more.py": "",
+            "lib/site-packages/installed.py": "",
+        },
+    )
 
     class Hook:
         @staticmethod
@@ -424,8 +453,13 @@ def test_a_syntax_error_in_a_helper_is_one_line(kdrun, project):
 
 
 def test_methods_are_called_by_their_yaml(project, tmp_path):
-    write(project, {"my_conf/method/warm.yaml": "_target_: kdrun.methods.kd.KD\ntemperature: 8\nce_weight: 0.1\nkd_weight: 0.9\n",
-                    "my_conf/method/same.yaml": "_target_: kdrun.methods.kd.KD\ntemperature: 4\nce_weight: 0.1\nkd_weight: 0.9\n"})  # fmt: skip
+    write(
+        project,
+        {
+            "my_conf/method/warm.yaml": "_target_: kdrun.methods.kd.KD\ntemperature: 8\nce_weight: 0.1\nkd_weight: 0.9\n",
+            "my_conf/method/same.yaml": "_target_: kdrun.methods.kd.KD\ntemperature: 4\nce_weight: 0.1\nkd_weight: 0.9\n",
+        },
+    )
     plans = {
         name: plan_of(f"method={name}", "teacher=resnet8", "student=resnet8") for name in ("warm", "same", "kd", "none")
     }

@@ -28,8 +28,16 @@ def ready():
     student = make_network(config.student, data, STREAMS, numerics, config.batch_size)
     teacher = make_network(config.teacher, data, Streams("teacher", 0), numerics, config.batch_size)
     loaders = make_loaders(data, config.batch_size, STREAMS, "same", numerics)
-    lane = make_lane(student=student, teacher=teacher, data=data, loaders=loaders, method=make_method(config.method),
-                     optimizer=config.optimizer, epochs=2, streams=STREAMS)  # fmt: skip
+    lane = make_lane(
+        student=student,
+        teacher=teacher,
+        data=data,
+        loaders=loaders,
+        method=make_method(config.method),
+        optimizer=config.optimizer,
+        epochs=2,
+        streams=STREAMS,
+    )
     return TrainingRun(plan, plan.run, plan.digest, lane), Teacher(teacher), loaders
 
 
@@ -40,8 +48,9 @@ def flat(value) -> list[torch.Tensor]:
     return [tensor for item in items for tensor in flat(item)]
 
 
-@pytest.mark.parametrize(("limit", "seconds", "compiled"), [(1e9, [1.0], False), (0.0, [1.0, 0.5], True),
-                                                            (0.0, [1.0, 0.99], False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "seconds", "compiled"), [(1e9, [1.0], False), (0.0, [1.0, 0.5], True), (0.0, [1.0, 0.99], False)]
+)
 def test_choice_and_no_trace(monkeypatch, limit, seconds, compiled):
     training, teacher, loaders = ready()
     before = copy.deepcopy(training.state())

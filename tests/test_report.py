@@ -39,8 +39,17 @@ note: "<b>&"
 """
 
 
-def make_run(root: Path, method: str, seed: int, top1: float | None, *, epochs: int = 30, failed: str = "",
-             lr: float = 0.05, **changes) -> str:  # fmt: skip
+def make_run(
+    root: Path,
+    method: str,
+    seed: int,
+    top1: float | None,
+    *,
+    epochs: int = 30,
+    failed: str = "",
+    lr: float = 0.05,
+    **changes,
+) -> str:
     """A run directory as a finished run leaves it; half done, or failed for a reason, where top1 is None."""
     digest = digest_of([method, seed, lr])
     teacher = None if method == "none" else "wrn_40_2"
@@ -48,42 +57,90 @@ def make_run(root: Path, method: str, seed: int, top1: float | None, *, epochs: 
     folder = root / place
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG.format(method=method, seed=seed, lr=lr))
-    provenance = {"started_at": "2026-01-01T00:00:00+00:00", "command": ["kdrun", "train", HOSTILE, f"seed={seed}"],
-                  "kdrun": "0.1.0", "python": "3.11.7", "libraries": {"torch": "2.8.0"},
-                  "hardware": {"cpu": "<Some> CPU", "cores": 2, "cpu_kind": "AVX512_BF16"}}  # fmt: skip
+    provenance = {
+        "started_at": "2026-01-01T00:00:00+00:00",
+        "command": ["kdrun", "train", HOSTILE, f"seed={seed}"],
+        "kdrun": "0.1.0",
+        "python": "3.11.7",
+        "libraries": {"torch": "2.8.0"},
+        "hardware": {"cpu": "<Some> CPU", "cores": 2, "cpu_kind": "AVX512_BF16"},
+    }
     (folder / "provenance.json").write_text(json.dumps(provenance))
     final = top1 or 40.0
-    rows = [line for epoch in range(1, epochs + 1) for line in (
-        f"{epoch},train,loss,{4 / epoch!r}", f"{epoch},train,loss/ce,{4 / epoch!r}",
-        f"{epoch},test,top1,{final - 60 / epoch + 60 / epochs!r}")]  # fmt: skip
+    rows = [
+        line
+        for epoch in range(1, epochs + 1)
+        for line in (
+            f"{epoch},train,loss,{4 / epoch!r}",
+            f"{epoch},train,loss/ce,{4 / epoch!r}",
+            f"{epoch},test,top1,{final - 60 / epoch + 60 / epochs!r}",
+        )
+    ]
     (folder / "metrics.csv").write_text("\n".join(["epoch,split,metric,value", *rows]) + "\n")
     if failed:
         (folder / "failed.txt").write_text(f"2026-01-01T00:00:00+00:00 {failed}\n")
     if top1 is not None:
-        result = dict.fromkeys(RESULT_KEYS) | {
-            "schema": 1, "dataset": "cifar100", "teacher": teacher, "student": "wrn_40_1", "method": method,
-            "seed": seed, "digest": digest, "epochs": epochs, "precision": "bf16", "compile": False, "threads": 1,
-            "device": "cpu", "teacher_top1": 76.46, "top1_last": top1, "top1_best": top1 + 0.3, "top1_best_epoch": 3,
-            "top5_last": 90.0, "params": 569780, "extra_params": 0, "flops": 83_000_000,
-            "images_per_second": 900.0 - 10 * top1, "train_seconds": 60.5, "peak_memory": 1_000_000,
-            "finished_at": f"2026-01-0{seed + 1}T10:00:00+00:00", "overrides": [f"method={method}", f"seed={seed}"],
-        } | changes  # fmt: skip
+        result = (
+            dict.fromkeys(RESULT_KEYS)
+            | {
+                "schema": 1,
+                "dataset": "cifar100",
+                "teacher": teacher,
+                "student": "wrn_40_1",
+                "method": method,
+                "seed": seed,
+                "digest": digest,
+                "epochs": epochs,
+                "precision": "bf16",
+                "compile": False,
+                "threads": 1,
+                "device": "cpu",
+                "teacher_top1": 76.46,
+                "top1_last": top1,
+                "top1_best": top1 + 0.3,
+                "top1_best_epoch": 3,
+                "top5_last": 90.0,
+                "params": 569780,
+                "extra_params": 0,
+                "flops": 83_000_000,
+                "images_per_second": 900.0 - 10 * top1,
+                "train_seconds": 60.5,
+                "peak_memory": 1_000_000,
+                "finished_at": f"2026-01-0{seed + 1}T10:00:00+00:00",
+                "overrides": [f"method={method}", f"seed={seed}"],
+            }
+            | changes
+        )
         (folder / "result.json").write_text(json.dumps(result))
     return str(place)
 
 
 ROWS = {
-    "Student": ("none", (71.2, 71.5, 71.3)), "KD": ("kd", (73.5, 73.7, 73.6)), "SRD": ("srd", (77.7, 77.8, 77.8)),
+    "Student": ("none", (71.2, 71.5, 71.3)),
+    "KD": ("kd", (73.5, 73.7, 73.6)),
+    "SRD": ("srd", (77.7, 77.8, 77.8)),
     HOSTILE: ("dkd", (74.9, 74.1, 74.6)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def ledger(outputs) -> Ledger:
     """Four methods with three seeds each, one that failed and one that was never begun."""
-    cells = [Cell(row, COLUMN, seed, [], make_run(outputs, method, seed, top1), "cifar100",
-                  None if method == "none" else "wrn_40_2", "wrn_40_1", method)
-             for row, (method, values) in ROWS.items() for seed, top1 in enumerate(values)]  # fmt: skip
+    cells = [
+        Cell(
+            row,
+            COLUMN,
+            seed,
+            [],
+            make_run(outputs, method, seed, top1),
+            "cifar100",
+            None if method == "none" else "wrn_40_2",
+            "wrn_40_1",
+            method,
+        )
+        for row, (method, values) in ROWS.items()
+        for seed, top1 in enumerate(values)
+    ]
     broken = make_run(outputs, "dist", 0, None, failed='the loss <dist> & "kd" is not finite at step 7', epochs=4)
     cells.append(Cell("DIST", COLUMN, 0, [], broken, "cifar100", "wrn_40_2", "wrn_40_1", "dist"))
     cells.append(Cell("DIST", COLUMN, 1, [], "runs/cifar100/none/x/s1-0", "cifar100", "wrn_40_2", "wrn_40_1", "dist"))
@@ -309,8 +366,10 @@ def test_thinning_keeps_both_ends():
 
 
 def test_the_frontier_is_what_nothing_beats():
-    marks = [Mark(name, x, y, "rest", name) for name, x, y in
-             (("a", 1, 70), ("b", 2, 75), ("c", 2, 72), ("d", 3, 74), ("e", 4, 76))]  # fmt: skip
+    marks = [
+        Mark(name, x, y, "rest", name)
+        for name, x, y in (("a", 1, 70), ("b", 2, 75), ("c", 2, 72), ("d", 3, 74), ("e", 4, 76))
+    ]
     assert [mark.label for mark in frontier(marks, smaller_is_cheaper=True)] == ["a", "b", "e"]
     assert [mark.label for mark in frontier(marks, smaller_is_cheaper=False)] == ["e"]
     assert scatter([marks[1], marks[2]], ("x", "y"), "", True) == ""
@@ -433,11 +492,27 @@ def findings(page, tmp_path) -> dict[int, dict]:
     assert watched.count("<script>") == 3
     (tmp_path / "page.html").write_text(watched)
     (tmp_path / "wrapper.html").write_text(WRAPPER)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--enable-logging=stderr",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
-    done = subprocess.run([browser, *flags, (tmp_path / "wrapper.html").as_uri()], capture_output=True, text=True,
-                          check=False, timeout=120)  # fmt: skip
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [browser, *flags, (tmp_path / "wrapper.html").as_uri()],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     found = re.search(r'<pre id="findings">(.*?)</pre>', done.stdout, re.S)
     assert found and found[1], (done.returncode, done.stderr[-2000:])

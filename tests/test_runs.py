@@ -63,8 +63,16 @@ def test_contents_of_a_run(kdrun, outputs):
     assert run.relative_to(outputs).parts[:4] == ("runs", "fake", "resnet8-resnet8", "kd")
     assert run.name.startswith("s3-")
     names = {path.name for path in run.iterdir()} - {".lock"}
-    assert names == {"config.yaml", "provenance.json", "metrics.csv", "last.pt", "student.safetensors",
-                     "student_best.safetensors", "curves.png", "result.json"}  # fmt: skip
+    assert names == {
+        "config.yaml",
+        "provenance.json",
+        "metrics.csv",
+        "last.pt",
+        "student.safetensors",
+        "student_best.safetensors",
+        "curves.png",
+        "result.json",
+    }
     result = json.loads((run / "result.json").read_text())
     assert list(result) == RESULT_KEYS
     assert (result["dataset"], result["teacher"], result["student"], result["method"]) == (
@@ -89,8 +97,13 @@ def test_contents_of_a_run(kdrun, outputs):
     assert by["2", "test", "top1"] == result["top1_last"]
     assert by["1", "train", "loss"] == pytest.approx(by["1", "train", "loss/ce"] + by["1", "train", "loss/kd"])
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert saved["resolved"] == {"device": "cpu", "precision": "fp32", "compile": False, "threads": torch.get_num_threads(),
-                                 "deterministic": False}  # fmt: skip
+    assert saved["resolved"] == {
+        "device": "cpu",
+        "precision": "fp32",
+        "compile": False,
+        "threads": torch.get_num_threads(),
+        "deterministic": False,
+    }
     provenance = json.loads((run / "provenance.json").read_text())
     assert len(provenance["teacher"]["sha256"]) == 64
     assert provenance["hardware"]["cpu_kind"]
@@ -127,11 +140,30 @@ def test_identity(tmp_path, image_folder):
     assert digest() == base
     same = ["output_root=/tmp/elsewhere", "save_every_minutes=1", "dataset.workers=3"]
     assert all(digest(word) == base for word in same)
-    other = ["seed=1", "epochs=7", "batch_size=8", "optimizer.lr=0.2", "method.temperature=2", "method=dkd", "student=resnet14",
-             "teacher=resnet14", "teacher.recipe.epochs=2", "teacher.seed=1", "teacher.precision=auto", "precision=auto",
-             "device=cpu", "threads=2", "compile=auto", "dataset.val_fraction=0.2", "dataset.augment.flip=0",
-             "teacher_view=clean", "eval_every=2", "teacher.random=true", "optimizer.ema_decay=0.9",
-             "teacher.preact_last_map=true"]  # fmt: skip
+    other = [
+        "seed=1",
+        "epochs=7",
+        "batch_size=8",
+        "optimizer.lr=0.2",
+        "method.temperature=2",
+        "method=dkd",
+        "student=resnet14",
+        "teacher=resnet14",
+        "teacher.recipe.epochs=2",
+        "teacher.seed=1",
+        "teacher.precision=auto",
+        "precision=auto",
+        "device=cpu",
+        "threads=2",
+        "compile=auto",
+        "dataset.val_fraction=0.2",
+        "dataset.augment.flip=0",
+        "teacher_view=clean",
+        "eval_every=2",
+        "teacher.random=true",
+        "optimizer.ema_decay=0.9",
+        "teacher.preact_last_map=true",
+    ]
     digests = [digest(word) for word in other]
     assert len({base, *digests}) == len(other) + 1
     # An independent student is one run for all teachers, benchmarks and views.
@@ -644,17 +676,23 @@ def test_wandb_gets_every_epoch(kdrun, outputs, monkeypatch):
     assert calls[-1] == "finished"
 
 
-@pytest.mark.parametrize(("word", "line"), [
-    ("logger=[tensorbord]", "logger=tensorbord: choose tensorboard or wandb. Did you mean tensorboard?"),
-    ("logger=[wandb]", "logger=wandb: the package is not installed: pip install 'kdrun[wandb]'."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("logger=[tensorbord]", "logger=tensorbord: choose tensorboard or wandb. Did you mean tensorboard?"),
+        ("logger=[wandb]", "logger=wandb: the package is not installed: pip install 'kdrun[wandb]'."),
+    ],
+)
 def test_a_logger_that_is_not_there(kdrun, monkeypatch, word, line):
     import importlib.util
 
     from kdrun.training import loggers
 
-    monkeypatch.setattr(loggers.importlib.util, "find_spec",
-                        lambda name, real=importlib.util.find_spec: None if name == "wandb" else real(name))  # fmt: skip
+    monkeypatch.setattr(
+        loggers.importlib.util,
+        "find_spec",
+        lambda name, real=importlib.util.find_spec: None if name == "wandb" else real(name),
+    )
     code, _, err = train(kdrun, "epochs=1", "method=none", word)
     assert code == 2
     assert line in err and err.count("\n") == 1

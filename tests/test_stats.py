@@ -122,8 +122,10 @@ def test_seeds_needed_at_the_edges():
 
 
 def test_seeds_are_more_than_there_are_where_the_correction_holds_a_test_back():
-    tests = [paired_test(f"m{k}", by_seed(RNG.normal(73 + k / 15, 0.2, 5)), "none", by_seed(RNG.normal(73, 0.2, 5)))
-             for k in range(12)]  # fmt: skip
+    tests = [
+        paired_test(f"m{k}", by_seed(RNG.normal(73 + k / 15, 0.2, 5)), "none", by_seed(RNG.normal(73, 0.2, 5)))
+        for k in range(12)
+    ]
     done = corrected([test for test in tests if test is not None])
     assert [test.p for test in done] == [test.p for test in tests if test is not None]
     kinds = {test.distinguishable for test in done}

@@ -51,8 +51,11 @@ def key_of(config: RunConfig) -> tuple[str | None, str, str, str, str]:
 
 
 def figures(benchmark: str) -> dict[tuple[str | None, str, str, str, str], Published]:
-    return {(row.benchmark, row.dataset, row.teacher, row.student, row.method): row
-            for row in published() if row.benchmark == benchmark}  # fmt: skip
+    return {
+        (row.benchmark, row.dataset, row.teacher, row.student, row.method): row
+        for row in published()
+        if row.benchmark == benchmark
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,8 +98,10 @@ def test_the_baseline_has_no_teacher(name):
 
 def test_the_compression_table_reaches_every_published_cell():
     wanted = figures("p3")
-    cells = {(wish.row, wish.column): (key_of(load(wish.overrides)), wish.published)
-             for wish in expand("cifar100_table", "seed=0").wishes}  # fmt: skip
+    cells = {
+        (wish.row, wish.column): (key_of(load(wish.overrides)), wish.published)
+        for wish in expand("cifar100_table", "seed=0").wishes
+    }
     reached = {key for key, shown in cells.values() if shown}
     teachers = {("p3", "cifar100", "", key[2], "none") for key, _ in cells.values() if key[2]}
     capacity = {("p3", "cifar100", "", f"resnet{depth}", "none") for depth in (20, 32, 56, 110)}
@@ -107,13 +112,18 @@ def test_the_compression_table_reaches_every_published_cell():
     assert cells["SRDwithDIST (B = 4)", "WRN-40-4 → WRN-16-2"][1]
     assert wanted[cells["DML", column][0]].value == wanted[cells["DML (peer WRN-16-4)", column][0]].value == 78.69
     blank = [place for place, (key, _) in cells.items() if key not in wanted]
-    assert sorted(blank) == [(row, f"{teacher} → MobileNetV2") for row in ("AT", "SRD", "SRDwithDIST")
-                             for teacher in ("ResNet-18", "WRN-40-4")]  # fmt: skip
+    assert sorted(blank) == [
+        (row, f"{teacher} → MobileNetV2")
+        for row in ("AT", "SRD", "SRDwithDIST")
+        for teacher in ("ResNet-18", "WRN-40-4")
+    ]
 
 
 def test_ambiguous_cells_have_their_own_settings():
-    found = {(wish.row, wish.column): load(wish.overrides) for wish in
-             expand("cifar100_table", "seed=0", "column=WRN-40-4 → WRN-16-4").wishes}  # fmt: skip
+    found = {
+        (wish.row, wish.column): load(wish.overrides)
+        for wish in expand("cifar100_table", "seed=0", "column=WRN-40-4 → WRN-16-4").wishes
+    }
     weights = {row: config.method["srd_weight"] for (row, _), config in found.items() if row.startswith("SRDwith")}
     assert weights == {"SRDwithDIST": 10.0, "SRDwithDIST (B = 4)": 4.0}
     peers = {row: config.teacher.name for (row, _), config in found.items() if row.startswith("DML")}
@@ -154,9 +164,18 @@ def test_other_views_have_no_published_value():
 def test_the_short_schedule_is_exactly_its_base():
     """Its runs are found by their settings: another word here would train them all again."""
     wish = expand("cifar100_short", "row=KD", "seed=2").wishes[0]
-    assert wish.overrides == ["teacher=wrn_16_2", "student=wrn_16_1", "dataset=cifar100", "optimizer.schedule=cosine",
-                              "epochs=20", "teacher.recipe.schedule=cosine", "teacher.recipe.epochs=20",
-                              "compile=false", "method=kd", "seed=2"]  # fmt: skip
+    assert wish.overrides == [
+        "teacher=wrn_16_2",
+        "student=wrn_16_1",
+        "dataset=cifar100",
+        "optimizer.schedule=cosine",
+        "epochs=20",
+        "teacher.recipe.schedule=cosine",
+        "teacher.recipe.epochs=20",
+        "compile=false",
+        "method=kd",
+        "seed=2",
+    ]
 
 
 def test_digits_table_is_as_large_as_promised():
@@ -176,11 +195,23 @@ def test_words_on_the_command_line_win_and_rename():
     assert named_sweep("digits_table", ["epochs=2"], "mine", None).name == "mine"
 
 
-@pytest.mark.parametrize(("key", "changes"), [
-    ("output_root", False), ("dataset.root", False), ("++dataset.root", False), ("launcher.processes", False),
-    ("hydra/launcher", False), ("~hydra.sweeper", False), ("sweep", False), ("dataset", True), ("dataset.name", True),
-    ("threads", True), ("method.temperature", True), ("names", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("output_root", False),
+        ("dataset.root", False),
+        ("++dataset.root", False),
+        ("launcher.processes", False),
+        ("hydra/launcher", False),
+        ("~hydra.sweeper", False),
+        ("sweep", False),
+        ("dataset", True),
+        ("dataset.name", True),
+        ("threads", True),
+        ("method.temperature", True),
+        ("names", True),
+    ],
+)
 def test_settings_that_change_no_numbers(key, changes):
     """A ledger keeps its name, and a table its rows, wherever the files lie."""
     assert changes_numbers(key) is changes
@@ -207,8 +238,9 @@ def test_extends(tmp_path):
 def test_parts_of_a_sweep():
     sweep = expand("digits_table", "row=KD,DKD", "seed=0,3")
     assert sweep.name == "digits_table"
-    assert sorted(places(sweep)) == [(row, "resnet20 → resnet8", f"seed={seed}") for row in ("DKD", "KD")
-                                     for seed in (0, 3)]  # fmt: skip
+    assert sorted(places(sweep)) == [
+        (row, "resnet20 → resnet8", f"seed={seed}") for row in ("DKD", "KD") for seed in (0, 3)
+    ]
     column = expand("cifar100_table", "column=WRN-40-2 → WRN-40-1", "seed=1")
     assert len(column.wishes) == 8
 
@@ -234,7 +266,11 @@ def own_sweep(folder: Path, **changes: object) -> str:
 def test_a_sweep_of_ones_own(tmp_path):
     sweep = named_sweep("mine", [], None, own_sweep(tmp_path))
     assert [(wish.row, wish.column, wish.published) for wish in sweep.wishes] == [
-        ("Student", "one", True), ("KD", "one", True), ("Other", "one", False), ("Student", "two", True)]  # fmt: skip
+        ("Student", "one", True),
+        ("KD", "one", True),
+        ("Other", "one", False),
+        ("Student", "two", True),
+    ]
     assert sweep.shape == TableShape(["Student", "KD", "Other"], ["one", "two"], baseline="Student", against="KD")
     assert sweep.wishes[2].overrides == ["dataset=fake", "method=dkd", "seed=0"]
 
@@ -250,23 +286,29 @@ def test_a_cell_replaces_the_grids(tmp_path):
 CELL = GOOD["cells"][0]
 
 
-@pytest.mark.parametrize(("changes", "line"), [
-    ({"row": {}}, "row: no such key. Did you mean rows?"),
-    ({"rows": ["KD"]}, "rows: expected a dict"),
-    ({"rows": {"KD": "method=kd"}}, "rows: KD: expected a list of overrides"),
-    ({"rows": {"KD": [{"method": "kd"}]}}, "rows: KD: expected a list of overrides"),
-    ({"base": [1]}, "base: expected a list of overrides"),
-    ({"seeds": ["a"]}, "seeds: expected whole numbers"),
-    ({"cells": [CELL, CELL]}, "2 cells for row Other, column one"),
-    ({"cells": [{"row": "KD", "column": "one"}]}, "overrides is missing"),
-    ({"cells": [{**CELL, "publish": False}]}, "cells: publish: no such key. Did you mean published?"),
-    ({"cells": [{**CELL, "published": "no"}]}, "published true or false"),
-    ({"skip": [{"row": "Kd", "column": "two", "why": ""}]}, "skip: Kd: no such row."),
-    ({"skip": [{"row": "KD", "column": "too", "why": ""}]}, "skip: too: no such column. Did you mean two?"),
-    ({"table": {"base": "KD"}}, "table.base: no such key. Did you mean baseline?"),
-    ({"table": {"against": "KDD"}}, "table.against: KDD: no such row. Did you mean KD?"),
-    ({"table": {"benchmark": "p33"}}, "table.benchmark: p33: no such benchmark with published values. Did you mean p3?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"row": {}}, "row: no such key. Did you mean rows?"),
+        ({"rows": ["KD"]}, "rows: expected a dict"),
+        ({"rows": {"KD": "method=kd"}}, "rows: KD: expected a list of overrides"),
+        ({"rows": {"KD": [{"method": "kd"}]}}, "rows: KD: expected a list of overrides"),
+        ({"base": [1]}, "base: expected a list of overrides"),
+        ({"seeds": ["a"]}, "seeds: expected whole numbers"),
+        ({"cells": [CELL, CELL]}, "2 cells for row Other, column one"),
+        ({"cells": [{"row": "KD", "column": "one"}]}, "overrides is missing"),
+        ({"cells": [{**CELL, "publish": False}]}, "cells: publish: no such key. Did you mean published?"),
+        ({"cells": [{**CELL, "published": "no"}]}, "published true or false"),
+        ({"skip": [{"row": "Kd", "column": "two", "why": ""}]}, "skip: Kd: no such row."),
+        ({"skip": [{"row": "KD", "column": "too", "why": ""}]}, "skip: too: no such column. Did you mean two?"),
+        ({"table": {"base": "KD"}}, "table.base: no such key. Did you mean baseline?"),
+        ({"table": {"against": "KDD"}}, "table.against: KDD: no such row. Did you mean KD?"),
+        (
+            {"table": {"benchmark": "p33"}},
+            "table.benchmark: p33: no such benchmark with published values. Did you mean p3?",
+        ),
+    ],
+)
 def test_mistakes_in_a_yaml(tmp_path, changes, line):
     with pytest.raises(ConfigError) as error:
         named_sweep("mine", [], None, own_sweep(tmp_path, **changes))
@@ -274,12 +316,15 @@ def test_mistakes_in_a_yaml(tmp_path, changes, line):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("rows:\n  KD: [method=kd]\n  KD: [method=dkd]\n", "'KD' comes twice, line 3"),
-    ("rows: {KD: [method=kd]\n", "sweep/mine.yaml, line 2: not valid YAML"),
-    ("", "expected keys and values"),
-    ("- KD\n", "expected keys and values"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("rows:\n  KD: [method=kd]\n  KD: [method=dkd]\n", "'KD' comes twice, line 3"),
+        ("rows: {KD: [method=kd]\n", "sweep/mine.yaml, line 2: not valid YAML"),
+        ("", "expected keys and values"),
+        ("- KD\n", "expected keys and values"),
+    ],
+)
 def test_damaged_yaml(tmp_path, text, line):
     folder = own_sweep(tmp_path)
     (tmp_path / "sweep" / "mine.yaml").write_text(text)
@@ -287,11 +332,14 @@ def test_damaged_yaml(tmp_path, text, line):
         named_sweep("mine", [], None, folder)
 
 
-@pytest.mark.parametrize(("word", "line"), [
-    ("row=DKDD", "row=DKDD: sweep digits_table has no such row. Did you mean DKD? There are: Student, KD,"),
-    ("column=x", "column=x: sweep digits_table has no such column."),
-    ("seed=one", "seed=one: of a named sweep, seeds are whole numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("row=DKDD", "row=DKDD: sweep digits_table has no such row. Did you mean DKD? There are: Student, KD,"),
+        ("column=x", "column=x: sweep digits_table has no such column."),
+        ("seed=one", "seed=one: of a named sweep, seeds are whole numbers"),
+    ],
+)
 def test_unknown_parts(word, line):
     with pytest.raises(ConfigError, match=re.escape(line)):
         expand("digits_table", word)

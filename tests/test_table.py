@@ -30,9 +30,20 @@ from kdrun.runs.result import RESULT_KEYS
 PAIR = {"wrn_40_2 → wrn_40_1": ("wrn_40_2", "wrn_40_1"), "wrn_40_4 → wrn_16_2": ("wrn_40_4", "wrn_16_2")}
 
 
-def make_run(root: Path, method: str, seed: int, top1: float | None, *, teacher: str | None = "wrn_40_2",
-             student: str = "wrn_40_1", dataset: str = "cifar100", words: tuple[str, ...] = (), epochs: int = 4,
-             done_epochs: int = 0, **changes) -> str:  # fmt: skip
+def make_run(
+    root: Path,
+    method: str,
+    seed: int,
+    top1: float | None,
+    *,
+    teacher: str | None = "wrn_40_2",
+    student: str = "wrn_40_1",
+    dataset: str = "cifar100",
+    words: tuple[str, ...] = (),
+    epochs: int = 4,
+    done_epochs: int = 0,
+    **changes,
+) -> str:
     """A run directory as a finished run leaves it, or half done where top1 is None. Returns its path below the root."""
     teacher = None if method in ("none", "ls") else teacher
     digest = digest_of([method, seed, teacher, student, dataset, words])
@@ -51,12 +62,31 @@ def make_run(root: Path, method: str, seed: int, top1: float | None, *, teacher:
     if top1 is None:
         (folder / "last.pt").write_bytes(b"state")
         return str(place)
-    result = dict.fromkeys(RESULT_KEYS) | {
-        "schema": 1, "dataset": dataset, "teacher": teacher, "student": student, "method": method, "seed": seed,
-        "digest": digest, "epochs": epochs, "precision": "bf16", "compile": False, "threads": 1, "device": "cpu",
-        "teacher_top1": None if teacher is None else 76.46, "top1_last": top1, "top1_best": top1 + 0.3,
-        "top1_best_epoch": 3, "top5_last": 90.0, "train_seconds": 60.0, "overrides": [*command[1:]],
-    } | changes  # fmt: skip
+    result = (
+        dict.fromkeys(RESULT_KEYS)
+        | {
+            "schema": 1,
+            "dataset": dataset,
+            "teacher": teacher,
+            "student": student,
+            "method": method,
+            "seed": seed,
+            "digest": digest,
+            "epochs": epochs,
+            "precision": "bf16",
+            "compile": False,
+            "threads": 1,
+            "device": "cpu",
+            "teacher_top1": None if teacher is None else 76.46,
+            "top1_last": top1,
+            "top1_best": top1 + 0.3,
+            "top1_best_epoch": 3,
+            "top5_last": 90.0,
+            "train_seconds": 60.0,
+            "overrides": [*command[1:]],
+        }
+        | changes
+    )
     (folder / "result.json").write_text(json.dumps(result))
     return str(place)
 
@@ -78,9 +108,12 @@ NUMBERS = {  # row: method and seeds 0, 1, 2 of both columns
 
 @pytest.fixture
 def ledger(outputs) -> Ledger:
-    cells = [cell(outputs, row, column, method, seed, top1)
-             for place, column in enumerate(PAIR) for row, (method, *values) in NUMBERS.items()
-             for seed, top1 in enumerate(values[place])]  # fmt: skip
+    cells = [
+        cell(outputs, row, column, method, seed, top1)
+        for place, column in enumerate(PAIR)
+        for row, (method, *values) in NUMBERS.items()
+        for seed, top1 in enumerate(values[place])
+    ]
     shape = TableShape(["Student", "KD", "SRD", "DIST"], list(PAIR), "top1_last", "Student", "KD", "Teacher", "p3")
     made = Ledger("p3_table", "P3's table", "kdrun train -m sweep=p3_table", shape, cells)
     write_ledger(outputs, made)
@@ -378,8 +411,16 @@ def test_every_format_has_the_same_cells_and_notes(ledger, outputs, kdrun, tmp_p
     code, out, _ = kdrun("table", "p3_table", "save=" + ",".join(map(str, files)))
     assert code == 0
     markdown, latex, page = (file.read_text() for file in files[1:])
-    for text in ("73.60 ± 0.10 (3)", "75.53 ± 0.55 (3)", "Beside published values", "too few seeds", "reproduced",
-                 f"Against KD, {FIRST}", "seeds would separate them", "Difference to Student, points"):  # fmt: skip
+    for text in (
+        "73.60 ± 0.10 (3)",
+        "75.53 ± 0.55 (3)",
+        "Beside published values",
+        "too few seeds",
+        "reproduced",
+        f"Against KD, {FIRST}",
+        "seeds would separate them",
+        "Difference to Student, points",
+    ):
         assert text in out
         assert text in markdown
         assert text in page
@@ -438,18 +479,24 @@ def test_stars_keep_figures_aligned(ledger, outputs):
 
 def sweep_in_progress(root: Path) -> Ledger:
     """Done, half done, running, failed, not begun, and one that cannot run."""
-    runs = [make_run(root, "kd", 0, 73.0, dataset="cifar10"), make_run(root, "kd", 1, 73.0, dataset="cifar10", train_seconds=100.0),
-            make_run(root, "dkd", 0, 74.0, dataset="cifar10", train_seconds=200.0),
-            make_run(root, "kd", 2, None, dataset="cifar10", done_epochs=1), make_run(root, "dkd", 1, None, dataset="cifar10", done_epochs=3),
-            make_run(root, "at", 0, None, dataset="cifar10")]  # fmt: skip
+    runs = [
+        make_run(root, "kd", 0, 73.0, dataset="cifar10"),
+        make_run(root, "kd", 1, 73.0, dataset="cifar10", train_seconds=100.0),
+        make_run(root, "dkd", 0, 74.0, dataset="cifar10", train_seconds=200.0),
+        make_run(root, "kd", 2, None, dataset="cifar10", done_epochs=1),
+        make_run(root, "dkd", 1, None, dataset="cifar10", done_epochs=3),
+        make_run(root, "at", 0, None, dataset="cifar10"),
+    ]
     (root / runs[5] / "failed.txt").write_text("2026-11-21T09:49:43+00:00 loss is nan\n")
     methods = ["kd", "kd", "dkd", "kd", "dkd", "at"]
     cells = [
         Cell(method, FIRST, k, [], run, method=method)
         for k, (method, run) in enumerate(zip(methods, runs, strict=True))
     ]
-    cells += [Cell("srd", FIRST, 0, [], "runs/cifar100/x-y/srd/s0-00000000", method="srd"),
-              Cell("dist", FIRST, 0, [], None, method="dist", reason="two maps of 8x8 and none of 4x4")]  # fmt: skip
+    cells += [
+        Cell("srd", FIRST, 0, [], "runs/cifar100/x-y/srd/s0-00000000", method="srd"),
+        Cell("dist", FIRST, 0, [], None, method="dist", reason="two maps of 8x8 and none of 4x4"),
+    ]
     made = Ledger("half", "Half", "kdrun train -m sweep=half", TableShape([], []), cells)
     write_ledger(root, made)
     return made
@@ -530,11 +577,18 @@ def large(tmp_path_factory) -> Path:
 def test_two_thousand_runs_in_three_seconds(large, words):
     """With Python's start; the processor time of the process, so that a busy machine does not decide."""
     words = [str(large / "runs/*/*/*/*") if word == "GLOB" else word for word in words]
-    script = ("import sys, time; from kdrun.cli import main; code = main(sys.argv[1:]); "
-              "print(f'seconds {time.process_time():.2f}', 'torch' in sys.modules, 'pandas' in sys.modules); sys.exit(code)")  # fmt: skip
+    script = (
+        "import sys, time; from kdrun.cli import main; code = main(sys.argv[1:]); "
+        "print(f'seconds {time.process_time():.2f}', 'torch' in sys.modules, 'pandas' in sys.modules); sys.exit(code)"
+    )
     begun = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", script, *words, f"output_root={large}"], capture_output=True, text=True,
-                          timeout=60, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, f"output_root={large}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     seconds, torch, pandas = re.search(r"seconds ([\d.]+) (\w+) (\w+)", done.stdout).groups()
     assert float(seconds) < 3, f"{time.perf_counter() - begun:.2f} s on the clock"
     assert (torch, pandas) == ("False", "False")

@@ -227,11 +227,14 @@ def test_the_mask_is_whatever_is_not_background(clean, fcn):
 # Bad input.
 
 
-@pytest.mark.parametrize(("text", "file", "instead"), [
-    ("style:method=gatys", "vgg19-dcbb9e9d.pth", "style method=quilting"),
-    ("cue_conflict:method=gatys", "vgg19-dcbb9e9d.pth", "cue_conflict method=quilting"),
-    ("silhouette:mask=fcn", "fcn_resnet101_coco-7ecb50ca.pth", "silhouette mask=offline"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "file", "instead"),
+    [
+        ("style:method=gatys", "vgg19-dcbb9e9d.pth", "style method=quilting"),
+        ("cue_conflict:method=gatys", "vgg19-dcbb9e9d.pth", "cue_conflict method=quilting"),
+        ("silhouette:mask=fcn", "fcn_resnet101_coco-7ecb50ca.pth", "silhouette mask=offline"),
+    ],
+)
 def test_absent_weights_are_one_line(text, file, instead, clean, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with pytest.raises(DataError) as error:
@@ -264,11 +267,19 @@ def test_weights_of_another_network_are_one_line(text, clean, tmp_path):
     assert "other.pth" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", [
-    "style:weights=a.pth", "style:steps=3", "style:painting=a.png", "style:method=gatys,patch=0.2",
-    "style:method=gatys,painting=a.png,texture=brick", "cue_conflict:lr=1", "silhouette:weights=a.pth",
-    "silhouette:mask=fcn,segments=50",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "style:weights=a.pth",
+        "style:steps=3",
+        "style:painting=a.png",
+        "style:method=gatys,patch=0.2",
+        "style:method=gatys,painting=a.png,texture=brick",
+        "cue_conflict:lr=1",
+        "silhouette:weights=a.pth",
+        "silhouette:mask=fcn,segments=50",
+    ],
+)
 def test_a_parameter_of_another_way_is_one_line(text):
     with pytest.raises(ConfigError, match=r"only .* has this parameter"):
         parse(text)

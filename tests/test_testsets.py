@@ -105,8 +105,10 @@ def test_noise_window_and_pattern_options():
     grey = np.full((32, 32, 3), 128, np.uint8)
     patterns = [one("noise:shared_pattern=true", grey, index) for index in (0, 1)]
     assert np.array_equal(*patterns)
-    places = {tuple(np.argwhere((one("noise:position=random", grey, index) != 128).any(axis=2)).min(axis=0).tolist())
-              for index in range(8)}  # fmt: skip
+    places = {
+        tuple(np.argwhere((one("noise:position=random", grey, index) != 128).any(axis=2)).min(axis=0).tolist())
+        for index in range(8)
+    }
     assert len(places) > 1
     assert ((one("noise:window=0.25", grey) != 128).any(axis=2)).sum() == 8 * 8
 
@@ -388,27 +390,35 @@ def test_titles_are_what_was_typed():
     assert title(parse("scramble:grid=null")) == "scramble"
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("noize", "Did you mean noise"),
-    ("noise:sdt=1", "Did you mean std"),
-    ("noise:std=hot", "expected a number"),
-    ("noise:std=0", "more than 0"),
-    ("noise:window=2", "at most 1"),
-    ("noise:shared_pattern=1", "true or false"),
-    ("noise:position=centre", "Did you mean center"),
-    ("scramble:grid=4.5", "a whole number"),
-    ("scramble:grid", "has no value"),
-    ("corruptions:kind=fog", "There are: gaussian_noise"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("noize", "Did you mean noise"),
+        ("noise:sdt=1", "Did you mean std"),
+        ("noise:std=hot", "expected a number"),
+        ("noise:std=0", "more than 0"),
+        ("noise:window=2", "at most 1"),
+        ("noise:shared_pattern=1", "true or false"),
+        ("noise:position=centre", "Did you mean center"),
+        ("scramble:grid=4.5", "a whole number"),
+        ("scramble:grid", "has no value"),
+        ("corruptions:kind=fog", "There are: gaussian_noise"),
+    ],
+)
 def test_bad_names_and_parameters(text, says):
     with pytest.raises(ConfigError) as error:
         parse(text)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "says"), [("scramble:grid=5", "does not divide 32x32"),
-                                            ("scramble:grid=2,offset=true", "nothing to permute"),
-                                            ("noise:window=0.01", "less than a pixel")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("scramble:grid=5", "does not divide 32x32"),
+        ("scramble:grid=2,offset=true", "nothing to permute"),
+        ("noise:window=0.01", "less than a pixel"),
+    ],
+)
 def test_parameters_that_do_not_fit_the_size(text, says, clean, tmp_path):
     with pytest.raises(DataError, match=says):
         derive(parse(text), clean, tmp_path)
@@ -430,16 +440,19 @@ def test_the_command_makes_finds_and_saves(kdrun, outputs, tmp_path):
     assert code == 0 and "fake found" in out and "fake made" in out
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    ((), "testset of what"),
-    (("noize",), "Did you mean noise"),
-    (("noise", "scramble", "std=1"), "belongs to one set"),
-    (("noise:std=1", "window=0.5"), "one place"),
-    (("noise", "processes=0"), "whole number from 1"),
-    (("noise", "stdd=1"), "stdd"),
-    (("scramble", "grid=5"), "does not divide"),
-    (("cifar_c",), "cifar_c.files is not set"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "testset of what"),
+        (("noize",), "Did you mean noise"),
+        (("noise", "scramble", "std=1"), "belongs to one set"),
+        (("noise:std=1", "window=0.5"), "one place"),
+        (("noise", "processes=0"), "whole number from 1"),
+        (("noise", "stdd=1"), "stdd"),
+        (("scramble", "grid=5"), "does not divide"),
+        (("cifar_c",), "cifar_c.files is not set"),
+    ],
+)
 def test_mistakes_on_the_command_line(kdrun, words, says):
     code, _, err = kdrun("testset", *words, *FAKE)
     assert code == 2 and says in err and err.count("\n") == 1

@@ -11,8 +11,17 @@ import sys
 import time
 
 # torch.optim imports torch._dynamo at its first step; a child that did so would spend its short life on it.
-USED = ("kdrun.training.session", "kdrun.training.trainer", "kdrun.models.zoo", "kdrun.runs.curves", "hydra", "safetensors.torch",
-        "matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo")  # fmt: skip
+USED = (
+    "kdrun.training.session",
+    "kdrun.training.trainer",
+    "kdrun.models.zoo",
+    "kdrun.runs.curves",
+    "hydra",
+    "safetensors.torch",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "torch._dynamo",
+)
 
 
 def main() -> None:

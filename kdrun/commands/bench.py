@@ -28,8 +28,16 @@ runs one after the other, and one process per core with lanes inside against the
 
 KINDS = ("train", "eval", "input")
 LANES = ("lanes", "sharing", "machine")
-DEFAULTS = ["teacher=wrn_40_2", "student=wrn_40_1", "method=kd", "dataset=fake", "dataset.fake_train=4096",
-            "dataset.fake_test=512", "dataset.fake_classes=100", "batch_size=64"]  # fmt: skip
+DEFAULTS = [
+    "teacher=wrn_40_2",
+    "student=wrn_40_1",
+    "method=kd",
+    "dataset=fake",
+    "dataset.fake_train=4096",
+    "dataset.fake_test=512",
+    "dataset.fake_classes=100",
+    "batch_size=64",
+]
 METHODS = ["dataset.fake_train=50000"]  # memory banks are as large as the training set
 
 

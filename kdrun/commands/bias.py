@@ -49,8 +49,10 @@ def command(words: list[str]) -> int:
     from kdrun.reporting.bias import VIEWS
 
     if "value" in settings and settings["value"] not in VIEWS:
-        raise ConfigError(f"value={settings['value']}: no such value.{suggest(settings['value'], VIEWS)} "
-                          f"There are: {', '.join(VIEWS)}.")  # fmt: skip
+        raise ConfigError(
+            f"value={settings['value']}: no such value.{suggest(settings['value'], VIEWS)} "
+            f"There are: {', '.join(VIEWS)}."
+        )
     root = outputs_folder(settings.get("output_root"))
     if len(names) != 1:
         known = ", ".join(known_ledgers(root)) or "none yet"
@@ -73,8 +75,9 @@ def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
 
     done = sum(result_of(cell, root) is not None for cell in ledger.cells)
     if not done:
-        raise ConfigError(f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: "
-                          f"{ledger.command}")  # fmt: skip
+        raise ConfigError(
+            f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: {ledger.command}"
+        )
     passed = {key: value for key, value in settings.items() if key in PASSED and key != "output_root"}
     answering = Answering(ledger, root, chosen_sets(ledger, settings.get("testset")), passed, console.track)
     columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
@@ -92,17 +95,25 @@ def show(
 
     entries = [entry for column in columns for entry in column_entries(column)]
     used = dict.fromkeys(name for column in columns for name in column.names if column.names[name])
-    grid = Grid(ledger.name, ledger.title, columns, entries, {name: parse(name).recipe for name in used},
-                about(ledger, root, done), answering.notes)  # fmt: skip
+    grid = Grid(
+        ledger.name,
+        ledger.title,
+        columns,
+        entries,
+        {name: parse(name).recipe for name in used},
+        about(ledger, root, done),
+        answering.notes,
+    )
     console.say(f"[bold]{escape(grid.title)}[/]")
     for line in grid.about:
         console.note(line)
     shown = [settings["value"]] if "value" in settings else list(FIRST)
     for column in columns:
         console.say(f"\n[bold]{escape(column.name)}[/]  teacher {escape(str(column.teacher_name))}")
-        for heading, (heads, rows) in [("", summary_grid(grid, column)),
-                                       *((VIEWS[name].heading, view_grid(grid, column, VIEWS[name]))
-                                         for name in shown)]:  # fmt: skip
+        for heading, (heads, rows) in [
+            ("", summary_grid(grid, column)),
+            *((VIEWS[name].heading, view_grid(grid, column, VIEWS[name])) for name in shown),
+        ]:
             if heading:
                 console.say(f"\n{escape(heading)}")
             console.say(escape("\n".join(text_grid(heads, rows, console.out.width))))
@@ -120,9 +131,11 @@ def about(ledger: Ledger, root: Path, done: int) -> list[str]:
     results = [result for cell in ledger.cells if (result := result_of(cell, root)) is not None]
     where = Counter(f"{result['precision']} on {result['device']}" for result in results)
     trained = f"trained in {', '.join(where)}"
-    return [f"{done} of {len(ledger.cells)} cells done; {trained}; the weights of the last epoch",
-            "images and seeds are resampled together; with few seeds the intervals are too narrow",
-            "s per epoch: of the process; runs that trained as lanes had it together"]  # fmt: skip
+    return [
+        f"{done} of {len(ledger.cells)} cells done; {trained}; the weights of the last epoch",
+        "images and seeds are resampled together; with few seeds the intervals are too narrow",
+        "s per epoch: of the process; runs that trained as lanes had it together",
+    ]
 
 
 def show_decisions(text: str) -> int:
@@ -130,9 +143,20 @@ def show_decisions(text: str) -> int:
     found = {}
     for name in text.split(","):
         found |= read_decisions(Path(name).expanduser())
-    rows = [[subject, "–" if one.bias is None else f"{one.bias:.1f}", f"{one.coverage:.1f}", str(one.shape),
-             str(one.texture), str(one.count)] for subject, one in found.items()]  # fmt: skip
+    rows = [
+        [
+            subject,
+            "–" if one.bias is None else f"{one.bias:.1f}",
+            f"{one.coverage:.1f}",
+            str(one.shape),
+            str(one.texture),
+            str(one.count),
+        ]
+        for subject, one in found.items()
+    ]
     console.table("", ["subject", "shape bias, %", "coverage, %", "shape", "texture", "images"], rows)
-    console.note("shape bias = shape / (shape + texture) decisions; coverage = (shape + texture) / images; without "
-                 "images whose two cues are of one class")  # fmt: skip
+    console.note(
+        "shape bias = shape / (shape + texture) decisions; coverage = (shape + texture) / images; without "
+        "images whose two cues are of one class"
+    )
     return 0

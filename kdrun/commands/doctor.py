@@ -23,8 +23,22 @@ Checks Python, libraries, CPU and GPU, the C++ compiler that torch.compile needs
 and says what device=auto, precision=auto and compile=auto mean on this machine. Exit code 1 if a run could not work.
 """
 
-LIBRARIES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "pillow", "scikit-learn",
-             "scikit-image", "pandas", "safetensors", "matplotlib", "rich", "filelock")  # fmt: skip
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "scikit-image",
+    "pandas",
+    "safetensors",
+    "matplotlib",
+    "rich",
+    "filelock",
+)
 
 
 def command(words: list[str]) -> int:
@@ -113,6 +127,11 @@ def data_rows(root: str | None) -> list[list[str]]:
             rows.append([name, "not here", f"dataset.root={root} holds none"])
             continue
         where = source.archive or (source.trees[0].root.parent if source.trees else None)
-        rows.append([name, str(where) if where else "not here", "" if where else "downloaded at first use, or set "
-                     "dataset.root or KDRUN_DATA"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                str(where) if where else "not here",
+                "" if where else "downloaded at first use, or set dataset.root or KDRUN_DATA",
+            ]
+        )
     return rows

@@ -145,8 +145,10 @@ def show_scores(done: Measured) -> None:
 
 def change_words(change: Change) -> str:
     """Beside the clean images: accuracy kept and lost, flips and divergence, shape bias."""
-    words = [f"clean images {change.clean_top1:.2f} %, here {change.top1:.2f} %, a drop of "
-             f"{change.clean_top1 - change.top1:.2f} points"]  # fmt: skip
+    words = [
+        f"clean images {change.clean_top1:.2f} %, here {change.top1:.2f} %, a drop of "
+        f"{change.clean_top1 - change.top1:.2f} points"
+    ]
     chance = "no ratio: the clean ones are answered at chance"
     words += [chance if change.ratio is None else f"ratio {change.ratio:.3f}"]
     words += [] if change.flipped is None else [f"{change.flipped:.2f} % of predictions flip"]
@@ -160,8 +162,9 @@ def show_details(done: Measured) -> None:
     """CKA of the stages that belong together, cost, and the classes."""
     found = done.found
     if found.similarity is not None:
-        pairs = [f"{a}–{b} {'undefined' if value is None else f'{value:.3f}'}"
-                 for a, b, value in found.similarity.of_pairs()]  # fmt: skip
+        pairs = [
+            f"{a}–{b} {'undefined' if value is None else f'{value:.3f}'}" for a, b, value in found.similarity.of_pairs()
+        ]
         console.say(f"  CKA, student's stage – teacher's: {'  '.join(pairs)}")
     cost = found.cost
     console.say(
@@ -175,8 +178,10 @@ def show_details(done: Measured) -> None:
         order = sorted(order, key=lambda label: classes.f1[label])[:WORST]
         title = f"the {WORST} classes of {len(done.classes)} with the lowest F1"
     figures = [[classes.precision[label], classes.recall[label], classes.f1[label]] for label in order]
-    rows = [[done.classes[label], f"{classes.support[label]:,}", *(f"{value:.2f}" for value in values)]
-            for label, values in zip(order, figures, strict=True)]  # fmt: skip
+    rows = [
+        [done.classes[label], f"{classes.support[label]:,}", *(f"{value:.2f}" for value in values)]
+        for label, values in zip(order, figures, strict=True)
+    ]
     rows.append(["macro average", f"{found.samples:,}", *(f"{value:.2f}" for value in classes.macro.values())])
     console.table(title, ["class", "images", "precision, %", "recall, %", "F1, %"], rows)
 

@@ -104,8 +104,9 @@ def take_options(settings: dict[str, str]) -> Options:
             raise ConfigError(f"{key}={value}: must be a whole number, at least {low}.")
         numbers[key] = None if value is None else int(value)
     save = settings.pop("save", None)
-    return Options(quantize, kind, allowed, numbers["images"], numbers["opset"],
-                   None if save is None else Path(save).expanduser())  # fmt: skip
+    return Options(
+        quantize, kind, allowed, numbers["images"], numbers["opset"], None if save is None else Path(save).expanduser()
+    )
 
 
 def destination(target: Target, options: Options, own: dict[str, str]) -> Path:
@@ -127,15 +128,16 @@ def destination(target: Target, options: Options, own: dict[str, str]) -> Path:
 
 def export(target: Target, place: Path, options: Options) -> int:
     """Write every form beside its final place, measure, and rename what passes. Returns the exit code."""
-
     config = target.config
     numerics = numerics_for(replace(config, device="cpu"), "fp32")
     numerics.apply()
     data = load_data(make_plan(images_only(config), []), console.track)
     deployed = deploy(target, numerics)
     if len(data.splits.class_names) != len(deployed.card.class_names):
-        raise ConfigError(f"{target.label} has {len(deployed.card.class_names)} classes, the data set has "
-                          f"{len(data.splits.class_names)}.")  # fmt: skip
+        raise ConfigError(
+            f"{target.label} has {len(deployed.card.class_names)} classes, the data set has "
+            f"{len(data.splits.class_names)}."
+        )
     model = deployable(deployed.model, deployed.card)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -216,10 +218,16 @@ def keep(forms: list[Form], place: Path) -> dict[str, Path]:
 
 def facts(form: Form) -> dict[str, Any]:
     """What was measured of a form."""
-    return {"form": form.name, "file": None if form.path is None else form.path.name,
-            "max_logit_difference": form.difference, "top1": form.top1, "size": form.size,
-            "milliseconds_of_1": form.one, f"milliseconds_of_{CHUNK}": form.many,
-            "problem": form.problem or None}  # fmt: skip
+    return {
+        "form": form.name,
+        "file": None if form.path is None else form.path.name,
+        "max_logit_difference": form.difference,
+        "top1": form.top1,
+        "size": form.size,
+        "milliseconds_of_1": form.one,
+        f"milliseconds_of_{CHUNK}": form.many,
+        "problem": form.problem or None,
+    }
 
 
 def report(forms: list[Form], files: dict[str, Path], place: Path, card: Card, options: Options, images: int) -> int:
@@ -227,9 +235,17 @@ def report(forms: list[Form], files: dict[str, Path], place: Path, card: Card, o
     rows = []
     for number, form in enumerate(forms):
         verdict = "" if not number else ("passes" if not form.problem else "fails")
-        rows.append([form.name, f"{form.difference:.2g}" if number else "–", f"{form.top1:.2f}",
-                     f"{form.size / 1e6:.2f}" if number else "–", f"{form.one:.2f}", f"{form.many:.1f}",
-                     verdict])  # fmt: skip
+        rows.append(
+            [
+                form.name,
+                f"{form.difference:.2g}" if number else "–",
+                f"{form.top1:.2f}",
+                f"{form.size / 1e6:.2f}" if number else "–",
+                f"{form.one:.2f}",
+                f"{form.many:.1f}",
+                verdict,
+            ]
+        )
     console.table("", ["form", "max |Δlogit|", "top-1, %", "size, MB", "1 image, ms", f"{CHUNK} images, ms", ""], rows)
     console.note(f"top-1 on {images:,} test images; max |logit| {forms[1].scale:.3g}; median times on this CPU")
     for form in forms[1:]:
@@ -238,8 +254,7 @@ def report(forms: list[Form], files: dict[str, Path], place: Path, card: Card, o
         elif form.name not in files:
             console.say(f"[bold red]left out[/]  {escape(form.name)}: the float32 file it comes from fails.")
     if files:
-        about = {"measured_at": now(), "test_images": images, "forms": [facts(form) for form in forms],
-                 **asdict(card)}  # fmt: skip
+        about = {"measured_at": now(), "test_images": images, "forms": [facts(form) for form in forms], **asdict(card)}
         write_json(place.with_suffix(".json"), about)
         names = ", ".join(path.name for path in (*files.values(), place.with_suffix(".json")))
         console.note(f"{short_path(place.parent.absolute())}/  ({names})")

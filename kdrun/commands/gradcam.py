@@ -110,8 +110,14 @@ def read_asked(settings: dict[str, str]) -> Asked:
     save = settings.pop("save", None)
     if save is not None and not save.lower().endswith(".png"):
         raise ConfigError(f"save={save}: the picture is a PNG; give FILE.png.")
-    return Asked(images, settings.pop("target", "predicted"), method, settings.pop("layer", None), int(overlap),
-                 Path(save).expanduser() if save else None)  # fmt: skip
+    return Asked(
+        images,
+        settings.pop("target", "predicted"),
+        method,
+        settings.pop("layer", None),
+        int(overlap),
+        Path(save).expanduser() if save else None,
+    )
 
 
 def place_of_picture(asked: Asked, targets: list[Target], root: Path, of: str) -> Path:
@@ -143,8 +149,9 @@ def draw(picture: Path, every: list[Watched], images: Images, shown: int, asked:
     write_atomically(picture, lambda file: file.write(pixels))
 
 
-def show(every: list[Watched], found: list[Overlapping], images: Images, shown: int, picture: Path,
-         asked: Asked) -> None:  # fmt: skip
+def show(
+    every: list[Watched], found: list[Overlapping], images: Images, shown: int, picture: Path, asked: Asked
+) -> None:
     """Layers, the overlap of each run, and where everything is."""
     layers = {f"{watched.head[0]} {watched.view.layer} ({'×'.join(map(str, watched.view.grid))})" for watched in every}
     console.note(f"layer and positions: {', '.join(sorted(layers))}")

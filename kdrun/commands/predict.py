@@ -87,8 +87,10 @@ def command(words: list[str]) -> int:
     paths = find_images(options.path)
     predictor, label = make_predictor(names[0], settings, config_dir)
     card = predictor.card
-    console.say(f"{escape(label)}  {escape(card.network)}, {len(card.class_names)} classes, on {len(paths):,} "
-                f"image{'s' * (len(paths) != 1)} of {escape(str(options.path))}")  # fmt: skip
+    console.say(
+        f"{escape(label)}  {escape(card.network)}, {len(card.class_names)} classes, on {len(paths):,} "
+        f"image{'s' * (len(paths) != 1)} of {escape(str(options.path))}"
+    )
     with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # one JSON line per image: memory stays flat
         seen = predict(predictor, paths, options, spool)
         for place in options.save:
@@ -167,8 +169,9 @@ def records_of(predictor: Predictor, batch: Read, base: Path, top: int | None) -
     values, labels = predictor.logits(batch.pixels).softmax(1).topk(min(top or len(names), len(names)))
     for path, row, places in zip(batch.paths, values.tolist(), labels.tolist(), strict=True):
         ranked = {names[label]: round(value, 6) for label, value in zip(places, row, strict=True)}
-        yield dict(zip(COLUMNS, (path.relative_to(base).as_posix(), names[places[0]], round(row[0], 6), ranked),
-                       strict=True))  # fmt: skip
+        yield dict(
+            zip(COLUMNS, (path.relative_to(base).as_posix(), names[places[0]], round(row[0], 6), ranked), strict=True)
+        )
 
 
 def note_record(seen: Seen, record: dict[str, Any], card: Card) -> None:
@@ -214,8 +217,14 @@ def show(seen: Seen, card: Card, options: Options) -> None:
     for record in seen.head:
         others = list(record["probabilities"].items())[1:width]
         then = ", ".join(f"{name} {100 * value:.2f}" for name, value in others)
-        rows.append([record["image"], record["predicted_class"], f"{100 * record['probability']:.2f}",
-                     *([then] if width > 1 else [])])  # fmt: skip
+        rows.append(
+            [
+                record["image"],
+                record["predicted_class"],
+                f"{100 * record['probability']:.2f}",
+                *([then] if width > 1 else []),
+            ]
+        )
     if rows:
         console.table("", columns, rows)
     if seen.images > len(seen.head):
@@ -224,14 +233,18 @@ def show(seen: Seen, card: Card, options: Options) -> None:
         rest = len(seen.counts) - len(common)
         console.say(f"{more}predicted: {escape(', '.join(common))}{f' and {rest} other classes' if rest else ''}")
     if seen.labelled == seen.images > 0:
-        console.say(f"the folders' names are classes: [bold]{100 * seen.right / seen.images:.2f} %[/] of "
-                    f"{seen.images:,} predictions agree with them")  # fmt: skip
+        console.say(
+            f"the folders' names are classes: [bold]{100 * seen.right / seen.images:.2f} %[/] of "
+            f"{seen.images:,} predictions agree with them"
+        )
     for path, reason in seen.unreadable[:SHOWN]:
         console.say(f"[bold red]unreadable[/]  {escape(str(path))}: {escape(reason)}")
     if seen.unreadable:
         more = len(seen.unreadable) - SHOWN
-        console.say(f"{len(seen.unreadable):,} of {seen.images + len(seen.unreadable):,} images could not be read and "
-                    f"are left out{f' ({more:,} more than are shown)' if more > 0 else ''}.")  # fmt: skip
+        console.say(
+            f"{len(seen.unreadable):,} of {seen.images + len(seen.unreadable):,} images could not be read and "
+            f"are left out{f' ({more:,} more than are shown)' if more > 0 else ''}."
+        )
     if options.save:
         console.note(f"written: {', '.join(short_path(place.absolute()) for place in options.save)}")
     elif seen.images:

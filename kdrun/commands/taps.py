@@ -34,8 +34,10 @@ def show(config: RunConfig) -> None:
         tap = make_tap(options, classes, config.dataset.image_size, None)
         specs[role] = measure(tap, classes)
         count = sum(parameter.numel() for parameter in tap.model.parameters())
-        console.say(f"[bold]{role}[/] {options.name}: {count:,} parameters, {classes} classes, "
-                    f"{options.input_size or config.dataset.image_size} px")  # fmt: skip
+        console.say(
+            f"[bold]{role}[/] {options.name}: {count:,} parameters, {classes} classes, "
+            f"{options.input_size or config.dataset.image_size} px"
+        )
         describe(specs[role])
     pairs = pair_maps(specs["student"], specs["teacher"])
     if not pairs:

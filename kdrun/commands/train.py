@@ -88,11 +88,14 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
             rest.append(word)
     kind = launcher["launcher"]
     if kind not in LAUNCHERS:
-        raise ConfigError(f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} "
-                          f"There are: {', '.join(LAUNCHERS)}.")  # fmt: skip
+        raise ConfigError(
+            f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} There are: {', '.join(LAUNCHERS)}."
+        )
     for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
-        raise ConfigError(f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
-                          "The lanes launcher has launcher.processes.")  # fmt: skip
+        raise ConfigError(
+            f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
+            "The lanes launcher has launcher.processes."
+        )
     return launcher, rest
 
 

@@ -32,8 +32,13 @@ def command(words: list[str]) -> int:
     found = plan.run if kind == "run" else plan.teacher_run
     if found is None:
         teacher = plan.config.teacher
-        why = (f"method={plan.method.name} has none in the store" if plan.teacher_digest is None
-               else "it is not trained" if teacher.random else f"it is the file {teacher.checkpoint}")  # fmt: skip
+        why = (
+            f"method={plan.method.name} has none in the store"
+            if plan.teacher_digest is None
+            else "it is not trained"
+            if teacher.random
+            else f"it is the file {teacher.checkpoint}"
+        )
         raise ConfigError(f"where teacher: no directory holds it: {why}.")
     if not found.finished:
         raise RunError(f"{short_path(found.path)} is not finished: kdrun train {' '.join(rest)}".rstrip())

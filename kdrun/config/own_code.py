@@ -31,8 +31,13 @@ LARGEST = 1 << 20  # bytes: a longer file counts by its content, and is neither 
 SUFFIXES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)  # in the order in which an import tries them
 NEVER_OWN = ("kdrun", "torch", "torchvision")  # the latter also where they run from a checkout of thousands of files
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LIBRARY = tuple({os.path.join(kind(sysconfig.get_paths()[key]), "") for key in ("stdlib", "platstdlib")
-                 for kind in (os.path.abspath, os.path.realpath)})  # fmt: skip
+LIBRARY = tuple(
+    {
+        os.path.join(kind(sysconfig.get_paths()[key]), "")
+        for key in ("stdlib", "platstdlib")
+        for kind in (os.path.abspath, os.path.realpath)
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,7 @@ def find_images(place: Path) -> list[Path]:
     found = []
     for folder, inner, files in os.walk(place):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [Path(folder, name) for name in files
-                  if name.lower().endswith(SUFFIXES) and not name.startswith(".")]  # fmt: skip
+        found += [Path(folder, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
     if not found:
         raise DataError(f"path={place} holds no images ({', '.join(SUFFIXES)}).")
     return sorted(found)

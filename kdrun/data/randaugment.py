@@ -179,6 +179,18 @@ def cutout(image: Tensor, draws: Tensor) -> Tensor:
 
 
 OPERATIONS: tuple[Operation, ...] = (
-    autocontrast, brightness, colour, contrast, equalize, identity, posterize,
-    rotate, sharpness, shear_x, shear_y, solarize, translate_x, translate_y,
-)  # fmt: skip
+    autocontrast,
+    brightness,
+    colour,
+    contrast,
+    equalize,
+    identity,
+    posterize,
+    rotate,
+    sharpness,
+    shear_x,
+    shear_y,
+    solarize,
+    translate_x,
+    translate_y,
+)

@@ -124,8 +124,13 @@ class ResidentTrain:
             index = order[window]
             image = self.view(index, views)
             teacher_image = image if teacher_views is None else self.view(index, teacher_views)
-            yield Batch(image, self.device_labels[index], index, teacher_image,
-                        None if strong is None else strong(index, window))  # fmt: skip
+            yield Batch(
+                image,
+                self.device_labels[index],
+                index,
+                teacher_image,
+                None if strong is None else strong(index, window),
+            )
 
     def _draw(self, epoch: int, purpose: int) -> Views:
         return draw_views(self.augment, self.seed, epoch, self.num_samples, purpose, self.device)

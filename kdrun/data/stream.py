@@ -40,8 +40,16 @@ class Sample:
 class Decoder(Dataset[Sample]):
     """(epoch, index) -> Sample. epoch -1 is the unaugmented view."""
 
-    def __init__(self, files: FileSet, size: int, resize: str, augment: Augment, seed: int, teacher_view: str,
-                 views: tuple[str, ...] = ()):  # fmt: skip
+    def __init__(
+        self,
+        files: FileSet,
+        size: int,
+        resize: str,
+        augment: Augment,
+        seed: int,
+        teacher_view: str,
+        views: tuple[str, ...] = (),
+    ):
         self.files, self.seed, self.augment, self.teacher_view, self.views = files, seed, augment, teacher_view, views
         self.plain, self.augmented = PlainView(size, resize), AugmentedView(augment, size, resize)
 
@@ -58,10 +66,12 @@ class Decoder(Dataset[Sample]):
             purposes.append(TEACHER_VIEW)
         if "strong" in self.views:
             purposes.append(STRONG_VIEW)
-        draws = {purpose: view_draws(self.augment, self.seed, epoch, purpose, torch.tensor(index))
-                 for purpose in purposes}  # fmt: skip
-        return [self._sample(one, {purpose: rows[row] for purpose, rows in draws.items()})
-                for row, one in enumerate(index)]  # fmt: skip
+        draws = {
+            purpose: view_draws(self.augment, self.seed, epoch, purpose, torch.tensor(index)) for purpose in purposes
+        }
+        return [
+            self._sample(one, {purpose: rows[row] for purpose, rows in draws.items()}) for row, one in enumerate(index)
+        ]
 
     def _sample(self, index: int, draws: dict[int, Tensor]) -> Sample:
         """draws: of each augmented view, by purpose; none: the unaugmented view."""
@@ -211,8 +221,18 @@ class StreamTrain(Stream):
 class StreamEval(Stream):
     """Unaugmented batches in the set's own order."""
 
-    def __init__(self, data: FileSet, *, image_size: int, resize: str, batch_size: int, stats: Stats,
-                 workers: int | None, on_error: str, device: torch.device):  # fmt: skip
+    def __init__(
+        self,
+        data: FileSet,
+        *,
+        image_size: int,
+        resize: str,
+        batch_size: int,
+        stats: Stats,
+        workers: int | None,
+        on_error: str,
+        device: torch.device,
+    ):
         decoder = Decoder(data, image_size, resize, Augment(crop="none", flip=0.0), 0, "same")
         super().__init__(decoder, EpochBatches(len(data), batch_size, None), workers, stats, on_error, device)
         self.num_samples, self.batch_size = len(data), batch_size
@@ -227,8 +247,16 @@ def measured_stats(data: FileSet, image_size: int, resize: str, workers: int | N
     """Per-channel mean and standard deviation on [0, 1] over the training files, at most `limit` evenly spaced ones."""
     chosen = data.take(np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int)))
     device = torch.device("cpu")
-    loader = StreamEval(chosen, image_size=image_size, resize=resize, batch_size=64, stats=([0.0] * 3, [1.0] * 3),
-                        workers=workers, on_error="skip", device=device)  # fmt: skip
+    loader = StreamEval(
+        chosen,
+        image_size=image_size,
+        resize=resize,
+        batch_size=64,
+        stats=([0.0] * 3, [1.0] * 3),
+        workers=workers,
+        on_error="skip",
+        device=device,
+    )
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
     for image, _ in loader.batches():
         flat = image.double().permute(0, 2, 3, 1).reshape(-1, 3)

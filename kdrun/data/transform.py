@@ -59,8 +59,15 @@ class AugmentedView:
         shares = torch.stack(area_shares(self.augment, draws, height / width))[:, 0].tolist()
         across, down = max(round(shares[0] * width), 1), max(round(shares[1] * height), 1)
         left, top = draws[0, PLACE].tolist()
-        return V.resized_crop(pixels, int(top * (height - down + 1)), int(left * (width - across + 1)), down, across,
-                              [self.size, self.size], antialias=True)  # fmt: skip
+        return V.resized_crop(
+            pixels,
+            int(top * (height - down + 1)),
+            int(left * (width - across + 1)),
+            down,
+            across,
+            [self.size, self.size],
+            antialias=True,
+        )
 
     def coloured(self, image: Tensor, draws: Tensor) -> Tensor:
         """Brightness, contrast, saturation, hue."""

@@ -122,9 +122,15 @@ class Change:
 def change_of(clean: Answers, derived: Answers) -> Change:
     same = np.array_equal(clean.labels, derived.labels)
     shape = None if derived.textures is None else shape_bias(derived)
-    return Change(clean.accuracy, derived.accuracy, derived.accuracy / clean.accuracy if above_chance(clean) else None,
-                  100 - agreement(clean, derived) if same else None, divergence(clean, derived) if same else None,
-                  shape and shape.bias, shape and shape.coverage)  # fmt: skip
+    return Change(
+        clean.accuracy,
+        derived.accuracy,
+        derived.accuracy / clean.accuracy if above_chance(clean) else None,
+        100 - agreement(clean, derived) if same else None,
+        divergence(clean, derived) if same else None,
+        shape and shape.bias,
+        shape and shape.coverage,
+    )
 
 
 class Bootstrap:

@@ -120,10 +120,17 @@ def teacher_entry(column: Column, testset: str) -> BiasEntry:
         return BiasEntry(TEACHER, column.name, testset, False, 1, reason="the teacher is at chance on clean images")
     shape = shape_bias(found) if found.textures is not None else None
     return BiasEntry(
-        TEACHER, column.name, testset, False, 1, Spread(clean.accuracy), Spread(found.accuracy),
-        Spread(found.accuracy / clean.accuracy), shape_bias=Spread(shape.bias if shape else None),
+        TEACHER,
+        column.name,
+        testset,
+        False,
+        1,
+        Spread(clean.accuracy),
+        Spread(found.accuracy),
+        Spread(found.accuracy / clean.accuracy),
+        shape_bias=Spread(shape.bias if shape else None),
         coverage=Spread(shape.coverage if shape else None),
-    )  # fmt: skip
+    )
 
 
 def entry_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -> BiasEntry:
@@ -131,8 +138,11 @@ def entry_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -
     blank = BiasEntry(row.label, column.name, testset, row.control, len(row.seeds))
     if not row.seeds:
         return replace(blank, reason="no finished run")
-    chance = [f"{seed} ({answers[CLEAN].accuracy:.1f} % clean)" for seed, answers in row.seeds.items()
-              if not above_chance(answers[CLEAN])]  # fmt: skip
+    chance = [
+        f"{seed} ({answers[CLEAN].accuracy:.1f} % clean)"
+        for seed, answers in row.seeds.items()
+        if not above_chance(answers[CLEAN])
+    ]
     if chance:
         return replace(blank, reason=f"at chance: seed {', '.join(chance)}")
     every = [(answers[testset], answers[CLEAN]) for answers in row.seeds.values()]
@@ -140,20 +150,29 @@ def entry_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -
     beside: dict[str, Any] = {}
     if column.teacher is not None:
         teacher = column.teacher[testset]
-        beside = {"agreement": over([agreement(teacher, found) for found, _ in every]),
-                  "errors": over([agreement_on_errors(teacher, found) for found, _ in every]),
-                  "kl": over([divergence(teacher, found) for found, _ in every]),
-                  "consistency": over([error_consistency(teacher, found) for found, _ in every])}  # fmt: skip
+        beside = {
+            "agreement": over([agreement(teacher, found) for found, _ in every]),
+            "errors": over([agreement_on_errors(teacher, found) for found, _ in every]),
+            "kl": over([divergence(teacher, found) for found, _ in every]),
+            "consistency": over([error_consistency(teacher, found) for found, _ in every]),
+        }
     return BiasEntry(
-        row.label, column.name, testset, row.control, len(every),
-        over([clean.accuracy for _, clean in every]), over([found.accuracy for found, _ in every]),
-        over([found.accuracy / clean.accuracy for found, clean in every]), transfer_of(row, column, testset, drawn),
-        **beside, shape_bias=over([shape.bias for shape in shapes]),
+        row.label,
+        column.name,
+        testset,
+        row.control,
+        len(every),
+        over([clean.accuracy for _, clean in every]),
+        over([found.accuracy for found, _ in every]),
+        over([found.accuracy / clean.accuracy for found, clean in every]),
+        transfer_of(row, column, testset, drawn),
+        **beside,
+        shape_bias=over([shape.bias for shape in shapes]),
         coverage=over([shape.coverage for shape in shapes]),
         seconds_per_epoch=mean_std(row.seconds)[0],
         published=figure(row, column, column.names[testset], "ratio"),
         published_seconds=figure(row, column, "", "seconds_per_epoch"),
-    )  # fmt: skip
+    )
 
 
 def over(values: list[Any]) -> Spread:
@@ -185,5 +204,11 @@ def figure(row: Row, column: Column, testset: str, metric: str) -> float | None:
     wanted = (column.benchmark, column.dataset, testset, metric, teacher, row.student, row.method)
     if column.benchmark is None or (row.control and row.method != "none"):
         return None
-    return next((one.value for one in published() if (one.benchmark, one.dataset, one.testset, one.metric, one.teacher,
-                                                      one.student, one.method) == wanted), None)  # fmt: skip
+    return next(
+        (
+            one.value
+            for one in published()
+            if (one.benchmark, one.dataset, one.testset, one.metric, one.teacher, one.student, one.method) == wanted
+        ),
+        None,
+    )

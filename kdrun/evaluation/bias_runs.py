@@ -60,8 +60,9 @@ class Answering:
         shape = self.ledger.shape
         targets = self.targets(done)
         reference = self.reference(targets)
-        rows = {cell.row: Row(cell.row, method=cell.method, student=cell.student, teacher=cell.teacher)
-                for cell in cells}  # fmt: skip
+        rows = {
+            cell.row: Row(cell.row, method=cell.method, student=cell.student, teacher=cell.teacher) for cell in cells
+        }
         for place in self.track(iter(range(len(done))), len(done), f"answers of {name}"):
             cell = done[place]
             target = targets.get(str(cell.run))
@@ -82,8 +83,17 @@ class Answering:
         ordered = [*(row for row in shape.rows if row in rows), *(row for row in rows if row not in shape.rows)]
         dataset = cells[0].dataset if cells else ""
         taught = targets[learned].config.teacher.name if reference is not None and learned is not None else None
-        return Column(name, dataset, taught, teacher, [rows[row] for row in ordered],
-                      testsets, names, shape.baseline, shape.benchmark)  # fmt: skip
+        return Column(
+            name,
+            dataset,
+            taught,
+            teacher,
+            [rows[row] for row in ordered],
+            testsets,
+            names,
+            shape.baseline,
+            shape.benchmark,
+        )
 
     def write_sheets(self, folder: Path) -> list[Path]:
         """The contact sheets of the derived sets, beside the grid."""
@@ -144,7 +154,6 @@ class Answering:
 
     def answers(self, folder: Path, target: Target, made: str | None) -> dict[str, Answers]:
         """On every test set, from evals/ where they are of the same images, weights (`made`) and numerics."""
-
         asked = self.asked(target.config)
         config = target.config
         numerics = numerics_for(config)
@@ -152,8 +161,13 @@ class Answering:
         found = {}
         for name, (images, textures, identity) in asked.sets.items():
             place = folder / "evals" / f"{asked.stems[name]}.answers.npz"
-            wanted = {"schema": 1, "images": identity, "made": made, "precision": numerics.precision,
-                      "device": numerics.torch_device.type}  # fmt: skip
+            wanted = {
+                "schema": 1,
+                "images": identity,
+                "made": made,
+                "precision": numerics.precision,
+                "device": numerics.torch_device.type,
+            }
             answers = read_answers(place, wanted)
             if answers is None:
                 numerics.apply()
@@ -180,8 +194,10 @@ class Answering:
         data = load_data(plan, self.track)
         test = data.splits.test
         if not isinstance(test, ArraySet):
-            raise DataError(f"dataset={config.dataset.name} streams its files; derived sets are made of images in "
-                            "memory (cifar10, cifar100, digits, fake).")  # fmt: skip
+            raise DataError(
+                f"dataset={config.dataset.name} streams its files; derived sets are made of images in "
+                "memory (cifar10, cifar100, digits, fake)."
+            )
         sets: dict[str, tuple[ArraySet, np.ndarray | None, dict[str, Any]]] = {
             CLEAN: (test, None, {"data": fingerprint(test)})
         }

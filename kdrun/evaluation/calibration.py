@@ -54,5 +54,9 @@ class CalibrationMeter:
         count, confidence, right = self.sums.cpu()
         gaps = (right - confidence).abs().sum() / count.sum().clamp(min=1)
         filled = count.clamp(min=1)
-        return Calibration(100 * gaps.item(), count.long().tolist(), (100 * confidence / filled).tolist(),
-                           (100 * right / filled).tolist())  # fmt: skip
+        return Calibration(
+            100 * gaps.item(),
+            count.long().tolist(),
+            (100 * confidence / filled).tolist(),
+            (100 * right / filled).tolist(),
+        )

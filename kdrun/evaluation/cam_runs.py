@@ -82,18 +82,24 @@ def same_data(targets: list[Target]) -> None:
 
     def data_of(target: Target) -> dict[str, Any]:
         data = target.config.dataset
-        return {"dataset": data.name, "dataset.root": DataSource(data).fingerprint(),
-                "dataset.image_size": data.image_size, "dataset.resize": data.resize,
-                "dataset.train_fraction": data.train_fraction, "dataset.split_seed": data.split_seed,
-                "dataset.test_limit": data.test_limit}  # fmt: skip
+        return {
+            "dataset": data.name,
+            "dataset.root": DataSource(data).fingerprint(),
+            "dataset.image_size": data.image_size,
+            "dataset.resize": data.resize,
+            "dataset.train_fraction": data.train_fraction,
+            "dataset.split_seed": data.split_seed,
+            "dataset.test_limit": data.test_limit,
+        }
 
     first = data_of(targets[0])
     for target in targets[1:]:
         other = data_of(target)
         for key, value in first.items():
             if other[key] != value:
-                ours, theirs = (getattr(item.config.dataset, key.partition(".")[2] or "name") for item in
-                                (targets[0], target))  # fmt: skip
+                ours, theirs = (
+                    getattr(item.config.dataset, key.partition(".")[2] or "name") for item in (targets[0], target)
+                )
                 raise ConfigError(
                     f"{key}: {targets[0].label} has {ours} and {target.label} has {theirs}; the runs of one picture "
                     "share data set and classes."
@@ -170,8 +176,10 @@ def wanted_classes(word: str, images: Images, classes: list[str]) -> np.ndarray 
         return np.full(len(images), classes.index(word))
     if word.isdecimal() and int(word) < len(classes):
         return np.full(len(images), int(word))
-    raise ConfigError(f"target={word}: choose predicted, true or a class.{suggest(word, classes)} There are "
-                      f"{len(classes)}: {', '.join(classes[:12])}{' …' if len(classes) > 12 else ''}.")  # fmt: skip
+    raise ConfigError(
+        f"target={word}: choose predicted, true or a class.{suggest(word, classes)} There are "
+        f"{len(classes)}: {', '.join(classes[:12])}{' …' if len(classes) > 12 else ''}."
+    )
 
 
 def look(every: list[Watched], images: Images, wanted: np.ndarray | None, device: str, track: Track) -> None:
@@ -226,12 +234,23 @@ def as_json(
     """Means over the images; `other_images` are those with the teacher's maps of other images."""
     assert watched.predicted is not None and teacher.predicted is not None
     return {
-        "schema": 1, "method": asked.method, "target": asked.target, "images": len(images), "of": of,
-        "student": watched.head[0], "student_layer": watched.view.layer, "student_grid": list(watched.view.grid),
-        "teacher": teacher.head[0], "teacher_layer": teacher.view.layer, "teacher_grid": list(teacher.view.grid),
-        **result.mean, "other_images": result.apart, "undefined": result.undefined,
-        "agreement": 100 * float((watched.predicted == teacher.predicted).mean()), "measured_at": now(),
-    }  # fmt: skip
+        "schema": 1,
+        "method": asked.method,
+        "target": asked.target,
+        "images": len(images),
+        "of": of,
+        "student": watched.head[0],
+        "student_layer": watched.view.layer,
+        "student_grid": list(watched.view.grid),
+        "teacher": teacher.head[0],
+        "teacher_layer": teacher.view.layer,
+        "teacher_grid": list(teacher.view.grid),
+        **result.mean,
+        "other_images": result.apart,
+        "undefined": result.undefined,
+        "agreement": 100 * float((watched.predicted == teacher.predicted).mean()),
+        "measured_at": now(),
+    }
 
 
 def as_csv(watched: Watched, teacher: Watched, result: Overlap, images: Images) -> str:
@@ -240,8 +259,9 @@ def as_csv(watched: Watched, teacher: Watched, result: Overlap, images: Images) 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = ("predicted", "explained", "probability")
-    writer.writerow(["image", "class", *(f"{role}_{end}" for role in ("student", "teacher") for end in ends),
-                     *result.each])  # fmt: skip
+    writer.writerow(
+        ["image", "class", *(f"{role}_{end}" for role in ("student", "teacher") for end in ends), *result.each]
+    )
     for place, name in enumerate(images.names):
         label = images.labels[place]
         row: list[Any] = [name, classes[label] if label >= 0 else ""]

@@ -97,8 +97,9 @@ class Deployed:
             return self.model(self.transform(pixels)).float()
 
 
-def find_target(word: str, settings: dict[str, str], config_dir: str | None = None,
-                takes: Sequence[str] = ()) -> Target:  # fmt: skip
+def find_target(
+    word: str, settings: dict[str, str], config_dir: str | None = None, takes: Sequence[str] = ()
+) -> Target:
     """The one network that `word` means: a RUN of the command line or a file of weights. Takes model= and weights= out
     of `settings`; the rest are values that a finished run may be given, or a file's whole configuration. takes: see
     `target_of_run`."""
@@ -130,8 +131,16 @@ def deploy(target: Target, numerics: Numerics, track: Track = untracked) -> Depl
     network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
     subject = Subject(network, deployed)
     mean, std = normalisation(subject, stats)
-    card = Card(target.options.name, names, side, config.dataset.resize, config.dataset.name in STREAMED,
-                subject.tap.input_size or side, mean, std)  # fmt: skip
+    card = Card(
+        target.options.name,
+        names,
+        side,
+        config.dataset.resize,
+        config.dataset.name in STREAMED,
+        subject.tap.input_size or side,
+        mean,
+        std,
+    )
     return Deployed(target, card, subject, data)
 
 

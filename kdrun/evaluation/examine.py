@@ -160,12 +160,22 @@ def examine(
             speed = throughput(subject.logits, first[0], device) if first else 0.0
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunError("out of memory while evaluating: set a smaller eval_batch_size (kdrun eval --help).") from error
+    similarity = None if teacher is None else similarity_of(meters, subject, teacher, num_classes)
+    return Findings(
+        meters.accuracy.count,
+        meters.scores(),
+        cost_of(subject, speed),
+        meters.calibration.result(),
+        meters.confusion.result(),
+        similarity,
+    )
+
+
+def cost_of(subject: Subject, images_per_second: float) -> dict[str, float]:
+    """Return parameters, FLOPs of one image, and the measured speed."""
     params = sum(parameter.numel() for parameter in subject.deployed.parameters())
     flops = count_flops(subject.deployed, subject.tap.input_size or subject.tap.image_size)
-    similarity = None if teacher is None else similarity_of(meters, subject, teacher, num_classes)
-    return Findings(meters.accuracy.count, meters.scores(),
-                    {"params": params, "flops": flops, "images_per_second": speed},
-                    meters.calibration.result(), meters.confusion.result(), similarity)  # fmt: skip
+    return {"params": params, "flops": flops, "images_per_second": images_per_second}
 
 
 def similarity_of(meters: Meters, subject: Subject, teacher: Subject, num_classes: int) -> Similarity | None:

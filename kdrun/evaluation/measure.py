@@ -66,8 +66,10 @@ def asked_of(testsets: list[NamedSet], data: Data, plan: Plan, split: str, track
     if not testsets:
         return [Asked(chosen_split(data, split))]
     made = derived_tests(testsets, plan, data.splits, track)
-    return [Asked(found.data, title(testset), file_stem(testset), found.manifest, found.texture_labels)
-            for testset, found in zip(testsets, made, strict=True)]  # fmt: skip
+    return [
+        Asked(found.data, title(testset), file_stem(testset), found.manifest, found.texture_labels)
+        for testset, found in zip(testsets, made, strict=True)
+    ]
 
 
 def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, bar: Track) -> Iterator[Measured]:
@@ -91,10 +93,15 @@ def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, 
         found = examined(
             subject, taught, make_eval_loader(data, shuffled(asked.images), numerics), data, target.label, bar
         )
-        about = {"split": split, "testset": asked.manifest, "change": None if change is None else asdict(change),
-                 "network": target.options.name,
-                 "teacher": target.teacher.options.name if teacher and target.teacher else None,
-                 "numerics": numerics.as_dict(), "measured_at": now()}  # fmt: skip
+        about = {
+            "split": split,
+            "testset": asked.manifest,
+            "change": None if change is None else asdict(change),
+            "network": target.options.name,
+            "teacher": target.teacher.options.name if teacher and target.teacher else None,
+            "numerics": numerics.as_dict(),
+            "measured_at": now(),
+        }
         yield measured(target, split, asked, found, data.splits.class_names, about, change)
 
 
@@ -113,8 +120,15 @@ def examined(
     return examine(subject, taught, loader, data.splits.num_classes, track)
 
 
-def measured(target: Target, split: str, asked: Asked, found: Findings, classes: list[str], about: dict[str, Any],
-             change: Change | None) -> Measured:  # fmt: skip
+def measured(
+    target: Target,
+    split: str,
+    asked: Asked,
+    found: Findings,
+    classes: list[str],
+    about: dict[str, Any],
+    change: Change | None,
+) -> Measured:
     """Put what was found together with its names."""
     images = f"{target.config.dataset.name}/{split} {asked.title}".rstrip()
     name = asked.stem + target.name.removeprefix(split) if asked.stem else target.name

@@ -47,8 +47,10 @@ def answer(subject: Subject, loader: EvalLoader, textures: np.ndarray | None = N
     from kdrun.training.meters import ranked
 
     with torch.inference_mode():
-        found = [(subject.logits(filled(image, loader.batch_size))[: len(label)].cpu(), label.cpu())
-                 for image, label in loader.batches()]  # fmt: skip
+        found = [
+            (subject.logits(filled(image, loader.batch_size))[: len(label)].cpu(), label.cpu())
+            for image, label in loader.batches()
+        ]
     logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
     log_probabilities = logits.log_softmax(dim=1).half().numpy()
     return Answers(log_probabilities, ranked(logits)[:, 0].numpy(), labels.numpy(), textures)
@@ -56,9 +58,12 @@ def answer(subject: Subject, loader: EvalLoader, textures: np.ndarray | None = N
 
 def write_answers(place: Path, answers: Answers, identity: dict[str, Any]) -> None:
     """identity: of the test set, the weights and the numerics; who reads must name the same."""
-    arrays = {"log_probabilities": answers.log_probabilities.astype(np.float16), "labels": answers.labels,
-              "predicted": answers.predicted.astype(np.int64),
-              "identity": np.frombuffer(json.dumps(identity, sort_keys=True).encode(), dtype=np.uint8)}  # fmt: skip
+    arrays = {
+        "log_probabilities": answers.log_probabilities.astype(np.float16),
+        "labels": answers.labels,
+        "predicted": answers.predicted.astype(np.int64),
+        "identity": np.frombuffer(json.dumps(identity, sort_keys=True).encode(), dtype=np.uint8),
+    }
     if answers.textures is not None:
         arrays["textures"] = answers.textures
     write_atomically(place, lambda file: np.savez_compressed(file, **arrays))

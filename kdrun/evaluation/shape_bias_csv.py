@@ -33,8 +33,10 @@ def read_decisions(place: Path) -> dict[str, ShapeBias]:
         subjects.setdefault(row["subj"], []).append((str(row["object_response"]), str(row["imagename"])))
     found = {subject: of_subject(decisions, place) for subject, decisions in subjects.items()}
     if not any(one.shape + one.texture for one in found.values()):
-        raise DataError(f"decisions={place}: no decision names the shape or the texture of its image; are "
-                        "object_response and imagename of the same classes?")  # fmt: skip
+        raise DataError(
+            f"decisions={place}: no decision names the shape or the texture of its image; are "
+            "object_response and imagename of the same classes?"
+        )
     return found
 
 

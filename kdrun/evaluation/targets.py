@@ -123,8 +123,9 @@ def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str
     if best and teacher.stored is not None:
         teacher = replace(teacher, weights=teacher.stored.best_weights_path)
     name = f"{own['split']}{'_best' if best else ''}_teacher"
-    return Target(f"{label} teacher", config, teacher.options, teacher.weights, run / "evals", name, own=teacher,
-                  run=run)  # fmt: skip
+    return Target(
+        f"{label} teacher", config, teacher.options, teacher.weights, run / "evals", name, own=teacher, run=run
+    )
 
 
 def code_now(target: Target) -> dict[str, str]:
@@ -207,8 +208,9 @@ def read_provenance(run: Path) -> dict[str, Any]:
         return {}
 
 
-def load_network(options: ModelOptions, weights: Path | None, data: Data, streams: Streams, numerics: Numerics,
-                 batch_size: int) -> Network:  # fmt: skip
+def load_network(
+    options: ModelOptions, weights: Path | None, data: Data, streams: Streams, numerics: Numerics, batch_size: int
+) -> Network:
     """`options` with trained `weights`, which take the place of pretrained ones; their mean and std stay."""
     bare = replace(options, pretrained="false", checkpoint=None if weights is None else str(weights))
     if options.pretrained != "false" and options.mean is None:
@@ -228,8 +230,16 @@ def deployed_network(target: Target, data: Data, loaders: Loaders, student: Netw
     shape = replace(config.teacher, checkpoint=None, pretrained="false")  # its part of the weights is in the file
     streams = Streams("student", config.seed)
     teacher = make_network(shape, data, streams, student.numerics, config.batch_size)
-    lane = make_lane(student=student, teacher=teacher, method=make_method(config.method), optimizer=config.optimizer,
-                     epochs=config.epochs, streams=streams, data=data, loaders=loaders)  # fmt: skip
+    lane = make_lane(
+        student=student,
+        teacher=teacher,
+        method=make_method(config.method),
+        optimizer=config.optimizer,
+        epochs=config.epochs,
+        streams=streams,
+        data=data,
+        loaders=loaders,
+    )
     load_weights(lane.deployed, weights, config.student.name)
     return lane.deployed
 
@@ -249,8 +259,9 @@ def networks_of(
     if weights is None:
         network = make_network(target.options, data, streams, numerics, config.batch_size)
     else:
-        network = load_network(target.options, None if target.deploys else weights, data, streams, numerics,
-                               config.batch_size)  # fmt: skip
+        network = load_network(
+            target.options, None if target.deploys else weights, data, streams, numerics, config.batch_size
+        )
     deployed = deployed_network(target, data, loaders, network) if target.deploys else None
     teacher = None
     if target.teacher is not None:

@@ -14,6 +14,17 @@ from kdrun.errors import RunError
 from kdrun.models.features import Tap
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
+__all__ = [
+    "Batch",
+    "DataSpec",
+    "Forward",
+    "Method",
+    "OptimizerOptions",
+    "Outputs",
+    "Progress",
+    "Spec",
+]  # of one's own method
+
 Forward = Callable[[Tensor], Outputs]
 
 

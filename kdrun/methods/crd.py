@@ -138,10 +138,18 @@ class CRD(Method):
         assert teacher is not None and student.pooled is not None and teacher.pooled is not None
         s, t = self.embed_student(student.pooled), self.embed_teacher(teacher.pooled)
         order = progress.draws.order(0, self.samples, self.labels.device)
-        candidates, weight = draw_negatives(self.labels, batch.label, order, count=self.negatives,
-                                            largest_class=self.largest_class, num_classes=self.num_classes)  # fmt: skip
-        scores = [self.scores(s, self.bank_t, batch.index, candidates),
-                  self.scores(t, self.bank_s, batch.index, candidates)]  # fmt: skip
+        candidates, weight = draw_negatives(
+            self.labels,
+            batch.label,
+            order,
+            count=self.negatives,
+            largest_class=self.largest_class,
+            num_classes=self.num_classes,
+        )
+        scores = [
+            self.scores(s, self.bank_t, batch.index, candidates),
+            self.scores(t, self.bank_s, batch.index, candidates),
+        ]
         self.estimate(scores, weight)
         sides = [
             nce_loss(positive, negative, weight, log_z, count=self.negatives, samples=self.samples)

@@ -59,6 +59,10 @@ class InBatchCRD(Method):
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and student.pooled is not None and teacher.pooled is not None
-        loss = info_nce(self.embed_student(student.pooled), self.embed_teacher(teacher.pooled),
-                        temperature=self.temperature, symmetric=self.symmetric)  # fmt: skip
+        loss = info_nce(
+            self.embed_student(student.pooled),
+            self.embed_teacher(teacher.pooled),
+            temperature=self.temperature,
+            symmetric=self.symmetric,
+        )
         return {"ce": self.ce_weight * F.cross_entropy(student.logits, batch.label), "crd": self.crd_weight * loss}

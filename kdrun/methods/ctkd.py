@@ -74,9 +74,12 @@ class CTKD(Method):
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
-        temperature = temperature_of(self.theta, cosine_ramp(progress.epoch, self.ramp_epochs),
-                                     temperature_start=self.temperature_start,
-                                     temperature_range=self.temperature_range)  # fmt: skip
+        temperature = temperature_of(
+            self.theta,
+            cosine_ramp(progress.epoch, self.ramp_epochs),
+            temperature_start=self.temperature_start,
+            temperature_range=self.temperature_range,
+        )
         divergence = kl_divergence(student.logits / temperature, teacher.logits / temperature, 1.0)
         return {
             "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),

@@ -122,8 +122,15 @@ class SSKD(Method):
         if self.prepare_epochs == 0:
             return None
         milestones = [max(1, self.prepare_epochs // 2), max(1, 3 * self.prepare_epochs // 4)]
-        return OptimizerOptions(name="sgd", epochs=self.prepare_epochs, batch_size=64, lr=self.prepare_lr,
-                                weight_decay=5e-4, schedule="multistep", milestones=milestones)  # fmt: skip
+        return OptimizerOptions(
+            name="sgd",
+            epochs=self.prepare_epochs,
+            batch_size=64,
+            lr=self.prepare_lr,
+            weight_decay=5e-4,
+            schedule="multistep",
+            milestones=milestones,
+        )
 
     def prepare_losses(
         self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress

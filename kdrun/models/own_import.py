@@ -92,8 +92,14 @@ def import_own(module: str) -> ModuleType:
 def fresh(module: str) -> ModuleType:
     """The module of `served`. Where any of them is there of another content, or of one that nobody knows since it was
     not imported here, all are imported again: one module may hold what another one defined."""
-    stale = {name for name, file in served.items() if file.source is not None and loaded.get(name) != file
-             and name in sys.modules and is_own(getattr(sys.modules[name], "__file__", None) or "")}  # fmt: skip
+    stale = {
+        name
+        for name, file in served.items()
+        if file.source is not None
+        and loaded.get(name) != file
+        and name in sys.modules
+        and is_own(getattr(sys.modules[name], "__file__", None) or "")
+    }
     if stale:
         for name in stale | loaded.keys():
             sys.modules.pop(name, None)

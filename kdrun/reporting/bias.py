@@ -40,8 +40,9 @@ def interval_text(found: Interval) -> str:
     """0.42 [0.10, 0.71]."""
     if found.value is None or found.low is None or found.high is None:
         return EMPTY
-    return "{} [{}, {}]".format(*(f"{number + 0.0:.2f}".replace("-0.00", "0.00")
-                                  for number in (found.value, found.low, found.high)))  # fmt: skip
+    return "{} [{}, {}]".format(
+        *(f"{number + 0.0:.2f}".replace("-0.00", "0.00") for number in (found.value, found.low, found.high))
+    )
 
 
 def with_published(entry: BiasEntry) -> str:
@@ -51,16 +52,19 @@ def with_published(entry: BiasEntry) -> str:
 
 VIEWS = {
     "ratio": View("accuracy on the set / accuracy on clean images, mean ± std over seeds", with_published, clean=False),
-    "transfer": View("transfer ratio (student − independent) / (teacher − independent) of accuracy, with its 95 % "
-                     "bootstrap interval: 0 the independent student, 1 the teacher", lambda entry:
-                     interval_text(entry.transfer)),
+    "transfer": View(
+        "transfer ratio (student − independent) / (teacher − independent) of accuracy, with its 95 % "
+        "bootstrap interval: 0 the independent student, 1 the teacher",
+        lambda entry: interval_text(entry.transfer),
+    ),
     "accuracy": View("accuracy, %", lambda entry: spread_text(entry.accuracy, 2)),
     "agreement": View("agreement with the teacher, % of images", lambda entry: spread_text(entry.agreement, 1)),
     "errors": View("agreement on the teacher's errors, % of them", lambda entry: spread_text(entry.errors, 1)),
     "kl": View("KL(teacher ‖ student), nats", lambda entry: spread_text(entry.kl, 3)),
-    "consistency": View("error consistency with the teacher, Cohen's κ", lambda entry:
-                        spread_text(entry.consistency, 2)),
-}  # fmt: skip
+    "consistency": View(
+        "error consistency with the teacher, Cohen's κ", lambda entry: spread_text(entry.consistency, 2)
+    ),
+}
 
 
 @dataclass
@@ -101,10 +105,15 @@ def summary_grid(grid: Grid, column: Column) -> tuple[list[str], list[list[str]]
     rows = []
     for label in dict.fromkeys(row for row, _ in entries):
         clean = entries[label, CLEAN]
-        texts = [label + (CONTROL if clean.control else ""), str(clean.seeds),
-                 clean.reason or spread_text(clean.clean, 2),
-                 EMPTY if clean.seconds_per_epoch is None else f"{clean.seconds_per_epoch:.2f}"
-                 + (f" (published {clean.published_seconds:g})" if clean.published_seconds else "")]  # fmt: skip
+        texts = [
+            label + (CONTROL if clean.control else ""),
+            str(clean.seeds),
+            clean.reason or spread_text(clean.clean, 2),
+            EMPTY
+            if clean.seconds_per_epoch is None
+            else f"{clean.seconds_per_epoch:.2f}"
+            + (f" (published {clean.published_seconds:g})" if clean.published_seconds else ""),
+        ]
         if conflict is not None:
             entry = entries[label, conflict]
             texts += [spread_text(entry.shape_bias, 1), spread_text(entry.coverage, 1)]
@@ -131,10 +140,32 @@ def footnotes(grid: Grid, column: Column) -> list[str]:
     return lines
 
 
-CSV_COLUMNS = ("column", "row", "control", "testset", "seeds", "clean", "clean_std", "accuracy", "accuracy_std",
-               "ratio", "ratio_std", "transfer", "transfer_low", "transfer_high", "agreement", "agreement_on_errors",
-               "kl", "error_consistency", "shape_bias", "coverage", "seconds_per_epoch", "published_ratio", "recipe",
-               "reason")  # fmt: skip
+CSV_COLUMNS = (
+    "column",
+    "row",
+    "control",
+    "testset",
+    "seeds",
+    "clean",
+    "clean_std",
+    "accuracy",
+    "accuracy_std",
+    "ratio",
+    "ratio_std",
+    "transfer",
+    "transfer_low",
+    "transfer_high",
+    "agreement",
+    "agreement_on_errors",
+    "kl",
+    "error_consistency",
+    "shape_bias",
+    "coverage",
+    "seconds_per_epoch",
+    "published_ratio",
+    "recipe",
+    "reason",
+)
 
 
 def to_csv(grid: Grid) -> str:
@@ -142,13 +173,37 @@ def to_csv(grid: Grid) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for entry in grid.entries:
-        values = (entry.clean.mean, entry.clean.std, entry.accuracy.mean, entry.accuracy.std, entry.ratio.mean,
-                  entry.ratio.std, entry.transfer.value, entry.transfer.low, entry.transfer.high, entry.agreement.mean,
-                  entry.errors.mean, entry.kl.mean, entry.consistency.mean, entry.shape_bias.mean, entry.coverage.mean,
-                  entry.seconds_per_epoch, entry.published)  # fmt: skip
-        writer.writerow([entry.column, entry.row, str(entry.control).lower(), entry.testset, entry.seeds,
-                         *(number(value) for value in values), grid.recipes.get(entry.testset, ""),
-                         entry.reason or entry.transfer.reason])  # fmt: skip
+        values = (
+            entry.clean.mean,
+            entry.clean.std,
+            entry.accuracy.mean,
+            entry.accuracy.std,
+            entry.ratio.mean,
+            entry.ratio.std,
+            entry.transfer.value,
+            entry.transfer.low,
+            entry.transfer.high,
+            entry.agreement.mean,
+            entry.errors.mean,
+            entry.kl.mean,
+            entry.consistency.mean,
+            entry.shape_bias.mean,
+            entry.coverage.mean,
+            entry.seconds_per_epoch,
+            entry.published,
+        )
+        writer.writerow(
+            [
+                entry.column,
+                entry.row,
+                str(entry.control).lower(),
+                entry.testset,
+                entry.seeds,
+                *(number(value) for value in values),
+                grid.recipes.get(entry.testset, ""),
+                entry.reason or entry.transfer.reason,
+            ]
+        )
     return text.getvalue()
 
 
@@ -175,32 +230,49 @@ def draw_heat_map(grid: Grid, column: Column) -> bytes:
     figure, _ = new_figure(1, (3.2 + 2.1 * len(testsets), height))
     figure.clear()
     left, right = figure.subplots(1, 2, sharey=True)
-    panels = ((left, "ratio: accuracy on the set / on clean images", "viridis", (0.0, 1.0), lambda entry:
-               entry.ratio.mean, lambda entry: spread_text(Spread(entry.ratio.mean), 2)),
-              (right, "transfer ratio: 0 independent student, 1 teacher", "RdBu", (-1.0, 1.0), lambda entry:
-               entry.transfer.value, transfer_label))  # fmt: skip
-    for axes, heading, colours, (low, high), value, text in panels:
-        found = [[value(entries[label, name]) for name in testsets] for label in labels]
-        cells = [[float("nan") if number is None else min(max(number, low), high) for number in row] for row in found]
-        picture = axes.imshow(cells, cmap=colours, vmin=low, vmax=high, aspect="auto")
-        figure.colorbar(picture, ax=axes, fraction=0.03, pad=0.02)
-        for row, label in enumerate(labels):
-            for place, name in enumerate(testsets):
-                dark = found[row][place] is not None and is_dark(picture, cells[row][place])
-                axes.text(place, row, text(entries[label, name]), ha="center", va="center", fontsize=7,
-                          color="white" if dark else INK)  # fmt: skip
+    cells = [[entries[label, name] for name in testsets] for label in labels]
+    draw_panel(
+        left,
+        "ratio: accuracy on the set / on clean images",
+        ("viridis", 0.0, 1.0),
+        [[(entry.ratio.mean, spread_text(Spread(entry.ratio.mean), 2)) for entry in row] for row in cells],
+    )
+    draw_panel(
+        right,
+        "transfer ratio: 0 independent student, 1 teacher",
+        ("RdBu", -1.0, 1.0),
+        [[(entry.transfer.value, transfer_label(entry)) for entry in row] for row in cells],
+    )
+    for axes in (left, right):
         axes.set_xticks(range(len(testsets)), [name.replace(":", "\n") for name in testsets], fontsize=8, rotation=0)
-        axes.set_title(heading, fontsize=9)
-        axes.tick_params(length=0)
     controls = {row for (row, _), entry in entries.items() if entry.control}
     left.set_yticks(
         range(len(labels)), [label + (CONTROL if label in controls else "") for label in labels], fontsize=9
     )
     seeds = max((entry.seeds for (row, _), entry in entries.items() if row != TEACHER), default=0)
-    figure.suptitle(f"{grid.title}: {column.name}, {seeds} seed{'s' if seeds != 1 else ''}; brackets: 95 % bootstrap "
-                    "interval; – : nothing to transfer, as grid.md says; ¹ : control",
-                    fontsize=9)  # fmt: skip
+    figure.suptitle(
+        f"{grid.title}: {column.name}, {seeds} seed{'s' if seeds != 1 else ''}; brackets: 95 % bootstrap "
+        "interval; – : nothing to transfer, as grid.md says; ¹ : control",
+        fontsize=9,
+    )
     return as_png(figure)
+
+
+def draw_panel(
+    axes: Any, heading: str, scale: tuple[str, float, float], cells: list[list[tuple[float | None, str]]]
+) -> None:
+    """Draw one heat map: cells of (value, its text), on a scale of (colour map, least, greatest)."""
+    colours, low, high = scale
+    shown = [[float("nan") if value is None else min(max(value, low), high) for value, _ in row] for row in cells]
+    picture = axes.imshow(shown, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    axes.figure.colorbar(picture, ax=axes, fraction=0.03, pad=0.02)
+    for row, line in enumerate(cells):
+        for place, (value, text) in enumerate(line):
+            dark = value is not None and is_dark(picture, shown[row][place])
+            colour = "white" if dark else INK
+            axes.text(place, row, text, ha="center", va="center", fontsize=7, color=colour)
+    axes.set_title(heading, fontsize=9)
+    axes.tick_params(length=0)
 
 
 def transfer_label(entry: BiasEntry) -> str:

@@ -47,8 +47,15 @@ def draw_panel(
         head = ("image", "") if place == 0 else columns[place - 1].head
         for number, text in enumerate(head):
             font = {"fontsize": 8 if len(text) < 18 else 6, "fontweight": "normal" if number else "bold"}
-            figure.text((x + CELL / 2) / size[0], (top + 0.34 - 0.17 * number) / size[1], short(text, 25), ha="center",
-                        va="bottom", color=INK, **font)  # fmt: skip
+            figure.text(
+                (x + CELL / 2) / size[0],
+                (top + 0.34 - 0.17 * number) / size[1],
+                short(text, 25),
+                ha="center",
+                va="bottom",
+                color=INK,
+                **font,
+            )
         for row in range(rows):
             y = top - (row + 1) * (CELL + LINE) + 0.04
             axes = figure.add_axes((x / size[0], y / size[1], CELL / size[0], CELL / size[1]))
@@ -76,8 +83,17 @@ def draw_cell(axes: Any, column: Column, row: int, label: int, classes: list[str
         text = f"{short(name, 9)}, {100 * column.probability[row]:.0f} %, says {said}"
     caption(axes, text, colour)
     if not heat.any():
-        axes.text(0.5, 0.5, "no evidence\nfor the class", transform=axes.transAxes, ha="center", va="center",
-                  fontsize=7, color="white", bbox={"facecolor": INK, "alpha": 0.7, "edgecolor": "none"})  # fmt: skip
+        axes.text(
+            0.5,
+            0.5,
+            "no evidence\nfor the class",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white",
+            bbox={"facecolor": INK, "alpha": 0.7, "edgecolor": "none"},
+        )
 
 
 def caption(axes: Any, text: str, colour: str) -> None:

@@ -16,14 +16,51 @@ from kdrun.runs.code_record import recorded
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.identity import digest_of
 
-UNLIKE = ("output_root", "logger", "save_every_minutes", "device", "threads", "eval_batch_size", "dataset.workers",
-          "method._name_")  # fmt: skip
+UNLIKE = (
+    "output_root",
+    "logger",
+    "save_every_minutes",
+    "device",
+    "threads",
+    "eval_batch_size",
+    "dataset.workers",
+    "method._name_",
+)
 NAMES = {"teacher.name": "teacher", "student.name": "student", "dataset.name": "dataset", "method._target_": "method"}
-ABOUT = ("schema", "dataset", "teacher", "student", "method", "benchmark", "seed", "digest", "epochs", "finished_at",
-         "overrides", "device", "compile", "precision", "threads", "split", "network", "numerics", "measured_at",
-         "samples")  # fmt: skip
-HIGHER = ("top1", "top5", "f1_macro", "precision_macro", "recall_macro", "agreement", "images_per_second", "iou",
-          "pearson", "spearman")  # fmt: skip
+ABOUT = (
+    "schema",
+    "dataset",
+    "teacher",
+    "student",
+    "method",
+    "benchmark",
+    "seed",
+    "digest",
+    "epochs",
+    "finished_at",
+    "overrides",
+    "device",
+    "compile",
+    "precision",
+    "threads",
+    "split",
+    "network",
+    "numerics",
+    "measured_at",
+    "samples",
+)
+HIGHER = (
+    "top1",
+    "top5",
+    "f1_macro",
+    "precision_macro",
+    "recall_macro",
+    "agreement",
+    "images_per_second",
+    "iou",
+    "pearson",
+    "spearman",
+)
 LOWER = ("nll", "ece", "kl_teacher", "params", "extra_params", "flops", "train_seconds", "peak_memory")
 MISSING = "–"
 
@@ -100,8 +137,11 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def scalars(content: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among a JSON's values."""
-    return {key: value for key, value in content.items() if key not in ABOUT and isinstance(value, int | float)
-            and not isinstance(value, bool)}  # fmt: skip
+    return {
+        key: value
+        for key, value in content.items()
+        if key not in ABOUT and isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def unfinished(run: RunDirectory, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -120,8 +160,13 @@ def differing(sides: Sequence[Side]) -> list[Row]:
     """The settings that are not the same in all runs, in the order of config.yaml. Of runs without a teacher the row
     `teacher` says so; its own settings compare the others."""
     rows = table_of([side.settings for side in sides])
-    return [row for row in rows if differs([value for value in row.values
-            if value is not MISSING or not row.key.startswith(("teacher.", "teacher_"))])]  # fmt: skip
+    return [
+        row
+        for row in rows
+        if differs(
+            [value for value in row.values if value is not MISSING or not row.key.startswith(("teacher.", "teacher_"))]
+        )
+    ]
 
 
 def differs(values: Sequence[Any]) -> bool:

@@ -20,14 +20,17 @@ NAMED = 20  # classes whose names and counts still fit into a confusion matrix
 INK, BLUE, RED = "#222222", "#1f6f8b", "#c0392b"
 
 
-def write_findings(folder: Path, name: str, title: str, found: Findings, classes: list[str],
-                   about: dict[str, Any]) -> list[Path]:  # fmt: skip
+def write_findings(
+    folder: Path, name: str, title: str, found: Findings, classes: list[str], about: dict[str, Any]
+) -> list[Path]:
     """NAME.json, NAME_confusion.csv and the pictures; their paths. title: of the pictures."""
     write_json(folder / f"{name}.json", as_json(found, classes, about))
     write_text(folder / f"{name}_confusion.csv", confusion_csv(found.classification, classes))
     written = [folder / f"{name}.json", folder / f"{name}_confusion.csv"]
-    pictures = {"reliability": draw_reliability(found.calibration, title),
-                "confusion": draw_confusion(found.classification, classes, title)}  # fmt: skip
+    pictures = {
+        "reliability": draw_reliability(found.calibration, title),
+        "confusion": draw_confusion(found.classification, classes, title),
+    }
     if found.similarity is not None:
         pictures["cka"] = draw_similarity(found.similarity, f"{title}, teacher {about['teacher']}")
     for kind, picture in pictures.items():
@@ -41,13 +44,28 @@ def as_json(found: Findings, classes: list[str], about: dict[str, Any]) -> dict[
     """Percent, nats and counts. cka: rows are the student's stages, columns the teacher's."""
     table = found.classification
     per_class = [
-        {"class": classes[label], "support": table.support[label], "precision": table.precision[label],
-         "recall": table.recall[label], "f1": table.f1[label]} for label in range(len(classes))
-    ]  # fmt: skip
+        {
+            "class": classes[label],
+            "support": table.support[label],
+            "precision": table.precision[label],
+            "recall": table.recall[label],
+            "f1": table.f1[label],
+        }
+        for label in range(len(classes))
+    ]
     macro = {f"{name}_macro": value for name, value in table.macro.items()}
     similarity = None if found.similarity is None else asdict(found.similarity)
-    return {"schema": 1, **found.scores, **macro, **found.cost, **about, "samples": found.samples,
-            "calibration": asdict(found.calibration), "cka": similarity, "per_class": per_class}  # fmt: skip
+    return {
+        "schema": 1,
+        **found.scores,
+        **macro,
+        **found.cost,
+        **about,
+        "samples": found.samples,
+        "calibration": asdict(found.calibration),
+        "cka": similarity,
+        "per_class": per_class,
+    }
 
 
 def confusion_csv(table: Classification, classes: list[str]) -> str:
@@ -87,13 +105,27 @@ def draw_reliability(found: Calibration, title: str) -> bytes:
     middle = [width * (place + 0.5) for place in range(bins)]
     filled = [place for place in range(bins) if found.count[place]]
     top.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="as right as confident")
-    top.bar([middle[place] for place in filled], [found.accuracy[place] for place in filled], width=0.94 * width,
-            color=BLUE, label="accuracy")  # fmt: skip
-    top.plot([found.confidence[place] for place in filled], [found.accuracy[place] for place in filled], "o",
-             color=RED, markersize=4, label="at the bin's mean confidence")  # fmt: skip
+    top.bar(
+        [middle[place] for place in filled],
+        [found.accuracy[place] for place in filled],
+        width=0.94 * width,
+        color=BLUE,
+        label="accuracy",
+    )
+    top.plot(
+        [found.confidence[place] for place in filled],
+        [found.accuracy[place] for place in filled],
+        "o",
+        color=RED,
+        markersize=4,
+        label="at the bin's mean confidence",
+    )
     top.set(ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 103))
-    top.set_title(f"ECE {found.ece:.2f} % in {bins} bins: confidence {found.mean_confidence:.2f} %, accuracy "
-                  f"{found.mean_accuracy:.2f} %", fontsize=10)  # fmt: skip
+    top.set_title(
+        f"ECE {found.ece:.2f} % in {bins} bins: confidence {found.mean_confidence:.2f} %, accuracy "
+        f"{found.mean_accuracy:.2f} %",
+        fontsize=10,
+    )
     top.legend(frameon=False, loc="upper left", fontsize=9)
     total = max(sum(found.count), 1)
     bottom.bar(middle, [100 * count / total for count in found.count], width=0.94 * width, color="#7a7a7a")
@@ -111,8 +143,10 @@ def draw_confusion(table: Classification, classes: list[str], title: str) -> byt
     named = count <= NAMED
     side = max(5.0, 1.6 + 0.55 * count) if named else 8.0
     figure, axes = new_figure(1, (side + 1.8, side))  # room for the labels and the scale
-    shares = [[100 * value / max(images, 1) for value in row]
-              for row, images in zip(table.confusion, table.support, strict=True)]  # fmt: skip
+    shares = [
+        [100 * value / max(images, 1) for value in row]
+        for row, images in zip(table.confusion, table.support, strict=True)
+    ]
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(picture, ax=axes, label="of the class's images, %", fraction=0.046)
     if named:
@@ -122,8 +156,15 @@ def draw_confusion(table: Classification, classes: list[str], title: str) -> byt
         for row in range(count):
             for column in range(count):
                 if table.confusion[row][column]:
-                    axes.text(column, row, f"{table.confusion[row][column]:,}", ha="center", va="center", fontsize=8,
-                              color="white" if shares[row][column] > 55 else INK)  # fmt: skip
+                    axes.text(
+                        column,
+                        row,
+                        f"{table.confusion[row][column]:,}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if shares[row][column] > 55 else INK,
+                    )
     axes.set(xlabel="predicted" if named else "predicted, class number", ylabel="class" if named else "class number")
     axes.set_title(title, fontsize=9)
     return as_png(figure)
@@ -141,8 +182,15 @@ def draw_similarity(found: Similarity, title: str) -> bytes:
     for row in range(rows):
         for column in range(columns):
             value = found.values[row][column]
-            axes.text(column, row, "–" if value is None else f"{value:.2f}", ha="center", va="center",
-                      color=INK if value is None or value > 0.6 else "white", fontsize=9)  # fmt: skip
+            axes.text(
+                column,
+                row,
+                "–" if value is None else f"{value:.2f}",
+                ha="center",
+                va="center",
+                color=INK if value is None or value > 0.6 else "white",
+                fontsize=9,
+            )
     axes.set(xlabel="teacher's stage", ylabel="student's stage")
     axes.set_title(title, fontsize=9)
     return as_png(figure)

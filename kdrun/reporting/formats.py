@@ -13,8 +13,26 @@ from kdrun.reporting.labels import Section, cell_text, grid, header_lines, secti
 from kdrun.reporting.table import Entry, Table
 from kdrun.reporting.text import numeric_columns
 
-CSV_COLUMNS = ("row", "column", "teacher", "student", "method", "n", "mean", "std", "delta", "published",
-               "published_std", "difference", "z", "verdict", "against", "p", "p_holm", "seeds")  # fmt: skip
+CSV_COLUMNS = (
+    "row",
+    "column",
+    "teacher",
+    "student",
+    "method",
+    "n",
+    "mean",
+    "std",
+    "delta",
+    "published",
+    "published_std",
+    "difference",
+    "z",
+    "verdict",
+    "against",
+    "p",
+    "p_holm",
+    "seeds",
+)
 
 
 def number(value: float | None) -> str:
@@ -31,13 +49,29 @@ def to_csv(table: Table) -> str:
     writer.writerow(CSV_COLUMNS)
     for entry in table.filled():
         theirs, test = entry.published, entry.test
-        writer.writerow([
-            entry.row, entry.column, entry.teacher or "", entry.student, entry.method, len(entry.values),
-            number(entry.mean), number(entry.std), number(entry.delta), number(theirs.value if theirs else None),
-            number(theirs.std if theirs else None), number(entry.difference), number(entry.z), entry.verdict,
-            *(("", "", "", "") if test is None else
-              (test.against, *("" if p is None else f"{p:.6g}" for p in (test.p, test.p_holm)), test.seeds)),
-        ])  # fmt: skip
+        writer.writerow(
+            [
+                entry.row,
+                entry.column,
+                entry.teacher or "",
+                entry.student,
+                entry.method,
+                len(entry.values),
+                number(entry.mean),
+                number(entry.std),
+                number(entry.delta),
+                number(theirs.value if theirs else None),
+                number(theirs.std if theirs else None),
+                number(entry.difference),
+                number(entry.z),
+                entry.verdict,
+                *(
+                    ("", "", "", "")
+                    if test is None
+                    else (test.against, *("" if p is None else f"{p:.6g}" for p in (test.p, test.p_holm)), test.seeds)
+                ),
+            ]
+        )
     return text.getvalue()
 
 
@@ -71,10 +105,30 @@ def markdown_row(texts: list[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-         "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\rightarrow$",
-         "·": r"$\cdot$", "≤": r"$\leq$", "√": r"$\surd$", "²": r"$^2$", "σ": r"$\sigma$", "–": "--",
-         "†": r"$^\dagger$", "<": "$<$", ">": "$>$", "|": "$|$"}  # fmt: skip
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+    "·": r"$\cdot$",
+    "≤": r"$\leq$",
+    "√": r"$\surd$",
+    "²": r"$^2$",
+    "σ": r"$\sigma$",
+    "–": "--",
+    "†": r"$^\dagger$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+}
 
 
 def latex(text: str) -> str:
@@ -90,16 +144,22 @@ def to_latex(table: Table) -> str:
 
     title, *about = header_lines(table)
     rows = [[latex(row), *(shown(table.entries[row, column]) for column in table.columns)] for row in table.rows]
-    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering",
-             rf"\caption{{{latex(title)}: {latex('. '.join(about))}.}}",
-             *latex_grid([latex(name) for name in ["", *table.columns]], rows, numeric_columns(grid(table))),
-             r"\end{table}"]  # fmt: skip
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex(title)}: {latex('. '.join(about))}.}}",
+        *latex_grid([latex(name) for name in ["", *table.columns]], rows, numeric_columns(grid(table))),
+        r"\end{table}",
+    ]
     for section in sections(table):
         lines += ["", rf"\paragraph{{{latex(section.heading)}}}"] if section.heading else [""]
         if section.rows:
-            lines += latex_grid([latex(name) for name in section.columns],
-                                [[latex(text) for text in row] for row in section.rows],
-                                numeric_columns(section.rows))  # fmt: skip
+            lines += latex_grid(
+                [latex(name) for name in section.columns],
+                [[latex(text) for text in row] for row in section.rows],
+                numeric_columns(section.rows),
+            )
         if section.lines:
             lines += [r"\begin{itemize}", *(rf"\item {latex(line)}" for line in plain_best(section)), r"\end{itemize}"]
     return "\n".join(lines) + "\n"
@@ -108,8 +168,15 @@ def to_latex(table: Table) -> str:
 def latex_grid(columns: list[str], rows: list[list[str]], right: list[bool]) -> list[str]:
     """A booktabs tabular of texts that are LaTeX already."""
     align = "".join("r" if to_right else "l" for to_right in right)
-    return [rf"\begin{{tabular}}{{{align}}}", r"\toprule", " & ".join(columns) + r" \\", r"\midrule",
-            *(" & ".join(row) + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}"]  # fmt: skip
+    return [
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        " & ".join(columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:80rem}
@@ -128,18 +195,24 @@ def to_html(table: Table) -> str:
 
     title, *about = header_lines(table)
     rows = [[html.escape(row), *(shown(table.entries[row, column]) for column in table.columns)] for row in table.rows]
-    lines = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
-             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-             f"<title>{html.escape(title)}</title>", f"<style>{STYLE}</style></head><body>",
-             f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in about),
-             *html_grid([html.escape(name) for name in ["", *table.columns]], rows,
-                        numeric_columns(grid(table)))]  # fmt: skip
+    lines = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title>",
+        f"<style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
+        *(f"<p>{html.escape(line)}</p>" for line in about),
+        *html_grid([html.escape(name) for name in ["", *table.columns]], rows, numeric_columns(grid(table))),
+    ]
     for section in sections(table):
         lines += [f"<h2>{html.escape(section.heading)}</h2>"] if section.heading else []
         if section.rows:
-            lines += html_grid([html.escape(name) for name in section.columns],
-                               [[html.escape(text) for text in row] for row in section.rows],
-                               numeric_columns(section.rows))  # fmt: skip
+            lines += html_grid(
+                [html.escape(name) for name in section.columns],
+                [[html.escape(text) for text in row] for row in section.rows],
+                numeric_columns(section.rows),
+            )
         if section.lines:
             lines += ["<ul>", *(f"<li>{html.escape(line)}</li>" for line in plain_best(section)), "</ul>"]
     return "\n".join([*lines, "</body></html>"]) + "\n"
@@ -152,13 +225,21 @@ def html_grid(columns: list[str], rows: list[list[str]], right: list[bool]) -> l
         kinds = [f"<{tag}>" if to_right else f'<{tag} class="text">' for to_right in right]
         return "<tr>" + "".join(f"{kind}{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True)) + "</tr>"
 
-    return ["<table><thead>", line("th", columns), "</thead><tbody>", *(line("td", row) for row in rows),
-            "</tbody></table>"]  # fmt: skip
+    return [
+        "<table><thead>",
+        line("th", columns),
+        "</thead><tbody>",
+        *(line("td", row) for row in rows),
+        "</tbody></table>",
+    ]
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
-    ".csv": to_csv, ".md": to_markdown, ".tex": to_latex, ".html": to_html,
-}  # fmt: skip
+    ".csv": to_csv,
+    ".md": to_markdown,
+    ".tex": to_latex,
+    ".html": to_html,
+}
 
 
 def save(table: Table, place: Path) -> None:

@@ -71,8 +71,15 @@ def counted(name: str, values: dict[str, int]) -> str:
 
 def sections(table: Table) -> list[Section]:
     """Everything below the grid that has something to say."""
-    found = [legend(table), published_section(table), delta_section(table), *test_sections(table), failures(table),
-             Section("Notes", lines=table.notes), Section("Passed over", lines=table.skipped)]  # fmt: skip
+    found = [
+        legend(table),
+        published_section(table),
+        delta_section(table),
+        *test_sections(table),
+        failures(table),
+        Section("Notes", lines=table.notes),
+        Section("Passed over", lines=table.skipped),
+    ]
     return [section for section in found if section.lines or section.rows]
 
 
@@ -102,12 +109,23 @@ def published_section(table: Table) -> Section:
             mark = "" if (theirs.selection == "best") == ours_best else " †"
             other_rule |= bool(mark)
             spread = "" if theirs.std is None else f" ± {theirs.std:.2f}"
-            rows.append([column, row, cell_text(entry), f"{theirs.value:.2f}{spread}{mark}", points(entry.difference),
-                         points(entry.z, 1), entry.verdict])  # fmt: skip
+            rows.append(
+                [
+                    column,
+                    row,
+                    cell_text(entry),
+                    f"{theirs.value:.2f}{spread}{mark}",
+                    points(entry.difference),
+                    points(entry.z, 1),
+                    entry.verdict,
+                ]
+            )
     if not rows:
         return Section("")
-    lines = ["reproduced: |difference| ≤ 2 √(s²/n + σ²), s ours, σ the published std or 0.25 points where none was "
-             f"printed; z = difference / √(s²/n + σ²); no verdict below {MIN_SEEDS} seeds."]  # fmt: skip
+    lines = [
+        "reproduced: |difference| ≤ 2 √(s²/n + σ²), s ours, σ the published std or 0.25 points where none was "
+        f"printed; z = difference / √(s²/n + σ²); no verdict below {MIN_SEEDS} seeds."
+    ]
     if other_rule:
         lines.append("† selected by another rule than ours: the last epoch against the best one on the test set.")
     columns = ["column", "row", "ours", "published", "difference", "z", "verdict"]
@@ -129,8 +147,11 @@ def delta_section(table: Table) -> Section:
     told = baseline == against and all(entry.test is not None for entry in entries)
     if told or not entries:
         return Section("")
-    rows = [[row, *(points(table.entries[row, column].delta) for column in table.columns)]
-            for row in table.rows if row != baseline]  # fmt: skip
+    rows = [
+        [row, *(points(table.entries[row, column].delta) for column in table.columns)]
+        for row in table.rows
+        if row != baseline
+    ]
     return Section(f"Difference to {baseline}, points", ["", *table.columns], rows)
 
 

@@ -50,8 +50,20 @@ def ledger_of_runs(paths: list[Path], root: Path) -> Ledger:
             continue  # shown in the columns of its pairs
         for run in runs:
             if run.pair in (pair, (pair[0], None, pair[2])):
-                cells.append(Cell(labels[run.run], column_label(pair), run.seed, [], run.run, run.dataset, run.teacher,
-                                  run.student, run.method, run.benchmark))  # fmt: skip
+                cells.append(
+                    Cell(
+                        labels[run.run],
+                        column_label(pair),
+                        run.seed,
+                        [],
+                        run.run,
+                        run.dataset,
+                        run.teacher,
+                        run.student,
+                        run.method,
+                        run.benchmark,
+                    )
+                )
     rows = sorted({cell.row for cell in cells}, key=lambda row: (row.partition(" ")[0] != BASELINE, row))
     shape = TableShape(rows, list(dict.fromkeys(cell.column for cell in cells)))
     if BASELINE in rows:
@@ -156,8 +168,11 @@ def doubled(group: list[Found], settings: dict[str, Any]) -> bool:
 def flat(node: Any, prefix: str = "") -> list[str]:
     """key=value words of a configuration, without what says nothing about numbers."""
     if isinstance(node, dict):
-        return [word for key, value in node.items()
-                if f"{prefix}{key}" not in (*OWN_PLACE[:1], "resolved", "experiment", "pair", "method._name_")
-                if changes_numbers(f"{prefix}{key}")
-                for word in flat(value, f"{prefix}{key}.")]  # fmt: skip
+        return [
+            word
+            for key, value in node.items()
+            if f"{prefix}{key}" not in (*OWN_PLACE[:1], "resolved", "experiment", "pair", "method._name_")
+            if changes_numbers(f"{prefix}{key}")
+            for word in flat(value, f"{prefix}{key}.")
+        ]
     return [f"{prefix[:-1]}={node}"]

@@ -69,8 +69,12 @@ class Table:
 
     def filled(self) -> list[Entry]:
         """The entries that cells belong to, row by row."""
-        return [self.entries[row, column] for row in self.rows for column in self.columns
-                if self.entries[row, column].planned]  # fmt: skip
+        return [
+            self.entries[row, column]
+            for row in self.rows
+            for column in self.columns
+            if self.entries[row, column].planned
+        ]
 
 
 def table_of(ledger: Ledger, root: Path) -> Table:
@@ -81,8 +85,11 @@ def table_of(ledger: Ledger, root: Path) -> Table:
     rows = in_order(shape.rows, (cell.row for cell in ledger.cells))
     columns = in_order(shape.columns, (cell.column for cell in ledger.cells))
     results = [result for place in places.values() for result in place.results.values()]
-    entries = {(row, column): measured(row, column, places.get((row, column), Place()), shape, skipped)
-               for row in rows for column in columns}  # fmt: skip
+    entries = {
+        (row, column): measured(row, column, places.get((row, column), Place()), shape, skipped)
+        for row in rows
+        for column in columns
+    }
     notes = []
     if shape.teacher_row is not None:
         rows = [shape.teacher_row, *(row for row in rows if row != shape.teacher_row)]
@@ -93,12 +100,21 @@ def table_of(ledger: Ledger, root: Path) -> Table:
             entries[shape.teacher_row, column] = teachers(column, here, shape, notes)
     entries = tested({place: with_delta(entry, entries, shape) for place, entry in entries.items()}, columns, shape)
     return Table(
-        ledger.name, ledger.title, ledger.command, shape,
-        f"{SELECTIONS[shape.value]}; mean ± standard deviation (seeds)", rows, columns, entries,
+        ledger.name,
+        ledger.title,
+        ledger.command,
+        shape,
+        f"{SELECTIONS[shape.value]}; mean ± standard deviation (seeds)",
+        rows,
+        columns,
+        entries,
         dict(sorted(Counter(str(result["precision"]) for result in results).items())),
         dict(sorted(Counter(str(result["device"]) for result in results).items())),
-        len(results), len({(cell.row, cell.column, cell.seed) for cell in ledger.cells}), notes, skipped,
-    )  # fmt: skip
+        len(results),
+        len({(cell.row, cell.column, cell.seed) for cell in ledger.cells}),
+        notes,
+        skipped,
+    )
 
 
 def checked(ledger: Ledger) -> TableShape:
@@ -141,8 +157,20 @@ def measured(row: str, column: str, place: Place, shape: TableShape, skipped: li
         return Entry(row, column)
     cell = place.cells[0]
     mean, std = mean_std(list(values.values()))
-    entry = Entry(row, column, cell.dataset, cell.teacher, cell.student, cell.method, values,
-                  [place.runs[seed] for seed in values], place.missing, place.failed, mean, std)  # fmt: skip
+    entry = Entry(
+        row,
+        column,
+        cell.dataset,
+        cell.teacher,
+        cell.student,
+        cell.method,
+        values,
+        [place.runs[seed] for seed in values],
+        place.missing,
+        place.failed,
+        mean,
+        std,
+    )
     return beside(entry, find_published(cell, cell.teacher, cell.student, cell.method, shape))
 
 
@@ -184,8 +212,12 @@ def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: li
     taught = [place for place in places.values() if not any(cell.own_teacher for cell in place.cells)]
     cells = [cell for place in taught for cell in place.cells if cell.teacher]
     names = sorted({str(cell.teacher) for cell in cells})
-    tops = [float(result["teacher_top1"]) for place in taught for result in place.results.values()
-            if result["teacher_top1"] is not None]  # fmt: skip
+    tops = [
+        float(result["teacher_top1"])
+        for place in taught
+        for result in place.results.values()
+        if result["teacher_top1"] is not None
+    ]
     if not cells:
         return Entry(row, column)
     if len(names) > 1:
@@ -197,8 +229,9 @@ def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: li
         notes.append(f"{row}, {column}: the runs had teachers of different accuracy ({seen}); the first is shown.")
     cell = next((cell for cell in cells if cell.published), cells[0])
     values = {0: next(top for top in tops if round(top, 4) == different[0][0])} if tops else {}
-    entry = Entry(row, column, cell.dataset, None, str(cell.teacher), "none", values, [], int(not tops), [],
-                  values.get(0), None)  # fmt: skip
+    entry = Entry(
+        row, column, cell.dataset, None, str(cell.teacher), "none", values, [], int(not tops), [], values.get(0), None
+    )
     return beside(entry, find_published(cell, None, str(cell.teacher), "none", shape))
 
 
@@ -231,13 +264,17 @@ def tested(
             if test is not None:
                 tests[column, one.row, other.row] = test
     # A student without a teacher stands in several columns: the same runs compared twice are one test.
-    same = {(column, one, other): (*entries[one, column].runs, "", *entries[other, column].runs)
-            for column, one, other in tests}  # fmt: skip
+    same = {
+        (column, one, other): (*entries[one, column].runs, "", *entries[other, column].runs)
+        for column, one, other in tests
+    }
     unique = {same[key]: test for key, test in tests.items()}
     unique = dict(zip(unique, corrected(list(unique.values())), strict=True))
     tests = {key: replace(unique[same[key]], row=key[1], against=key[2]) for key in tests}
-    made = {(row, column): replace(entry, test=tests.get((column, row, shape.against or "")))
-            for (row, column), entry in entries.items()}  # fmt: skip
+    made = {
+        (row, column): replace(entry, test=tests.get((column, row, shape.against or "")))
+        for (row, column), entry in entries.items()
+    }
     for column, (first, second) in leaders.items():
         test = tests.get((column, first.row, second.row)) or tests.get((column, second.row, first.row))
         if test is not None and test.distinguishable:

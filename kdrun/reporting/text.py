@@ -16,8 +16,13 @@ MAX_LABEL, MAX_HEADING = 30, 18  # characters, before a row's label or a column'
 def to_text(table: Table, width: int, strong: Callable[[str], str] = lambda text: text) -> str:
     """For a terminal of `width` characters. strong: how a best cell is set apart beside its star."""
     best = {(row, column) for (row, column), entry in table.entries.items() if entry.best}
-    rows = [[text + (STAR if (row[0], table.columns[place - 1]) in best else "") if place else text
-             for place, text in enumerate(row)] for row in grid(table)]  # fmt: skip
+    rows = [
+        [
+            text + (STAR if (row[0], table.columns[place - 1]) in best else "") if place else text
+            for place, text in enumerate(row)
+        ]
+        for row in grid(table)
+    ]
     lines = header_lines(table)
     lines += ["", *text_grid(["", *table.columns], rows, width, strong)]
     for section in sections(table):
@@ -26,8 +31,9 @@ def to_text(table: Table, width: int, strong: Callable[[str], str] = lambda text
             lines += text_grid(section.columns, section.rows, width)
         indent = "  " if section.heading else ""
         for line in section.lines:
-            lines += textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent + "  ",
-                                   break_on_hyphens=False)  # fmt: skip
+            lines += textwrap.wrap(
+                line, width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+            )
     return "\n".join(lines) + "\n"
 
 

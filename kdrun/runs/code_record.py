@@ -85,8 +85,11 @@ class Siblings:
         if new.parent not in self.known:
             places = (path.parent for path in new.parent.glob("*/provenance.json"))
             self.known[new.parent] = {place: recorded(place) for place in places}
-        alike = [(about.started_at, path.name, about.files) for path, about in self.known[new.parent].items()
-                 if path != new and about.settings == code.settings and about.files]  # fmt: skip
+        alike = [
+            (about.started_at, path.name, about.files)
+            for path, about in self.known[new.parent].items()
+            if path != new and about.settings == code.settings and about.files
+        ]
         if not alike:
             return None
         _, name, before = max(alike, key=lambda one: one[:2])

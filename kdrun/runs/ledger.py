@@ -19,8 +19,17 @@ from kdrun.runs.directory import RunDirectory
 from kdrun.runs.files import read_json, write_json
 
 # Where things are and how runs are started, watched and called: settings that change no run's numbers.
-NO_NUMBERS = ("output_root", "dataset.root", "dataset.workers", "save_every_minutes", "logger", "name", "sweep",
-              "launcher", "hydra")  # fmt: skip
+NO_NUMBERS = (
+    "output_root",
+    "dataset.root",
+    "dataset.workers",
+    "save_every_minutes",
+    "logger",
+    "name",
+    "sweep",
+    "launcher",
+    "hydra",
+)
 STATES = ("done", "running", "failed", "unfinished", "missing")
 
 
@@ -106,8 +115,9 @@ def read_ledger(root: Path, name: str) -> Ledger:
         raise ConfigError(f"{name}: no such sweep.{suggest(name, [*known, *trainable])} {there}")
     content = read_json(place)
     try:
-        return Ledger(**{**content, "shape": TableShape(**content["shape"]),
-                         "cells": [Cell(**cell) for cell in content["cells"]]})  # fmt: skip
+        return Ledger(
+            **{**content, "shape": TableShape(**content["shape"]), "cells": [Cell(**cell) for cell in content["cells"]]}
+        )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{place} is damaged ({error}); run the sweep's command again.") from error
 

@@ -71,19 +71,27 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
 
 def images_only(config: RunConfig) -> RunConfig:
     """The configuration of the data set alone: no teacher or file of weights is looked for."""
-    return replace(config, method={"_target_": "kdrun.methods.none.Independent"},
-                   student=replace(config.student, checkpoint=None, pretrained="false"))  # fmt: skip
+    return replace(
+        config,
+        method={"_target_": "kdrun.methods.none.Independent"},
+        student=replace(config.student, checkpoint=None, pretrained="false"),
+    )
 
 
 def code_notes(plans: list[Plan]) -> list[str]:
     """One line for the runs, and one for the teachers, that are new for nothing but a change in the user's own code."""
     siblings = Siblings()
     runs = {plan.run.path: plan.code for plan in plans if not plan.run.begun}
-    teachers = {plan.teacher_run.path: plan.teacher_code for plan in plans
-                if plan.teacher_run is not None and not plan.teacher_run.begun}  # fmt: skip
+    teachers = {
+        plan.teacher_run.path: plan.teacher_code
+        for plan in plans
+        if plan.teacher_run is not None and not plan.teacher_run.begun
+    }
     lines = []
-    for new, one, several in ((runs, "this is a new run", "these are {} new runs"),
-                              (teachers, "the teacher is trained anew", "{} teachers are trained anew")):  # fmt: skip
+    for new, one, several in (
+        (runs, "this is a new run", "these are {} new runs"),
+        (teachers, "the teacher is trained anew", "{} teachers are trained anew"),
+    ):
         found = [outdated for path, code in new.items() if (outdated := siblings.outdated(path, code))]
         if found:
             names = sorted({name for _, changed in found for name in changed})

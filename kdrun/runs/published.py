@@ -7,8 +7,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-COLUMNS = ("benchmark", "dataset", "testset", "metric", "teacher", "student", "method", "value", "std", "n",
-           "selection", "source")  # fmt: skip
+COLUMNS = (
+    "benchmark",
+    "dataset",
+    "testset",
+    "metric",
+    "teacher",
+    "student",
+    "method",
+    "value",
+    "std",
+    "n",
+    "selection",
+    "source",
+)
 
 
 @dataclass(frozen=True)

@@ -50,5 +50,7 @@ RESULT_KEYS = [field.name for field in dataclasses.fields(RunResult)]
 def value_types() -> dict[str, type]:
     """Return key -> type of its values: int, float, bool, str or list."""
     hints = get_type_hints(RunResult)
-    return {key: get_origin(hint) if get_origin(hint) is list else (get_args(hint) or (hint,))[0]
-            for key, hint in hints.items()}  # fmt: skip
+    return {
+        key: get_origin(hint) if get_origin(hint) is list else (get_args(hint) or (hint,))[0]
+        for key, hint in hints.items()
+    }

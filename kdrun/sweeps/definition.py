@@ -30,8 +30,17 @@ from kdrun.runs.ledger import TableShape, changes_numbers
 from kdrun.runs.published import published
 
 GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
-KINDS = {"title": str, "extends": str, "base": list, "seeds": list, "rows": dict, "columns": dict, "cells": list,
-         "skip": list, "table": dict}  # fmt: skip
+KINDS = {
+    "title": str,
+    "extends": str,
+    "base": list,
+    "seeds": list,
+    "rows": dict,
+    "columns": dict,
+    "cells": list,
+    "skip": list,
+    "table": dict,
+}
 CELL_KEYS = ("row", "column", "overrides", "published")
 SKIP_KEYS = ("row", "column", "why")
 TABLE_KEYS = {field.name for field in dataclasses.fields(TableShape)} - {"rows", "columns"}
@@ -146,8 +155,9 @@ def check_places(name: str, content: dict[str, Any]) -> None:
     for left_out in content.get("skip", []):
         for key, known in (("row", content.get("rows", {})), ("column", content.get("columns", {"": []}))):
             if left_out[key] not in known:
-                raise ConfigError(f"sweep/{name}.yaml: skip: {left_out[key]}: no such {key}."
-                                  f"{suggest(str(left_out[key]), known)}")  # fmt: skip
+                raise ConfigError(
+                    f"sweep/{name}.yaml: skip: {left_out[key]}: no such {key}.{suggest(str(left_out[key]), known)}"
+                )
     table, rows = content.get("table", {}), [*content.get("rows", {}), *(row for row, _ in places)]
     for testset in table.get("testsets", []):
         from kdrun.evaluation.testsets.registry import parse
@@ -159,9 +169,11 @@ def check_places(name: str, content: dict[str, Any]) -> None:
     benchmarks = sorted({row.benchmark for row in published()})
     for key, known in (("baseline", rows), ("against", rows), ("benchmark", benchmarks)):
         if table.get(key) is not None and table[key] not in known:
-            raise ConfigError(f"sweep/{name}.yaml: table.{key}: {table[key]}: no such "
-                              f"{'benchmark with published values' if key == 'benchmark' else 'row'}."
-                              f"{suggest(str(table[key]), known)}")  # fmt: skip
+            raise ConfigError(
+                f"sweep/{name}.yaml: table.{key}: {table[key]}: no such "
+                f"{'benchmark with published values' if key == 'benchmark' else 'row'}."
+                f"{suggest(str(table[key]), known)}"
+            )
 
 
 def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_dir: str | None) -> Sweep:
@@ -185,17 +197,23 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
     for kind, known in (("row", shape.rows), ("column", shape.columns)):
         for label in chosen[kind]:
             if label not in known:
-                raise ConfigError(f"{kind}={label}: sweep {name} has no such {kind}.{suggest(label, known)} "
-                                  f"There are: {', '.join(known)}.")  # fmt: skip
+                raise ConfigError(
+                    f"{kind}={label}: sweep {name} has no such {kind}.{suggest(label, known)} "
+                    f"There are: {', '.join(known)}."
+                )
     seeds = [int(seed) for seed in chosen["seed"]]
 
     def is_chosen(wish: Wish, seed: int) -> bool:
-        return all(not words or value in words for value, words in
-                   ((wish.row, chosen["row"]), (wish.column, chosen["column"]), (seed, seeds)))  # fmt: skip
+        return all(
+            not words or value in words
+            for value, words in ((wish.row, chosen["row"]), (wish.column, chosen["column"]), (seed, seeds))
+        )
 
-    wishes = [replace(wish, overrides=[*wish.overrides, *rest, f"seed={seed}"], chosen=is_chosen(wish, seed))
-              for wish in sorted(grid(content), key=lambda wish: shape.columns.index(wish.column))
-              for seed in ordered([*content.get("seeds", [0]), *seeds])]  # fmt: skip
+    wishes = [
+        replace(wish, overrides=[*wish.overrides, *rest, f"seed={seed}"], chosen=is_chosen(wish, seed))
+        for wish in sorted(grid(content), key=lambda wish: shape.columns.index(wish.column))
+        for seed in ordered([*content.get("seeds", [0]), *seeds])
+    ]
     changing = changing_words(rest)
     own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
     return Sweep(own_name, content.get("title", name), wishes, shape)
@@ -204,8 +222,11 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
 def grid(content: dict[str, Any]) -> list[Wish]:
     """Rows times columns without what is skipped, and the cells that are given one by one; without seeds."""
     base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
-    places = {(row, column): Wish(row, column, [*base, *over, *overrides])
-              for column, over in columns.items() for row, overrides in rows.items()}  # fmt: skip
+    places = {
+        (row, column): Wish(row, column, [*base, *over, *overrides])
+        for column, over in columns.items()
+        for row, overrides in rows.items()
+    }
     for left_out in content.get("skip", []):
         places.pop((left_out["row"], left_out["column"]), None)
     for cell in content.get("cells", []):

@@ -14,15 +14,23 @@ def group_key(plan: Plan) -> str:
     teacher: str | None = plan.teacher_digest
     if method.trains_teacher:  # its peer is its own: nothing to share
         teacher = str(plan.run.path)
-    return digest_of({
-        "data": data_identity(config.dataset, plan.source.fingerprint()),
-        "teacher": [teacher, config.teacher.preact_last_map] if method.needs_teacher else None,
-        "view": config.teacher_view if method.needs_teacher else None,
-        "length": [config.epochs, config.batch_size, config.seed],
-        "evaluation": [config.eval_batch_size, config.eval_every],
-        "numerics": [config.device, config.precision, config.compile, config.threads, config.deterministic,
-                     config.teacher_cache],
-    })  # fmt: skip
+    return digest_of(
+        {
+            "data": data_identity(config.dataset, plan.source.fingerprint()),
+            "teacher": [teacher, config.teacher.preact_last_map] if method.needs_teacher else None,
+            "view": config.teacher_view if method.needs_teacher else None,
+            "length": [config.epochs, config.batch_size, config.seed],
+            "evaluation": [config.eval_batch_size, config.eval_every],
+            "numerics": [
+                config.device,
+                config.precision,
+                config.compile,
+                config.threads,
+                config.deterministic,
+                config.teacher_cache,
+            ],
+        }
+    )
 
 
 def group_plans(plans: Sequence[Plan]) -> list[list[Plan]]:

@@ -101,8 +101,9 @@ class Scheduler:
         with stop_on_signals() as self.stop:
             try:
                 self.work(self.rehearsals())
-                kept = [[plan for plan in group if str(plan.run.path) not in self.outcome.failures]
-                        for group in self.groups]  # fmt: skip
+                kept = [
+                    [plan for plan in group if str(plan.run.path) not in self.outcome.failures] for group in self.groups
+                ]
                 groups = split_to_fill([group for group in kept if group], len(self.slots))
                 lanes = [Task("lanes", group, label_of(group), 0.5 / max(len(self.slots), 1)) for group in groups]
                 self.work(self.teachers(groups) + lanes)
@@ -239,14 +240,17 @@ class Scheduler:
         assert slot.task is not None
         slot.process.join()
         code, task = slot.process.exitcode, slot.task
-        unfinished = [plan for plan in task.plans if not plan.run.finished
-                      and str(plan.run.path) not in self.outcome.failures]  # fmt: skip
+        unfinished = [
+            plan for plan in task.plans if not plan.run.finished and str(plan.run.path) not in self.outcome.failures
+        ]
         if self.stop.signal:
             return
         if code == -signal.SIGKILL and task.kind == "lanes" and len(unfinished) > 1:
             half = len(unfinished) // 2
-            self.pending += [Task("lanes", part, label_of(part), task.memory_share / 2)
-                             for part in (unfinished[:half], unfinished[half:])]  # fmt: skip
+            self.pending += [
+                Task("lanes", part, label_of(part), task.memory_share / 2)
+                for part in (unfinished[:half], unfinished[half:])
+            ]
             return
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         reason = f"its process ended with {how}; the last lines of {self.logs}/process-{slot.number}.log say more."
@@ -286,8 +290,10 @@ def pairing_of(plan: Plan) -> str:
 def label_of(plans: list[Plan]) -> str:
     """What a group is called on the screen."""
     config, names = plans[0].config, [plan.method.name for plan in plans]
-    pairs = {f"{plan.teacher_name} → {plan.config.student.name}" if plan.teacher_name else plan.config.student.name
-             for plan in plans}  # fmt: skip
+    pairs = {
+        f"{plan.teacher_name} → {plan.config.student.name}" if plan.teacher_name else plan.config.student.name
+        for plan in plans
+    }
     what = pairs.pop() if len(pairs) == 1 else f"{len(pairs)} pairs"
     listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{what} seed {config.seed}: {listed}"

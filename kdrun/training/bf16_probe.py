@@ -66,8 +66,11 @@ def measured_speedup() -> float:
 
 def training_step(dtype: torch.dtype) -> Callable[[], None]:
     """Return a step, forward and backward, of two convolutions with batch norm, as a run computes it in `dtype`."""
-    layers = [part for _ in range(2) for part in (
-        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU())]  # fmt: skip
+    layers = [
+        part
+        for _ in range(2)
+        for part in (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU())
+    ]
     block = nn.Sequential(*layers).to(memory_format=torch.channels_last)
     image = torch.ones(IMAGES, CHANNELS, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     image += 0.1 * torch.arange(SIDE)

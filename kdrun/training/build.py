@@ -54,8 +54,17 @@ def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
     from kdrun.runs.files import read_json, write_json
 
     options = plan.config.dataset
-    key = digest_of([plan.source.fingerprint(), options.image_size, options.train_fraction, options.val_fraction,
-                     options.split_seed, options.train_limit, options.resize])  # fmt: skip
+    key = digest_of(
+        [
+            plan.source.fingerprint(),
+            options.image_size,
+            options.train_fraction,
+            options.val_fraction,
+            options.split_seed,
+            options.train_limit,
+            options.resize,
+        ]
+    )
     place = plan.cache / f"stats-{key[:16]}.json"
     if place.is_file():
         found = read_json(place)
@@ -82,8 +91,13 @@ def make_loaders(
 
     splits, options = data.splits, data.config.dataset
     common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device}
-    train: dict[str, Any] = {"batch_size": batch_size, "seed": streams.data, "augment": options.augment,
-                             "teacher_view": teacher_view, "views": views}  # fmt: skip
+    train: dict[str, Any] = {
+        "batch_size": batch_size,
+        "seed": streams.data,
+        "augment": options.augment,
+        "teacher_view": teacher_view,
+        "views": views,
+    }
     held = [splits.test] if splits.val is None else [splits.test, splits.val]
     measured = [make_eval_loader(data, part, numerics) for part in held]
     if isinstance(splits.train, ArraySet):
@@ -97,8 +111,11 @@ def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader
     from kdrun.data.stream import StreamEval
     from kdrun.training.loop import eval_batch_size
 
-    common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device,
-                              "batch_size": eval_batch_size(data.config.eval_batch_size, numerics)}  # fmt: skip
+    common: dict[str, Any] = {
+        "stats": data.stats,
+        "device": numerics.torch_device,
+        "batch_size": eval_batch_size(data.config.eval_batch_size, numerics),
+    }
     if isinstance(part, ArraySet):
         return ResidentEval(part, **common)
     return StreamEval(part, **common, **streamed(data.config.dataset))
@@ -106,8 +123,12 @@ def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader
 
 def streamed(options: DatasetOptions) -> dict[str, Any]:
     """How files are read while a network trains on them or is measured."""
-    return {"image_size": options.image_size, "resize": options.resize, "workers": options.workers,
-            "on_error": options.on_error}  # fmt: skip
+    return {
+        "image_size": options.image_size,
+        "resize": options.resize,
+        "workers": options.workers,
+        "on_error": options.on_error,
+    }
 
 
 def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: Stats | None) -> Tap:

@@ -58,12 +58,21 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, config: dict[str, Any], digest: str):
         import wandb  # type: ignore[import-not-found]
 
-        self.run = wandb.init(project=None, id=digest[:16], resume="allow", dir=str(folder), config=config,
-                              name=f"{folder.parent.name} {folder.name}", reinit="create_new")  # fmt: skip
+        self.run = wandb.init(
+            project=None,
+            id=digest[:16],
+            resume="allow",
+            dir=str(folder),
+            config=config,
+            name=f"{folder.parent.name} {folder.name}",
+            reinit="create_new",
+        )
 
     def log(self, epoch: int, metrics: dict[str, dict[str, float]]) -> None:
-        self.run.log({f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()},
-                     step=epoch)  # fmt: skip
+        self.run.log(
+            {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()},
+            step=epoch,
+        )
 
     def close(self) -> None:
         self.run.finish()

@@ -93,8 +93,13 @@ class TrainMeter:
         return found | ({"top1": 100 * self.correct.item() / self.shown} if self.shown else {})
 
     def state(self) -> dict[str, Any]:
-        return {"names": self.names, "sums": self.sums.cpu(), "correct": self.correct.cpu(), "count": self.count,
-                "shown": self.shown}  # fmt: skip
+        return {
+            "names": self.names,
+            "sums": self.sums.cpu(),
+            "correct": self.correct.cpu(),
+            "count": self.count,
+            "shown": self.shown,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         self.names, self.count = list(state["names"]), int(state["count"])

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdrun.config.schema import read_resolved, to_yaml
 from kdrun.display import Display, EpochEnd, Step
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
@@ -24,7 +22,6 @@ from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed
 from kdrun.streams import Streams
-from kdrun.structures import Batch, Progress
 from kdrun.training.build import load_data, make_lane, make_loaders, make_network
 from kdrun.training.cost import free_memory
 from kdrun.training.loggers import check_loggers
@@ -32,6 +29,7 @@ from kdrun.training.loop import evaluate
 from kdrun.training.network import Network
 from kdrun.training.precision import pinned, resolve, resolve_precision
 from kdrun.training.provenance import provenance
+from kdrun.training.rehearsal import rehearse
 from kdrun.training.result import loggers_of, parameters_of, result_of, warnings
 from kdrun.training.setup import decide_compile, keep_outputs
 from kdrun.training.signals import Stop
@@ -53,7 +51,6 @@ class Session:
 
     def __init__(self, plans: list[Plan], stop: Stop, display: Display, ended: Ended, memory_share: float = 0.5):
         """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
-
         self.plans, self.stop, self.display, self.ended = plans, stop, display, ended
         self.memory_share, self.left = memory_share, []
         self.plan, self.config = plans[0], plans[0].config
@@ -74,7 +71,6 @@ class Session:
 
     def run(self) -> None:
         """Teacher first, then the students to their last epoch."""
-
         taught, about = self.obtain_teacher() if self.plan.method.needs_teacher else (None, None)
         self.numerics.apply()
         trainings, loaders = self.make_students(taught, about)
@@ -110,7 +106,6 @@ class Session:
     def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[TrainingRun], Loaders]:
         """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;
         those that memory does not hold stay in `left`."""
-
         methods = [make_method(plan.config.method) for plan in self.plans]
         views = tuple(dict.fromkeys(view for method in methods for view in method.views))
         config, streams = self.config, Streams("student", self.config.seed)
@@ -124,9 +119,16 @@ class Session:
                 break
             try:
                 network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
-                lane = make_lane(student=network, teacher=taught, method=method, optimizer=plan.config.optimizer,
-                                 epochs=plan.config.epochs, streams=streams, data=self.data,
-                                 loaders=loaders)  # fmt: skip
+                lane = make_lane(
+                    student=network,
+                    teacher=taught,
+                    method=method,
+                    optimizer=plan.config.optimizer,
+                    epochs=plan.config.epochs,
+                    streams=streams,
+                    data=self.data,
+                    loaders=loaders,
+                )
             except KdrunError as error:
                 if len(self.plans) == 1 or isinstance(error, DiskFull):
                     raise
@@ -144,11 +146,11 @@ class Session:
     def obtain_teacher(self) -> tuple[Network, dict[str, Any]]:
         """The teacher and what is known of it, its accuracy measured: from a checkpoint, as an untrained control, from
         the store, or trained into the store."""
-
         options, stored = self.config.teacher, self.plan.teacher_run
         if self.plan.method.trains_teacher:
-            network = make_network(options, self.data, Streams("peer", options.seed), self.numerics,
-                                   self.config.batch_size)  # fmt: skip
+            network = make_network(
+                options, self.data, Streams("peer", options.seed), self.numerics, self.config.batch_size
+            )
             self.display.fact("teacher", f"{options.name}: untrained, learns along with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
@@ -172,44 +174,35 @@ class Session:
         return network, describe(kind, options.name, top1, sha256, place)
 
     def rehearse(self, plan: Plan | None = None) -> None:
-        """One step of the method on untrained networks and two images of noise. Raises PairingError, ConfigError."""
-
-        plan = plan or self.plan
-        config, side = plan.config, self.data.splits.image_size
-        streams = Streams("student", config.seed)
-        student = make_network(config.student, self.data, streams, self.numerics, 2)
-        teacher = None
-        if plan.method.needs_teacher:
-            untrained = replace(config.teacher, checkpoint=None, pretrained="false")
-            teacher = make_network(untrained, self.data, streams, self.numerics, 2)
-        loaders = make_loaders(self.data, config.batch_size, streams, "same", self.numerics)
-        lane = make_lane(student=student, teacher=teacher, method=make_method(config.method),
-                         optimizer=config.optimizer, epochs=1, streams=streams, data=self.data,
-                         loaders=loaders)  # fmt: skip
-        device = self.numerics.torch_device
-        image = torch.randn(2, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-        batch = Batch(image, torch.arange(2, device=device), torch.arange(2, device=device), image, image)
-        lane.student.tap.train()
-        taught = None if teacher is None else Teacher(teacher)
-        with torch.no_grad():
-            lane.method(batch, student, taught, Progress(0, 1, 0, 1))
+        """Try one step of the method. Raises PairingError, ConfigError."""
+        rehearse(plan or self.plan, self.data, self.numerics)
 
     def train_teacher(self, run: RunDirectory) -> None:
         """By its own recipe, precision and seed, with the same loop and the labels alone."""
-
         options, recipe = self.config.teacher, self.config.teacher.recipe
         recorded = read_resolved(run.path)
         numerics = replace(self.numerics, precision=resolve_precision(options.precision, self.numerics.device))
         if recorded is not None:
             numerics = pinned(recorded, self.config.device)
-        self.display.fact("teacher", f"{options.name} is not trained yet: {recipe.epochs} epochs by its own recipe, "
-                                     f"once for all runs, into {short_path(run.path)}")  # fmt: skip
+        self.display.fact(
+            "teacher",
+            f"{options.name} is not trained yet: {recipe.epochs} epochs by its own recipe, "
+            f"once for all runs, into {short_path(run.path)}",
+        )
         numerics.apply()
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, numerics, recipe.batch_size)
         loaders = make_loaders(self.data, recipe.batch_size, streams, "same", numerics)
-        lane = make_lane(student=network, teacher=None, method=Independent(), optimizer=recipe,
-                         epochs=recipe.epochs, streams=streams, data=self.data, loaders=loaders)  # fmt: skip
+        lane = make_lane(
+            student=network,
+            teacher=None,
+            method=Independent(),
+            optimizer=recipe,
+            epochs=recipe.epochs,
+            streams=streams,
+            data=self.data,
+            loaders=loaders,
+        )
         training = TrainingRun(self.plan, run, self.plan.teacher_digest or "", lane)
         if self.undecided and recorded is None:
             decide_compile([training], None, loaders, self.display)
@@ -251,8 +244,15 @@ class Session:
         with ExitStack() as closing, self.display.training(what, epochs, first) as show:
             for logger in (logger for several in loggers.values() for logger in several):
                 closing.callback(logger.close)
-            for event in fit(waiting, teacher, loaders, epochs=epochs, eval_every=self.config.eval_every,
-                             save_every=60 * self.config.save_every_minutes, stop=self.stop):  # fmt: skip
+            for event in fit(
+                waiting,
+                teacher,
+                loaders,
+                epochs=epochs,
+                eval_every=self.config.eval_every,
+                save_every=60 * self.config.save_every_minutes,
+                stop=self.stop,
+            ):
                 if isinstance(event, Step):
                     show(event)
                 elif isinstance(event, Failed):
@@ -267,11 +267,15 @@ class Session:
 
     def begin(self, training: TrainingRun, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
         """Resume where it stands, or write what is known before training and prepare its method."""
-
         plan = training.plan
-        data = {"fingerprint": plan.source.fingerprint(), "train": loaders.train.num_samples,
-                "test": loaders.test.num_samples, "mean": self.data.stats[0], "std": self.data.stats[1],
-                "class_names": self.data.splits.class_names}  # fmt: skip
+        data = {
+            "fingerprint": plan.source.fingerprint(),
+            "train": loaders.train.num_samples,
+            "test": loaders.test.num_samples,
+            "mean": self.data.stats[0],
+            "std": self.data.stats[1],
+            "class_names": self.data.splits.class_names,
+        }
         resumed = training.resume(loaders.train.steps_per_epoch)
         if resumed:
             self.display.note(

@@ -97,8 +97,11 @@ def test_teacher_views():
     made = data()
     for batch in loader(made).epoch(0):
         assert batch.teacher_image is batch.image
-    clean = {int(i): image for batch in loader(made, teacher_view="clean").epoch(0)
-             for i, image in zip(batch.index, batch.teacher_image, strict=True)}  # fmt: skip
+    clean = {
+        int(i): image
+        for batch in loader(made, teacher_view="clean").epoch(0)
+        for i, image in zip(batch.index, batch.teacher_image, strict=True)
+    }
     plain = Normalise(STATS, CPU)(torch.from_numpy(made.images))
     assert all(torch.equal(image, plain[i]) for i, image in clean.items())
     batch = next(iter(loader(made, teacher_view="independent").epoch(0)))
@@ -109,8 +112,16 @@ def test_teacher_views():
 
 def test_jitter_is_torchvisions():
     image = torch.rand(6, 3, 8, 8)
-    factors = torch.tensor([[1.3, 1.0, 1.0, 0.0], [1.0, 0.6, 1.0, 0.0], [1.0, 1.0, 1.7, 0.0], [1.0, 1.0, 1.0, 0.2],
-                            [0.7, 1.4, 0.5, -0.3], [1.0, 1.0, 1.0, 0.0]])  # fmt: skip
+    factors = torch.tensor(
+        [
+            [1.3, 1.0, 1.0, 0.0],
+            [1.0, 0.6, 1.0, 0.0],
+            [1.0, 1.0, 1.7, 0.0],
+            [1.0, 1.0, 1.0, 0.2],
+            [0.7, 1.4, 0.5, -0.3],
+            [1.0, 1.0, 1.0, 0.0],
+        ]
+    )
     found = augment.jitter(image, factors)
     for i, (brightness, contrast, saturation, hue) in enumerate(factors.tolist()):
         expected = tv.adjust_brightness(image[i], brightness)
@@ -179,12 +190,16 @@ def test_strong_view_depends_on_seed_epoch_and_sample_alone(options):
     made = data(side=16)
     first = strong_by_sample(loader(made, options, views=("strong",)).epoch(3))
     assert len(first) == 50
-    for same in (loader(made, options, views=("strong",), batch_size=7).epoch(3),
-                 loader(made, options, views=("strong",), batch_size=1).epoch(3),
-                 loader(made, options, views=("strong",)).epoch(3, start=2)):  # fmt: skip
+    for same in (
+        loader(made, options, views=("strong",), batch_size=7).epoch(3),
+        loader(made, options, views=("strong",), batch_size=1).epoch(3),
+        loader(made, options, views=("strong",)).epoch(3, start=2),
+    ):
         assert all(torch.allclose(first[i], image, atol=1e-6) for i, image in strong_by_sample(same).items())
-    for other in (loader(made, options, views=("strong",)).epoch(4),
-                  loader(made, options, views=("strong",), seed=1).epoch(3)):  # fmt: skip
+    for other in (
+        loader(made, options, views=("strong",)).epoch(4),
+        loader(made, options, views=("strong",), seed=1).epoch(3),
+    ):
         changed = [not torch.equal(first[i], image) for i, image in strong_by_sample(other).items()]
         assert sum(changed) > 45
 
@@ -219,18 +234,30 @@ def pillow(name: str, image, level: float):
     from PIL import Image, ImageEnhance, ImageOps
 
     factor, size, span = 0.05 + 0.9 * level, image.size, -0.3 + 0.6 * level
-    affine = {"shear_x": (1, span, 0, 0, 1, 0), "shear_y": (1, 0, 0, span, 1, 0),
-              "translate_x": (1, 0, span * size[0], 0, 1, 0), "translate_y": (1, 0, 0, 0, 1, span * size[1])}  # fmt: skip
-    enhance = {"brightness": ImageEnhance.Brightness, "colour": ImageEnhance.Color, "contrast": ImageEnhance.Contrast,
-               "sharpness": ImageEnhance.Sharpness}  # fmt: skip
+    affine = {
+        "shear_x": (1, span, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, span, 1, 0),
+        "translate_x": (1, 0, span * size[0], 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, span * size[1]),
+    }
+    enhance = {
+        "brightness": ImageEnhance.Brightness,
+        "colour": ImageEnhance.Color,
+        "contrast": ImageEnhance.Contrast,
+        "sharpness": ImageEnhance.Sharpness,
+    }
     if name in affine:
         return image.transform(size, Image.Transform.AFFINE, affine[name])
     if name in enhance:
         return enhance[name](image).enhance(factor)
-    return {"autocontrast": lambda: ImageOps.autocontrast(image), "equalize": lambda: ImageOps.equalize(image),
-            "identity": lambda: image, "posterize": lambda: ImageOps.posterize(image, int(4 + 4 * level)),
-            "rotate": lambda: image.rotate(-30 + 60 * level),
-            "solarize": lambda: ImageOps.solarize(image, 256 * level)}[name]()  # fmt: skip
+    return {
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "identity": lambda: image,
+        "posterize": lambda: ImageOps.posterize(image, int(4 + 4 * level)),
+        "rotate": lambda: image.rotate(-30 + 60 * level),
+        "solarize": lambda: ImageOps.solarize(image, 256 * level),
+    }[name]()
 
 
 @pytest.mark.parametrize("operation", randaugment.OPERATIONS, ids=lambda operation: operation.__name__)
@@ -274,8 +301,16 @@ def test_cutout_paints_one_square_of_at_most_half_the_side():
 
 def test_strong_view_of_streamed_files_does_not_depend_on_workers(image_folder):
     root = image_folder("set", size=(16, 16))
-    settings = {"image_size": 16, "resize": "stretch", "seed": 0, "stats": STATS, "augment": Augment(),
-                "teacher_view": "same", "on_error": "stop", "device": CPU}  # fmt: skip
+    settings = {
+        "image_size": 16,
+        "resize": "stretch",
+        "seed": 0,
+        "stats": STATS,
+        "augment": Augment(),
+        "teacher_view": "same",
+        "on_error": "stop",
+        "device": CPU,
+    }
     seen = {}
     for workers, size in ((0, 4), (2, 5)):
         made = StreamTrain(scan(root).files(), workers=workers, batch_size=size, views=("strong",), **settings)

@@ -198,9 +198,12 @@ def make_archive(folder: Path, monkeypatch, evil: str | None = None) -> tuple[Pa
             tar.addfile(info, io.BytesIO(b"evil"))
     sums = {name: hashlib.md5(data).hexdigest() for name, data in contents.items()}
     facts = replace(
-        cifar.ARCHIVES["cifar100"], md5=hashlib.md5(place.read_bytes()).hexdigest(), train={"train": sums["train"]},
-        test={"test": sums["test"]}, meta={"meta": sums["meta"]},
-    )  # fmt: skip
+        cifar.ARCHIVES["cifar100"],
+        md5=hashlib.md5(place.read_bytes()).hexdigest(),
+        train={"train": sums["train"]},
+        test={"test": sums["test"]},
+        meta={"meta": sums["meta"]},
+    )
     monkeypatch.setitem(cifar.ARCHIVES, "cifar100", facts)
     return place, arrays
 

@@ -20,14 +20,31 @@ P4 = Augment(crop="none", flip=0.5, rotation=15.0, brightness=0.2, contrast=0.2,
 
 
 def train_loader(root, **changes) -> StreamTrain:
-    settings = {"image_size": 16, "resize": "stretch", "batch_size": 4, "seed": 0, "stats": STATS, "augment": P4,
-                "teacher_view": "same", "workers": 0, "on_error": "stop", "device": CPU}  # fmt: skip
+    settings = {
+        "image_size": 16,
+        "resize": "stretch",
+        "batch_size": 4,
+        "seed": 0,
+        "stats": STATS,
+        "augment": P4,
+        "teacher_view": "same",
+        "workers": 0,
+        "on_error": "stop",
+        "device": CPU,
+    }
     return StreamTrain(scan(root).files(), **{**settings, **changes})
 
 
 def eval_loader(root, **changes) -> StreamEval:
-    settings = {"image_size": 16, "resize": "stretch", "batch_size": 4, "stats": STATS, "workers": 0, "on_error": "stop",
-                "device": CPU}  # fmt: skip
+    settings = {
+        "image_size": 16,
+        "resize": "stretch",
+        "batch_size": 4,
+        "stats": STATS,
+        "workers": 0,
+        "on_error": "stop",
+        "device": CPU,
+    }
     return StreamEval(scan(root).files(), **{**settings, **changes})
 
 
@@ -128,12 +145,26 @@ def test_a_streamed_image_has_the_view_of_a_resident_one(image_folder):
     files, augment = scan(root).files(), Augment(crop_padding=3)
     streamed = by_sample(train_loader(root, augment=augment, views=("strong",)).epoch(2))
     pixels = np.stack([read_image(root / path, None) for path in files.paths])
-    resident = ResidentTrain(ArraySet(pixels, files.labels), batch_size=5, seed=0, stats=STATS, augment=augment,
-                             teacher_view="same", device=CPU, views=("strong",))  # fmt: skip
+    resident = ResidentTrain(
+        ArraySet(pixels, files.labels),
+        batch_size=5,
+        seed=0,
+        stats=STATS,
+        augment=augment,
+        teacher_view="same",
+        device=CPU,
+        views=("strong",),
+    )
     assert all(torch.equal(image, streamed[i]) for i, image in by_sample(resident.epoch(2)).items())
-    order = [index for loader in (resident, train_loader(root, batch_size=5)) for batch in loader.epoch(2)
-             for index in batch.index.tolist()]  # fmt: skip
+    order = [
+        index
+        for loader in (resident, train_loader(root, batch_size=5))
+        for batch in loader.epoch(2)
+        for index in batch.index.tolist()
+    ]
     assert order[:12] == order[12:]
-    strong = [{int(i): image for batch in loader.epoch(2) for i, image in zip(batch.index, batch.strong, strict=True)}
-              for loader in (resident, train_loader(root, augment=augment, views=("strong",)))]  # fmt: skip
+    strong = [
+        {int(i): image for batch in loader.epoch(2) for i, image in zip(batch.index, batch.strong, strict=True)}
+        for loader in (resident, train_loader(root, augment=augment, views=("strong",)))
+    ]
     assert all(torch.equal(image, strong[1][i]) for i, image in strong[0].items())

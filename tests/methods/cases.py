@@ -47,8 +47,11 @@ def batch_of(label: Tensor) -> Batch:
 def logits(n: int = 8, k: int = 10, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(student's [n, k], teacher's [n, k], labels [n]), float32, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    return (3 * torch.randn(n, k, generator=generator), 3 * torch.randn(n, k, generator=generator),
-            torch.randint(0, k, (n,), generator=generator))  # fmt: skip
+    return (
+        3 * torch.randn(n, k, generator=generator),
+        3 * torch.randn(n, k, generator=generator),
+        torch.randint(0, k, (n,), generator=generator),
+    )
 
 
 def total(method, inputs: dict[str, Tensor], epoch: int = 0) -> Tensor:

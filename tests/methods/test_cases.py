@@ -11,9 +11,12 @@ from tests.methods.cases import CASES, Definitions, check_finite_at_fifty_times,
 
 NOT_MET = {
     "srd_nameclash/torchdistill": "torchdistill's SRDLoss is another paper's",
-    **{name: "the published double softmax; ours is one" for name in CASES
-       if name.startswith("srdwithkl/") and name.endswith("/peer")},
-}  # fmt: skip
+    **{
+        name: "the published double softmax; ours is one"
+        for name in CASES
+        if name.startswith("srdwithkl/") and name.endswith("/peer")
+    },
+}
 
 DEFINITIONS: Definitions = {}
 for path in Path(__file__).parent.glob("test_*.py"):

@@ -26,8 +26,12 @@ def result_of(outputs: Path) -> dict:
 
 
 def side(inputs: dict, params: dict, which: str) -> torch.Tensor:
-    method = DML(temperature=params["T"], ce_weight=1.0, student_weight=params.get("beta", 1.0),
-                 teacher_weight=params.get("alpha", 1.0))  # fmt: skip
+    method = DML(
+        temperature=params["T"],
+        ce_weight=1.0,
+        student_weight=params.get("beta", 1.0),
+        teacher_weight=params.get("alpha", 1.0),
+    )
     terms = method.losses(batch_of(inputs["y"]), Outputs(inputs["s"]), Outputs(inputs["t"]), Progress(0, 240, 0, 1))
     return terms["ce"] + terms["mutual"] if which == "student" else terms["peer_ce"] + terms["peer_mutual"]
 

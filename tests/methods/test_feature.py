@@ -198,12 +198,15 @@ STUDENT = Spec(10, 32, maps=((16, 32, 32), (24, 8, 8)), stems=1, pooled=24)
 @pytest.mark.parametrize(
     "method", [SRD(ce_weight=1.0, feature_weight=1.0, srd_weight=2.0), SimKD(feature_weight=1.0, bottleneck=2)]
 )
-@pytest.mark.parametrize(("teacher", "reason"), [
-    ("vit_cifar_tiny", "class token"),
-    ("vit_cifar_tiny_distilled", "class token"),
-    ("shufflenet_v2", "last_tap"),
-    ("deepnn", "2048 numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("teacher", "reason"),
+    [
+        ("vit_cifar_tiny", "class token"),
+        ("vit_cifar_tiny_distilled", "class token"),
+        ("shufflenet_v2", "last_tap"),
+        ("deepnn", "2048 numbers"),
+    ],
+)
 def test_classifiers_that_do_not_read_a_map_are_refused(method, teacher, reason):
     with pytest.raises(PairingError, match=reason) as caught:
         method.build(STUDENT, measured(teacher)[1], DATA)
@@ -247,8 +250,17 @@ def test_a_mean_pooled_transformer_teaches_by_its_final_tokens():
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    vit = VisionTransformer(img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=10,
-                            class_token=False, global_pool="avg", fc_norm=False)  # fmt: skip
+    vit = VisionTransformer(
+        img_size=32,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=10,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+    )
     tap = Tap(vit.eval(), 32)
     method = SRD(ce_weight=1.0, feature_weight=1.0, srd_weight=2.0)
     method.build(STUDENT, measure(tap, 10), DATA)
@@ -262,12 +274,15 @@ def test_a_mean_pooled_transformer_teaches_by_its_final_tokens():
 # --- hints ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ours", "theirs", "parameters"), [
-    ((256, 8, 8), (256, 8, 8), 66_304),  # WRN-40-4 to WRN-16-4
-    ((64, 8, 8), (128, 8, 8), 8_576),  # WRN-40-2 to WRN-40-1
-    ((128, 8, 8), (256, 8, 8), 33_536),  # WRN-40-4 to WRN-16-2
-    ((96, 4, 4), (256, 8, 8), 393_984),  # MobileNetV2 from both teachers
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ours", "theirs", "parameters"),
+    [
+        ((256, 8, 8), (256, 8, 8), 66_304),  # WRN-40-4 to WRN-16-4
+        ((64, 8, 8), (128, 8, 8), 8_576),  # WRN-40-2 to WRN-40-1
+        ((128, 8, 8), (256, 8, 8), 33_536),  # WRN-40-4 to WRN-16-2
+        ((96, 4, 4), (256, 8, 8), 393_984),  # MobileNetV2 from both teachers
+    ],
+)
 def test_regressors_are_as_large_as_published(ours, theirs, parameters):
     made = regressor(ours, theirs)
     assert sum(parameter.numel() for parameter in made.parameters()) == parameters
@@ -285,13 +300,16 @@ def test_a_hint_crosses_any_grid(side):
         assert loss.item() == pytest.approx((made(f_s) - f_t).square().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("teacher", "student", "stage", "ours", "theirs"), [
-    ("wrn_40_2", "wrn_40_1", "f3", (64, 8, 8), (128, 8, 8)),
-    ("wrn_40_2", "wrn_40_1", "f2", (32, 16, 16), (64, 16, 16)),
-    ("wrn_40_2", "wrn_40_1", "f4", (64, 8, 8), (128, 8, 8)),  # no fourth stage: the deepest
-    ("wrn_16_4", "mobilenet_v2", "f3", (96, 4, 4), (256, 8, 8)),
-    ("resnet18", "mobilenet_v2", "f3", (96, 4, 4), (256, 8, 8)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("teacher", "student", "stage", "ours", "theirs"),
+    [
+        ("wrn_40_2", "wrn_40_1", "f3", (64, 8, 8), (128, 8, 8)),
+        ("wrn_40_2", "wrn_40_1", "f2", (32, 16, 16), (64, 16, 16)),
+        ("wrn_40_2", "wrn_40_1", "f4", (64, 8, 8), (128, 8, 8)),  # no fourth stage: the deepest
+        ("wrn_16_4", "mobilenet_v2", "f3", (96, 4, 4), (256, 8, 8)),
+        ("resnet18", "mobilenet_v2", "f3", (96, 4, 4), (256, 8, 8)),
+    ],
+)
 def test_hint_stages_are_the_published_ones(teacher, student, stage, ours, theirs):
     taught, own = measured(teacher)[1], measured(student)[1]
     i, j = hint_pair(own, taught, stage, "fitnet")
@@ -312,7 +330,9 @@ def test_first_stage_trains_up_to_the_hint_and_the_regressor():
     terms["hint"].backward()
     reached = {key for key, parameter in lane.model.named_parameters() if parameter.grad is not None}
     assert reached == {f"{part}.{kind}" for part in ("conv1", "conv2", "bn1", "bn2") for kind in ("weight", "bias")} - {
-        "conv1.bias", "conv2.bias"}  # fmt: skip
+        "conv1.bias",
+        "conv2.bias",
+    }
     assert all(parameter.grad is not None for parameter in lane.method.regressor.parameters())
 
 
@@ -455,8 +475,9 @@ def test_simkd_on_different_grids(ours, theirs):
     f_s, f_t = torch.randn(3, 6, ours, ours), torch.randn(3, 10, theirs, theirs)
     method.build(spec(f_s), spec(f_t, classifier=nn.Linear(10, 100)), DATA)
     logits = torch.zeros(3, 100)
-    terms = method.losses(batch_of(torch.zeros(3, dtype=torch.long)), Outputs(logits, maps=(f_s,)),
-                          Outputs(logits, maps=(f_t,)), LATER)  # fmt: skip
+    terms = method.losses(
+        batch_of(torch.zeros(3, dtype=torch.long)), Outputs(logits, maps=(f_s,)), Outputs(logits, maps=(f_t,)), LATER
+    )
     grid = min(ours, theirs)
     by_hand = (method.projector(F.adaptive_avg_pool2d(f_s, grid)) - F.adaptive_avg_pool2d(f_t, grid)).square().mean()
     assert terms["feature"].item() == pytest.approx(by_hand.item(), rel=1e-5)

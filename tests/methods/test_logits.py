@@ -26,8 +26,14 @@ def dkd_part(inputs: dict[str, Tensor], params: dict) -> Tensor:
 
 
 def dkd_total(inputs: dict[str, Tensor], params: dict) -> Tensor:
-    method = DKD(temperature=params["T"], ce_weight=params["ce_weight"], tckd_weight=params["alpha"],
-                 nckd_weight=params["beta"], warmup_epochs=params["warmup"], standardize=False)  # fmt: skip
+    method = DKD(
+        temperature=params["T"],
+        ce_weight=params["ce_weight"],
+        tckd_weight=params["alpha"],
+        nckd_weight=params["beta"],
+        warmup_epochs=params["warmup"],
+        standardize=False,
+    )
     return total(method, inputs, epoch=params["epoch"] - 1)
 
 

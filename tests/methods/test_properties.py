@@ -191,16 +191,19 @@ def test_list_methods_shows_name_paper_venue_and_year(kdrun):
     assert rows["none"].startswith("none (si, independent) The independent student Trains")
 
 
-@pytest.mark.parametrize(("words", "pieces"), [
-    (["explain", "kdd"], ["method=kdd: no such method. Did you mean kd?"]),
-    (["explain", "seed=1"], ["explain seed=1: only method=NAME counts here"]),
-    (["list", "methds"], ["list methds: no such list. Did you mean methods?"]),
-    (["list", "outputroot=x"], ["list outputroot: no such setting. Did you mean output_root?"]),
-    (["check"], ["check what? Give method=NAME"]),
-    (["check", "kdd"], ["method=kdd: no such method. Did you mean kd?"]),
-    (["check", "kd", "seed=1"], ["check: seed=1: only the method and its settings count here"]),
-    (["check", "kd", "--all"], ["check: --all: no such flag"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        (["explain", "kdd"], ["method=kdd: no such method. Did you mean kd?"]),
+        (["explain", "seed=1"], ["explain seed=1: only method=NAME counts here"]),
+        (["list", "methds"], ["list methds: no such list. Did you mean methods?"]),
+        (["list", "outputroot=x"], ["list outputroot: no such setting. Did you mean output_root?"]),
+        (["check"], ["check what? Give method=NAME"]),
+        (["check", "kdd"], ["method=kdd: no such method. Did you mean kd?"]),
+        (["check", "kd", "seed=1"], ["check: seed=1: only the method and its settings count here"]),
+        (["check", "kd", "--all"], ["check: --all: no such flag"]),
+    ],
+)
 def test_mistakes(kdrun, words, pieces):
     code, out, err = kdrun(*words)
     assert code == 2 and not out

@@ -178,8 +178,12 @@ def test_reviewkd_on_any_levels_and_grids(count):
         method = ReviewKD(ce_weight=1.0, review_weight=5.0, warmup_epochs=20)
         method.build(a, b, DataSpec(10, torch.arange(10) % 5, 5, 32))
         assert len(method.levels) == 3
-        terms = method.losses(batch_of(torch.zeros(count, dtype=torch.int64)), outputs_of(a, 1, count),
-                              outputs_of(b, 2, count), Progress(0, 240, 0, 1))  # fmt: skip
+        terms = method.losses(
+            batch_of(torch.zeros(count, dtype=torch.int64)),
+            outputs_of(a, 1, count),
+            outputs_of(b, 2, count),
+            Progress(0, 240, 0, 1),
+        )
         terms["review"].backward()
         assert torch.isfinite(terms["review"])
         assert all(parameter.grad is not None for parameter in method.parameters())
@@ -202,8 +206,13 @@ LABELS = torch.cat([torch.full((size,), kind) for kind, size in enumerate((40, 7
 def draw(count: int, seed: int = 0, labels: Tensor = LABELS) -> tuple[Tensor, Tensor, Tensor]:
     label = torch.arange(4)
     candidates, weight = draw_negatives(
-        labels, label, Draws(seed, 0, 0).order(0, len(labels), labels.device), count=count,
-        largest_class=int(labels.bincount().max()), num_classes=4)  # fmt: skip
+        labels,
+        label,
+        Draws(seed, 0, 0).order(0, len(labels), labels.device),
+        count=count,
+        largest_class=int(labels.bincount().max()),
+        num_classes=4,
+    )
     return label, candidates, weight
 
 

@@ -44,14 +44,21 @@ def distv2_part(inputs: dict[str, Tensor], params: dict) -> Tensor:
 
 
 def dist_total(inputs: dict[str, Tensor], params: dict) -> Tensor:
-    method = DIST(temperature=params["tau"], ce_weight=params["alpha"], inter_weight=params["beta"],
-                  intra_weight=params["gamma"])  # fmt: skip
+    method = DIST(
+        temperature=params["tau"], ce_weight=params["alpha"], inter_weight=params["beta"], intra_weight=params["gamma"]
+    )
     return total(method, inputs)
 
 
 def standardised_dkd(inputs: dict[str, Tensor], params: dict) -> Tensor:
-    method = DKD(temperature=params["T"], ce_weight=0.0, tckd_weight=params["alpha"], nckd_weight=params["beta"],
-                 warmup_epochs=0, standardize=True)  # fmt: skip
+    method = DKD(
+        temperature=params["T"],
+        ce_weight=0.0,
+        tckd_weight=params["alpha"],
+        nckd_weight=params["beta"],
+        warmup_epochs=0,
+        standardize=True,
+    )
     return total(method, inputs)
 
 
@@ -105,8 +112,11 @@ def test_distv2_is_blind_to_scale_and_shift():
 def test_shift_of_a_row_changes_neither_dist_nor_lskd_nor_nkd():
     s, t, y = (x.double() if x.is_floating_point() else x for x in logits())
     shifted = s + torch.randn(8, 1, dtype=torch.float64)
-    for loss in (lambda z: sum(dist_loss(z, t, temperature=4.0)), lambda z: lskd_loss(z, t, temperature=2.0),
-                 lambda z: sum(nkd_loss(z, t, y, temperature=1.0))):  # fmt: skip
+    for loss in (
+        lambda z: sum(dist_loss(z, t, temperature=4.0)),
+        lambda z: lskd_loss(z, t, temperature=2.0),
+        lambda z: sum(nkd_loss(z, t, y, temperature=1.0)),
+    ):
         assert loss(shifted).item() == pytest.approx(loss(s).item(), rel=1e-9)
 
 
@@ -137,8 +147,9 @@ def test_standardize_of_dkd():
     s, t, y = logits()
 
     def value(student: Tensor, standardize: bool) -> Tensor:
-        method = DKD(temperature=2.0, ce_weight=0.0, tckd_weight=9.0, nckd_weight=72.0, warmup_epochs=0,
-                     standardize=standardize)  # fmt: skip
+        method = DKD(
+            temperature=2.0, ce_weight=0.0, tckd_weight=9.0, nckd_weight=72.0, warmup_epochs=0, standardize=standardize
+        )
         return total(method, {"s": student, "t": t, "y": y})
 
     assert value(s, True).item() == pytest.approx(value(5 * s, True).item(), rel=1e-4)
@@ -170,8 +181,11 @@ def test_nkd_of_two_classes_has_no_other_part():
 def test_nkd_and_others_are_finite_at_fifty_times_the_logits():
     s, t, y = (50 * x if x.is_floating_point() else x for x in logits())
     mask = torch.ones(8)
-    for loss in (lambda z: sum(nkd_loss(z, t, y, temperature=1.0)), lambda z: instance_loss(z, t, 2.0, mask),
-                 lambda z: kept_divergence(z, t, 0.5, mask)):  # fmt: skip
+    for loss in (
+        lambda z: sum(nkd_loss(z, t, y, temperature=1.0)),
+        lambda z: instance_loss(z, t, 2.0, mask),
+        lambda z: kept_divergence(z, t, 0.5, mask),
+    ):
         z = s.clone().requires_grad_()
         value = loss(z)
         value.backward()
@@ -285,8 +299,9 @@ def test_rotations_and_similarity():
     assert found.shape == (6, 2)
     for i in range(6):
         for j in range(2):
-            assert found[i, j].item() == pytest.approx(F.cosine_similarity(embedding[2 + i], embedding[j], 0).item(),
-                                                       abs=1e-6)  # fmt: skip
+            assert found[i, j].item() == pytest.approx(
+                F.cosine_similarity(embedding[2 + i], embedding[j], 0).item(), abs=1e-6
+            )
     assert own_image(6, image.device).tolist() == [0, 1, 0, 1, 0, 1]
 
 

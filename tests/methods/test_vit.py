@@ -45,8 +45,14 @@ NO_TOKENS = Spec(10, 32, maps=((8, 8, 8), (16, 4, 4)), stems=1, pooled=16, class
 
 
 def make_cskd(**settings) -> CSKD:
-    usual = {"alpha": 0.5, "cskd_weight": 1.0, "temperature": 1.0, "variant": "hard", "deit_variant": "hard",
-             "decay": "linear"}  # fmt: skip
+    usual = {
+        "alpha": 0.5,
+        "cskd_weight": 1.0,
+        "temperature": 1.0,
+        "variant": "hard",
+        "deit_variant": "hard",
+        "decay": "linear",
+    }
     return CSKD(**{**usual, **settings})
 
 
@@ -55,13 +61,27 @@ def make_ofa() -> OFA:
 
 
 def make_vlfkd(attention: bool = True) -> VLFKD:
-    return VLFKD(ce_weight=1.0, global_weight=0.5, patch_weight=0.3, linguistic_weight=0.2, pixel_weight=1.0, words=16,
-                 attention=attention)  # fmt: skip
+    return VLFKD(
+        ce_weight=1.0,
+        global_weight=0.5,
+        patch_weight=0.3,
+        linguistic_weight=0.2,
+        pixel_weight=1.0,
+        words=16,
+        attention=attention,
+    )
 
 
 def make_capd(**settings) -> CAPD:
-    usual = {"ce_weight": 1.0, "attention_weight": 1.0, "token_weight": 1.0, "adversarial_weight": 0.1,
-             "replaced": 0.5, "transformed": 0.5, "dropout": 0.1}  # fmt: skip
+    usual = {
+        "ce_weight": 1.0,
+        "attention_weight": 1.0,
+        "token_weight": 1.0,
+        "adversarial_weight": 0.1,
+        "replaced": 0.5,
+        "transformed": 0.5,
+        "dropout": 0.1,
+    }
     return CAPD(**{**usual, **settings})
 
 
@@ -74,8 +94,9 @@ def cskd_total(inputs: dict[str, Tensor], params: dict) -> Tensor:
     """The method itself, where both heads are the identity: a token is its logits."""
     method = make_cskd(alpha=params["alpha"], cskd_weight=params["cskd_weight"])
     classes = inputs["o"].shape[1]
-    student = Spec(classes, 224, ((classes, 14, 14),), tokens=(196, classes), heads=("dist",),
-                   head_modules={"dist": nn.Identity()})  # fmt: skip
+    student = Spec(
+        classes, 224, ((classes, 14, 14),), tokens=(196, classes), heads=("dist",), head_modules={"dist": nn.Identity()}
+    )
     teacher = Spec(classes, 224, ((classes, 7, 7),), pooled=classes, classifier=nn.Identity())
     method.build(student, teacher, DATA)
     ours = Outputs(inputs["o"], tokens=inputs["d"], heads={"dist": inputs["sd"]})
@@ -122,8 +143,10 @@ def test_ofa_projectors_of_a_cnn_are_the_published_ones():
     student = Spec(10, 224, ((8, 112, 112), (16, 56, 56), (32, 28, 28), (64, 14, 14), (128, 7, 7)), stems=1, pooled=128)
     method = make_ofa()
     method.build(student, Spec(10, 224, pooled=192), DATA)
-    widths = [[block[5].out_channels for block in projector[:-3] if isinstance(block, nn.Sequential)]
-              for projector in method.projectors]  # fmt: skip
+    widths = [
+        [block[5].out_channels for block in projector[:-3] if isinstance(block, nn.Sequential)]
+        for projector in method.projectors
+    ]
     assert widths == [[32, 64, 192], [64, 192], [192], []]
     last = method.projectors[3][0]
     assert (last.in_channels, last.out_channels, last.kernel_size) == (128, 192, (1, 1))
@@ -285,20 +308,27 @@ def test_deit_variants():
     assert abs(deit_loss(t, t, variant="soft", temperature=3.0).item()) < 1e-6
 
 
-@pytest.mark.parametrize(("word", "line"), [
-    ("method=deit method.variant=medium", r"^method\.variant=medium: must be hard or soft\.$"),
-    ("method=cskd method.variant=medium", r"^method\.variant=medium: must be hard or soft\.$"),
-    ("method=cskd method.decay=slow", r"^method\.decay=slow: must be linear or quadratic or cosine\.$"),
-    ("method=cskd method.deit_variant=", r"^method\.deit_variant=: must be hard or soft\.$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("method=deit method.variant=medium", r"^method\.variant=medium: must be hard or soft\.$"),
+        ("method=cskd method.variant=medium", r"^method\.variant=medium: must be hard or soft\.$"),
+        ("method=cskd method.decay=slow", r"^method\.decay=slow: must be linear or quadratic or cosine\.$"),
+        ("method=cskd method.deit_variant=", r"^method\.deit_variant=: must be hard or soft\.$"),
+    ],
+)
 def test_unknown_choices_are_one_line(word, line):
     with pytest.raises(ConfigError, match=line):
         load(word.split())
 
 
-@pytest.mark.parametrize(("make", "name"), [
-    (lambda: DeiT(variant="hard", alpha=0.5, temperature=1.0), "deit"), (make_cskd, "cskd"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: DeiT(variant="hard", alpha=0.5, temperature=1.0), "deit"),
+        (make_cskd, "cskd"),
+    ],
+)
 def test_students_without_a_distillation_token_are_refused(make, name):
     with pytest.raises(PairingError, match=f"method {name} .*vit_cifar_tiny_distilled") as caught:
         make().build(NO_TOKENS, NO_TOKENS, DATA)

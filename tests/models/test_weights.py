@@ -31,14 +31,22 @@ def fresh():
 LAYOUTS = {
     "plain": lambda state: state,
     "repdistiller": lambda state: {
-        "epoch": 240, "model": state, "best_acc": torch.tensor(75.6), "opt": argparse.Namespace(lr=0.05), "accuracy": np.float64(1),
+        "epoch": 240,
+        "model": state,
+        "best_acc": torch.tensor(75.6),
+        "opt": argparse.Namespace(lr=0.05),
+        "accuracy": np.float64(1),
     },
-    "mdistiller": lambda state: {"epoch": 240, "model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+    "mdistiller": lambda state: {
+        "epoch": 240,
+        "model": state,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    },
     "mdistiller trainer": lambda state: {"model": {f"module.student.{key}": value for key, value in state.items()}},
     "timm": lambda state: {"state_dict": state, "arch": "resnet8", "metric": 75.0},
     "data parallel": lambda state: {f"module.{key}": value for key, value in state.items()},
     "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

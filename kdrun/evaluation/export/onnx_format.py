@@ -46,9 +46,17 @@ def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> N
     example = torch.rand(2, 3, side, side)
     try:
         with quiet():
-            program = torch.onnx.export(model, (example,), dynamo=True, opset_version=opset, input_names=["image"],
-                                        output_names=["logits"], external_data=False, verbose=False,
-                                        dynamic_shapes=({0: torch.export.Dim("batch")},))  # fmt: skip
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["logits"],
+                external_data=False,
+                verbose=False,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
     except Exception as error:  # the exporter has many kinds, each with pages of text
         raise RunError(f"{card.network} cannot be exported to ONNX ({one_line(error.__cause__ or error)}).") from error
     assert program is not None
@@ -62,9 +70,15 @@ def write_card(path: Path, card: Card) -> None:
 
     proto = onnx.load(path)
     del proto.metadata_props[:]
-    told = {KEY: json.dumps({"version": __version__, **asdict(card)}), "class_names": json.dumps(card.class_names),
-            "image_size": str(card.input_size), "mean": json.dumps(card.mean), "std": json.dumps(card.std),
-            "input": "RGB in [0, 1], NCHW float32; mean and std are applied inside", "output": "logits"}  # fmt: skip
+    told = {
+        KEY: json.dumps({"version": __version__, **asdict(card)}),
+        "class_names": json.dumps(card.class_names),
+        "image_size": str(card.input_size),
+        "mean": json.dumps(card.mean),
+        "std": json.dumps(card.std),
+        "input": "RGB in [0, 1], NCHW float32; mean and std are applied inside",
+        "output": "logits",
+    }
     onnx.helper.set_model_props(proto, told)
     onnx.save(proto, path)
 
@@ -101,8 +115,15 @@ def quantise_static(source: Path, target: Path, card: Card, batches: list[np.nda
     ready = target.with_suffix(".ready.onnx")
     with quiet():
         quant_pre_process(source, ready, skip_symbolic_shape=True)
-        quantize_static(ready, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)  # fmt: skip
+        quantize_static(
+            ready,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
     ready.unlink()
     write_card(target, card)
 

@@ -75,8 +75,14 @@ class NamedSet:
     def identity(self, seed: int) -> dict[str, Any]:
         """All that decides a pixel beside the images themselves."""
         contents = {f"{name}_sha256": content_of(place) for name, place in self.needed_files().items()}
-        return {"set": self.name, "recipe": self.recipe, "revision": self.revision,
-                "parameters": self.parameters(), "seed": seed, **contents}  # fmt: skip
+        return {
+            "set": self.name,
+            "recipe": self.recipe,
+            "revision": self.revision,
+            "parameters": self.parameters(),
+            "seed": seed,
+            **contents,
+        }
 
     def key(self, seed: int) -> int:
         """The 128 bits from which all draws of this set follow."""
@@ -91,8 +97,10 @@ class NamedSet:
         defaults = {field.name: field.default for field in fields(self)}
         for name in names:
             if getattr(self, name) != defaults[name]:
-                raise ConfigError(f"{self.name}.{name}={getattr(self, name)}: only {way} has this parameter; "
-                                  f"leave it out, or set {way}.")  # fmt: skip
+                raise ConfigError(
+                    f"{self.name}.{name}={getattr(self, name)}: only {way} has this parameter; "
+                    f"leave it out, or set {way}."
+                )
 
 
 class DerivedSet(NamedSet, ABC):

@@ -108,8 +108,14 @@ def order_of(derived: DerivedSet, test: ArraySet, caches: Path, seed: int, devic
     """Raises DataError where the parameters do not fit the images or a file is missing."""
     height, width = test.images.shape[1:3]
     derived.check_size(height, width)
-    wanted = {"schema": SCHEMA, **derived.identity(seed), "data": fingerprint(test), "count": len(test),
-              "image_size": [height, width], "versions": derived.versions()}  # fmt: skip
+    wanted = {
+        "schema": SCHEMA,
+        **derived.identity(seed),
+        "data": fingerprint(test),
+        "count": len(test),
+        "image_size": [height, width],
+        "versions": derived.versions(),
+    }
     place = "cpu"
     if derived.needs_network:
         place = resolved(device)
@@ -128,8 +134,9 @@ def read_published(wished: PublishedCorruption, test: ArraySet) -> Derived:
     """The published files in place of `test`. Raises DataError where they show images of another size."""
     data = wished.load(int(test.labels.max()) + 1)
     if data.images.shape[1:] != test.images.shape[1:]:
-        raise DataError(f"{wished.files}: images of {data.images.shape[1]} px, but dataset.image_size is "
-                        f"{test.images.shape[1]}.")  # fmt: skip
+        raise DataError(
+            f"{wished.files}: images of {data.images.shape[1]} px, but dataset.image_size is {test.images.shape[1]}."
+        )
     manifest = {"schema": SCHEMA, **wished.identity(0), "count": len(data), "image_size": list(data.images.shape[1:3])}
     return Derived(data, None, manifest, Path(str(wished.files)), True)
 
@@ -229,5 +236,6 @@ def derived_tests(
             "images in memory (cifar10, cifar100, digits, fake)."
         )
     caches = output_root(plan.config) / "caches"
-    return derive_together(wished, splits.test, caches, seed=seed, track=track, processes=processes,
-                           device=plan.config.device)  # fmt: skip
+    return derive_together(
+        wished, splits.test, caches, seed=seed, track=track, processes=processes, device=plan.config.device
+    )

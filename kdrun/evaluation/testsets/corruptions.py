@@ -93,9 +93,19 @@ def _picture(image: np.ndarray):
 
 GENERATORS: dict[str, Corruption] = {
     made.__name__: made
-    for made in (gaussian_noise, shot_noise, impulse_noise, speckle_noise, gaussian_blur, brightness, contrast,
-                 saturate, pixelate, jpeg_compression)
-}  # fmt: skip
+    for made in (
+        gaussian_noise,
+        shot_noise,
+        impulse_noise,
+        speckle_noise,
+        gaussian_blur,
+        brightness,
+        contrast,
+        saturate,
+        pixelate,
+        jpeg_compression,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -138,8 +148,10 @@ class PublishedCorruption(NamedSet):
     def load(self, num_classes: int) -> ArraySet:
         """Raises DataError in one line for a missing or unfitting file."""
         if self.files is None:
-            raise DataError("cifar_c.files is not set: give the unpacked folder of CIFAR-10-C.tar (Zenodo 2535967) or "
-                            "CIFAR-100-C.tar (3555552); the set `corruptions` makes a likeness offline.")  # fmt: skip
+            raise DataError(
+                "cifar_c.files is not set: give the unpacked folder of CIFAR-10-C.tar (Zenodo 2535967) or "
+                "CIFAR-100-C.tar (3555552); the set `corruptions` makes a likeness offline."
+            )
         folder = Path(self.files).expanduser()
         found = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
         if self.kind not in found:
@@ -150,15 +162,19 @@ class PublishedCorruption(NamedSet):
         images, labels = (_array(folder / f"{name}.npy") for name in (self.kind, "labels"))
         count = len(labels) // SEVERITIES
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
-            raise DataError(f"{folder / self.kind}.npy: {images.dtype} {list(images.shape)}, expected uint8 "
-                            f"[{len(labels)}, side, side, 3] as labels.npy has {len(labels)} labels.")  # fmt: skip
+            raise DataError(
+                f"{folder / self.kind}.npy: {images.dtype} {list(images.shape)}, expected uint8 "
+                f"[{len(labels)}, side, side, 3] as labels.npy has {len(labels)} labels."
+            )
         if count * SEVERITIES != len(labels) or count == 0:
             raise DataError(f"{folder}/labels.npy: {len(labels)} labels are not {SEVERITIES} severities of one set.")
         part = slice((self.severity - 1) * count, self.severity * count)
         chosen = np.asarray(labels[part]).astype(np.int64)
         if chosen.min() < 0 or chosen.max() >= num_classes:
-            raise DataError(f"{folder}/labels.npy: labels up to {chosen.max()}, but the data set has {num_classes} "
-                            "classes; is it the other CIFAR's?")  # fmt: skip
+            raise DataError(
+                f"{folder}/labels.npy: labels up to {chosen.max()}, but the data set has {num_classes} "
+                "classes; is it the other CIFAR's?"
+            )
         return ArraySet(images[part], chosen)
 
 

@@ -116,8 +116,10 @@ def make_batch(task: Task) -> np.ndarray:
     try:
         made = derived.by_network(task.images[filled], others, task.device)
     except torch.OutOfMemoryError as error:
-        raise RunError(f"testset={derived.name}: no room on {task.device} for {task.size} images at once; use "
-                       "device=cpu, or a smaller side.") from error  # fmt: skip
+        raise RunError(
+            f"testset={derived.name}: no room on {task.device} for {task.size} images at once; use "
+            "device=cpu, or a smaller side."
+        ) from error
     return made[: len(task.images)]
 
 

@@ -18,8 +18,17 @@ from kdrun.evaluation.testsets.silhouette import Silhouette
 from kdrun.evaluation.testsets.style import CueConflict, Style
 from kdrun.evaluation.testsets.superpixel import Superpixel
 
-KINDS: tuple[type[NamedSet], ...] = (Noise, Scramble, Superpixel, Silhouette, Style, CueConflict, Colour, Corrupted,
-                                     PublishedCorruption)  # fmt: skip
+KINDS: tuple[type[NamedSet], ...] = (
+    Noise,
+    Scramble,
+    Superpixel,
+    Silhouette,
+    Style,
+    CueConflict,
+    Colour,
+    Corrupted,
+    PublishedCorruption,
+)
 SETS = {kind.name: kind for kind in KINDS}
 
 
@@ -79,8 +88,9 @@ def title(derived: NamedSet) -> str:
 def settings(kind: type[NamedSet]) -> str:
     """The parameters of a kind with their defaults, as a user types them; fractions are shortened."""
     shown = {field.name: field.default for field in dataclasses.fields(kind)}
-    return " ".join(f"{name}={f'{value:.3g}' if isinstance(value, float) else _text(value)}"
-                    for name, value in shown.items())  # fmt: skip
+    return " ".join(
+        f"{name}={f'{value:.3g}' if isinstance(value, float) else _text(value)}" for name, value in shown.items()
+    )
 
 
 def file_stem(derived: NamedSet) -> str:
@@ -114,8 +124,11 @@ def _value(name: str, text: str, hint: Any, rules: Any) -> Any:
     if "choices" in rules and value not in rules["choices"]:
         known = rules["choices"]
         raise ConfigError(f"{name}={text}: no such choice.{suggest(text, known)} There are: {', '.join(known)}.")
-    limits = {"low": lambda bound: value >= bound, "high": lambda bound: value <= bound,
-              "over": lambda bound: value > bound}  # fmt: skip
+    limits = {
+        "low": lambda bound: value >= bound,
+        "high": lambda bound: value <= bound,
+        "over": lambda bound: value > bound,
+    }
     words = {"low": "at least", "high": "at most", "over": "more than"}
     for rule, inside in limits.items():
         if rule in rules and not inside(rules[rule]):

@@ -84,6 +84,7 @@ def write_sheet(place: Path, wished: NamedSet, found: Derived, clean: ArraySet, 
         heading += "   above: other images of the class"
     if found.texture_labels is not None:
         below = [class_names[label] for label in found.texture_labels[chosen]]
-    pixels = contact_sheet(heading, clean.images[originals], found.data.images[chosen],
-                           [class_names[label] for label in classes], below)  # fmt: skip
+    pixels = contact_sheet(
+        heading, clean.images[originals], found.data.images[chosen], [class_names[label] for label in classes], below
+    )
     write_atomically(place, lambda file: Image.fromarray(pixels).save(file, "PNG"))

@@ -171,8 +171,10 @@ class Style(Transferred):
             return super().needed_files()
         place = Path(self.painting).expanduser()
         if not place.is_file():
-            raise DataError(f"style.painting={self.painting}: no such file; give a picture, or leave it out for a "
-                            "bundled one (texture=…).")  # fmt: skip
+            raise DataError(
+                f"style.painting={self.painting}: no such file; give a picture, or leave it out for a "
+                "bundled one (texture=…)."
+            )
         return super().needed_files() | {"painting": place}
 
     def source(self, shape: tuple[int, int], others: np.ndarray | None) -> np.ndarray:
@@ -186,8 +188,9 @@ class Style(Transferred):
         if self.needs_network:
             return self.by_network(image[None], None, "cpu")[0]
         picture = texture(self.texture, ENLARGED * max(image.shape[:2]))
-        return transfer(image, picture, draw, patch=self.patch, shape_weight=self.shape_weight,
-                        candidates=self.candidates)  # fmt: skip
+        return transfer(
+            image, picture, draw, patch=self.patch, shape_weight=self.shape_weight, candidates=self.candidates
+        )
 
 
 @dataclass(frozen=True)
@@ -215,5 +218,6 @@ class CueConflict(Transferred):
         assert other is not None, "a set of pairs gets its other image"
         if self.needs_network:
             return self.by_network(image[None], other[None], "cpu")[0]
-        return transfer(image, other, draw, patch=self.patch, shape_weight=self.shape_weight,
-                        candidates=self.candidates)  # fmt: skip
+        return transfer(
+            image, other, draw, patch=self.patch, shape_weight=self.shape_weight, candidates=self.candidates
+        )

@@ -20,9 +20,11 @@ def bias_section(root: Path, name: str) -> str:
     grids, sheets = sorted(folder.glob("grid*.png")), sorted(folder.glob("sheet-*.png"))
     if not grids:
         return ""
-    words = ("Left: the share of clean accuracy that is kept on each derived test set. Right: how far distillation led "
-             "from the independent student (0) to the teacher (1). Every figure is in grid.csv and grid.md beside the "
-             "sweep's ledger.")  # fmt: skip
+    words = (
+        "Left: the share of clean accuracy that is kept on each derived test set. Right: how far distillation led "
+        "from the independent student (0) to the teacher (1). Every figure is in grid.csv and grid.md beside the "
+        "sweep's ledger."
+    )
     shown = "".join(picture(place, "heat map of the bias grid") for place in grids)
     made = "".join(picture(place, f"contact sheet {place.stem.removeprefix('sheet-')}") for place in sheets)
     folded = f"<details><summary>The derived test images</summary>{made}</details>" if sheets else ""
@@ -33,5 +35,4 @@ def bias_section(root: Path, name: str) -> str:
 def picture(place: Path, text: str) -> str:
     """A picture as wide as the page at most, within the page itself."""
     data = base64.b64encode(place.read_bytes()).decode()
-    return (f'<div class="scroll"><img class="wide" alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
-            "</div>")  # fmt: skip
+    return f'<div class="scroll"><img class="wide" alt="{html.escape(text)}" src="data:image/png;base64,{data}"></div>'

@@ -109,26 +109,33 @@ def axes(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], label
     right, floor = frame.width - frame.right, frame.height - frame.bottom
     for tick in y_ticks:
         y = frame.down(tick)
-        parts.append(f'<path d="M{frame.left:g} {y:.1f}H{right:g}"/><text x="{frame.left - 6}" y="{y + 4:.1f}" '
-                     f'class="end">{short(tick)}</text>')  # fmt: skip
+        parts.append(
+            f'<path d="M{frame.left:g} {y:.1f}H{right:g}"/><text x="{frame.left - 6}" y="{y + 4:.1f}" '
+            f'class="end">{short(tick)}</text>'
+        )
     for tick in x_ticks:
         x = frame.across(tick)
         parts.append(
             f'<path d="M{x:.1f} {floor}v4"/><text x="{x:.1f}" y="{floor + 17}" class="mid">{short(tick)}</text>'
         )
     middle = (frame.left + right) / 2
-    parts.append(f'<path class="floor" d="M{frame.left} {floor}H{right}"/>'
-                 f'<text x="{middle:.0f}" y="{frame.height - 6:g}" class="mid">'
-                 f"{html.escape(labels[0])}</text>")  # fmt: skip
+    parts.append(
+        f'<path class="floor" d="M{frame.left} {floor}H{right}"/>'
+        f'<text x="{middle:.0f}" y="{frame.height - 6:g}" class="mid">'
+        f"{html.escape(labels[0])}</text>"
+    )
     height = (frame.top + floor) / 2
-    parts.append(f'<text transform="translate(12 {height:.0f}) rotate(-90)" class="mid">{html.escape(labels[1])}'
-                 "</text></g>")  # fmt: skip
+    parts.append(
+        f'<text transform="translate(12 {height:.0f}) rotate(-90)" class="mid">{html.escape(labels[1])}</text></g>'
+    )
     return "".join(parts)
 
 
 def svg(frame: Frame, label: str, body: str, kind: str = "chart") -> str:
-    return (f'<svg class="{kind}" viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" '
-            f'aria-label="{html.escape(label)}">{body}</svg>')  # fmt: skip
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" '
+        f'aria-label="{html.escape(label)}">{body}</svg>'
+    )
 
 
 def line_chart(
@@ -150,20 +157,28 @@ def line_chart(
     x_ticks = [tick for tick in nice_ticks(*frame.x) if tick == int(tick)]
     # An inner <svg> cuts off what lies outside of it, without an id that would have to be unique.
     wide, tall = frame.width - frame.left, frame.height - frame.bottom + 1
-    body = [axes(frame, x_ticks, nice_ticks(*frame.y), labels), f'<svg x="{frame.left}" y="0" width="{wide}" '
-            f'height="{tall}" viewBox="{frame.left} 0 {wide} {tall}">']  # fmt: skip
+    body = [
+        axes(frame, x_ticks, nice_ticks(*frame.y), labels),
+        f'<svg x="{frame.left}" y="0" width="{wide}" height="{tall}" viewBox="{frame.left} 0 {wide} {tall}">',
+    ]
     body += [drawn(line, frame, small) for line in lines]
-    return svg(frame, name, "".join([*body, "</svg>"]),
-               "chart small" if small else "chart many" if len(lines) > MANY else "chart")  # fmt: skip
+    return svg(
+        frame,
+        name,
+        "".join([*body, "</svg>"]),
+        "chart small" if small else "chart many" if len(lines) > MANY else "chart",
+    )
 
 
 def drawn(line: Line, frame: Frame, small: bool) -> str:
     """A line with its runs behind it, its tooltip and, in large charts, a wider invisible copy for the pointer."""
     row = "" if line.row is None else f' data-row="{line.row}"'
     parts = [f'<g class="s {line.style}"{row}>']
-    parts += [f'<g class="thin"><title>{html.escape(tip)}</title>'
-              f'<polyline points="{frame.place(thinned(points))}"/></g>'
-              for tip, points in line.thin if len(points) > 1]  # fmt: skip
+    parts += [
+        f'<g class="thin"><title>{html.escape(tip)}</title><polyline points="{frame.place(thinned(points))}"/></g>'
+        for tip, points in line.thin
+        if len(points) > 1
+    ]
     parts.append(f"<g><title>{html.escape(line.tip or line.label)}</title>")
     if len(line.points) > 1:
         points = frame.place(thinned(line.points))
@@ -183,9 +198,12 @@ def frontier(marks: Sequence[Mark], smaller_is_cheaper: bool) -> list[Mark]:
 
 
 def scatter(
-    marks: Sequence[Mark], labels: tuple[str, str], name: str, smaller_is_cheaper: bool,
+    marks: Sequence[Mark],
+    labels: tuple[str, str],
+    name: str,
+    smaller_is_cheaper: bool,
     show: Callable[[float], str] = short,
-) -> str:  # fmt: skip
+) -> str:
     """Accuracy over a cost, a line through the marks that nothing beats. Empty where all costs are equal."""
     costs = [mark.x for mark in marks if mark.x > 0]
     if len(set(costs)) < 2:
@@ -201,8 +219,10 @@ def scatter(
     for mark in marks:
         row = "" if mark.row is None else f' data-row="{mark.row}"'
         place = f'cx="{frame.across(mark.x):.1f}" cy="{frame.down(mark.y):.1f}"'
-        body.append(f'<g class="s dot {mark.style}"{row}><title>{html.escape(mark.tip)}: {html.escape(show(mark.x))}'
-                    f'</title><circle {place} r="5"/></g>')  # fmt: skip
+        body.append(
+            f'<g class="s dot {mark.style}"{row}><title>{html.escape(mark.tip)}: {html.escape(show(mark.x))}'
+            f'</title><circle {place} r="5"/></g>'
+        )
     body += names_beside(edge, frame)
     return svg(frame, name, "".join(body))
 

@@ -35,8 +35,11 @@ def styles_of(table: Table) -> dict[str, str]:
     """row -> class: the baseline in ink, in colour the best rows of each column in turn, the others grey."""
     ranks: list[tuple[int, int, str]] = []
     for place, column in enumerate(table.columns):
-        here = [entry for row in table.rows if (entry := table.entries[row, column]).mean is not None and entry.runs
-                and row != table.shape.baseline]  # fmt: skip
+        here = [
+            entry
+            for row in table.rows
+            if (entry := table.entries[row, column]).mean is not None and entry.runs and row != table.shape.baseline
+        ]
         here.sort(key=lambda entry: -(entry.mean or 0.0))
         ranks += [(rank, place, entry.row) for rank, entry in enumerate(here)]
     ranked = dict.fromkeys(row for _, _, row in sorted(ranks))
@@ -49,9 +52,11 @@ def styles_of(table: Table) -> dict[str, str]:
 def legend(table: Table, styles: dict[str, str]) -> str:
     """A button for each row, coloured ones first; pressing one keeps its lines in front."""
     order = [f"c{place}" for place in range(COLOURS)] + ["base", "rest"]
-    buttons = [f'<button type="button" class="key {style}" data-row="{table.rows.index(row)}" aria-pressed="false">'
-               f'<svg viewBox="0 0 26 8" aria-hidden="true"><path d="M1 4H25"/></svg>{html.escape(row)}</button>'
-               for row, style in sorted(styles.items(), key=lambda pair: order.index(pair[1]))]  # fmt: skip
+    buttons = [
+        f'<button type="button" class="key {style}" data-row="{table.rows.index(row)}" aria-pressed="false">'
+        f'<svg viewBox="0 0 26 8" aria-hidden="true"><path d="M1 4H25"/></svg>{html.escape(row)}</button>'
+        for row, style in sorted(styles.items(), key=lambda pair: order.index(pair[1]))
+    ]
     return f'<div class="legend">{"".join(buttons)}</div>' if buttons else ""
 
 
@@ -59,8 +64,9 @@ def learning_curves(table: Table, places: Places, styles: dict[str, str]) -> lis
     """A chart for each column: the mean of the finished seeds in front of the seeds."""
     figures = []
     for column in table.columns:
-        here = [(row, runs) for row in table.rows
-                if (runs := [run for run in places.get((row, column), []) if run.done])]  # fmt: skip
+        here = [
+            (row, runs) for row in table.rows if (runs := [run for run in places.get((row, column), []) if run.done])
+        ]
         if here:
             figures.append(curves_of_column(table, column, here, styles))
     return figures
@@ -68,10 +74,12 @@ def learning_curves(table: Table, places: Places, styles: dict[str, str]) -> lis
 
 def curves_of_column(
     table: Table, column: str, here: list[tuple[str, list[RunFiles]]], styles: dict[str, str]
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Test accuracy where it was measured in several epochs; else training accuracy, and the caption says so."""
-    lengths = {split: max((len(run.curves.get((split, "top1"), [])) for _, runs in here for run in runs), default=0)
-               for split in ("test", "train")}  # fmt: skip
+    lengths = {
+        split: max((len(run.curves.get((split, "top1"), [])) for _, runs in here for run in runs), default=0)
+        for split in ("test", "train")
+    }
     split = "test" if lengths["test"] > 1 or lengths["train"] < 2 else "train"
     key = (split, "top1")
     lines = []
@@ -119,8 +127,9 @@ def cost_charts(table: Table, places: Places, styles: dict[str, str]) -> list[Fi
             marks = marks_of(table, places, styles, dataset, key)
             if not marks:
                 continue
-            chart = scatter(marks, (axis, "top-1, %"), f"{title}{axis}", cheaper,
-                            lambda cost, unit=unit: f"{cost:,.0f} {unit}")  # fmt: skip
+            chart = scatter(
+                marks, (axis, "top-1, %"), f"{title}{axis}", cheaper, lambda cost, unit=unit: f"{cost:,.0f} {unit}"
+            )
             same = f"{title}{axis}: every run has {short(marks[0].x)}, so there is nothing to draw."
             figures.append(Figure(chart, f"{title}{axis}" if chart else same))
     return figures
@@ -130,10 +139,21 @@ def marks_of(table: Table, places: Places, styles: dict[str, str], dataset: str,
     """A mark for each place of this data set whose runs say what they cost; coloured ones last, in front."""
     marks = []
     for entry in table.filled():
-        costs = [cost for run in places.get((entry.row, entry.column), [])
-                 if run.done and isinstance(cost := run.result.get(key), int | float) and cost > 0]  # fmt: skip
+        costs = [
+            cost
+            for run in places.get((entry.row, entry.column), [])
+            if run.done and isinstance(cost := run.result.get(key), int | float) and cost > 0
+        ]
         if entry.dataset == dataset and entry.mean is not None and costs:
             tip = f"{entry.row}, {entry.column}: {cell_text(entry)} %"
-            marks.append(Mark(entry.row, sum(costs) / len(costs), entry.mean, styles.get(entry.row, "rest"), tip,
-                              table.rows.index(entry.row)))  # fmt: skip
+            marks.append(
+                Mark(
+                    entry.row,
+                    sum(costs) / len(costs),
+                    entry.mean,
+                    styles.get(entry.row, "rest"),
+                    tip,
+                    table.rows.index(entry.row),
+                )
+            )
     return sorted(marks, key=lambda mark: mark.style.startswith("c"))

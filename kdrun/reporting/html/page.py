@@ -46,15 +46,18 @@ def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
         f'<section id="runs"><h2>Runs</h2><p class="quiet">{html.escape(run_words(runs))}</p>'
         f"{run_pages(table, places)}</section></main>",
     ]
-    return "\n".join([
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">',
-        f"<title>{html.escape(title)}</title>",
-        f"<style>\n{(FOLDER / 'page.css').read_text()}</style></head>\n<body>", *body,
-        f"<script>\n{(FOLDER / 'page.js').read_text()}</script></body></html>\n",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>\n{(FOLDER / 'page.css').read_text()}</style></head>\n<body>",
+            *body,
+            f"<script>\n{(FOLDER / 'page.js').read_text()}</script></body></html>\n",
+        ]
+    )
 
 
 def progress(table: Table, state: str) -> str:
@@ -65,9 +68,11 @@ def progress(table: Table, state: str) -> str:
     words = [f"<b>{table.done:,}</b> of {table.total:,} cells done"]
     words += [f'<b class="bad">{failed:,}</b> failed'] if failed else []
     words += [f"<b>{missing:,}</b> missing"] if missing else []
-    return (f'<div class="bar" role="img" aria-label="{html.escape(state)}"><i style="width:{share[0]:.1f}%"></i>'
-            f'<i class="bad" style="width:{share[1]:.1f}%"></i></div>'
-            f'<p class="state">{", ".join(words)}</p>')  # fmt: skip
+    return (
+        f'<div class="bar" role="img" aria-label="{html.escape(state)}"><i style="width:{share[0]:.1f}%"></i>'
+        f'<i class="bad" style="width:{share[1]:.1f}%"></i></div>'
+        f'<p class="state">{", ".join(words)}</p>'
+    )
 
 
 def facts(table: Table, runs: Sequence[RunFiles]) -> str:
@@ -112,8 +117,13 @@ def hardware_words(provenance: dict[str, Any]) -> str:
 
 def software_words(provenance: dict[str, Any]) -> str:
     libraries = part_of(provenance, "libraries")
-    named = {"kdrun": provenance.get("kdrun"), "Python": provenance.get("python"), "PyTorch": libraries.get("torch"),
-             "torchvision": libraries.get("torchvision"), "timm": libraries.get("timm")}  # fmt: skip
+    named = {
+        "kdrun": provenance.get("kdrun"),
+        "Python": provenance.get("python"),
+        "PyTorch": libraries.get("torch"),
+        "torchvision": libraries.get("torchvision"),
+        "timm": libraries.get("timm"),
+    }
     return ", ".join(f"{name} {version}" for name, version in named.items() if version)
 
 
@@ -124,18 +134,21 @@ def results(table: Table, places: Places) -> str:
     scales = {column: scale(table, column) for column in table.columns}
     lines = []
     for row in table.rows:
-        cells = "".join(cell(table, table.entries[row, column], ids.get((row, column)), scales[column])
-                        for column in table.columns)  # fmt: skip
+        cells = "".join(
+            cell(table, table.entries[row, column], ids.get((row, column)), scales[column]) for column in table.columns
+        )
         kind = ' class="teacher"' if row == table.shape.teacher_row else ""
         lines.append(f'<tr{kind}><th scope="row" data-sort="{html.escape(row)}">{html.escape(row)}</th>{cells}</tr>')
     words = ["Shade: from the lowest (pale) to the highest mean (strong) of a column."]
     if any(entry.delta is not None for entry in table.entries.values()):
         words.append(f"Δ: points above {table.shape.baseline}.")
     words.append("A heading sorts; a figure leads to its runs.")
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Results">'
-            f'<table class="heat sortable"><thead><tr>'
-            f"{heading('row', numeric=False)}{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-            f'<p class="quiet">{html.escape(" ".join(words))}</p>')  # fmt: skip
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Results">'
+        f'<table class="heat sortable"><thead><tr>'
+        f"{heading('row', numeric=False)}{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<p class="quiet">{html.escape(" ".join(words))}</p>'
+    )
 
 
 def heading(text: str, numeric: bool) -> str:
@@ -147,8 +160,11 @@ def heading(text: str, numeric: bool) -> str:
 def scale(table: Table, column: str) -> tuple[float, float]:
     """Lowest and highest mean that the shades of a column tell apart. Far outliers below do not flatten the rest: the
     scale begins no lower than three times the upper half's width below the median."""
-    means = sorted(entry.mean for row in table.rows if (entry := table.entries[row, column]).mean is not None
-                   and row != table.shape.teacher_row)  # fmt: skip
+    means = sorted(
+        entry.mean
+        for row in table.rows
+        if (entry := table.entries[row, column]).mean is not None and row != table.shape.teacher_row
+    )
     if not means:
         return 0.0, 0.0
     median = means[len(means) // 2]
@@ -178,8 +194,11 @@ def second_line(entry: Entry) -> str:
         parts.append(f'<span title="{source}">published {entry.published.value:.2f}</span>')
     if entry.verdict:
         sign = SIGNS.get(entry.verdict, "")
-        parts.append(f'<span class="verdict">{sign}&nbsp;{html.escape(entry.verdict)}</span>' if sign
-                     else html.escape(entry.verdict))  # fmt: skip
+        parts.append(
+            f'<span class="verdict">{sign}&nbsp;{html.escape(entry.verdict)}</span>'
+            if sign
+            else html.escape(entry.verdict)
+        )
     parts += [f'<span class="bad">{len(entry.failed)} failed</span>'] if entry.failed and entry.mean is not None else []
     parts += [f"{entry.missing} missing"] if entry.missing else []
     return f"<small>{' · '.join(parts)}</small>" if parts else ""
@@ -211,11 +230,15 @@ def grid_of(section: Section) -> str:
     lines, label = [], ""
     for row in section.rows:
         label = row[0] or label  # blank where it repeats the line above, which another order would tear apart
-        cells = [f"<td{' class=number' if right else ''}>{html.escape(text)}</td>"
-                 for text, right in zip(row[1:], numeric[1:], strict=True)]  # fmt: skip
+        cells = [
+            f"<td{' class=number' if right else ''}>{html.escape(text)}</td>"
+            for text, right in zip(row[1:], numeric[1:], strict=True)
+        ]
         lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>')
-    return (f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def charts(table: Table, places: Places, styles: dict[str, str]) -> str:
@@ -230,19 +253,25 @@ def charts(table: Table, places: Places, styles: dict[str, str]) -> str:
         "name in the legend brings its lines to the front."
     )
     dots = "The line joins what nothing beats in both accuracy and cost. Training speeds compare only on one machine."
-    return (f'<section id="curves"><h2>Learning curves</h2><p class="quiet">{words}</p>{names}'
-            f'<div class="charts">{"".join(curves)}</div></section>\n'
-            f'<section id="cost"><h2>Accuracy and cost</h2><p class="quiet">{dots}</p>{names}'
-            f'<div class="charts three">{"".join(costs)}</div></section>')  # fmt: skip
+    return (
+        f'<section id="curves"><h2>Learning curves</h2><p class="quiet">{words}</p>{names}'
+        f'<div class="charts">{"".join(curves)}</div></section>\n'
+        f'<section id="cost"><h2>Accuracy and cost</h2><p class="quiet">{dots}</p>{names}'
+        f'<div class="charts three">{"".join(costs)}</div></section>'
+    )
 
 
 def run_words(runs: Sequence[RunFiles]) -> str:
     """What the part below shows, and what it leaves out."""
-    words = ["Settings and provenance are shown in full for the first run of a place, of the others what differs.",
-             "Sizes are bytes, times seconds, accuracies percent."]  # fmt: skip
+    words = [
+        "Settings and provenance are shown in full for the first run of a place, of the others what differs.",
+        "Sizes are bytes, times seconds, accuracies percent.",
+    ]
     if len(runs) > MAX_CURVES:
-        words.append(f"Of {len(runs):,} runs the curves of the first {MAX_CURVES:,} are drawn here; the others' are in "
-                     "curves.png of their directories.")  # fmt: skip
+        words.append(
+            f"Of {len(runs):,} runs the curves of the first {MAX_CURVES:,} are drawn here; the others' are in "
+            "curves.png of their directories."
+        )
     if any(len(points) > MAX_POINTS for run in runs for points in run.curves.values()):
         words.append(f"Curves are drawn with about {MAX_POINTS} of their epochs.")
     return " ".join(words)

@@ -44,9 +44,11 @@ def run_pages(table: Table, places: Places) -> str:
 def place_page(summary: tuple[str, str, str], runs: list[RunFiles], anchor: str, told: set[str]) -> str:
     """The runs of one place: their results side by side, then each alone, unless another place has `told` of it."""
     row, where, value = map(html.escape, summary)
-    parts = [f'<details class="place" id="{anchor}"><summary><b>{row}</b> <span>{where}</span> '
-             f'<span class="value">{value}</span></summary><div class="inside">',
-             results_table([run for run in runs if run.done])]  # fmt: skip
+    parts = [
+        f'<details class="place" id="{anchor}"><summary><b>{row}</b> <span>{where}</span> '
+        f'<span class="value">{value}</span></summary><div class="inside">',
+        results_table([run for run in runs if run.done]),
+    ]
     for run in runs:
         if run.run in told:
             parts.append(f'<p>Shown elsewhere: <a href="#r{run.number}"><code>{html.escape(run.run)}</code></a>.</p>')
@@ -69,8 +71,10 @@ def results_table(runs: Sequence[RunFiles]) -> str:
         else:
             cells = "".join(f"<td>{text}</td>" for text in texts)
         lines.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
-    return (f'<div class="scroll"><table class="facts"><thead><tr><th scope="col">result.json</th>{head}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>")  # fmt: skip
+    return (
+        f'<div class="scroll"><table class="facts"><thead><tr><th scope="col">result.json</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def result_rows(runs: Sequence[RunFiles]) -> list[tuple[str, list[Any]]]:
@@ -104,16 +108,20 @@ def run_page(run: RunFiles, base: RunFiles) -> str:
     """One run. Settings and provenance are shown in full for the first of a place, for the others where they differ."""
     top1 = run.result.get("top1_last")
     said = f"{top1:.2f} %" if isinstance(top1, float | int) else run.state
-    parts = [f'<details class="run" id="r{run.number}"><summary>seed {run.seed} <span class="value">{said}</span> '
-             f"<code>{html.escape(run.run)}</code></summary><div class=\"inside\">"]  # fmt: skip
+    parts = [
+        f'<details class="run" id="r{run.number}"><summary>seed {run.seed} <span class="value">{said}</span> '
+        f'<code>{html.escape(run.run)}</code></summary><div class="inside">'
+    ]
     if run.reason:
         parts.append(f'<p class="bad">Failed: {html.escape(run.reason)}</p>')
     parts.append(run_curves(run))
     command = run.provenance.get("command")
     if command:
         words = command if isinstance(command, list) else [command]
-        parts.append(f"<h4>Command, {html.escape(str(run.provenance.get('started_at', '')))}</h4>"
-                     f'<pre class="wrap">{html.escape(" ".join(map(str, words)))}</pre>')  # fmt: skip
+        parts.append(
+            f"<h4>Command, {html.escape(str(run.provenance.get('started_at', '')))}</h4>"
+            f'<pre class="wrap">{html.escape(" ".join(map(str, words)))}</pre>'
+        )
     parts += config_part(run, base)
     parts += provenance_part(run, base)
     return "".join([*parts, "</div></details>"])
@@ -147,11 +155,16 @@ def differing(name: str, found: list[tuple[str, str, str]], base: RunFiles) -> l
     link = f'<a href="#r{base.number}">seed {base.seed}</a>'
     if not found:
         return [f"<p>{name}: as that of {link}.</p>"]
-    lines = [f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(ours or "–")}</td>'
-             f"<td>{html.escape(theirs or '–')}</td></tr>" for key, ours, theirs in found]  # fmt: skip
-    return [f'<h4>{name}, where it differs from that of {link}</h4><div class="scroll"><table class="facts"><thead>'
-            f'<tr><th scope="col">setting</th><th scope="col">here</th><th scope="col">seed {base.seed}</th></tr>'
-            f"</thead><tbody>{''.join(lines)}</tbody></table></div>"]  # fmt: skip
+    lines = [
+        f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(ours or "–")}</td>'
+        f"<td>{html.escape(theirs or '–')}</td></tr>"
+        for key, ours, theirs in found
+    ]
+    return [
+        f'<h4>{name}, where it differs from that of {link}</h4><div class="scroll"><table class="facts"><thead>'
+        f'<tr><th scope="col">setting</th><th scope="col">here</th><th scope="col">seed {base.seed}</th></tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    ]
 
 
 def run_curves(run: RunFiles) -> str:
@@ -160,11 +173,17 @@ def run_curves(run: RunFiles) -> str:
         return ""
     charts = []
     for metric, label in (("top1", "top-1, %"), ("loss", "loss, nats")):
-        lines = [Line(split, points, style, f"{split}: {points[-1][1]:.4g} after epoch {points[-1][0]:g}")
-                 for split, style in SPLITS if (points := run.curves.get((split, metric)))]  # fmt: skip
+        lines = [
+            Line(split, points, style, f"{split}: {points[-1][1]:.4g} after epoch {points[-1][0]:g}")
+            for split, style in SPLITS
+            if (points := run.curves.get((split, metric)))
+        ]
         chart = line_chart(lines, ("epoch", label), f"{run.run}: {label}", small=True)
         if chart:
-            keys = "".join(f'<span class="key {line.style}"><svg viewBox="0 0 26 8" aria-hidden="true">'
-                           f'<path d="M1 4H25"/></svg>{line.label}</span>' for line in lines)  # fmt: skip
+            keys = "".join(
+                f'<span class="key {line.style}"><svg viewBox="0 0 26 8" aria-hidden="true">'
+                f'<path d="M1 4H25"/></svg>{line.label}</span>'
+                for line in lines
+            )
             charts.append(f"<figure>{chart}<figcaption>{keys}</figcaption></figure>")
     return f'<div class="pair">{"".join(charts)}</div>' if charts else "<p>No curves in metrics.csv.</p>"

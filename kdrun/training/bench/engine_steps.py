@@ -49,15 +49,23 @@ class EngineSteps:
         made = [make_method(node) for node in methods]
         views = tuple(dict.fromkeys(view for method in made for view in method.views))
         self.batch_size = config.batch_size
-        self.loaders = make_loaders(bench.data, config.batch_size, streams, config.teacher_view, bench.numerics,
-                                    views=views)  # fmt: skip
+        self.loaders = make_loaders(
+            bench.data, config.batch_size, streams, config.teacher_view, bench.numerics, views=views
+        )
         shared = untrained_teacher(bench, numerics)
         self.lanes = []
         for method in made:
             network = untrained_teacher(bench, numerics) if method.trains_teacher else shared
-            lane = make_lane(student=untrained_student(bench, numerics), teacher=network, method=method,
-                             optimizer=config.optimizer, epochs=config.epochs, streams=streams, data=bench.data,
-                             loaders=self.loaders)  # fmt: skip
+            lane = make_lane(
+                student=untrained_student(bench, numerics),
+                teacher=network,
+                method=method,
+                optimizer=config.optimizer,
+                epochs=config.epochs,
+                streams=streams,
+                data=bench.data,
+                loaders=self.loaders,
+            )
             lane.student.tap.train()
             self.lanes.append(lane)
         self.teacher = Teacher(shared)
@@ -107,8 +115,19 @@ def plain_arguments(bench: Bench) -> tuple[Any, ...]:
     """What `plain_steps` needs: networks in PyTorch's own memory format and plain arrays."""
     networks = untrained_student(bench, bench.numerics), untrained_teacher(bench, bench.numerics)
     models = [network.tap.model.cpu().to(memory_format=torch.contiguous_format) for network in networks]
-    sets = [ArraySet(np.array(part.images[:4096]), part.labels[:4096]) for part in
-            (bench.data.splits.train, bench.data.splits.test) if isinstance(part, ArraySet)]  # fmt: skip
+    sets = [
+        ArraySet(np.array(part.images[:4096]), part.labels[:4096])
+        for part in (bench.data.splits.train, bench.data.splits.test)
+        if isinstance(part, ArraySet)
+    ]
     augment = bench.config.dataset.augment
-    return (*models, *sets, bench.data.stats, augment.padding, augment.flip, bench.config.batch_size,
-            bench.numerics.device, bench.numerics.threads)  # fmt: skip
+    return (
+        *models,
+        *sets,
+        bench.data.stats,
+        augment.padding,
+        augment.flip,
+        bench.config.batch_size,
+        bench.numerics.device,
+        bench.numerics.threads,
+    )

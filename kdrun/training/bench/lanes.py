@@ -68,8 +68,9 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
     with ExitStack() as stack:
         plain = stack.enter_context(apart(plain_steps, *plain_arguments(bench)))
         stack.enter_context(environment({"OMP_NUM_THREADS": "1"}))
-        processes = [stack.enter_context(apart(lane_steps_apart, single, share, row, seconds))
-                     for share in shares if share]  # fmt: skip
+        processes = [
+            stack.enter_context(apart(lane_steps_apart, single, share, row, seconds)) for share in shares if share
+        ]
         pool = stack.enter_context(ThreadPoolExecutor(len(processes)))
         plain["train"]()
         for _ in bench.display.track(iter(range(bench.rounds)), bench.rounds, "whole machine"):

@@ -35,6 +35,16 @@ def lines_of(bench: Bench, names: list[str]) -> list[list[str]]:
     for timing in timings:
         # Rates are images per second: a slower method's ratio to KD is the inverse of its cost.
         middle, least, greatest = (1 / ratio for ratio in timing.ratio(timings[0]))
-        lines.append([timing.name, f"{1000 * bench.config.batch_size / timing.rate:,.0f}", f"{middle:.2f}",
-                      f"{greatest:.2f}", f"{least:.2f}", extra[timing.name], row.partition("-")[0], on])  # fmt: skip
+        lines.append(
+            [
+                timing.name,
+                f"{1000 * bench.config.batch_size / timing.rate:,.0f}",
+                f"{middle:.2f}",
+                f"{greatest:.2f}",
+                f"{least:.2f}",
+                extra[timing.name],
+                row.partition("-")[0],
+                on,
+            ]
+        )
     return lines

@@ -51,8 +51,17 @@ def forever(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
 class PlainLoop:
     """Knowledge distillation (T = 4, weights 0.1 and 0.9) of `teacher` into `student`, one batch a call."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, data: ArraySet, stats: Stats, padding: int, flip: float,
-                 batch_size: int, device: torch.device):  # fmt: skip
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        data: ArraySet,
+        stats: Stats,
+        padding: int,
+        flip: float,
+        batch_size: int,
+        device: torch.device,
+    ):
         self.student, self.teacher = student.to(device).train(), teacher.to(device).eval()
         images = PlainImages(data, stats, padding, flip)
         self.batches = forever(DataLoader(images, batch_size=batch_size, shuffle=True, drop_last=True))
@@ -93,9 +102,17 @@ def evaluation_pass(model: nn.Module, data: ArraySet, stats: Stats, batch_size: 
 
 
 def plain_steps(
-    student: nn.Module, teacher: nn.Module, train: ArraySet, test: ArraySet, stats: Stats, padding: int, flip: float,
-    batch_size: int, device: str, threads: int,
-) -> dict[str, Step]:  # fmt: skip
+    student: nn.Module,
+    teacher: nn.Module,
+    train: ArraySet,
+    test: ArraySet,
+    stats: Stats,
+    padding: int,
+    flip: float,
+    batch_size: int,
+    device: str,
+    threads: int,
+) -> dict[str, Step]:
     """The units of work to be timed: a training step, a pass over the test set, a batch of the input pipeline."""
     torch.set_num_threads(threads)
     where = torch.device(device)

@@ -42,8 +42,19 @@ def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, f
         middle, least, greatest = timing.ratio(timings[0])
         precision = "fp32" if timing.name in (PLAIN, TUNED) else timing.name.partition("-")[0]
         share = f"{timing.rate / floors[precision]:.0%}" if precision in floors else ""
-        lines.append([what, timing.name, f"{timing.rate:,.0f}", f"{middle:.2f}", f"{least:.2f}", f"{greatest:.2f}",
-                      share, precision, machine(bench)])  # fmt: skip
+        lines.append(
+            [
+                what,
+                timing.name,
+                f"{timing.rate:,.0f}",
+                f"{middle:.2f}",
+                f"{least:.2f}",
+                f"{greatest:.2f}",
+                share,
+                precision,
+                machine(bench),
+            ]
+        )
     return lines
 
 
@@ -80,7 +91,6 @@ def eval_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> 
 
 def input_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
     """Batches of augmented, normalised images and nothing else."""
-
     loader = make_loaders(bench.data, bench.config.batch_size, Streams("student", 0), "same", bench.numerics).train
 
     def epoch() -> int:
