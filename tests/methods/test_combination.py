@@ -17,8 +17,8 @@ from kdrun.methods.factory import make_method
 from kdrun.structures import Outputs, Progress
 from kdrun.training.method_trial import batch_of as images
 from tests.conftest import TINY
+from tests.integration.test_runs import only_run
 from tests.methods.cases import Definitions, batch_of, logits, make_lane
-from tests.test_runs import only_run
 
 
 def result_of(outputs: Path) -> dict:

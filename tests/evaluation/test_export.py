@@ -14,8 +14,8 @@ from kdrun.evaluation.deployed import Card
 from kdrun.evaluation.export.gate import TOLERANCE, Form, deployable, judge, module_forward
 from kdrun.models.zoo import create_model
 from tests.conftest import TINY
-from tests.test_eval import contents, runs, teacher_of, train
-from tests.test_use import folder_run, predict
+from tests.evaluation.test_deployed import folder_run, predict
+from tests.evaluation.test_measure import contents, runs, teacher_of, train
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

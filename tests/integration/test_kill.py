@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
-from tests.test_runs import numbers, only_run, only_teacher
+from tests.integration.test_runs import numbers, only_run, only_teacher
 
 KILLS = 16
 WORDS = ["train", *TINY, "epochs=40", "teacher.recipe.epochs=10", "save_every_minutes=1e-9"]
@@ -24,7 +24,7 @@ class Zygote:
 
     def __init__(self, outputs: Path):
         environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
-        command = [sys.executable, "-m", "tests.zygote"]
+        command = [sys.executable, "-m", "tests.integration.zygote"]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -32,7 +32,7 @@ class Zygote:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
         )
 
     def start(self) -> int:

@@ -16,7 +16,7 @@ from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory
 from tests.conftest import TINY
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOUND = 'case "$1" in where) echo "place-of-$2";; esac\necho "kdrun $*" >> "$KDRUN_CALLS"'
 
 

@@ -16,8 +16,8 @@ from kdrun.training.precision import Numerics
 from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_cache import fill, tensors_of
 from tests.conftest import TINY
-from tests.test_cache import STILL, loader
-from tests.test_runs import numbers, only_run
+from tests.integration.test_runs import numbers, only_run
+from tests.training.test_teacher_cache import STILL, loader
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = [word for word in TINY if not word.startswith(("precision", "compile"))]

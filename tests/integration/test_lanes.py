@@ -17,7 +17,7 @@ from kdrun.display import PlainDisplay
 from kdrun.runs.files import read_json
 from kdrun.sweeps.grouping import group_plans, split_to_fill
 from tests.conftest import TINY
-from tests.test_runs import numbers
+from tests.integration.test_runs import numbers
 
 HERE = "launcher.processes=0"
 
@@ -369,7 +369,7 @@ def start(outputs: Path) -> subprocess.Popen:
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
 
 
