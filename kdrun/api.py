@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdrun.config.schema import RunConfig
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
-from kdrun.evaluation.targets import numerics_for
+from kdrun.evaluation.targets import Which, numerics_for
 from kdrun.runs.directory import METRIC_COLUMNS, RunDirectory, finished_runs
 from kdrun.runs.result import RESULT_KEYS, value_types
 
@@ -46,7 +46,7 @@ class Trained:
 def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
     """The network of `run`: a run directory, a digest prefix, or a directory of teachers/. Raises a KdrunError in one
     line where there is no such thing."""
-    target = find_target(str(run), {"model": model, "weights": weights, "device": device})
+    target = find_target(str(run), Which(model, weights), {"device": device})
     numerics = numerics_for(replace(target.config, threads=None), "fp32")
     deployed = deploy(target, numerics)
     place, role = home(target), "student"

@@ -70,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         module = importlib.import_module(f"kdrun.commands.{words[0]}")
         if any(word in ("-h", "--help") for word in words):
-            print(module.HELP.strip())
+            from kdrun.config.arguments import NoOptions, options_help
+
+            settings = options_help(getattr(module, "Options", NoOptions))
+            print("\n\n".join(part for part in (module.HELP.strip(), settings) if part))
             return 0
         return module.command(words[1:])
     except KdrunError as error:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "console": ("errors", "display", "runs", "sweeps.messages"),
     "api": ("errors", "config", "runs", "evaluation"),
     "commands": (*ENGINE, "training", "evaluation", "sweeps", "reporting", "console"),
-    "cli": ("errors", "commands"),
+    "cli": ("errors", "commands", "config.arguments"),
     "__main__": ("cli",),
     "__init__": ("api",),
 }

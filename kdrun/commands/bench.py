@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun import console
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import parse
 from kdrun.config.compose import load
+from kdrun.config.options import setting
 from kdrun.console import RichDisplay
 from kdrun.errors import ConfigError, suggest
 
@@ -27,6 +29,7 @@ runs one after the other, and one process per core with lanes inside against the
 """
 
 KINDS = ("train", "eval", "input")
+ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
 LANES = ("lanes", "sharing", "machine")
 DEFAULTS = [
     "teacher=wrn_40_2",
@@ -41,63 +44,47 @@ DEFAULTS = [
 METHODS = ["dataset.fake_train=50000"]  # memory banks are as large as the training set
 
 
+@dataclass
+class Options:
+    rounds: int | None = setting(None, low=1, help="of all rows in turn: 15, or 7 of methods and lanes")
+    steps: int = setting(4, low=1, help="of a row in each round")
+    rows: list[str] = setting([], choices=ROWS, help="precisions; those of precision=auto here without it")
+    methods: list[str] = setting([], help="of bench methods and bench lanes")
+    save: Path | None = setting(None, suffixes=(".csv",), help="also write the table")
+
+
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    kinds = [word for word in overrides if "=" not in word]
+    parsed = parse("bench", words, Options, passes=True)
+    kinds, options = parsed.names, parsed.options
     known = (*KINDS, "methods", *LANES)
     for kind in kinds:
         if kind not in known:
             raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} There are: {', '.join(known)}.")
-    own = {"rounds": "15", "steps": "4", "rows": "", "save": "", "methods": ""}
-    if "methods" in kinds or "lanes" in kinds:
-        own |= {"rounds": "7"}
-    for word in overrides:
-        key, _, value = word.partition("=")
-        if key in own:
-            own[key] = value
-    rest = [word for word in overrides if "=" in word and word.partition("=")[0] not in own]
-    if "methods" in kinds:
-        return compare_methods(kinds, [*DEFAULTS, *METHODS, *rest], own, config_dir)
-    if "lanes" in kinds:
-        return compare_lanes(kinds, [*DEFAULTS, "teacher=wrn_40_4", "student=wrn_16_2", *rest], own)
-    config = load([*DEFAULTS, *rest], config_dir)
-    from kdrun.training.bench import rows
-    from kdrun.training.bench.setup import prepare
-
-    bench = prepare(config, own, RichDisplay())
-    show(rows.COLUMNS, rows.all_lines(bench, kinds or list(KINDS)), own["save"])
-    return 0
-
-
-def compare_methods(kinds: list[str], words: list[str], own: dict[str, str], config_dir: str | None) -> int:
-    """`kdrun bench methods`, a benchmark of its own: its first row's precision, a training set of CIFAR's size."""
-    from kdrun.training.bench import methods
-    from kdrun.training.bench.setup import best_precision, prepare
-
-    if len(kinds) > 1:
+    if "methods" in kinds and len(kinds) > 1:
         raise ConfigError("bench methods runs alone: leave the other benchmarks out.")
-    names = own["methods"].split(",") if own["methods"] else []
-    config = load(words, config_dir)
-    bench = prepare(config, {**own, "rows": own["rows"] or best_precision(config)}, RichDisplay())
-    lines = methods.lines_of(bench, names)
-    show(methods.COLUMNS, lines, own["save"])
+    words = [*DEFAULTS, *parsed.overrides]
+    if "methods" in kinds:
+        words = [*DEFAULTS, *METHODS, *parsed.overrides]
+    elif "lanes" in kinds:
+        words = [*DEFAULTS, "teacher=wrn_40_4", "student=wrn_16_2", *parsed.overrides]
+    config = load(words, parsed.config_dir)
+    from kdrun.training.bench import lanes, methods, rows
+    from kdrun.training.bench.setup import best_precision, default_rows, prepare
+
+    apart = "methods" in kinds or "lanes" in kinds
+    chosen = options.rows or ([best_precision(config)] if apart else default_rows(config))
+    bench = prepare(config, options.rounds or (7 if apart else 15), options.steps, chosen, RichDisplay())
+    if "methods" in kinds:
+        show(methods.COLUMNS, methods.lines_of(bench, options.methods), options.save)
+    elif "lanes" in kinds:
+        show(lanes.COLUMNS, lanes.lines_of(bench, words, options.methods, kinds), options.save)
+    else:
+        show(rows.COLUMNS, rows.all_lines(bench, kinds or list(KINDS)), options.save)
     return 0
 
 
-def compare_lanes(kinds: list[str], words: list[str], own: dict[str, str]) -> int:
-    """`kdrun bench lanes`."""
-    from kdrun.training.bench import lanes
-    from kdrun.training.bench.setup import best_precision, prepare
-
-    config = load(words)
-    bench = prepare(config, {**own, "rows": own["rows"] or best_precision(config)}, RichDisplay())
-    names = own["methods"].split(",") if own["methods"] else []
-    show(lanes.COLUMNS, lanes.lines_of(bench, words, names, kinds), own["save"])
-    return 0
-
-
-def show(columns: list[str], lines: list[list[str]], save: str) -> None:
+def show(columns: list[str], lines: list[list[str]], save: Path | None) -> None:
     console.table("", columns, lines)
-    if save:
-        with Path(save).open("w", newline="") as file:
+    if save is not None:
+        with save.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *lines])

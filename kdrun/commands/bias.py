@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import read_words
-from kdrun.errors import ConfigError, suggest
+from kdrun.config.arguments import parse
+from kdrun.config.options import setting
+from kdrun.errors import ConfigError
 from kdrun.evaluation.bias_grid import Column, column_entries
 from kdrun.evaluation.shape_bias_csv import read_decisions
 from kdrun.evaluation.targets import PASSED
+from kdrun.reporting.bias import VIEWS
 from kdrun.runs.directory import outputs_folder, short_path
 from kdrun.runs.ledger import Ledger, known_ledgers, read_ledger, result_of
 
@@ -36,29 +39,33 @@ imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias an
 if TYPE_CHECKING:
     from kdrun.evaluation.bias_runs import Answering
 
-KEYS = ("value", "testset", "save", "decisions", *PASSED)
 FIRST = ("ratio", "transfer")
 
 
-def command(words: list[str]) -> int:
-    names, settings = read_words("bias", words, KEYS)
-    if "decisions" in settings:
-        if names or len(settings) > 1:
-            raise ConfigError("decisions=… stands alone: it needs no sweep and no settings.")
-        return show_decisions(settings["decisions"])
-    from kdrun.reporting.bias import VIEWS
+@dataclass
+class Options:
+    value: str | None = setting(None, choices=tuple(VIEWS), help="one measure for each set; without it the first two")
+    testset: str | None = setting(
+        None, shows="NAME[:key=value,…],…", help="instead of the sets that the sweep names (kdrun list testsets)"
+    )
+    save: Path | None = setting(None, shows="FOLDER", help="instead of sweeps/NAME/bias/ of the output folder")
+    decisions: list[Path] = setting([], help="responses that somebody else collected; stands alone")
+    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
 
-    if "value" in settings and settings["value"] not in VIEWS:
-        raise ConfigError(
-            f"value={settings['value']}: no such value.{suggest(settings['value'], VIEWS)} "
-            f"There are: {', '.join(VIEWS)}."
-        )
-    root = outputs_folder(settings.get("output_root"))
-    if len(names) != 1:
+
+def command(words: list[str]) -> int:
+    parsed = parse("bias", words, Options, passes=[key for key in PASSED if key != "output_root"])
+    options = parsed.options
+    if options.decisions:
+        if parsed.names or len(words) > 1:
+            raise ConfigError("decisions=… stands alone: it needs no sweep and no settings.")
+        return show_decisions(options.decisions)
+    root = outputs_folder(options.output_root)
+    if len(parsed.names) != 1:
         known = ", ".join(known_ledgers(root)) or "none yet"
         raise ConfigError(f"bias of which sweep? Give one name; {root}/sweeps holds: {known}.")
-    ledger = read_ledger(root, names[0])
-    return grid_of(ledger, root, settings)
+    ledger = read_ledger(root, parsed.names[0])
+    return grid_of(ledger, root, options, parsed.rest)
 
 
 def chosen_sets(ledger: Ledger, text: str | None) -> list[str]:
@@ -69,7 +76,7 @@ def chosen_sets(ledger: Ledger, text: str | None) -> list[str]:
     return list(dict.fromkeys(title(one) for one in chosen))
 
 
-def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
+def grid_of(ledger: Ledger, root: Path, options: Options, passed: dict[str, str]) -> int:
     """Answer what is missing, compare, show and write."""
     from kdrun.evaluation.bias_runs import Answering
 
@@ -78,18 +85,15 @@ def grid_of(ledger: Ledger, root: Path, settings: dict[str, str]) -> int:
         raise ConfigError(
             f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: {ledger.command}"
         )
-    passed = {key: value for key, value in settings.items() if key in PASSED and key != "output_root"}
-    answering = Answering(ledger, root, chosen_sets(ledger, settings.get("testset")), passed, console.track)
+    answering = Answering(ledger, root, chosen_sets(ledger, options.testset), passed, console.track)
     columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
-    show(ledger, root, columns, answering, done, settings)
+    show(ledger, root, columns, answering, done, options)
     return 0
 
 
-def show(
-    ledger: Ledger, root: Path, columns: list[Column], answering: Answering, done: int, settings: dict[str, str]
-) -> None:
+def show(ledger: Ledger, root: Path, columns: list[Column], answering: Answering, done: int, options: Options) -> None:
     from kdrun.evaluation.testsets.registry import parse
-    from kdrun.reporting.bias import VIEWS, Grid, footnotes, summary_grid, view_grid, write_grid
+    from kdrun.reporting.bias import Grid, footnotes, summary_grid, view_grid, write_grid
     from kdrun.reporting.html.bias_section import bias_folder
     from kdrun.reporting.text import text_grid
 
@@ -107,7 +111,7 @@ def show(
     console.say(f"[bold]{escape(grid.title)}[/]")
     for line in grid.about:
         console.note(line)
-    shown = [settings["value"]] if "value" in settings else list(FIRST)
+    shown = [options.value] if options.value else list(FIRST)
     for column in columns:
         console.say(f"\n[bold]{escape(column.name)}[/]  teacher {escape(str(column.teacher_name))}")
         for heading, (heads, rows) in [
@@ -121,7 +125,7 @@ def show(
             console.note(line)
     for line in answering.notes:
         console.note(f"left out: {line}")
-    folder = Path(settings["save"]).expanduser() if "save" in settings else bias_folder(root, ledger.name)
+    folder = options.save or bias_folder(root, ledger.name)
     written = write_grid(grid, folder) + answering.write_sheets(folder)
     console.note(f"wrote {short_path(folder)}/  ({', '.join(place.name for place in written)})")
 
@@ -138,11 +142,11 @@ def about(ledger: Ledger, root: Path, done: int) -> list[str]:
     ]
 
 
-def show_decisions(text: str) -> int:
+def show_decisions(files: list[Path]) -> int:
     """Shape bias and coverage of every subject of every file."""
     found = {}
-    for name in text.split(","):
-        found |= read_decisions(Path(name).expanduser())
+    for place in files:
+        found |= read_decisions(place)
     rows = [
         [
             subject,

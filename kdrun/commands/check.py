@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.groups import choices
 from kdrun.errors import ConfigError, PairingError, RunError, reason_of
@@ -25,16 +25,16 @@ For a method of your own before its first run; exit code 1 if a property does no
 
 
 def command(words: list[str]) -> int:
-    flags, overrides, config_dir = split_arguments(words)
-    for flag in flags:
-        raise ConfigError(f"check: {flag}: no such flag; there is --config-dir FOLDER.")
-    settings = [word if "=" in word else f"method={word}" for word in overrides]
+    parsed = parse("check", words, NoOptions, passes=True)
+    settings = [*(f"method={name}" for name in parsed.names), *parsed.overrides]
     for word in settings:
         if not word.startswith(("method=", "method.")):
             raise ConfigError(f"check: {word}: only the method and its settings count here.")
     if not any(word.startswith("method=") for word in settings):
-        raise ConfigError(f"check what? Give method=NAME; there are: {', '.join(choices('method', config_dir))}.")
-    return check(load(settings, config_dir).method)
+        raise ConfigError(
+            f"check what? Give method=NAME; there are: {', '.join(choices('method', parsed.config_dir))}."
+        )
+    return check(load(settings, parsed.config_dir).method)
 
 
 def check(node: dict) -> int:

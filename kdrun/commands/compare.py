@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdrun import console
-from kdrun.config.arguments import names_and_settings
-from kdrun.config.compose import load
-from kdrun.errors import ConfigError, suggest
+from kdrun.config.arguments import parse
+from kdrun.config.options import setting
+from kdrun.errors import ConfigError
 from kdrun.reporting.compare import MISSING, Row, Side, differing, figures, label_of, read_side
-from kdrun.runs.directory import find_runs
+from kdrun.runs.directory import find_runs, outputs_folder
 from kdrun.runs.files import write_text
-from kdrun.runs.plan import output_root
 
 HELP = """
 usage: kdrun compare RUN RUN … [save=FILE.csv|FILE.md] [output_root=FOLDER]
@@ -31,22 +31,21 @@ with *. A run that is not finished says so, with the last accuracy that it wrote
 """
 
 
+@dataclass
+class Options:
+    save: Path | None = setting(None, suffixes=(".csv", ".md"), help="also write it")
+    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+
+
 def command(words: list[str]) -> int:
-    names, settings, _ = names_and_settings(words)
-    save = settings.pop("save", None)
-    for key in settings:
-        if key != "output_root":
-            raise ConfigError(f"{key}: compare takes save and output_root.{suggest(key, ('save', 'output_root'))}")
-    if save is not None and Path(save).suffix.lower() not in (".csv", ".md"):
-        raise ConfigError(f"save={save}: give FILE.csv or FILE.md.")
-    root = output_root(load([f"{key}={value}" for key, value in settings.items()]))
-    places = list(dict.fromkeys(place for name in names for place in find_runs(name, root)))
+    parsed = parse("compare", words, Options)
+    root, place = outputs_folder(parsed.options.output_root), parsed.options.save
+    places = list(dict.fromkeys(place for name in parsed.names for place in find_runs(name, root)))
     if len(places) < 2:
         raise ConfigError(f"compare needs two runs or more, and this is {len(places)} (kdrun list runs).")
     sides = [read_side(place) for place in places]
     show(sides)
-    if save is not None:
-        place = Path(save).expanduser()
+    if place is not None:
         write_text(place, as_markdown(sides) if place.suffix.lower() == ".md" else as_csv(sides))
         console.note(f"written to {place}")
     return 0

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from kdrun import console
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.groups import conf_dir
 from kdrun.display import size
@@ -42,8 +42,8 @@ LIBRARIES = (
 
 
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    config = load(overrides, config_dir)
+    parsed = parse("doctor", words, NoOptions, passes=True)
+    config = load([*parsed.names, *parsed.overrides], parsed.config_dir)
     rows, problems = libraries()
     rows += hardware_rows()
     rows += output_rows(Path(config.output_root).expanduser(), problems)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import names_and_settings, take_choices
+from kdrun.config.arguments import Parsed, parse
 from kdrun.config.compose import load
-from kdrun.config.schema import check_value
+from kdrun.config.options import setting
 from kdrun.display import count
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias import Change
 from kdrun.evaluation.measure import Measured, measure
-from kdrun.evaluation.targets import Target, target_of_file, target_of_run
+from kdrun.evaluation.targets import Target, WhichSplit, target_of_file, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.registry import parse_list
 from kdrun.reporting.evaluation import NAMED, write_findings
 from kdrun.reporting.labels import short_labels
-from kdrun.runs.directory import find_runs, short_path
-from kdrun.runs.plan import output_root
+from kdrun.runs.directory import find_runs, outputs_folder, short_path
 
 HELP = """
 usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=test|val|train] [rank=kl|agreement]
@@ -43,32 +43,39 @@ what they change: the accuracy that is kept, the predictions that flip, KL(clean
 bias and its coverage.
 """
 
-OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": ("student", "teacher")}
-
-TAKES = ("testset", "rank", "save")
 RANKS = {"kl": "kl_teacher", "agreement": "agreement"}
 WORST = 10  # classes that are printed where there are more than NAMED
 
 
+@dataclass
+class Options(WhichSplit):
+    testset: str | None = setting(
+        None, help="derived copies of the test images (kdrun list testsets)", shows="all|NAME[:key=value,…],…"
+    )
+    rank: str | None = setting(None, choices=tuple(RANKS), help="order several students by this")
+    save: Path | None = setting(None, help="where the findings on a FILE go", shows="FOLDER")
+
+
 def command(words: list[str]) -> int:
-    names, settings, config_dir = names_and_settings(words)
-    own = take_choices(settings, OWN)
-    rank, save = settings.pop("rank", None), settings.pop("save", None)
-    testsets = chosen_sets(settings.pop("testset", None), own["split"])
-    if not names:
+    parsed = parse("eval", words, Options, passes=True)
+    options, rank = parsed.options, parsed.options.rank
+    testsets = chosen_sets(options.testset, options.split)
+    if not parsed.names:
         raise ConfigError("eval what? Give a run directory, a glob, a digest or a checkpoint file (kdrun list runs).")
-    if rank is not None:
-        check_rank(rank, own)
-        if len(testsets) > 1:
-            raise ConfigError(f"rank={rank} ranks on one test set, and testset= names {len(testsets)}.")
-    targets = find_targets(names, own, settings, config_dir)
+    if rank is not None and options.model == "teacher":
+        raise ConfigError(f"rank={rank} ranks students by their teacher: leave model=teacher out.")
+    if rank is not None and len(testsets) > 1:
+        raise ConfigError(f"rank={rank} ranks on one test set, and testset= names {len(testsets)}.")
+    targets = find_targets(parsed)
     if rank is not None and all(target.teacher is None for target in targets):
         raise ConfigError(f"rank={rank}: none of these has a teacher to be compared with.")
-    if save is not None:
-        place_findings(save, targets)
+    if options.save is not None:
+        if len(targets) > 1:
+            raise ConfigError(f"save={options.save}: {len(targets)} networks would share its files; name one.")
+        targets[0].folder = options.save
     every = []
     for target in targets:
-        for done in measure(target, own["split"], testsets, console.track, bar):
+        for done in measure(target, options.split, testsets, console.track, bar):
             if target.folder is not None:
                 done.files = write_findings(
                     target.folder, done.name, done.heading, done.found, done.classes, done.about
@@ -83,32 +90,17 @@ def command(words: list[str]) -> int:
     return 0
 
 
-def find_targets(
-    names: list[str], own: dict[str, str], settings: dict[str, str], config_dir: str | None
-) -> list[Target]:
-    """Every network that the words mean, each checked before the first is measured."""
-    rest = [f"{key}={value}" for key, value in settings.items()]
-    root = output_root(load([word for word in rest if word.startswith("output_root=")]))
+def find_targets(parsed: Parsed[Options]) -> list[Target]:
+    """Return every network that the words mean, each checked before the first is measured."""
+    options, root = parsed.options, outputs_folder(parsed.rest.get("output_root"))
     targets = []
-    for name in names:
+    for name in parsed.names:
         if Path(name).is_file():
-            config = load([*rest, f"student.checkpoint={name}", "method=none"], config_dir)
-            targets.append(target_of_file(name, config, own))
+            config = load([*parsed.overrides, f"student.checkpoint={name}", "method=none"], parsed.config_dir)
+            targets.append(target_of_file(name, config, options, options.split))
         else:
-            targets += [target_of_run(run, own, settings, TAKES) for run in find_runs(name, root)]
+            targets += [target_of_run(run, options, parsed.rest, options.split) for run in find_runs(name, root)]
     return targets
-
-
-def check_rank(rank: str, own: dict[str, str]) -> None:
-    check_value("rank", rank, {"choices": tuple(RANKS)})
-    if own["model"] == "teacher":
-        raise ConfigError(f"rank={rank} ranks students by their teacher: leave model=teacher out.")
-
-
-def place_findings(save: str, targets: list[Target]) -> None:
-    if len(targets) > 1:
-        raise ConfigError(f"save={save}: {len(targets)} networks would share its files; evaluate one at a time.")
-    targets[0].folder = Path(save).expanduser()
 
 
 def chosen_sets(text: str | None, split: str) -> list[NamedSet]:

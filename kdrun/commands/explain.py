@@ -8,7 +8,7 @@ import yaml
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import rewrite
 from kdrun.config.groups import group_files
 from kdrun.config.method_schema import hyperparameters, read_method, sections
@@ -24,15 +24,12 @@ public implementations disagree.
 
 
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    asked = [word if "=" in word else f"method={word}" for word in overrides]
-    for word in asked:
-        if not word.startswith("method="):
-            raise ConfigError(f"explain {word}: only method=NAME counts here.")
-    files = group_files("method", config_dir)
+    parsed = parse("explain", words, NoOptions, passes=("method",))
+    asked = [f"method={name}" for name in (*parsed.names, *parsed.rest.values())]
+    files = group_files("method", parsed.config_dir)
     if not asked:
         raise ConfigError(f"explain what? Give method=NAME; there are: {', '.join(sorted(files))}.")
-    for name in (word.partition("=")[2] for word in rewrite(asked, config_dir)):
+    for name in (word.partition("=")[2] for word in rewrite(asked, parsed.config_dir)):
         if name not in files:
             raise ConfigError(
                 f"method={name}: no such method.{suggest(name, files)} There are: {', '.join(sorted(files))}."

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import names_and_settings
-from kdrun.config.schema import check_value
+from kdrun.config.arguments import parse
+from kdrun.config.options import setting
 from kdrun.errors import ConfigError, RunError
-from kdrun.evaluation.deployed import OWN, Card, Deployed, deploy, find_target
+from kdrun.evaluation.deployed import Card, Deployed, deploy, find_target
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
-from kdrun.evaluation.targets import numerics_for
+from kdrun.evaluation.targets import Which, numerics_for
 from kdrun.runs.directory import now, short_path
 from kdrun.runs.files import explain_os_error, write_json
 from kdrun.runs.plan import images_only, make_plan
@@ -51,18 +51,17 @@ only if it passes: float32 within 1e-4 of the largest logit, INT8 within max_dro
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch_export": ".pt2"}
 QUANTIZED = ("none", "static", "dynamic", "all")
-TAKES = ("quantize", "format", "max_drop", "images", "opset", "save")
 CALIBRATED = 512  # training images
 
 
 @dataclass
-class Options:
-    quantize: str
-    format: str
-    max_drop: float
-    images: int | None
-    opset: int | None
-    save: Path | None
+class Options(Which):
+    quantize: str = setting("none", choices=QUANTIZED, help="INT8 files beside the float32 one")
+    format: str = setting("onnx", choices=tuple(FORMATS), help="the kind of file")
+    max_drop: float = setting(1.0, low=0, help="how many points of top-1 an INT8 file may lose")
+    images: int | None = setting(None, low=1, help="how many test images are compared; all without it")
+    opset: int | None = setting(None, low=18, help="of ONNX")
+    save: Path | None = setting(None, help="instead of exports/ of the run", shows="FILE|FOLDER")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -70,13 +69,16 @@ class Options:
 
 
 def command(words: list[str]) -> int:
-    names, settings, config_dir = names_and_settings(words)
-    if len(names) != 1:
+    parsed = parse("export", words, Options, passes=True)
+    options = parsed.options
+    if len(parsed.names) != 1:
         raise ConfigError("export what? Give one run, or one file of weights (kdrun list runs).")
-    options = take_options(settings)
-    own = {name: settings.get(name, values[0]) for name, values in OWN.items()}
-    target = find_target(names[0], settings, config_dir, TAKES)
-    place = destination(target, options, own)
+    if options.quantize != "none" and options.format != "onnx":
+        raise ConfigError(
+            f"quantize={options.quantize} is for format=onnx; {options.format} is written in float32 only."
+        )
+    target = find_target(parsed.names[0], options, parsed.rest, parsed.config_dir)
+    place = destination(target, options)
     if options.format == "onnx":
         from kdrun.evaluation.export.onnx_format import require
 
@@ -84,35 +86,10 @@ def command(words: list[str]) -> int:
     return export(target, place, options)
 
 
-def take_options(settings: dict[str, str]) -> Options:
-    """export's own settings, taken out of `settings`."""
-    quantize, kind = settings.pop("quantize", "none"), settings.pop("format", "onnx")
-    check_value("quantize", quantize, {"choices": QUANTIZED})
-    check_value("format", kind, {"choices": tuple(FORMATS)})
-    if quantize != "none" and kind != "onnx":
-        raise ConfigError(f"quantize={quantize} is for format=onnx; {kind} is written in float32 only.")
-    drop = settings.pop("max_drop", "1")
-    try:
-        allowed = float(drop)
-    except ValueError:
-        raise ConfigError(f"max_drop={drop}: must be a number (percentage points of top-1).") from None
-    check_value("max_drop", allowed, {"low": 0})
-    numbers: dict[str, int | None] = {}
-    for key, low in (("images", 1), ("opset", 18)):
-        value = settings.pop(key, None)
-        if value is not None and not (value.isdigit() and int(value) >= low):
-            raise ConfigError(f"{key}={value}: must be a whole number, at least {low}.")
-        numbers[key] = None if value is None else int(value)
-    save = settings.pop("save", None)
-    return Options(
-        quantize, kind, allowed, numbers["images"], numbers["opset"], None if save is None else Path(save).expanduser()
-    )
-
-
-def destination(target: Target, options: Options, own: dict[str, str]) -> Path:
+def destination(target: Target, options: Options) -> Path:
     """The float32 file's final path; quantised ones lie beside it as <stem>_static and <stem>_dynamic."""
     ending = FORMATS[options.format]
-    name = f"{own['model']}{'_best' if own['weights'] == 'best' else ''}"
+    name = f"{options.model}{'_best' if options.weights == 'best' else ''}"
     if target.folder is not None and target.weights is not None and target.weights.name.startswith("teacher"):
         name = name.replace("student", "teacher")
     if options.save is None:

@@ -9,9 +9,8 @@ import numpy as np
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import names_and_settings, take_choices
-from kdrun.config.compose import load
-from kdrun.errors import ConfigError, suggest
+from kdrun.config.arguments import parse
+from kdrun.errors import ConfigError
 from kdrun.evaluation.cam_images import Images, files_named, own_images, read_files
 from kdrun.evaluation.cam_runs import (
     KINDS,
@@ -29,10 +28,9 @@ from kdrun.evaluation.measure import chosen_split
 from kdrun.evaluation.targets import Target, target_of_run
 from kdrun.reporting.cam_panel import Column, draw_panel
 from kdrun.reporting.labels import short_labels
-from kdrun.runs.directory import find_runs, short_path
+from kdrun.runs.directory import find_runs, outputs_folder, short_path
 from kdrun.runs.files import write_atomically
 from kdrun.runs.identity import digest_of
-from kdrun.runs.plan import output_root
 
 HELP = f"""
 usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|CLASS] [method=gradcam] [layer=PATH]
@@ -57,27 +55,28 @@ overlap  over how many images (200) a student's maps are compared with its teach
 Writes the overlap into the run, evals/gradcam.json and gradcam.csv (a row for each image); the picture of one run lies
 beside them, that of several in pictures/ of the output folder.
 """
-OWN = {"weights": ("last", "best"), "split": ("test", "val", "train"), "model": ("student", "teacher")}
-TAKES = ("images", "target", "method", "layer", "overlap", "save")
 MOST = 100  # rows of one picture
 
 
+Options = Asked
+
+
 def command(words: list[str]) -> int:
-    names, settings, _ = names_and_settings(words)
-    own = take_choices(settings, OWN)
-    asked = read_asked(settings)
-    if not names:
+    parsed = parse("gradcam", words, Asked, passes=True)
+    asked = parsed.options
+    check(asked)
+    if not parsed.names:
         raise ConfigError("gradcam of what? Give a run directory, a glob or a digest (kdrun list runs).")
     files = None if asked.images.isdecimal() else files_named(asked.images)
-    rest = [f"{key}={value}" for key, value in settings.items()]
-    root = output_root(load([word for word in rest if word.startswith("output_root=")]))
-    targets = [target_of_run(run, own, settings, TAKES) for name in names for run in find_runs(name, root)]
+    root = outputs_folder(parsed.rest.get("output_root"))
+    runs = [run for name in parsed.names for run in find_runs(name, root)]
+    targets = [target_of_run(run, asked, parsed.rest, asked.split) for run in runs]
     same_data(targets)
     watched, numerics = load_networks(targets, asked, console.track)
     first = watched[0].data
     if files is None:
         shown = int(asked.images)
-        chosen = chosen_split(first, own["split"])
+        chosen = chosen_split(first, asked.split)
         images = own_images(chosen, max(shown, asked.overlap), first.config.dataset)
         shown = min(shown, len(images))
     else:
@@ -85,7 +84,7 @@ def command(words: list[str]) -> int:
         shown = len(images)
     wanted = wanted_classes(asked.target, images, first.splits.class_names)
     look(watched, images, wanted, str(numerics.torch_device), console.track)
-    of = own["split"] if files is None else "files"
+    of = asked.split if files is None else "files"
     findings = write_overlaps(watched, images, asked, of)
     picture = place_of_picture(asked, targets, root, of)
     draw(picture, watched, images, shown, asked)
@@ -93,31 +92,12 @@ def command(words: list[str]) -> int:
     return 0
 
 
-def read_asked(settings: dict[str, str]) -> Asked:
-    """The settings that are gradcam's alone, taken out of `settings`. Raises ConfigError."""
-    method = settings.pop("method", "gradcam").lower()
-    if method not in KINDS:
-        raise ConfigError(f"method={method}: no such kind.{suggest(method, KINDS)} There are: {', '.join(KINDS)}.")
-    if method != "gradcam" and find_spec("pytorch_grad_cam") is None:
-        raise ConfigError(f"method={method} needs the grad-cam package: pip install 'kdrun[gradcam]'.")
-    images, overlap = settings.pop("images", "10"), settings.pop("overlap", "200")
-    if images.isdecimal() and not 1 <= int(images) <= MOST:
-        raise ConfigError(f"images={images}: one picture shows 1 to {MOST} of them.")
-    if not images:
-        raise ConfigError("images= is empty: give a number, a folder or files.")
-    if not overlap.isdecimal():
-        raise ConfigError(f"overlap={overlap}: expected a number of images.")
-    save = settings.pop("save", None)
-    if save is not None and not save.lower().endswith(".png"):
-        raise ConfigError(f"save={save}: the picture is a PNG; give FILE.png.")
-    return Asked(
-        images,
-        settings.pop("target", "predicted"),
-        method,
-        settings.pop("layer", None),
-        int(overlap),
-        Path(save).expanduser() if save else None,
-    )
+def check(asked: Asked) -> None:
+    """Raise ConfigError for what no rule of a single setting tells."""
+    if asked.method != "gradcam" and find_spec("pytorch_grad_cam") is None:
+        raise ConfigError(f"method={asked.method} needs the grad-cam package: pip install 'kdrun[gradcam]'.")
+    if asked.images.isdecimal() and not 1 <= int(asked.images) <= MOST:
+        raise ConfigError(f"images={asked.images}: one picture shows 1 to {MOST} of them.")
 
 
 def place_of_picture(asked: Asked, targets: list[Target], root: Path, of: str) -> Path:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from kdrun import console
-from kdrun.config.arguments import names_and_settings
+from kdrun.config.arguments import parse
 from kdrun.config.compose import ALIASES
 from kdrun.config.groups import choices, group_files
 from kdrun.config.method_schema import read_method, sections
+from kdrun.config.options import setting
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs.directory import RunDirectory, outputs_folder
 
@@ -19,21 +21,24 @@ GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs
 KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
 
 HELP = f"""
-usage: kdrun list [{"|".join(KINDS)}] [--config-dir FOLDER]
-                  [output_root=FOLDER]
+usage: kdrun list [KIND …] [--config-dir FOLDER] [output_root=FOLDER]
 
+KIND is one of {", ".join(KINDS)}.
 Without a word: every group with its names. runs and teachers-trained show what is in the output folder.
 """
 
 
+@dataclass
+class Options:
+    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+
+
 def command(words: list[str]) -> int:
-    kinds, settings, config_dir = names_and_settings(words)
-    for key in settings:
-        if key != "output_root":
-            raise ConfigError(f"list {key}: no such setting.{suggest(key, ['output_root'])}")
-    if not kinds:
+    parsed = parse("list", words, Options)
+    config_dir = parsed.config_dir
+    if not parsed.names:
         return overview(config_dir)
-    for kind in kinds:
+    for kind in parsed.names:
         if kind not in KINDS:
             raise ConfigError(f"list {kind}: no such list.{suggest(kind, KINDS)} There are: {', '.join(KINDS)}.")
         if kind == "methods":
@@ -43,7 +48,7 @@ def command(words: list[str]) -> int:
         elif kind == "testsets":
             list_testsets()
         else:
-            list_runs(outputs_folder(settings.get("output_root")), teachers=kind != "runs")
+            list_runs(outputs_folder(parsed.options.output_root), teachers=kind != "runs")
     return 0
 
 

@@ -15,11 +15,12 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import names_and_settings
+from kdrun.config.arguments import Parsed, parse
+from kdrun.config.options import setting
 from kdrun.data.inference import Read, find_images, read_batches
-from kdrun.errors import ConfigError, suggest
+from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Card, deploy, find_target
-from kdrun.evaluation.targets import numerics_for
+from kdrun.evaluation.targets import Which, numerics_for
 from kdrun.runs.directory import short_path
 from kdrun.runs.files import write_atomically
 
@@ -43,7 +44,6 @@ probabilities, the `top` most probable classes with their probabilities (top=all
 read are named and left out, and the exit code is then 1.
 """
 
-TAKES = ("path", "top", "batch_size", "save")
 SHOWN = 20  # rows, classes and unreadable files on the screen
 COLUMNS = ("image", "predicted_class", "probability", "probabilities")
 
@@ -55,11 +55,11 @@ class Predictor(Protocol):
 
 
 @dataclass
-class Options:
-    path: Path
-    top: int | None  # None: every class
-    batch_size: int
-    save: list[Path]
+class Options(Which):
+    path: Path = setting(help="the images: one file, or a folder of them", shows="FOLDER|FILE")
+    top: int | None = setting(5, low=1, words={"all": None}, help="how many classes of each image are written")
+    batch_size: int = setting(64, low=1, help="images at a time")
+    save: list[Path] = setting([], suffixes=(".csv", ".json"), help="write every image")
 
 
 @dataclass
@@ -78,19 +78,17 @@ class Seen:
 
 
 def command(words: list[str]) -> int:
-    names, settings, config_dir = names_and_settings(words)
-    if len(names) != 1:
+    parsed = parse("predict", words, Options, passes=True)
+    if len(parsed.names) != 1:
         raise ConfigError(
             "predict with what? Give one run, checkpoint or ONNX file, and path=FOLDER (kdrun list runs)."
         )
-    options = take_options(settings)
+    options = parsed.options
     paths = find_images(options.path)
-    predictor, label = make_predictor(names[0], settings, config_dir)
+    predictor, label = make_predictor(parsed)
     card = predictor.card
-    console.say(
-        f"{escape(label)}  {escape(card.network)}, {len(card.class_names)} classes, on {len(paths):,} "
-        f"image{'s' * (len(paths) != 1)} of {escape(str(options.path))}"
-    )
+    images = f"{len(paths):,} image{'s' * (len(paths) != 1)} of {escape(str(options.path))}"
+    console.say(f"{escape(label)}  {escape(card.network)}, {len(card.class_names)} classes, on {images}")
     with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # one JSON line per image: memory stays flat
         seen = predict(predictor, paths, options, spool)
         for place in options.save:
@@ -99,40 +97,22 @@ def command(words: list[str]) -> int:
     return 1 if seen.unreadable else 0
 
 
-def take_options(settings: dict[str, str]) -> Options:
-    """predict's own settings, taken out of `settings`."""
-    place = settings.pop("path", None)
-    if not place:
-        meant = next((f"{key}: no such setting. Did you mean path? " for key in settings if suggest(key, ["path"])), "")
-        raise ConfigError(f"{meant}path is not set: give path=FOLDER or path=IMAGE.")
-    top, size = settings.pop("top", "5"), settings.pop("batch_size", "64")
-    for key, value in (("top", top), ("batch_size", size)):
-        if not (value.isdigit() and int(value)) and (key, value) != ("top", "all"):
-            raise ConfigError(f"{key}={value}: must be a whole number above 0{' or all' if key == 'top' else ''}.")
-    save = [Path(part).expanduser() for part in settings.pop("save", "").split(",") if part]
-    for part in save:
-        if part.suffix.lower() not in (".csv", ".json"):
-            raise ConfigError(f"save={part}: predictions are written as FILE.csv or FILE.json.")
-    return Options(Path(place).expanduser(), None if top == "all" else int(top), int(size), save)
-
-
-def make_predictor(word: str, settings: dict[str, str], config_dir: str | None) -> tuple[Predictor, str]:
-    """(the network that `word` means, its name for the screen)."""
+def make_predictor(parsed: Parsed[Options]) -> tuple[Predictor, str]:
+    """Return (the network that is meant, its name for the screen)."""
+    (word,) = parsed.names
     if word.lower().endswith(".onnx"):
         from kdrun.evaluation.export.onnx_format import OnnxNetwork
 
-        threads = settings.pop("threads", "0")
-        if settings or not threads.isdigit():
-            wrong = next(iter(settings), "threads")
+        threads = parsed.rest.get("threads", "0")
+        if parsed.rest.keys() - {"threads"} or not threads.isdigit():
+            wrong = next(iter(parsed.rest.keys() - {"threads"}), "threads")
             raise ConfigError(f"{wrong}: an ONNX file takes path, top, batch_size, save and threads (a whole number).")
         place = Path(word).expanduser()
         if not place.is_file():
             raise ConfigError(f"{word}: no such file; kdrun export RUN writes one.")
         return OnnxNetwork(place, int(threads)), short_path(place)
-    target = find_target(word, settings, config_dir, TAKES)
-
-    config = target.config
-    numerics = numerics_for(config)
+    target = find_target(word, parsed.options, parsed.rest, parsed.config_dir)
+    numerics = numerics_for(target.config)
     numerics.apply()
     return deploy(target, numerics, console.track), target.label
 

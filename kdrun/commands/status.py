@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from kdrun import console
-from kdrun.config.arguments import read_words
+from kdrun.config.arguments import parse
+from kdrun.config.options import setting
 from kdrun.display import duration
 from kdrun.errors import CheckpointError
 from kdrun.reporting.progress import Progress, progress_of
@@ -19,10 +23,15 @@ what is done, resumes what is unfinished and tries again what failed.
 """
 
 
+@dataclass
+class Options:
+    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+
+
 def command(words: list[str]) -> int:
-    names, settings = read_words("status", words, ("output_root",))
-    root = outputs_folder(settings.get("output_root"))
-    known = names or known_ledgers(root)
+    parsed = parse("status", words, Options)
+    root = outputs_folder(parsed.options.output_root)
+    known = parsed.names or known_ledgers(root)
     if not known:
         console.note(f"{root}/sweeps holds no sweep yet: kdrun train -m method=none,kd seed=0,1,2 makes one.")
         return 0

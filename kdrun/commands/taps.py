@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdrun import console
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.schema import RunConfig
 from kdrun.data.datasets import DataSource
@@ -20,8 +20,8 @@ feature methods match.
 
 
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    show(load(overrides, config_dir))
+    parsed = parse("taps", words, NoOptions, passes=True)
+    show(load([*parsed.names, *parsed.overrides], parsed.config_dir))
     return 0
 
 

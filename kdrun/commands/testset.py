@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun import console
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import parse as parse_words
 from kdrun.config.compose import load
+from kdrun.config.options import setting
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.errors import ConfigError
 from kdrun.evaluation.testsets.base import NamedSet
@@ -34,41 +36,39 @@ kdrun testset style method=gatys painting=FILE weights=vgg19-dcbb9e9d.pth datase
 kdrun testset cifar_c files=CIFAR-10-C kind=fog severity=5 dataset=cifar10 dataset.root=FOLDER
 """
 
-OWN = ("seed", "processes", "save", "sheet")
+
+@dataclass
+class Options:
+    seed: int = setting(0, low=0, help="of every draw")
+    processes: int | None = setting(None, low=1, help="at once; one for each core without it")
+    save: Path | None = setting(
+        None, shows="FOLDER|FILE.zip", help="write the images as PNG class folders, or one archive"
+    )
+    sheet: Path | None = setting(None, shows="FILE.png", help="the contact sheet, instead of one beside the set")
 
 
 def command(words: list[str]) -> int:
-    _, overrides, config_dir = split_arguments(words)
-    own = {}
-    names, given, rest = [], {}, []
     parameters = {field.name for kind in SETS.values() for field in dataclasses.fields(kind)}
-    for word in overrides:
-        key, equals, value = word.partition("=")
-        if not equals or ":" in key:
-            names.append(word)
-        elif key in OWN:
-            own[key] = value
-        elif key in parameters:
-            given[key] = value
-        else:
-            rest.append(word)
-    wished = chosen_sets(names, given, own)
-    seed, processes = number("seed", own, 0), number("processes", own, 1)
-    plan = make_plan(load([*rest, "method=none"], config_dir), [])
+    parsed = parse_words("testset", words, Options, passes=True, also=parameters)
+    given = {key: value for key, value in parsed.rest.items() if key in parameters}
+    rest = [f"{key}={value}" for key, value in parsed.rest.items() if key not in parameters]
+    wished = chosen_sets(parsed.names, given, parsed.options)
+    plan = make_plan(load([*rest, "method=none"], parsed.config_dir), [])
     splits = load_data(plan, console.track).splits
     for group in grouped(wished):
-        build_and_show(group, plan, splits, seed or 0, processes, own)
+        build_and_show(group, plan, splits, parsed.options)
     return 0
 
 
-def chosen_sets(names: list[str], given: dict[str, str], own: dict[str, str]) -> list[NamedSet]:
+def chosen_sets(names: list[str], given: dict[str, str], options: Options) -> list[NamedSet]:
     """The sets that were named, checked. Raises ConfigError."""
     if not names:
         raise ConfigError(f"testset of what? Give a name: {', '.join(SETS)} (kdrun list testsets says what they do).")
     if names == ["all"]:
         names = [name for name in SETS if name != "cifar_c"]
-    if len(names) > 1 and (given or "save" in own or "sheet" in own):
-        word = next(iter([*given, *(key for key in ("save", "sheet") if key in own)]))
+    files = [key for key in ("save", "sheet") if getattr(options, key) is not None]
+    if len(names) > 1 and (given or files):
+        word = [*given, *files][0]
         raise ConfigError(f"{word}=… belongs to one set, and there are {len(names)}; write NAME:key=value, or one set.")
     if given:
         if ":" in names[0]:
@@ -77,21 +77,10 @@ def chosen_sets(names: list[str], given: dict[str, str], own: dict[str, str]) ->
     return [parse(name) for name in names]
 
 
-def number(key: str, own: dict[str, str], least: int) -> int | None:
-    """A whole number among the command's own settings, or None."""
-    if key not in own:
-        return None
-    if not own[key].isdecimal() or int(own[key]) < least:
-        raise ConfigError(f"{key}={own[key]}: expected a whole number from {least}.")
-    return int(own[key])
-
-
-def build_and_show(
-    group: list[NamedSet], plan: Plan, splits: Dataset, seed: int, processes: int | None, own: dict[str, str]
-) -> None:
+def build_and_show(group: list[NamedSet], plan: Plan, splits: Dataset, options: Options) -> None:
     """Sets that share a computation, mostly one: made or found, and shown."""
     begun = time.perf_counter()
-    all_found = derived_tests(group, plan, splits, console.track, seed, processes)
+    all_found = derived_tests(group, plan, splits, console.track, options.seed, options.processes)
     spent = time.perf_counter() - begun
     made = [wished.name for wished, found in zip(group, all_found, strict=True) if not found.cached]
     for wished, found in zip(group, all_found, strict=True):
@@ -101,21 +90,20 @@ def build_and_show(
             pace = f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.2g} images/s"
             others = " and ".join(name for name in made if name != wished.name)
             state = f"made in {spent:.1f} s ({pace}{f', with {others}' if others else ''})"
-        show(wished, found, state, plan, splits, own)
+        show(wished, found, state, plan, splits, options)
 
 
-def show(wished: NamedSet, found: Derived, state: str, plan: Plan, splits: Dataset, own: dict[str, str]) -> None:
+def show(wished: NamedSet, found: Derived, state: str, plan: Plan, splits: Dataset, options: Options) -> None:
     """One set's line, its contact sheet, and its files where they are asked for."""
     assert isinstance(splits.test, ArraySet)
     sheet = found.folder / "sheet.png"
     if isinstance(wished, PublishedCorruption):  # its folder is the user's, not ours
         sheet = output_root(plan.config) / "caches" / "testsets" / f"{wished.name}-{wished.kind}-{wished.severity}.png"
-    sheet = Path(own["sheet"]).expanduser() if "sheet" in own else sheet
+    sheet = options.sheet or sheet
     write_sheet(sheet, wished, found, splits.test, splits.class_names)
     console.say(f"[bold]{wished.name}[/]  {len(found.data):,} images of {plan.config.dataset.name} {state}")
     console.note(f"  {title(wished)}: {wished.recipe}")
     console.note(f"  {short_path(found.folder)}, picture {short_path(sheet)}")
-    if "save" in own:
-        place = Path(own["save"]).expanduser()
-        export(found, splits.class_names, place, console.track)
-        console.note(f"  written to {short_path(place)}")
+    if options.save is not None:
+        export(found, splits.class_names, options.save, console.track)
+        console.note(f"  written to {short_path(options.save)}")

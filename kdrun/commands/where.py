@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.errors import ConfigError, RunError, suggest
 from kdrun.runs.directory import short_path
@@ -22,13 +22,11 @@ KINDS = ("run", "teacher")
 
 
 def command(words: list[str]) -> int:
-    flags, overrides, config_dir = split_arguments(words)
-    for flag in flags:
-        raise ConfigError(f"where: {flag}: no such flag; there is --config-dir FOLDER.")
-    kind, rest = (overrides[0], overrides[1:]) if overrides else ("", [])
+    parsed = parse("where", words, NoOptions, passes=True)
+    kind, rest = (parsed.names or [""])[0], [*parsed.names[1:], *parsed.overrides]
     if kind not in KINDS:
         raise ConfigError(f"where {kind or '?'}: choose run or teacher, before any key=value.{suggest(kind, KINDS)}")
-    plan = make_plan(load(rest, config_dir), rest)
+    plan = make_plan(load(rest, parsed.config_dir), rest)
     found = plan.run if kind == "run" else plan.teacher_run
     if found is None:
         teacher = plan.config.teacher

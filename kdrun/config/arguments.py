@@ -1,16 +1,48 @@
-"""The words of a command line: flags, names, key=value settings, and a command's own enumerations among them."""
+"""The words of a command line. A command declares its settings as a dataclass of `setting(…)` fields, with the rules of
+`kdrun.config.options`; `parse` reads every command's words by it, and `options_help` is its section of `--help`.
+
+A field's type says how its value is read: str, int, float, Path, or a list of these, split at commas. Further metadata:
+help, a clause; shows, what stands for the value in help; suffixes, of a file; words, name -> value that is no number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
-from kdrun.config.schema import check_value
+from omegaconf import MISSING
+
+from kdrun.config.schema import RunConfig, check_value
 from kdrun.errors import ConfigError, suggest
+
+Options = TypeVar("Options")
+
+
+@dataclass
+class NoOptions:
+    """A command without settings of its own."""
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[Options]):
+    """A command's words. names: those that are no settings. rest: the settings that are not the command's own."""
+
+    names: list[str]
+    options: Options
+    rest: dict[str, str]
+    config_dir: str | None
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self.rest.items()]
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
-    """(Hydra's flags with their values, overrides, --config-dir)."""
+    """Return (Hydra's flags with their values, overrides, --config-dir)."""
     flags, overrides, config_dir = [], [], None
     pending = list(arguments)
     while pending:
@@ -28,28 +60,103 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str
     return flags, overrides, config_dir
 
 
-def names_and_settings(words: Sequence[str]) -> tuple[list[str], dict[str, str], str | None]:
-    """(names, key -> value, --config-dir) of a command that takes runs or files, and settings."""
-    _, overrides, config_dir = split_arguments(words)
-    settings = {key: value for key, _, value in (word.partition("=") for word in overrides if "=" in word)}
-    return [word for word in overrides if "=" not in word], settings, config_dir
+def parse(
+    command: str,
+    words: Sequence[str],
+    kind: type[Options],
+    passes: bool | Sequence[str] = False,
+    also: Iterable[str] = (),
+) -> Parsed[Options]:
+    """Read a command's words. passes: whether settings of a run may be given too, or which settings. also: settings
+    that the command reads from `rest` itself.
+
+    Raises ConfigError for a flag or a setting that it does not take, and for a value that breaks its field's rules.
+    """
+    flags, overrides, config_dir = split_arguments(words)
+    for flag in flags:
+        raise ConfigError(f"{command}: {flag}: no such flag; there is --config-dir FOLDER.")
+    names = [word for word in overrides if is_name(word)]
+    given = {key: value for key, _, value in (word.partition("=") for word in overrides if word not in names)}
+    own = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = [*own, *also, *(passes if isinstance(passes, Sequence) else ())]
+    of_runs = {field.name for field in dataclasses.fields(RunConfig)} if passes is True else set()
+    for key in given:
+        if passes is not True and key not in known:
+            raise ConfigError(f"{key}: {command} takes {', '.join(known) or 'no settings'}.{suggest(key, known)}")
+        if key.isidentifier() and key not in known and key not in of_runs and suggest(key, own):
+            raise ConfigError(f"{key}: no such setting.{suggest(key, own)}")
+    hints = get_type_hints(kind)
+    values = {key: read_value(key, given.pop(key), hints[key], own[key].metadata) for key in own if key in given}
+    for key, field in own.items():
+        if field.default == MISSING and key not in values:
+            raise ConfigError(f"{key} is not set: give {key}={shown_value(field, plain_type(hints[key]))}.")
+    return Parsed(names, kind(**values), given, config_dir)
 
 
-def take_choices(settings: dict[str, str], choices: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """A command's own enumerations, taken out of `settings`: key -> the value, the first choice where there is none.
-    Raises ConfigError for one that is no choice."""
-    own = {name: settings.pop(name, values[0]) for name, values in choices.items()}
-    for name, values in choices.items():
-        check_value(name, own[name], {"choices": values})
-    return own
+def is_name(word: str) -> bool:
+    """Return True for a word that is no key=value: a folder may hold an equals sign, and NAME:key=value is a name."""
+    key, equals, _ = word.partition("=")
+    return not equals or ":" in key or Path(word).exists()
 
 
-def read_words(command: str, words: list[str], keys: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
-    """(names, the key=value words) of a command on ledgers or runs, whose folders may hold an equals sign. Raises
-    ConfigError for a key that it does not take."""
-    names = [word for word in words if "=" not in word or Path(word).exists()]
-    settings = {key: value for key, _, value in (word.partition("=") for word in words if word not in names)}
-    for key in settings:
-        if key not in keys:
-            raise ConfigError(f"{key}: {command} takes {', '.join(keys)}.{suggest(key, keys)}")
-    return names, settings
+def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
+    """Return the value that `text` means for a field. Raise ConfigError."""
+    kind = plain_type(hint)
+    if get_origin(kind) is list:
+        return [read_value(key, part, get_args(kind)[0], rules) for part in text.split(",") if part]
+    if text in rules.get("words", {}):
+        return rules["words"][text]
+    if not text:
+        raise ConfigError(f"{key}= is empty.")
+    if kind is Path:
+        path, endings = Path(text).expanduser(), rules.get("suffixes", ())
+        if endings and path.suffix.lower() not in endings:
+            raise ConfigError(f"{key}={text}: give a file that ends in {' or '.join(endings)}.")
+        return path
+    value: Any = text
+    if kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            least = f", at least {rules['low']}" if "low" in rules else ""
+            other = "".join(f", or {word}" for word in rules.get("words", {}))
+            number = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{key}={text}: must be {number}{least}{other}.") from None
+    check_value(key, value, rules)
+    return value
+
+
+def plain_type(hint: Any) -> Any:
+    """Return the type of an optional field's values."""
+    return (
+        next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+        if type(None) in get_args(hint)
+        else hint
+    )
+
+
+def options_help(kind: type) -> str:
+    """Return the lines that list a command's settings, or nothing where it has none."""
+    fields, hints = dataclasses.fields(kind), get_type_hints(kind)
+    heads = [f"{field.name}={shown_value(field, plain_type(hints[field.name]))}" for field in fields]
+    width = max((len(head) for head in heads if len(head) <= 34), default=0)
+    lines = ["settings:"] if heads else []
+    for field, head in zip(fields, heads, strict=True):
+        default = field.default
+        plain = isinstance(default, str | int | float) and default != MISSING and "choices" not in field.metadata
+        text = field.metadata["help"] + (f" ({default})" if plain else "")
+        indent = " " * (width + 4)
+        first = f"  {head:<{width}}  " if len(head) <= width else f"  {head}\n{indent}"
+        lines.append(first + textwrap.fill(text, 118 - width - 4).replace("\n", f"\n{indent}"))
+    return "\n".join(lines)
+
+
+def shown_value(field: dataclasses.Field, kind: Any) -> str:
+    """Return what stands for a field's value in help."""
+    rules, several = field.metadata, get_origin(kind) is list
+    one = get_args(kind)[0] if several else kind
+    named = {int: "N", float: "X", Path: "FILE", str: "NAME"}[one]
+    endings = "|".join(f"FILE{ending}" for ending in rules.get("suffixes", ()))
+    choices = [*rules.get("choices", ()), *rules.get("words", ())]
+    shown = rules.get("shows") or endings or "|".join([*choices] if "choices" in rules else [named, *choices])
+    return f"{shown},…" if several else shown

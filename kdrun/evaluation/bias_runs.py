@@ -15,7 +15,7 @@ from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError
 from kdrun.evaluation.bias_grid import CLEAN, Column, Row
 from kdrun.evaluation.predictions import Answers, answer, read_answers, write_answers
-from kdrun.evaluation.targets import Target, code_now, networks_of, numerics_for, target_of_run
+from kdrun.evaluation.targets import Target, Which, code_now, networks_of, numerics_for, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
@@ -29,8 +29,6 @@ from kdrun.training.build import Data, load_data, make_eval_loader, make_loaders
 
 if TYPE_CHECKING:
     from kdrun.evaluation.examine import Subject
-
-OWN = {"model": "student", "weights": "last", "split": "test"}
 
 
 @dataclass
@@ -106,7 +104,7 @@ class Answering:
         found: dict[str, Target] = {}
         for cell in cells:
             try:
-                found[str(cell.run)] = target_of_run(self.root / str(cell.run), dict(OWN), self.settings)
+                found[str(cell.run)] = target_of_run(self.root / str(cell.run), Which(), self.settings)
             except KdrunError as error:
                 self.notes.append(f"{cell.row}, {cell.column}, seed {cell.seed}: {error}")
         return found
@@ -139,7 +137,7 @@ class Answering:
 
         if weights not in self.found:
             try:
-                target = target_of_run(self.root / run, {**OWN, "model": "teacher"}, self.settings)
+                target = target_of_run(self.root / run, Which("teacher"), self.settings)
                 stored = None if target.own is None else target.own.stored
                 made = sha256_of(Path(weights)) if stored is None else stored.result().get("finished_at")
                 if stored is None and (code := code_now(target)):  # the same file under edited code is another network

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdrun.config.options import setting
 from kdrun.data.datasets import DataSource
 from kdrun.display import Track
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.cam_images import Images, batches
-from kdrun.evaluation.targets import Target, networks_of, numerics_for
+from kdrun.evaluation.targets import Target, WhichSplit, networks_of, numerics_for
 from kdrun.runs.directory import now
 from kdrun.runs.files import write_json, write_text
 from kdrun.runs.plan import images_only, make_plan
@@ -41,15 +42,19 @@ BATCH = 32
 
 
 @dataclass
-class Asked:
-    """The command's own settings, checked."""
+class Asked(WhichSplit):
+    """What kdrun gradcam takes."""
 
-    images: str
-    target: str
-    method: str
-    layer: str | None
-    overlap: int
-    save: Path | None
+    images: str = setting(
+        "10",
+        shows="N|FOLDER|FILE,…",
+        help="how many of the run's images, one of every class first; or files and folders",
+    )
+    target: str = setting("predicted", shows="predicted|true|CLASS", help="the class that a map explains")
+    method: str = setting("gradcam", choices=tuple(KINDS), help="the kind of map; all but the first need grad-cam")
+    layer: str | None = setting(None, shows="PATH", help="a module by its path, instead of the automatic choice")
+    overlap: int = setting(200, low=0, help="over how many images a student's maps are compared with its teacher's")
+    save: Path | None = setting(None, suffixes=(".png",), help="instead of the run's evals/, or pictures/")
 
 
 @dataclass

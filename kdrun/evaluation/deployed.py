@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdrun.config.arguments import take_choices
 from kdrun.config.compose import load
 from kdrun.data.datasets import STREAMED
 from kdrun.data.inference import Preparation
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError
-from kdrun.evaluation.targets import Target, networks_of, target_of_file, target_of_run
-from kdrun.runs.directory import find_runs
+from kdrun.evaluation.targets import Target, Which, networks_of, target_of_file, target_of_run
+from kdrun.runs.directory import find_runs, outputs_folder
 from kdrun.runs.files import read_json
-from kdrun.runs.plan import images_only, make_plan, output_root
+from kdrun.runs.plan import images_only, make_plan
 from kdrun.streams import Streams
 from kdrun.training.build import Data, load_data, make_loaders
 
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
     from kdrun.evaluation.examine import Subject
     from kdrun.training.precision import Numerics
-
-OWN = {"model": ("student", "teacher"), "weights": ("last", "best")}
 
 
 @dataclass(frozen=True)
@@ -97,20 +93,16 @@ class Deployed:
             return self.model(self.transform(pixels)).float()
 
 
-def find_target(
-    word: str, settings: dict[str, str], config_dir: str | None = None, takes: Sequence[str] = ()
-) -> Target:
-    """The one network that `word` means: a RUN of the command line or a file of weights. Takes model= and weights= out
-    of `settings`; the rest are values that a finished run may be given, or a file's whole configuration. takes: see
-    `target_of_run`."""
-    own = take_choices(settings, OWN) | {"split": "test"}
-    rest = [f"{key}={value}" for key, value in settings.items()]
+def find_target(word: str, which: Which, settings: dict[str, str], config_dir: str | None = None) -> Target:
+    """Return the one network that `word` means: a RUN of the command line or a file of weights. settings: values that
+    a finished run may be given, or a file's whole configuration."""
     if Path(word).expanduser().is_file():
-        return target_of_file(word, load([*rest, f"student.checkpoint={word}", "method=none"], config_dir), own)
-    found = find_runs(word, output_root(load([part for part in rest if part.startswith("output_root=")])))
+        rest = [f"{key}={value}" for key, value in settings.items()]
+        return target_of_file(word, load([*rest, f"student.checkpoint={word}", "method=none"], config_dir), which)
+    found = find_runs(word, outputs_folder(settings.get("output_root")))
     if len(found) > 1:
         raise ConfigError(f"RUN {word} means {len(found)} runs; name one, such as {found[0]}.")
-    return target_of_run(found[0], own, settings, takes)
+    return target_of_run(found[0], which, settings)
 
 
 def home(target: Target) -> Path | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
+from kdrun.config.arguments import read_value
 from kdrun.config.method_schema import method_of
-from kdrun.config.options import ModelOptions, TeacherOptions
+from kdrun.config.options import ModelOptions, TeacherOptions, setting
 from kdrun.config.own_code import changed, digests, module_of, own_code
 from kdrun.config.schema import RunConfig, read_config
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
@@ -78,29 +79,44 @@ class Target:
     run: Path | None = None  # the directory that says what it was trained with
 
 
-def target_of_file(path: str, config: RunConfig, own: dict[str, str]) -> Target:
+@dataclass
+class Which:
+    """Which network of a run."""
+
+    model: str = setting("student", choices=("student", "teacher"), help="which network of a run")
+    weights: str = setting("last", choices=("last", "best"), help="of the last epoch, or of the best on the test set")
+
+
+@dataclass
+class WhichSplit(Which):
+    """Which network of a run, and the images for it."""
+
+    split: str = setting("test", choices=("test", "val", "train"), help="the images of which split")
+
+
+def target_of_file(path: str, config: RunConfig, which: Which, split: str = "test") -> Target:
     """A file of weights under the configuration of the command line; its teacher is teacher.checkpoint."""
-    if own["model"] == "teacher" or own["weights"] == "best":
+    if which.model == "teacher" or which.weights == "best":
         raise ConfigError(f"{path} is a file: model=teacher and weights=best are for runs.")
     teacher = None
     if config.teacher.checkpoint is not None:
         teacher = Taught(config.teacher, Path(config.teacher.checkpoint).expanduser())
-    return Target(path, config, config.student, None, None, own["split"], teacher=teacher)
+    return Target(path, config, config.student, None, None, split, teacher=teacher)
 
 
-def target_of_run(run: Path, own: dict[str, str], settings: dict[str, str], takes: Sequence[str] = ()) -> Target:
-    """A run's student or teacher, or a stored teacher, under the run's own configuration. takes: the command's further
-    settings, which a misspelt one may mean."""
+def target_of_run(run: Path, which: Which, settings: dict[str, str], split: str = "test") -> Target:
+    """Return a run's student or teacher, or a stored teacher, under the run's own configuration. settings: where it is
+    measured, not what."""
     config, resolved = read_config(run)
     config.precision = str(resolved["precision"])
     for key, value in settings.items():
-        set_value(config, key, value, [*takes, *own])
+        set_value(config, key, value, [field.name for field in fields(which)])
     stored = (run / "teacher.safetensors").is_file()  # a directory of teachers/: there is no other model in it
-    best = "_best" if own["weights"] == "best" else ""
-    name = f"{own['split']}{best}"
+    best = "_best" if which.weights == "best" else ""
+    name = f"{split}{best}"
     label = short_path(run)
-    if own["model"] == "teacher" and not stored:
-        return teacher_target(run, config, own, label)
+    if which.model == "teacher" and not stored:
+        return teacher_target(run, config, which, split, label)
     weights = run / f"{'teacher' if stored else 'student'}{best}.safetensors"
     if not weights.is_file():
         raise ConfigError(f"{run} has no {weights.name} yet: it is not finished (kdrun list runs).")
@@ -111,18 +127,18 @@ def target_of_run(run: Path, own: dict[str, str], settings: dict[str, str], take
     return Target(label, config, config.student, weights, run / "evals", name, deploys, teacher, missing, run=run)
 
 
-def teacher_target(run: Path, config: RunConfig, own: dict[str, str], label: str) -> Target:
+def teacher_target(run: Path, config: RunConfig, which: Which, split: str, label: str) -> Target:
     """model=teacher of a run. Raises ConfigError where it has none."""
     teacher, missing = find_teacher(run, config)
     if teacher is None:
         method = method_of(config.method).name
         raise ConfigError(f"model=teacher: {label} {missing or f'has no teacher (method={method})'}.")
-    best = own["weights"] == "best"
+    best = which.weights == "best"
     if best and teacher.stored is None:
         raise ConfigError(f"weights=best: the teacher of {label} is no trained run; leave weights= out.")
     if best and teacher.stored is not None:
         teacher = replace(teacher, weights=teacher.stored.best_weights_path)
-    name = f"{own['split']}{'_best' if best else ''}_teacher"
+    name = f"{split}{'_best' if best else ''}_teacher"
     return Target(
         f"{label} teacher", config, teacher.options, teacher.weights, run / "evals", name, own=teacher, run=run
     )
@@ -151,10 +167,9 @@ def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> 
     if key not in PASSED:
         raise ConfigError(f"{key}: a finished run takes {', '.join(PASSED)}.{suggest(key, [*takes, *PASSED])}")
     owner: Any = config.dataset if key.startswith("dataset.") else config
-    whole = key in ("eval_batch_size", "threads", "dataset.workers")
-    if whole and not (value.isdigit() and (int(value) > 0 or key == "dataset.workers")):
-        raise ConfigError(f"{key}={value}: must be a whole number{'' if key == 'dataset.workers' else ' above 0'}.")
-    setattr(owner, key.rpartition(".")[2], int(value) if whole else value)
+    name = key.rpartition(".")[2]
+    rules = next(field.metadata for field in fields(owner) if field.name == name)
+    setattr(owner, name, read_value(key, value, get_type_hints(type(owner))[name], rules))
 
 
 def find_teacher(run: Path, config: RunConfig) -> tuple[Taught | None, str]:

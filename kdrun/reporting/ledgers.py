@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdrun.config.options import setting
 from kdrun.errors import ConfigError, suggest
+from kdrun.reporting.results import SELECTIONS
 from kdrun.reporting.runs_table import ledger_of_runs
 from kdrun.runs.directory import find_runs
 from kdrun.runs.ledger import Ledger, known_ledgers, read_ledger
 
-KEYS = ("value", "against", "baseline", "save", "output_root")  # of kdrun table and report
+
+@dataclass
+class Options:
+    """What kdrun table and kdrun report take alike."""
+
+    value: str | None = setting(None, choices=tuple(SELECTIONS), help="the accuracy that is shown")
+    against: str | None = setting(None, help="paired tests compare with this row", shows="ROW")
+    baseline: str | None = setting(None, help="differences are taken to this row", shows="ROW")
+    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
 
 
-def chosen_ledger(names: list[str], settings: dict[str, str], root: Path) -> tuple[Ledger, list[str]]:
-    """What `find_ledger` finds, in the shape that value=, against= and baseline= ask for. Raises ConfigError."""
+def chosen_ledger(names: list[str], options: Options, root: Path) -> tuple[Ledger, list[str]]:
+    """Return what `find_ledger` finds, in the shape that value=, against= and baseline= ask for. Raise ConfigError."""
     ledger, foreign = find_ledger(names, root)
-    rows = {key: row_named(key, settings[key], ledger) for key in ("against", "baseline") if key in settings}
-    ledger.shape = replace(ledger.shape, value=settings.get("value", ledger.shape.value), **rows)
+    given = {"against": options.against, "baseline": options.baseline}
+    rows = {key: row_named(key, name, ledger) for key, name in given.items() if name is not None}
+    ledger.shape = replace(ledger.shape, value=options.value or ledger.shape.value, **rows)
     return ledger, foreign
 
 

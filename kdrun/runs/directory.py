@@ -176,7 +176,7 @@ def rebuild_results(output_root: Path) -> Path:
     return target
 
 
-def outputs_folder(given: str | None) -> Path:
+def outputs_folder(given: str | Path | None) -> Path:
     """Where `output_root=` points, else $KDRUN_OUTPUTS, else ./outputs: conf/config.yaml's rule for what composes no
     configuration."""
     return Path(given or os.environ.get("KDRUN_OUTPUTS", "outputs")).expanduser()

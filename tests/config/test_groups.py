@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def number(value: object) -> object:
         return value
 
 
+@cache
 def cells() -> list[tuple[str, str, str]]:
     """Every published cell: benchmark, pair, method."""
     return [
@@ -63,6 +65,7 @@ def cells() -> list[tuple[str, str, str]]:
     ]
 
 
+@cache
 def shared_or_own(cell: tuple[str, str, str]) -> Path | None:
     return group_file("recipe", "_".join(cell), CONF)
 

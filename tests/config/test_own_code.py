@@ -19,7 +19,7 @@ from kdrun.config.own_code import LARGEST, digests, own_code, read_once
 from kdrun.config.schema import read_config
 from kdrun.display import PlainDisplay
 from kdrun.errors import ConfigError, RunError
-from kdrun.evaluation.targets import changed_code, target_of_run
+from kdrun.evaluation.targets import Which, changed_code, target_of_run
 from kdrun.models.own_import import import_own, pinned
 from kdrun.runs.plan import make_plan
 from tests.conftest import TINY
@@ -117,7 +117,7 @@ def plan_of(*words: str):
 
 def told(run: Path) -> str:
     """What `kdrun eval RUN` says of changed code."""
-    return changed_code(target_of_run(run, {"model": "student", "weights": "last", "split": "test"}, {}))
+    return changed_code(target_of_run(run, Which(), {}))
 
 
 def runs(outputs: Path) -> dict[str, list[str]]:

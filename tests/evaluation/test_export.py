@@ -234,7 +234,7 @@ def test_mistakes(kdrun, outputs, monkeypatch):
         ([run, "format=torchscript", "quantize=static"], "quantize=static is for format=onnx"),
         ([run, "max_drop=much"], "max_drop=much: must be a number"),
         ([run, "max_drop=-1"], "must be at least 0"),
-        ([run, "opset=7"], "opset=7: must be a whole number, at least 18"),
+        ([run, "opset=7"], "opset=7: must be at least 18"),
         ([run, "images=0"], "images=0"),
         ([run, "save=net.pt"], "format=onnx is written as *.onnx"),
         ([run, "epochs=3"], "epochs: a finished run takes"),

@@ -195,9 +195,9 @@ def test_list_methods_shows_name_paper_venue_and_year(kdrun):
     ("words", "pieces"),
     [
         (["explain", "kdd"], ["method=kdd: no such method. Did you mean kd?"]),
-        (["explain", "seed=1"], ["explain seed=1: only method=NAME counts here"]),
+        (["explain", "seed=1"], ["seed: explain takes method."]),
         (["list", "methds"], ["list methds: no such list. Did you mean methods?"]),
-        (["list", "outputroot=x"], ["list outputroot: no such setting. Did you mean output_root?"]),
+        (["list", "outputroot=x"], ["outputroot: list takes output_root. Did you mean output_root?"]),
         (["check"], ["check what? Give method=NAME"]),
         (["check", "kdd"], ["method=kdd: no such method. Did you mean kd?"]),
         (["check", "kd", "seed=1"], ["check: seed=1: only the method and its settings count here"]),

@@ -106,8 +106,8 @@ def test_mistakes_and_no_torch(kdrun, outputs):
         ([run], "compare needs two runs or more, and this is 1"),
         ([run, run], "and this is 1"),
         ([run, "nowhere"], "RUN nowhere"),
-        ([run, "save=x.txt"], "save=x.txt: give FILE.csv or FILE.md"),
-        ([run, "seed=1"], "compare takes save and output_root"),
+        ([run, "save=x.txt"], "save=x.txt: give a file that ends in .csv or .md"),
+        ([run, "seed=1"], "compare takes save, output_root"),
     ):
         code, _, err = kdrun("compare", *words)
         assert code == 2, words

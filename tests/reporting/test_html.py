@@ -421,7 +421,7 @@ def test_the_command_takes_what_table_takes(kdrun, ledger, outputs, tmp_path):
     ("words", "said"),
     [
         (["small", "safe=a.html"], "Did you mean save?"),
-        (["small", "save=a.pdf"], "save=FILE.html"),
+        (["small", "save=a.pdf"], "save=a.pdf: give a file that ends in .html or .htm."),
         (["smal"], "Did you mean small?"),
         (["small", "against=KKD"], "Did you mean KD?"),
         ([], "There are: small."),

@@ -211,10 +211,10 @@ def test_unknown_names_are_one_clear_error(ledger, outputs, kdrun):
     with pytest.raises(ConfigError, match=rf"benchmark=p33: .*Did you mean p3\? There are: {known}\."):
         table_of(ledger, outputs)
     for words, line in [
-        (["value=top1"], "value=top1: no such value. Did you mean top1_last?"),
+        (["value=top1"], "value=top1: choose top1_last or top1_best or top1_val_selected. Did you mean top1_last?"),
         (["against=SRDD"], "against=SRDD: no such row. Did you mean SRD? There are: Student, KD, SRD."),
-        (["save=table.xls"], "save=table.xls: no such format. Endings: .csv, .md, .tex, .html."),
-        (["agains=KD"], "agains: table takes value, against, baseline, save, output_root. Did you mean against?"),
+        (["save=table.xls"], "save=table.xls: give a file that ends in .csv or .md or .tex or .html."),
+        (["agains=KD"], "agains: table takes value, against, baseline, output_root, save. Did you mean against?"),
     ]:
         code, out, err = kdrun("table", "p3_table", *words)
         assert (code, out) == (2, "")

@@ -44,7 +44,7 @@ def line(what: str, timing: Timing, base: Timing, row: str, on: str) -> list[str
 
 def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: float) -> dict[str, Step]:
     """In a process of its own: `run` trains for `seconds` and returns images per second, summed over students."""
-    bench = prepare(load(words), {"rounds": "1", "steps": "1", "rows": row}, PlainDisplay())
+    bench = prepare(load(words), 1, 1, [row], PlainDisplay())
     steps = EngineSteps(bench, row, nodes_of(methods))
     steps.together()
 

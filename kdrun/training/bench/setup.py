@@ -10,15 +10,13 @@ import torch
 from kdrun.config.schema import RunConfig
 from kdrun.data.splits import ArraySet
 from kdrun.display import Display
-from kdrun.errors import ConfigError, suggest
+from kdrun.errors import ConfigError
 from kdrun.hardware import cpu_kind
 from kdrun.runs.plan import make_plan
 from kdrun.training.bench.timing import Step, Timing, alternate
 from kdrun.training.build import Data, load_data
 from kdrun.training.precision import Numerics, resolve, resolve_device, resolve_precision
 
-ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
-DEFAULT_ROWS = {"bf16": ROWS[:3], "fp32": ("fp32", "fp32-compiled")}  # by what precision=auto means
 TEST_IMAGES = 512  # of one evaluation pass: enough for several batches, and soon done on a CPU
 
 
@@ -42,15 +40,8 @@ class Bench:
         return replace(self.numerics, precision=row.partition("-")[0], compile=row.endswith("-compiled"))
 
 
-def prepare(config: RunConfig, own: dict[str, str], display: Display) -> Bench:
-    """Load the data and resolve the numerics. own: rounds, steps and rows, as typed. Raise ConfigError."""
-    for key in ("rounds", "steps"):
-        if not own[key].isdigit() or int(own[key]) < 1:
-            raise ConfigError(f"{key}={own[key]}: must be a whole number of at least 1.")
-    rows = own["rows"].split(",") if own["rows"] else list(DEFAULT_ROWS[best_precision(config)])
-    for row in rows:
-        if row not in ROWS:
-            raise ConfigError(f"rows={own['rows']}: {row} is no row.{suggest(row, ROWS)} There are: {', '.join(ROWS)}.")
+def prepare(config: RunConfig, rounds: int, steps: int, rows: list[str], display: Display) -> Bench:
+    """Load the data and resolve the numerics. Raise ConfigError."""
     if any(row.endswith("compiled") for row in rows):
         resolve(config.device, "fp32", "true", config.threads, False)  # says so where there is no compiler
     numerics = resolve(config.device, "fp32", "false", config.threads, False).numerics
@@ -66,14 +57,19 @@ def prepare(config: RunConfig, own: dict[str, str], display: Display) -> Bench:
     display.fact(
         f"{config.teacher.name} → {config.student.name}",
         f"{config.dataset.name} {config.dataset.image_size} px, batch {config.batch_size}, {where}, "
-        f"{numerics.threads} threads, {own['rounds']} rounds of {own['steps']} steps",
+        f"{numerics.threads} threads, {rounds} rounds of {steps} steps",
     )
-    return Bench(config, data, numerics, int(own["rounds"]), int(own["steps"]), rows, display)
+    return Bench(config, data, numerics, rounds, steps, rows, display)
 
 
 def best_precision(config: RunConfig) -> str:
     """Return what `precision=auto` means on the benchmark's device."""
     return resolve_precision("auto", resolve_device(config.device))
+
+
+def default_rows(config: RunConfig) -> list[str]:
+    """Return the rows of what `precision=auto` means on the benchmark's device."""
+    return ["fp32", "bf16", "bf16-compiled"] if best_precision(config) == "bf16" else ["fp32", "fp32-compiled"]
 
 
 def machine(bench: Bench) -> str:
