@@ -17,10 +17,11 @@ FILE_LINES, FUNCTION_LINES = 320, 50
 ENTRIES = 22  # files and folders at the top of the package
 
 # room -> the rooms, or single modules of them, that it may import; itself always.
-GROUND = ("errors", "structures", "display", "hardware", "streams", "draws")
+GROUND = ("errors", "files", "structures", "display", "hardware", "streams", "draws")
 ENGINE = (*GROUND, "config", "data", "models", "methods", "runs")
 MAY_IMPORT = {
     "errors": (),
+    "files": ("errors",),
     "streams": (),
     "draws": ("streams",),
     "structures": ("draws",),
@@ -28,13 +29,13 @@ MAY_IMPORT = {
     "hardware": ("errors",),
     "config": ("errors", "streams"),
     "data": (*GROUND, "config.options"),
-    "models": ("errors", "structures", "config.own_code"),
+    "models": ("errors", "files", "structures", "config.own_code"),
     "methods": ("errors", "structures", "draws", "models", "data", "config.options", "config.method_schema"),
-    "runs": ("errors", "streams", "display", "hardware", "config", "data.datasets", "data.splits"),
+    "runs": ("errors", "files", "streams", "display", "hardware", "config", "data.datasets", "data.splits"),
     "training": ENGINE,
     "evaluation": (*ENGINE, "training"),
     "sweeps": (*ENGINE, "training", "evaluation"),
-    "reporting": ("errors", "display", "config", "runs", "evaluation"),
+    "reporting": ("errors", "files", "display", "config", "runs", "evaluation"),
     "console": ("errors", "display", "runs", "sweeps.messages"),
     "api": ("errors", "config", "runs", "evaluation"),
     "commands": (*ENGINE, "training", "evaluation", "sweeps", "reporting", "console"),
@@ -46,6 +47,7 @@ MAY_IMPORT = {
 TORCH_FREE = (
     "__init__",
     "errors",
+    "files",
     "streams",
     "display",
     "config",

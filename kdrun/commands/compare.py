@@ -16,9 +16,9 @@ from kdrun import console
 from kdrun.config.arguments import parse
 from kdrun.config.options import setting
 from kdrun.errors import ConfigError
+from kdrun.files import write_text
 from kdrun.reporting.compare import MISSING, Row, Side, differing, figures, label_of, read_side
 from kdrun.runs.directory import find_runs, outputs_folder
-from kdrun.runs.files import write_text
 
 HELP = """
 usage: kdrun compare RUN RUN … [save=FILE.csv|FILE.md] [output_root=FOLDER]

@@ -18,8 +18,8 @@ from kdrun.errors import ConfigError, RunError
 from kdrun.evaluation.deployed import Card, Deployed, deploy, find_target
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
 from kdrun.evaluation.targets import Which, numerics_for
+from kdrun.files import explain_os_error, write_json
 from kdrun.runs.directory import now, short_path
-from kdrun.runs.files import explain_os_error, write_json
 from kdrun.runs.plan import images_only, make_plan
 from kdrun.training.build import load_data
 

@@ -26,10 +26,10 @@ from kdrun.evaluation.cam_runs import (
 )
 from kdrun.evaluation.measure import chosen_split
 from kdrun.evaluation.targets import Target, target_of_run
+from kdrun.files import write_atomically
 from kdrun.reporting.cam_panel import Column, draw_panel
 from kdrun.reporting.labels import short_labels
 from kdrun.runs.directory import find_runs, outputs_folder, short_path
-from kdrun.runs.files import write_atomically
 from kdrun.runs.identity import digest_of
 
 HELP = f"""

@@ -114,7 +114,7 @@ def list_testsets() -> None:
 def list_runs(root: Path, teachers: bool) -> None:
     """Finished, running and failed runs (or stored teachers) with their accuracy."""
     from kdrun.errors import CheckpointError
-    from kdrun.runs.files import read_json
+    from kdrun.files import read_json
 
     rows = []
     for folder in sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*")):

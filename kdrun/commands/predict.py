@@ -21,8 +21,8 @@ from kdrun.data.inference import Read, find_images, read_batches
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Card, deploy, find_target
 from kdrun.evaluation.targets import Which, numerics_for
+from kdrun.files import write_atomically
 from kdrun.runs.directory import short_path
-from kdrun.runs.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

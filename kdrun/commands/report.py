@@ -32,8 +32,8 @@ class Options(ledgers.Options):
 
 
 def command(words: list[str]) -> int:
+    from kdrun.files import write_text
     from kdrun.reporting.html.page import report_page
-    from kdrun.runs.files import write_text
 
     parsed = parse("report", words, Options)
     names, options, root = parsed.names, parsed.options, outputs_folder(parsed.options.output_root)

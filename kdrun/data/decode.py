@@ -18,6 +18,7 @@ from kdrun.data.image_tree import Tree
 from kdrun.data.splits import ArraySet
 from kdrun.display import Track, untracked
 from kdrun.errors import DataError, one_line
+from kdrun.files import write_json
 from kdrun.hardware import available_cores
 
 CHUNK = 256
@@ -106,9 +107,7 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
         scratch.unlink(missing_ok=True)
     np.save(folder / "labels.npy", tree.labels[kept])
     meta = {"root": str(tree.root), "images": len(kept), "sha256": digest, "skipped": skipped}
-    part = folder / f"meta.{os.getpid()}.tmp"
-    part.write_text(json.dumps(meta))
-    os.replace(part, folder / "meta.json")
+    write_json(folder / "meta.json", meta)
 
 
 def _decoded_chunks(tree: Tree, size: int, track: Track) -> Iterator[tuple[int, np.ndarray, list[tuple[int, str]]]]:

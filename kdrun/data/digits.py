@@ -3,13 +3,13 @@ default run needs no download (Alpaydin & Kaynak 1998, UCI Optical Recognition o
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdrun.data.splits import ArraySet
+from kdrun.files import write_atomically
 
 CONTENT = "scikit-learn digits, 1797 images of 8x8 in 17 grey levels, bilinear"
 CLASS_NAMES = [str(digit) for digit in range(10)]
@@ -26,10 +26,7 @@ def load(image_size: int, cache: Path) -> ArraySet:
             return ArraySet(found["images"], found["labels"])
     except (OSError, ValueError, KeyError):
         made = enlarged(image_size)
-    scratch = place.with_suffix(f".{os.getpid()}.tmp.npz")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(scratch, images=made.images, labels=made.labels)
-    os.replace(scratch, place)
+    write_atomically(place, lambda file: np.savez(file, images=made.images, labels=made.labels))
     return made
 
 

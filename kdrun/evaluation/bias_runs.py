@@ -20,6 +20,7 @@ from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
 from kdrun.evaluation.testsets.sheet import write_sheet
+from kdrun.files import sha256_of
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import Cell, Ledger
@@ -133,7 +134,6 @@ class Answering:
 
     def of_teacher(self, weights: str, run: str) -> dict[str, Answers] | None:
         """Of the teacher of `run`, kept beside it where it is in the store, else under caches/answers/."""
-        from kdrun.models.weights import sha256_of
 
         if weights not in self.found:
             try:

@@ -16,8 +16,8 @@ from kdrun.display import Track
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.cam_images import Images, batches
 from kdrun.evaluation.targets import Target, WhichSplit, networks_of, numerics_for
+from kdrun.files import write_json, write_text
 from kdrun.runs.directory import now
-from kdrun.runs.files import write_json, write_text
 from kdrun.runs.plan import images_only, make_plan
 from kdrun.streams import Streams
 from kdrun.training.build import Data, load_data, make_loaders

@@ -15,8 +15,8 @@ from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError
 from kdrun.evaluation.targets import Target, Which, networks_of, target_of_file, target_of_run
+from kdrun.files import read_json
 from kdrun.runs.directory import find_runs, outputs_folder
-from kdrun.runs.files import read_json
 from kdrun.runs.plan import images_only, make_plan
 from kdrun.streams import Streams
 from kdrun.training.build import Data, load_data, make_loaders

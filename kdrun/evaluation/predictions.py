@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.runs.files import write_atomically
+from kdrun.files import write_atomically
 
 if TYPE_CHECKING:
     from kdrun.evaluation.examine import Subject

@@ -13,10 +13,10 @@ from kdrun.config.options import ModelOptions, TeacherOptions, setting
 from kdrun.config.own_code import changed, digests, module_of, own_code
 from kdrun.config.schema import RunConfig, read_config
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
+from kdrun.files import read_json, sha256_of
 from kdrun.methods.factory import make_method
 from kdrun.runs.code_record import recorded
 from kdrun.runs.directory import RunDirectory, short_path
-from kdrun.runs.files import read_json
 from kdrun.runs.identity import code_modules, slug
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
@@ -48,7 +48,6 @@ class Taught:
 
     def network(self, data: Data, numerics: Numerics, batch_size: int) -> Network:
         """On the device, with its weights. Raises CheckpointError where they are not those of the run."""
-        from kdrun.models.weights import sha256_of
         from kdrun.training.teacher_store import load_stored
 
         if self.weights is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,6 @@ from kdrun.errors import CheckpointError, one_line
 # Where the projects of this field put the state dict inside their files.
 NESTS = ("model", "state_dict", "state_dict_ema", "model_state_dict", "net", "student", "teacher")
 PREFIXES = ("module.", "student.", "model.", "_orig_mod.")
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from kdrun.evaluation.bias import NO_GAP, Interval
 from kdrun.evaluation.bias_grid import AT_CHANCE, CLEAN, TEACHER, BiasEntry, Column, Spread
+from kdrun.files import write_atomically, write_text
 from kdrun.reporting.evaluation import as_png, new_figure
 from kdrun.reporting.formats import markdown_grid, number
-from kdrun.runs.files import write_atomically, write_text
 
 EMPTY = "–"
 CONTROL = " ¹"

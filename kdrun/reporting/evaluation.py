@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.runs.files import write_atomically, write_json, write_text
+from kdrun.files import write_atomically, write_json, write_text
 
 if TYPE_CHECKING:
     from kdrun.evaluation.calibration import Calibration

@@ -244,6 +244,6 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 
 def save(table: Table, place: Path) -> None:
     """Write in the format that the file's ending names."""
-    from kdrun.runs.files import write_text
+    from kdrun.files import write_text
 
     write_text(place, FORMATS[place.suffix](table))

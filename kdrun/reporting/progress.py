@@ -11,8 +11,8 @@ from typing import Any
 
 from kdrun.errors import CheckpointError
 from kdrun.evaluation.stats import mean_std
+from kdrun.files import read_json
 from kdrun.runs.directory import RunDirectory
-from kdrun.runs.files import read_json
 from kdrun.runs.ledger import STATES, Cell, Ledger, state_of
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import CheckpointError
-from kdrun.runs.files import read_json
+from kdrun.files import read_json
 from kdrun.runs.ledger import Cell, Ledger, TableShape, changes_numbers
 
 OWN_PLACE = ("seed", "method", "teacher", "student", "dataset")  # a run's row, column and seed say these already

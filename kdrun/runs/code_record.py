@@ -9,7 +9,7 @@ from typing import Any
 
 from kdrun.config.own_code import OwnFile, changed, digests
 from kdrun.errors import CheckpointError
-from kdrun.runs.files import read_json, refused
+from kdrun.files import read_json, refused
 
 MOST = 8 << 20  # bytes of code that one directory keeps
 

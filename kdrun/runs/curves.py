@@ -6,8 +6,8 @@ import io
 import logging
 from typing import TYPE_CHECKING, Any
 
+from kdrun.files import write_atomically
 from kdrun.runs.directory import RunDirectory
-from kdrun.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from kdrun.config.own_code import OwnFile
 from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
+from kdrun.files import read_json, refused, write_atomically, write_json, write_text
 from kdrun.runs.code_record import write_copies
-from kdrun.runs.files import read_json, refused, write_atomically, write_json, write_text
 from kdrun.runs.result import RESULT_KEYS, RunResult
 
 METRIC_COLUMNS = ("epoch", "split", "metric", "value")

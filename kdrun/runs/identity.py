@@ -20,6 +20,7 @@ from kdrun.config.options import DatasetOptions, ModelOptions, TeacherOptions
 from kdrun.config.own_code import module_of
 from kdrun.config.schema import RunConfig
 from kdrun.errors import CheckpointError
+from kdrun.files import sha256_of
 from kdrun.streams import VERSION as STREAMS
 
 PLACES = {"root", "workers"}  # where things are and how fast they come: no number changes
@@ -45,13 +46,10 @@ def differing(options: Any, leave_out: frozenset[str] | set[str] = frozenset()) 
 
 def file_content(path: str, key: str) -> str:
     """SHA-256 of a file that a setting names. Raises CheckpointError where it is not there."""
-    import hashlib
-
     place = Path(path).expanduser()
     if not place.is_file():
         raise CheckpointError(f"{key}={path}: no such file.")
-    with place.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(place)
 
 
 def data_identity(options: DatasetOptions, fingerprint: str, leave_out: set[str] | None = None) -> dict[str, Any]:

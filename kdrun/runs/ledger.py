@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from kdrun.config.groups import choices
 from kdrun.errors import CheckpointError, ConfigError, suggest
+from kdrun.files import read_json, write_json
 from kdrun.runs.directory import RunDirectory
-from kdrun.runs.files import read_json, write_json
 
 # Where things are and how runs are started, watched and called: settings that change no run's numbers.
 NO_NUMBERS = (

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdrun.errors import KdrunError
+from kdrun.files import read_json, write_json
 from kdrun.hardware import user_cache
-from kdrun.runs.files import read_json, write_json
 
 ROUNDS = 3
 CHANNELS, SIDE, IMAGES = 32, 16, 32  # of the timed block: the middle of a CIFAR network

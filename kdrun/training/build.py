@@ -51,7 +51,7 @@ def load_data(plan: Plan, track: Track = untracked) -> Data:
 
 
 def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
-    from kdrun.runs.files import read_json, write_json
+    from kdrun.files import read_json, write_json
 
     options = plan.config.dataset
     key = digest_of(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from kdrun.errors import CheckpointError, one_line
-from kdrun.runs.files import write_atomically
+from kdrun.files import write_atomically
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 from kdrun.config.schema import read_resolved, to_yaml
 from kdrun.display import Display, EpochEnd, Step
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
+from kdrun.files import sha256_of
 from kdrun.methods.factory import make_method
 from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
-from kdrun.models.weights import sha256_of
 from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed

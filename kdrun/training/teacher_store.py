@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from kdrun.errors import CheckpointError
-from kdrun.models.weights import load_weights, sha256_of
+from kdrun.files import sha256_of
+from kdrun.models.weights import load_weights
 from kdrun.runs.directory import RunDirectory
 
 
@@ -33,7 +34,7 @@ def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
 
 def record_weights(run: RunDirectory) -> None:
     """Note the finished weights' SHA-256 beside them."""
-    from kdrun.runs.files import write_text
+    from kdrun.files import write_text
 
     write_text(run.sha256_path, sha256_of(run.weights_path) + "\n")
 

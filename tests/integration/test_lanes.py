@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdrun.display import PlainDisplay
-from kdrun.runs.files import read_json
+from kdrun.files import read_json
 from kdrun.sweeps.grouping import group_plans, split_to_fill
 from tests.conftest import TINY
 from tests.integration.test_runs import numbers
@@ -215,7 +215,7 @@ def test_what_torch_says_of_a_full_disk(tmp_path, number):
     import torch
 
     from kdrun.errors import DiskFull, RunError
-    from kdrun.runs.files import write_atomically
+    from kdrun.files import write_atomically
 
     state, file = {"weights": torch.zeros(100_000)}, FullFile(1000, getattr(errno, number))
     with pytest.raises(RunError, match="cannot be written" if number == "EIO" else "disk full") as error:
@@ -469,7 +469,7 @@ def wait_for(condition, seconds: float = 120):
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(kdrun, outputs, tmp_path, monkeypatch):
     import errno
 
-    from kdrun.runs import files
+    from kdrun import files
 
     words = ["train", "-m", *TINY, "epochs=3", "method=none,kd,dkd", "seed=0,1", HERE, "name=full"]
     assert kdrun(*words, f"output_root={tmp_path / 'whole'}")[0] == 0

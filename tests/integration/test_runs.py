@@ -17,7 +17,7 @@ import torch
 import yaml
 from filelock import FileLock
 
-from kdrun.runs import files
+from kdrun import files
 from kdrun.runs.result import RESULT_KEYS
 from kdrun.training.checkpoint import load_state
 from kdrun.training.loop import Lane

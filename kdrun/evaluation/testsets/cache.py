@@ -21,7 +21,7 @@ from kdrun.evaluation.testsets.base import DerivedSet, NamedSet, partners
 from kdrun.evaluation.testsets.corruptions import PublishedCorruption
 from kdrun.evaluation.testsets.files import png_files, write_zip
 from kdrun.evaluation.testsets.parallel import made_chunks
-from kdrun.runs.files import explain_os_error, read_json, write_atomically, write_json
+from kdrun.files import explain_os_error, read_json, write_atomically, write_json
 from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import Plan, output_root
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdrun.errors import DataError
+from kdrun.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,6 @@ def content_of(place: Path) -> str:
 
 @cache
 def _content(place: Path, changed: int, size: int) -> str:
-    from kdrun.models.weights import sha256_of
 
     return sha256_of(place)
 

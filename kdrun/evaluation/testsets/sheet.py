@@ -10,7 +10,7 @@ from kdrun.data.splits import ArraySet
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived
 from kdrun.evaluation.testsets.registry import title
-from kdrun.runs.files import write_atomically
+from kdrun.files import write_atomically
 
 CELL = 96  # pixels of the sheet for one image: at 32 px a whole enlargement
 MARGIN, LINE = 6, 18

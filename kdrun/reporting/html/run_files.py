@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import CheckpointError
+from kdrun.files import read_json
 from kdrun.reporting.html.charts import Point
 from kdrun.reporting.table import Table
 from kdrun.runs.directory import RunDirectory
-from kdrun.runs.files import read_json
 from kdrun.runs.ledger import Ledger
 
 CURVES = re.compile(r"^(\d+),(train|val|test),(top1|loss),([^,\n]+)\n", re.MULTILINE)
