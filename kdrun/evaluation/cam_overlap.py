@@ -8,7 +8,6 @@ import numpy as np
 from scipy.stats import rankdata
 
 TOP = 0.2  # share of the pixels that count as looked at
-MEASURES = ("iou", "pearson", "spearman")
 
 
 def iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -270,7 +270,3 @@ def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[s
     flags, overrides, config_dir = split_arguments(words)
     own = {word.partition("=")[0]: word.partition("=")[2] for word in overrides if word.startswith(("sweep=", "name="))}
     return flags, own, [word for word in overrides if word.partition("=")[0] not in own], config_dir
-
-
-def sweep_names(config_dir: str | None = None) -> list[str]:
-    return sorted(group_files("sweep", config_dir))

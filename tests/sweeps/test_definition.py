@@ -18,12 +18,12 @@ from kdrun.config.schema import RunConfig
 from kdrun.errors import ConfigError
 from kdrun.runs.ledger import TableShape, changes_numbers
 from kdrun.runs.published import Published, published
-from kdrun.sweeps.definition import Sweep, named_sweep, read_sweep, sweep_names
+from kdrun.sweeps.definition import Sweep, named_sweep, read_sweep
 
 CONF = conf_dir()
 SCRIPTS = CONF.parent / "scripts"
 LARGE = ("mdistiller_same", "mdistiller_different")  # 190 cells: composed in full by the slow tests
-NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in sweep_names()]
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in choices("sweep")]
 
 
 def expand(name: str, *words: str) -> Sweep:
@@ -66,7 +66,7 @@ def test_every_cell_composes(name):
         assert config.seed == 0, (wish.row, wish.column)
 
 
-@pytest.mark.parametrize("name", sweep_names())
+@pytest.mark.parametrize("name", choices("sweep"))
 def test_places_are_distinct_and_named(name):
     sweep = expand(name)
     content = read_sweep(name, None)
@@ -80,7 +80,7 @@ def test_places_are_distinct_and_named(name):
     assert sweep.shape.teacher_row not in sweep.shape.rows
 
 
-@pytest.mark.parametrize("name", sweep_names())
+@pytest.mark.parametrize("name", choices("sweep"))
 def test_opens_with_command_cost_and_expectation(name):
     head = (CONF / "sweep" / f"{name}.yaml").read_text().split("title:")[0]
     assert f"#   kdrun train -m sweep={name} " in head
@@ -88,7 +88,7 @@ def test_opens_with_command_cost_and_expectation(name):
     assert "# Expect" in head
 
 
-@pytest.mark.parametrize("name", [name for name in sweep_names() if name not in LARGE])
+@pytest.mark.parametrize("name", [name for name in choices("sweep") if name not in LARGE])
 def test_the_baseline_has_no_teacher(name):
     sweep = expand(name, "seed=0")
     wishes = [wish for wish in sweep.wishes if wish.row == sweep.shape.baseline]
@@ -364,7 +364,7 @@ def test_shell_sweeps(script, tmp_path):
     for words in [[], ["seed=0"], *([part] for pair in parts for part in pair)]:
         done = subprocess.run([fake / script.name, *words], capture_output=True, text=True, check=True)
         trained = re.findall(r"^kdrun train -m sweep=(\w+)(.*)$", done.stdout, re.MULTILINE)
-        assert trained and {name for name, _ in trained} <= set(sweep_names())
+        assert trained and {name for name, _ in trained} <= set(choices("sweep"))
         assert all(rest.strip() == ("seed=0" if words == ["seed=0"] else "") for _, rest in trained)
         assert re.findall(r"^kdrun table (\w+)$", done.stdout, re.MULTILINE) == [name for name, _ in trained]
     other = subprocess.run([fake / script.name, "epochs=2"], capture_output=True, text=True, check=True)
