@@ -14,9 +14,9 @@ from kdrun.errors import ConfigError
 from kdrun.evaluation.cam_images import Images, files_named, own_images, read_files
 from kdrun.evaluation.cam_runs import (
     KINDS,
-    Asked,
+    CamSubject,
+    Options,
     Overlapping,
-    Watched,
     file_name,
     load_networks,
     look,
@@ -58,59 +58,56 @@ beside them, that of several in pictures/ of the output folder.
 MOST = 100  # rows of one picture
 
 
-Options = Asked
-
-
 def command(words: list[str]) -> int:
-    parsed = parse("gradcam", words, Asked, passes=True)
-    asked = parsed.options
-    check(asked)
+    parsed = parse("gradcam", words, Options, passes=True)
+    options = parsed.options
+    check(options)
     if not parsed.names:
         raise ConfigError("gradcam of what? Give a run directory, a glob or a digest (kdrun list runs).")
-    files = None if asked.images.isdecimal() else files_named(asked.images)
+    files = None if options.images.isdecimal() else files_named(options.images)
     root = outputs_folder(parsed.rest.get("output_root"))
     runs = [run for name in parsed.names for run in find_runs(name, root)]
-    targets = [target_of_run(run, asked, parsed.rest, asked.split) for run in runs]
+    targets = [target_of_run(run, options, parsed.rest, options.split) for run in runs]
     same_data(targets)
-    watched, numerics = load_networks(targets, asked, console.track)
+    watched, numerics = load_networks(targets, options, console.track)
     first = watched[0].data
     if files is None:
-        shown = int(asked.images)
-        chosen = chosen_split(first, asked.split)
-        images = own_images(chosen, max(shown, asked.overlap), first.config.dataset)
+        shown = int(options.images)
+        chosen = chosen_split(first, options.split)
+        images = own_images(chosen, max(shown, options.overlap), first.config.dataset)
         shown = min(shown, len(images))
     else:
         images = read_files(files, first)
         shown = len(images)
-    wanted = wanted_classes(asked.target, images, first.splits.class_names)
+    wanted = wanted_classes(options.target, images, first.splits.class_names)
     look(watched, images, wanted, str(numerics.torch_device), console.track)
-    of = asked.split if files is None else "files"
-    findings = write_overlaps(watched, images, asked, of)
-    picture = place_of_picture(asked, targets, root, of)
-    draw(picture, watched, images, shown, asked)
-    show(watched, findings, images, shown, picture, asked)
+    of = options.split if files is None else "files"
+    findings = write_overlaps(watched, images, options, of)
+    picture = place_of_picture(options, targets, root, of)
+    draw(picture, watched, images, shown, options)
+    show(watched, findings, images, shown, picture, options)
     return 0
 
 
-def check(asked: Asked) -> None:
+def check(options: Options) -> None:
     """Raise ConfigError for what no rule of a single setting tells."""
-    if asked.method != "gradcam" and find_spec("pytorch_grad_cam") is None:
-        raise ConfigError(f"method={asked.method} needs the grad-cam package: pip install 'kdrun[gradcam]'.")
-    if asked.images.isdecimal() and not 1 <= int(asked.images) <= MOST:
-        raise ConfigError(f"images={asked.images}: one picture shows 1 to {MOST} of them.")
+    if options.method != "gradcam" and find_spec("pytorch_grad_cam") is None:
+        raise ConfigError(f"method={options.method} needs the grad-cam package: pip install 'kdrun[gradcam]'.")
+    if options.images.isdecimal() and not 1 <= int(options.images) <= MOST:
+        raise ConfigError(f"images={options.images}: one picture shows 1 to {MOST} of them.")
 
 
-def place_of_picture(asked: Asked, targets: list[Target], root: Path, of: str) -> Path:
+def place_of_picture(options: Options, targets: list[Target], root: Path, of: str) -> Path:
     """save=, else beside the only run's findings, else in pictures/ under a name that the same runs find again."""
-    if asked.save is not None:
-        return asked.save
-    name = file_name(targets[0], asked, of)
+    if options.save is not None:
+        return options.save
+    name = file_name(targets[0], options, of)
     if len(targets) == 1 and targets[0].folder is not None:
         return targets[0].folder / f"{name}.png"
     return root / "pictures" / f"{name}-{digest_of(sorted(target.label for target in targets))[:8]}.png"
 
 
-def draw(picture: Path, every: list[Watched], images: Images, shown: int, asked: Asked) -> None:
+def draw(picture: Path, every: list[CamSubject], images: Images, shown: int, options: Options) -> None:
     """The first `shown` images, class by class."""
     labels = images.labels[:shown]
     order = np.argsort(labels, kind="stable") if (labels >= 0).all() else np.arange(shown)
@@ -120,17 +117,17 @@ def draw(picture: Path, every: list[Watched], images: Images, shown: int, asked:
         columns.append(Column(watched.head, *(part[order] for part in parts if part is not None)))
     data = every[0].data
     explained = {"predicted": "each network's predicted class", "true": "the true class"}.get(
-        asked.target, f"the class {asked.target}"
+        options.target, f"the class {options.target}"
     )
-    name = "Grad-CAM" if asked.method == "gradcam" else asked.method
-    place = data.config.dataset.name if asked.images.isdecimal() else "own files"
+    name = "Grad-CAM" if options.method == "gradcam" else options.method
+    place = data.config.dataset.name if options.images.isdecimal() else "own files"
     title = f"{name} for {explained}, {place}"
     pixels = draw_panel(images.pixels[order], labels[order], data.splits.class_names, columns, title)
     write_atomically(picture, lambda file: file.write(pixels))
 
 
 def show(
-    every: list[Watched], found: list[Overlapping], images: Images, shown: int, picture: Path, asked: Asked
+    every: list[CamSubject], found: list[Overlapping], images: Images, shown: int, picture: Path, options: Options
 ) -> None:
     """Layers, the overlap of each run, and where everything is."""
     layers = {f"{watched.head[0]} {watched.view.layer} ({'×'.join(map(str, watched.view.grid))})" for watched in every}

@@ -42,7 +42,7 @@ BATCH = 32
 
 
 @dataclass
-class Asked(WhichSplit):
+class Options(WhichSplit):
     """What kdrun gradcam takes."""
 
     images: str = setting(
@@ -58,7 +58,7 @@ class Asked(WhichSplit):
 
 
 @dataclass
-class Watched:
+class CamSubject:
     """A network with its data set's normalisation, and what it was seen to look at. `of`: the teacher's place among
     all, for a student that has one."""
 
@@ -111,18 +111,18 @@ def same_data(targets: list[Target]) -> None:
                 )
 
 
-def load_networks(targets: list[Target], asked: Asked, track: Track) -> tuple[list[Watched], Any]:
+def load_networks(targets: list[Target], options: Options, track: Track) -> tuple[list[CamSubject], Any]:
     """Teachers first, each once, then the students; and the numerics: maps are made in fp32."""
     from kdrun.evaluation.cam import View
 
     config = targets[0].config
     numerics = numerics_for(config, "fp32")
     numerics.apply()
-    teachers: dict[str, Watched] = {}
-    students: list[tuple[Watched, str | None]] = []
+    teachers: dict[str, CamSubject] = {}
+    students: list[tuple[CamSubject, str | None]] = []
 
-    def watch(network: Network, head: tuple[str, str], data: Data, deployed: Any = None) -> Watched:
-        return Watched(head, View(network.tap, deployed, layer_in(network, asked), KINDS[asked.method]), data)
+    def watch(network: Network, head: tuple[str, str], data: Data, deployed: Any = None) -> CamSubject:
+        return CamSubject(head, View(network.tap, deployed, layer_in(network, options), KINDS[options.method]), data)
 
     for target in targets:
         data = load_data(make_plan(images_only(target.config), []), track)
@@ -132,10 +132,10 @@ def load_networks(targets: list[Target], asked: Asked, track: Track) -> tuple[li
         network, deployed, teacher = networks_of(target, data, loaders, numerics)
         key = None
         if teacher is not None and target.teacher is not None:
-            options = target.teacher.options
-            key = f"{options.name} {target.teacher.weights or options.seed}"
+            teachers_own = target.teacher.options
+            key = f"{teachers_own.name} {target.teacher.weights or teachers_own.seed}"
             if key not in teachers:
-                teachers[key] = watch(teacher, (options.name, "teacher"), data)
+                teachers[key] = watch(teacher, (teachers_own.name, "teacher"), data)
         made = watch(network, (target.options.name, subtitle(target)), data, deployed)
         made.target = target
         students.append((made, key))
@@ -143,21 +143,21 @@ def load_networks(targets: list[Target], asked: Asked, track: Track) -> tuple[li
     for made, key in students:
         made.of = None if key is None else order.index(key)
     every = [*teachers.values(), *(made for made, _ in students)]
-    check_layer(every, asked)
+    check_layer(every, options)
     return every, numerics
 
 
-def layer_in(network: Network, asked: Asked) -> str | None:
+def layer_in(network: Network, options: Options) -> str | None:
     """The named layer, where this network has it."""
-    return asked.layer if asked.layer in dict(network.tap.model.named_modules()) else None
+    return options.layer if options.layer in dict(network.tap.model.named_modules()) else None
 
 
-def check_layer(every: list[Watched], asked: Asked) -> None:
+def check_layer(every: list[CamSubject], options: Options) -> None:
     """Raise ConfigError where no network has the named layer."""
     from kdrun.evaluation.cam import module_of
 
-    if asked.layer is not None and not any(watched.view.path == asked.layer for watched in every):
-        module_of(every[-1].view.tap.model, asked.layer)
+    if options.layer is not None and not any(watched.view.path == options.layer for watched in every):
+        module_of(every[-1].view.tap.model, options.layer)
 
 
 def subtitle(target: Target) -> str:
@@ -187,7 +187,7 @@ def wanted_classes(word: str, images: Images, classes: list[str]) -> np.ndarray 
     )
 
 
-def look(every: list[Watched], images: Images, wanted: np.ndarray | None, device: str, track: Track) -> None:
+def look(every: list[CamSubject], images: Images, wanted: np.ndarray | None, device: str, track: Track) -> None:
     """Fill in maps, predictions and probabilities of every network."""
     import torch
 
@@ -209,7 +209,7 @@ def look(every: list[Watched], images: Images, wanted: np.ndarray | None, device
         watched.maps, watched.predicted, watched.shown, watched.probability = whole
 
 
-def write_overlaps(every: list[Watched], images: Images, asked: Asked, of: str) -> list[Overlapping]:
+def write_overlaps(every: list[CamSubject], images: Images, options: Options, of: str) -> list[Overlapping]:
     """Compare each student's maps with its teacher's, and write both files into its run."""
     from kdrun.evaluation.cam_overlap import overlap
 
@@ -220,28 +220,28 @@ def write_overlaps(every: list[Watched], images: Images, asked: Asked, of: str) 
         teacher = every[watched.of]
         assert watched.maps is not None and teacher.maps is not None and watched.target.folder is not None
         result = overlap(watched.maps, teacher.maps)
-        place = watched.target.folder / f"{file_name(watched.target, asked, of)}.json"
-        write_json(place, as_json(watched, teacher, result, images, asked, of))
+        place = watched.target.folder / f"{file_name(watched.target, options, of)}.json"
+        write_json(place, as_json(watched, teacher, result, images, options, of))
         write_text(place.with_suffix(".csv"), as_csv(watched, teacher, result, images))
         found.append(Overlapping(watched.target, result, place))
     return found
 
 
-def file_name(target: Target, asked: Asked, of: str) -> str:
+def file_name(target: Target, options: Options, of: str) -> str:
     """gradcam, with what differs from the defaults: gradcam_train, layercam_files_best."""
     best = "_best" if target.name.removesuffix("_teacher").endswith("_best") else ""
-    return f"{asked.method.replace('++', '_plus_plus')}{'' if of == 'test' else f'_{of}'}{best}"
+    return f"{options.method.replace('++', '_plus_plus')}{'' if of == 'test' else f'_{of}'}{best}"
 
 
 def as_json(
-    watched: Watched, teacher: Watched, result: Overlap, images: Images, asked: Asked, of: str
+    watched: CamSubject, teacher: CamSubject, result: Overlap, images: Images, options: Options, of: str
 ) -> dict[str, Any]:
     """Means over the images; `other_images` are those with the teacher's maps of other images."""
     assert watched.predicted is not None and teacher.predicted is not None
     return {
         "schema": 1,
-        "method": asked.method,
-        "target": asked.target,
+        "method": options.method,
+        "target": options.target,
         "images": len(images),
         "of": of,
         "student": watched.head[0],
@@ -258,7 +258,7 @@ def as_json(
     }
 
 
-def as_csv(watched: Watched, teacher: Watched, result: Overlap, images: Images) -> str:
+def as_csv(watched: CamSubject, teacher: CamSubject, result: Overlap, images: Images) -> str:
     """A row for each image; empty where a measure is undefined, or the class unknown."""
     classes = watched.data.splits.class_names
     text = io.StringIO()

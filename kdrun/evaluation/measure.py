@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImageSet:
     """Images to measure on; of a derived set its title, the stem of its files, its manifest and its textures."""
 
     images: AnySet
@@ -61,13 +61,13 @@ class Measured:
         return (self.found.scores | self.found.cost).get(name)
 
 
-def asked_of(testsets: list[NamedSet], data: Data, plan: Plan, split: str, track: Track) -> list[Asked]:
+def image_sets(testsets: list[NamedSet], data: Data, plan: Plan, split: str, track: Track) -> list[ImageSet]:
     """The derived sets, made or found; without any, the split as it is."""
     if not testsets:
-        return [Asked(chosen_split(data, split))]
+        return [ImageSet(chosen_split(data, split))]
     made = derived_tests(testsets, plan, data.splits, track)
     return [
-        Asked(found.data, title(testset), file_stem(testset), found.manifest, found.texture_labels)
+        ImageSet(found.data, title(testset), file_stem(testset), found.manifest, found.texture_labels)
         for testset, found in zip(testsets, made, strict=True)
     ]
 
@@ -81,28 +81,28 @@ def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, 
     numerics.apply()
     plan = make_plan(images_only(config), [])
     data = load_data(plan, track)
-    every = asked_of(testsets, data, plan, split, track)
+    every = image_sets(testsets, data, plan, split, track)
     loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
     network, deployed, teacher = networks_of(target, data, loaders, numerics)
     subject, taught = Subject(network, deployed), Subject(teacher) if teacher else None
     clean = answer(subject, loaders.test) if testsets else None
-    for asked in every:
+    for shown in every:
         change = None
         if clean is not None:
-            change = change_of(clean, answer(subject, make_eval_loader(data, asked.images, numerics), asked.textures))
+            change = change_of(clean, answer(subject, make_eval_loader(data, shown.images, numerics), shown.textures))
         found = examined(
-            subject, taught, make_eval_loader(data, shuffled(asked.images), numerics), data, target.label, bar
+            subject, taught, make_eval_loader(data, shuffled(shown.images), numerics), data, target.label, bar
         )
         about = {
             "split": split,
-            "testset": asked.manifest,
+            "testset": shown.manifest,
             "change": None if change is None else asdict(change),
             "network": target.options.name,
             "teacher": target.teacher.options.name if teacher and target.teacher else None,
             "numerics": numerics.as_dict(),
             "measured_at": now(),
         }
-        yield measured(target, split, asked, found, data.splits.class_names, about, change)
+        yield measured(target, split, shown, found, data.splits.class_names, about, change)
 
 
 def examined(
@@ -123,18 +123,18 @@ def examined(
 def measured(
     target: Target,
     split: str,
-    asked: Asked,
+    shown: ImageSet,
     found: Findings,
     classes: list[str],
     about: dict[str, Any],
     change: Change | None,
 ) -> Measured:
     """Put what was found together with its names."""
-    images = f"{target.config.dataset.name}/{split} {asked.title}".rstrip()
-    name = asked.stem + target.name.removeprefix(split) if asked.stem else target.name
+    images = f"{target.config.dataset.name}/{split} {shown.title}".rstrip()
+    name = shown.stem + target.name.removeprefix(split) if shown.stem else target.name
     place = f"{images} ({found.samples:,} images, {about['numerics']['precision']})"
     heading = f"{target.options.name} on {images}"
-    return Measured(target, found, classes, place, name, heading, about, change, asked.title)
+    return Measured(target, found, classes, place, name, heading, about, change, shown.title)
 
 
 def chosen_split(data: Data, split: str) -> AnySet:

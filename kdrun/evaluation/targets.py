@@ -33,7 +33,7 @@ PASSED = ("device", "precision", "dataset.root", "dataset.workers", "eval_batch_
 
 
 @dataclass
-class Taught:
+class TeacherSource:
     """A run's teacher. weights: None for the untrained control; stored: where it is in the store of teachers, whose
     checksum is then checked; sha256: of a checkpoint, as the run recorded it."""
 
@@ -72,9 +72,9 @@ class Target:
     folder: Path | None  # where the findings go
     name: str  # of their files
     deploys: bool = False
-    teacher: Taught | None = None
+    teacher: TeacherSource | None = None
     missing: str = ""
-    own: Taught | None = None  # the network is a run's teacher itself
+    own: TeacherSource | None = None  # the network is a run's teacher itself
     run: Path | None = None  # the directory that says what it was trained with
 
 
@@ -99,7 +99,7 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
         raise ConfigError(f"{path} is a file: model=teacher and weights=best are for runs.")
     teacher = None
     if config.teacher.checkpoint is not None:
-        teacher = Taught(config.teacher, Path(config.teacher.checkpoint).expanduser())
+        teacher = TeacherSource(config.teacher, Path(config.teacher.checkpoint).expanduser())
     return Target(path, config, config.student, None, None, split, teacher=teacher)
 
 
@@ -171,7 +171,7 @@ def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> 
     setattr(owner, name, read_value(key, value, get_type_hints(type(owner))[name], rules))
 
 
-def find_teacher(run: Path, config: RunConfig) -> tuple[Taught | None, str]:
+def find_teacher(run: Path, config: RunConfig) -> tuple[TeacherSource | None, str]:
     """(teacher, why it is missing). Neither where the method has none."""
     method = method_of(config.method)
     if not method.needs_teacher:
@@ -184,17 +184,17 @@ def find_teacher(run: Path, config: RunConfig) -> tuple[Taught | None, str]:
         weights = Path(options.checkpoint).expanduser()
         if not weights.is_file():
             return None, f"learned from teacher.checkpoint={weights}, which is not there any more"
-        return Taught(options, weights, sha256=about.get("sha256")), ""
+        return TeacherSource(options, weights, sha256=about.get("sha256")), ""
     if options.random:
         if learned.get("streams") != STREAMS:
             return None, "learned from an untrained teacher of an older kdrun, which drew other weights for its seed"
-        return Taught(options, None), ""
+        return TeacherSource(options, None), ""
     for root in (home_of(run), Path(config.output_root).expanduser()):
         if root is None:
             continue
         stored = stored_teacher(root, config.dataset.name, options.name, about.get("sha256"))
         if stored is not None:
-            return Taught(options, stored.weights_path, stored), ""
+            return TeacherSource(options, stored.weights_path, stored), ""
     return None, f"learned from a {options.name} that is not in the store of teachers any more"
 
 

@@ -47,7 +47,7 @@ TABLE_KEYS = {field.name for field in dataclasses.fields(TableShape)} - {"rows",
 
 
 @dataclass
-class Wish:
+class CellSpec:
     """A cell before it is composed. row and column are "" in a sweep without a YAML: they follow from the run.
 
     chosen: whether it is to run now.
@@ -62,11 +62,11 @@ class Wish:
 
 @dataclass
 class Sweep:
-    """name: the ledger's; wishes: in the table's order."""
+    """name: the ledger's; specs: in the table's order."""
 
     name: str
     title: str
-    wishes: list[Wish]
+    specs: list[CellSpec]
     shape: TableShape = field(default_factory=TableShape)
 
 
@@ -203,27 +203,27 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
                 )
     seeds = [int(seed) for seed in chosen["seed"]]
 
-    def is_chosen(wish: Wish, seed: int) -> bool:
+    def is_chosen(spec: CellSpec, seed: int) -> bool:
         return all(
             not words or value in words
-            for value, words in ((wish.row, chosen["row"]), (wish.column, chosen["column"]), (seed, seeds))
+            for value, words in ((spec.row, chosen["row"]), (spec.column, chosen["column"]), (seed, seeds))
         )
 
-    wishes = [
-        replace(wish, overrides=[*wish.overrides, *rest, f"seed={seed}"], chosen=is_chosen(wish, seed))
-        for wish in sorted(grid(content), key=lambda wish: shape.columns.index(wish.column))
+    specs = [
+        replace(spec, overrides=[*spec.overrides, *rest, f"seed={seed}"], chosen=is_chosen(spec, seed))
+        for spec in sorted(grid(content), key=lambda spec: shape.columns.index(spec.column))
         for seed in ordered([*content.get("seeds", [0]), *seeds])
     ]
     changing = changing_words(rest)
     own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
-    return Sweep(own_name, content.get("title", name), wishes, shape)
+    return Sweep(own_name, content.get("title", name), specs, shape)
 
 
-def grid(content: dict[str, Any]) -> list[Wish]:
+def grid(content: dict[str, Any]) -> list[CellSpec]:
     """Rows times columns without what is skipped, and the cells that are given one by one; without seeds."""
     base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
     places = {
-        (row, column): Wish(row, column, [*base, *over, *overrides])
+        (row, column): CellSpec(row, column, [*base, *over, *overrides])
         for column, over in columns.items()
         for row, overrides in rows.items()
     }
@@ -232,7 +232,7 @@ def grid(content: dict[str, Any]) -> list[Wish]:
     for cell in content.get("cells", []):
         place = (cell["row"], cell["column"])
         overrides = [*base, *columns.get(cell["column"], []), *cell["overrides"]]
-        places[place] = Wish(*place, overrides, cell.get("published", True))
+        places[place] = CellSpec(*place, overrides, cell.get("published", True))
     return list(places.values())
 
 
@@ -261,8 +261,8 @@ def multirun_sweep(overrides: Sequence[str], given_name: str | None, config_dir:
     jobs = [[word.removeprefix("++") for word in job] for job in jobs]
     name = given_name or f"multirun-{digest_of(changing_words(overrides))[:8]}"
     varying = {word.partition("=")[0] for word in overrides if "," in word} - set(GROUP_KEYS)
-    wishes = [Wish(" ".join(word for word in job if word.partition("=")[0] in varying), "", job) for job in jobs]
-    return Sweep(name, name, wishes)
+    specs = [CellSpec(" ".join(word for word in job if word.partition("=")[0] in varying), "", job) for job in jobs]
+    return Sweep(name, name, specs)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str], str | None]:

@@ -16,7 +16,7 @@ from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs.plan import Plan, code_notes, make_plan, output_root
-from kdrun.sweeps.definition import Sweep, Wish
+from kdrun.sweeps.definition import CellSpec, Sweep
 from kdrun.sweeps.messages import SweepDisplay
 
 NO_RUN = "cannot be made"  # the column of a multirun's cells that do not compose
@@ -28,13 +28,13 @@ def run_sweep(
 ) -> int:
     """Compose, write the ledger, run what is not done, and say what became of it."""
     with read_once():
-        found = compose_cells(sweep.wishes, config_dir, display.track)
+        found = compose_cells(sweep.specs, config_dir, display.track)
     if not found:
         raise ConfigError(f"{sweep.name} has no cells.")
     cells = [cell for cell, _ in found]
     check_distinct(sweep, cells)
     plans = [plan for _, plan in found if plan is not None]
-    broken = [cell for wish, cell in zip(sweep.wishes, cells, strict=True) if cell.run is None and wish.chosen]
+    broken = [cell for spec, cell in zip(sweep.specs, cells, strict=True) if cell.run is None and spec.chosen]
     for cell in broken:
         place = place_of(cell)
         print_error(cell.reason if cell.reason.startswith(f"{place}:") else f"{place}: {cell.reason}")
@@ -43,12 +43,12 @@ def run_sweep(
     root = output_root(plans[0].config)
     ledger = Ledger(sweep.name, sweep.title, command, shape_of(sweep, cells), cells)
     write_ledger(root, ledger)
-    chosen = [plan for wish, (_, plan) in zip(sweep.wishes, found, strict=True) if plan is not None and wish.chosen]
+    chosen = [plan for spec, (_, plan) in zip(sweep.specs, found, strict=True) if plan is not None and spec.chosen]
     pending = [plan for plan in chosen if not plan.run.finished]
     done = len({str(plan.run.path) for plan in chosen if plan.run.finished})
     total = len({str(plan.run.path) for plan in chosen})
     already = f", {done} of them done already" if done else ""
-    wanted = sum(wish.chosen for wish in sweep.wishes)
+    wanted = sum(spec.chosen for spec in sweep.specs)
     display.fact(sweep.name, f" {wanted} cells, {total} runs{already}  {short_path(root)}")
     for line in code_notes(pending):
         display.note(line)
@@ -96,35 +96,35 @@ def launch(
 
 
 def compose_cells(
-    wishes: list[Wish], config_dir: str | None, track: Track = untracked
+    specs: list[CellSpec], config_dir: str | None, track: Track = untracked
 ) -> list[tuple[Cell, Plan | None]]:
-    """Each wish as a cell and its plan, or as a cell that says why it cannot be. Cells that differ in their seed alone
+    """Each spec as a cell and its plan, or as a cell that says why it cannot be. Cells that differ in their seed alone
     are composed once."""
     composed: dict[tuple[str, ...], RunConfig | str] = {}
     found = []
-    for position in track(iter(range(len(wishes))), len(wishes), "composing"):
-        wish = wishes[position]
-        seeds = [word for word in wish.overrides if SEED.fullmatch(word)]
+    for position in track(iter(range(len(specs))), len(specs), "composing"):
+        spec = specs[position]
+        seeds = [word for word in spec.overrides if SEED.fullmatch(word)]
         # What is no seed is composed by itself, for its own line, and so is what may follow from the seed.
-        shared = not any("$" in word for word in wish.overrides)
-        key = tuple(word for word in wish.overrides if not (shared and word in seeds))
+        shared = not any("$" in word for word in spec.overrides)
+        key = tuple(word for word in spec.overrides if not (shared and word in seeds))
         if key not in composed:
             try:
-                composed[key] = load(wish.overrides, config_dir)
+                composed[key] = load(spec.overrides, config_dir)
             except KdrunError as error:
                 composed[key] = str(error)
         config = composed[key]
         seed = int(seeds[-1].partition("=")[2]) if seeds else None
-        cell = Cell(wish.row, wish.column, seed or 0, wish.overrides, published=wish.published)
+        cell = Cell(spec.row, spec.column, seed or 0, spec.overrides, published=spec.published)
         plan = None
         if isinstance(config, str):
             cell.reason = config
             if not cell.column:  # a multirun's places follow from its runs, and this is none
-                own = [word for word in wish.overrides if any(word not in other.overrides for other in wishes)]
-                cell.row, cell.column = " ".join(own or wish.overrides), NO_RUN
+                own = [word for word in spec.overrides if any(word not in other.overrides for other in specs)]
+                cell.row, cell.column = " ".join(own or spec.overrides), NO_RUN
         else:
             try:
-                plan = make_plan(config if seed is None else replace(config, seed=seed), wish.overrides)
+                plan = make_plan(config if seed is None else replace(config, seed=seed), spec.overrides)
                 fill(cell, plan)
             except KdrunError as error:
                 cell.reason = one_line(error)

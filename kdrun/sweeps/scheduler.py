@@ -108,7 +108,7 @@ class Scheduler:
                 lanes = [Task("lanes", group, label_of(group), 0.5 / max(len(self.slots), 1)) for group in groups]
                 self.work(self.teachers(groups) + lanes)
             finally:
-                self.dismiss()
+                self.shut_down()
         if self.stop.signal and not self.outcome.disk_full:  # the processes name the one that we passed on
             self.outcome.stopped = f"stopped by {self.stop.signal}; saved."
         return self.outcome
@@ -202,7 +202,7 @@ class Scheduler:
             try:
                 report = slot.connection.recv()
             except (EOFError, ConnectionResetError):
-                self.bury(slot)
+                self.handle_dead_worker(slot)
                 free.append(slot)
                 continue
             self.take(slot, slot.task, report)
@@ -235,7 +235,7 @@ class Scheduler:
             self.outcome.stopped, self.outcome.disk_full = report.stopped, report.disk_full
         self.show(slot.number, task, report)
 
-    def bury(self, slot: Slot) -> None:
+    def handle_dead_worker(self, slot: Slot) -> None:
         """A process died. Where the system killed it and it held several lanes, they are tried again in two halves."""
         assert slot.task is not None
         slot.process.join()
@@ -257,7 +257,7 @@ class Scheduler:
         for plan in unfinished:
             end(plan, reason, lambda report: self.take(slot, task, report), record=task.kind == "lanes")
 
-    def dismiss(self) -> None:
+    def shut_down(self) -> None:
         """End the processes; one that is still at a task is terminated, and its runs can be resumed."""
         for slot in self.slots:
             if slot.process is None or slot.connection is None:

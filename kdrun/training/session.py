@@ -36,7 +36,7 @@ from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_store import describe, load_stored, record_weights
 from kdrun.training.threads import claim
-from kdrun.training.trainer import Failed, fit, keep_as_is, prepare
+from kdrun.training.trainer import Failed, fit, prepare, store_pretrained
 from kdrun.training.training_run import Loaders, TrainingRun
 
 Ended = Callable[[Plan, dict[str, Any] | KdrunError], None]
@@ -226,7 +226,7 @@ class Session:
             try:
                 self.begin(training, teacher, loaders, what)
                 if epochs == 0:
-                    keep_as_is(training, loaders)
+                    store_pretrained(training, loaders)
             except DiskFull:
                 raise
             except (RunError, CheckpointError) as error:  # a damaged last.pt is this lane's alone

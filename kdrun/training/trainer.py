@@ -111,7 +111,7 @@ def fit(
         for training in trainings:
             if training.lane.failed is not None:
                 waiting.remove(training)
-                yield give_up(training)
+                yield mark_failed(training)
                 continue
             training.train_seconds += lap
             yield Epoch(training, epoch + 1, close_epoch(training, loaders, epoch, epochs, eval_every, clock, save))
@@ -166,7 +166,7 @@ def living(trainings: list[TrainingRun]) -> list[TrainingRun]:
     return [training for training in trainings if training.lane.failed is None]
 
 
-def give_up(training: TrainingRun) -> Failed:
+def mark_failed(training: TrainingRun) -> Failed:
     """Record why a run ended, an unexpected error with its traceback; the last good checkpoint stays."""
     error = training.lane.failed
     assert error is not None
@@ -205,7 +205,7 @@ def close_epoch(
     return metrics
 
 
-def keep_as_is(training: TrainingRun, loaders: Loaders) -> None:
+def store_pretrained(training: TrainingRun, loaders: Loaders) -> None:
     """A run of no epochs: a pretrained network is evaluated and stored as it came."""
     lane = training.lane
     training.score.update(

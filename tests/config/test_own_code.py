@@ -500,8 +500,8 @@ def test_own_names_before_aliases(project):
     write(project, {"my_conf/method/hints.yaml": FILES["my_conf/method/beta.yaml"]})
     assert plan_of("method=hints", *words).config.method["_target_"] == "losses.mine.Beta"
     assert plan_of("method=combine", "method.parts=[hints,lm]", *words).method.name == "hints+kd"
-    wishes = multirun_sweep(["method=hints,lm"], None, "my_conf").wishes
-    assert [wish.overrides for wish in wishes] == [["method=hints"], ["method=kd"]]
+    specs = multirun_sweep(["method=hints,lm"], None, "my_conf").specs
+    assert [spec.overrides for spec in specs] == [["method=hints"], ["method=kd"]]
     write(project, {"my_conf/method/kd.yaml": FILES["my_conf/method/beta.yaml"]})
     for chosen in (["method=kd"], ["method=combine", "method.parts=[kd]"]):
         with pytest.raises(ConfigError, match=r"method/kd\.yaml: kdrun has a method=kd of its own"):

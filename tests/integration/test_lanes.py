@@ -278,7 +278,7 @@ def plans_of(*words: str):
     from kdrun.sweeps.run import compose_cells
 
     assert make_plan
-    return [plan for _, plan in compose_cells(multirun_sweep([*TINY, *words], None).wishes, None) if plan is not None]
+    return [plan for _, plan in compose_cells(multirun_sweep([*TINY, *words], None).specs, None) if plan is not None]
 
 
 def test_groups_share_teacher_seed_and_length():

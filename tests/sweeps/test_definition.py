@@ -29,18 +29,18 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for
 def expand(name: str, *words: str) -> Sweep:
     """With the cells that `words` choose."""
     sweep = named_sweep(name, words, None, None)
-    sweep.wishes = [wish for wish in sweep.wishes if wish.chosen]
+    sweep.specs = [spec for spec in sweep.specs if spec.chosen]
     return sweep
 
 
 def test_a_part_keeps_the_whole_ledger():
-    whole = named_sweep("digits_table", ["row=KD", "seed=7"], None, None).wishes
+    whole = named_sweep("digits_table", ["row=KD", "seed=7"], None, None).specs
     assert len(whole) == 14 * 6
-    assert [(wish.row, wish.overrides[-1]) for wish in whole if wish.chosen] == [("KD", "seed=7")]
+    assert [(spec.row, spec.overrides[-1]) for spec in whole if spec.chosen] == [("KD", "seed=7")]
 
 
 def places(sweep: Sweep) -> Counter[tuple[str, str, str]]:
-    return Counter((wish.row, wish.column, wish.overrides[-1]) for wish in sweep.wishes)
+    return Counter((spec.row, spec.column, spec.overrides[-1]) for spec in sweep.specs)
 
 
 def key_of(config: RunConfig) -> tuple[str | None, str, str, str, str]:
@@ -61,9 +61,9 @@ def figures(benchmark: str) -> dict[tuple[str | None, str, str, str, str], Publi
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_composes(name):
     """One seed of each: seeds change nothing else."""
-    for wish in expand(name, "seed=0").wishes:
-        config = load(wish.overrides)
-        assert config.seed == 0, (wish.row, wish.column)
+    for spec in expand(name, "seed=0").specs:
+        config = load(spec.overrides)
+        assert config.seed == 0, (spec.row, spec.column)
 
 
 @pytest.mark.parametrize("name", choices("sweep"))
@@ -91,16 +91,16 @@ def test_opens_with_command_cost_and_expectation(name):
 @pytest.mark.parametrize("name", [name for name in choices("sweep") if name not in LARGE])
 def test_the_baseline_has_no_teacher(name):
     sweep = expand(name, "seed=0")
-    wishes = [wish for wish in sweep.wishes if wish.row == sweep.shape.baseline]
-    assert {wish.column for wish in wishes} == set(sweep.shape.columns)
-    assert not read_method(load(wishes[0].overrides).method["_target_"]).needs_teacher
+    specs = [spec for spec in sweep.specs if spec.row == sweep.shape.baseline]
+    assert {spec.column for spec in specs} == set(sweep.shape.columns)
+    assert not read_method(load(specs[0].overrides).method["_target_"]).needs_teacher
 
 
 def test_the_compression_table_reaches_every_published_cell():
     wanted = figures("p3")
     cells = {
-        (wish.row, wish.column): (key_of(load(wish.overrides)), wish.published)
-        for wish in expand("cifar100_table", "seed=0").wishes
+        (spec.row, spec.column): (key_of(load(spec.overrides)), spec.published)
+        for spec in expand("cifar100_table", "seed=0").specs
     }
     reached = {key for key, shown in cells.values() if shown}
     teachers = {("p3", "cifar100", "", key[2], "none") for key, _ in cells.values() if key[2]}
@@ -121,8 +121,8 @@ def test_the_compression_table_reaches_every_published_cell():
 
 def test_ambiguous_cells_have_their_own_settings():
     found = {
-        (wish.row, wish.column): load(wish.overrides)
-        for wish in expand("cifar100_table", "seed=0", "column=WRN-40-4 → WRN-16-4").wishes
+        (spec.row, spec.column): load(spec.overrides)
+        for spec in expand("cifar100_table", "seed=0", "column=WRN-40-4 → WRN-16-4").specs
     }
     weights = {row: config.method["srd_weight"] for (row, _), config in found.items() if row.startswith("SRDwith")}
     assert weights == {"SRDwithDIST": 10.0, "SRDwithDIST (B = 4)": 4.0}
@@ -131,11 +131,11 @@ def test_ambiguous_cells_have_their_own_settings():
 
 
 def test_the_tutorial_reaches_every_published_cell():
-    cells = [(key_of(load(wish.overrides)), wish.row) for wish in expand("tutorial", "seed=0").wishes]
+    cells = [(key_of(load(spec.overrides)), spec.row) for spec in expand("tutorial", "seed=0").specs]
     values = {row: figures("p1")[key].value for key, row in cells if key in figures("p1")}
     assert values == {"Student": 66.32, "Cosine": 65.0, "Regressor MSE": 65.98}
     assert figures("p1")["p1", "cifar10", "", "deepnn", "none"].value == 71.77
-    config = load(expand("tutorial", "seed=0", "row=Cosine").wishes[0].overrides)
+    config = load(expand("tutorial", "seed=0", "row=Cosine").specs[0].overrides)
     assert (config.epochs, config.optimizer.lr, config.teacher.recipe.epochs) == (50, 5e-5, 50)
 
 
@@ -146,25 +146,25 @@ def test_mdistiller_has_every_recipe_and_nothing_else():
     }
     found = set()
     for name in LARGE:
-        for wish in expand(name, "seed=0").wishes:
-            given = dict(word.split("=", 1) for word in wish.overrides)
+        for spec in expand(name, "seed=0").specs:
+            given = dict(word.split("=", 1) for word in spec.overrides)
             if given["method"] != "none":
                 found.add(f"mdistiller_{given['pair']}_{given['method']}")
     assert found == recipes
 
 
 def test_other_views_have_no_published_value():
-    wishes = {(wish.row, wish.column): wish for wish in expand("consistent_teaching", "seed=0").wishes}
-    views = {place: load(wish.overrides).teacher_view for place, wish in wishes.items()}
+    specs = {(spec.row, spec.column): spec for spec in expand("consistent_teaching", "seed=0").specs}
+    views = {place: load(spec.overrides).teacher_view for place, spec in specs.items()}
     assert views["Clean view", "DIST"] == "clean" and views["Independent view", "KD"] == "independent"
-    for (row, _), wish in wishes.items():
-        assert wish.published is (row in ("Student", "Same view"))
+    for (row, _), spec in specs.items():
+        assert spec.published is (row in ("Student", "Same view"))
 
 
 def test_the_short_schedule_is_exactly_its_base():
     """Its runs are found by their settings: another word here would train them all again."""
-    wish = expand("cifar100_short", "row=KD", "seed=2").wishes[0]
-    assert wish.overrides == [
+    spec = expand("cifar100_short", "row=KD", "seed=2").specs[0]
+    assert spec.overrides == [
         "teacher=wrn_16_2",
         "student=wrn_16_1",
         "dataset=cifar100",
@@ -180,8 +180,8 @@ def test_the_short_schedule_is_exactly_its_base():
 
 def test_digits_table_is_as_large_as_promised():
     sweep = expand("digits_table")
-    assert len(sweep.shape.rows) >= 11 and len(sweep.wishes) == 5 * len(sweep.shape.rows)
-    config = load(sweep.wishes[0].overrides)
+    assert len(sweep.shape.rows) >= 11 and len(sweep.specs) == 5 * len(sweep.shape.rows)
+    config = load(sweep.specs[0].overrides)
     assert (config.dataset.train_fraction, config.epochs, config.threads) == (0.1, 120, 1)
 
 
@@ -191,7 +191,7 @@ def test_words_on_the_command_line_win_and_rename():
     assert re.fullmatch(r"digits_table-[0-9a-f]{8}", short.name)
     assert short.name == expand("digits_table", "epochs=2", "output_root=/tmp/x", "dataset.root=/y").name
     assert short.name != expand("digits_table", "epochs=3").name
-    assert load(short.wishes[0].overrides).epochs == 2
+    assert load(short.specs[0].overrides).epochs == 2
     assert named_sweep("digits_table", ["epochs=2"], "mine", None).name == "mine"
 
 
@@ -222,8 +222,8 @@ def test_extends(tmp_path):
     longer = tmp_path / "sweep" / "longer.yaml"
     longer.write_text("extends: mine\nbase: [dataset=fake, epochs=7]\n")
     ours, theirs = named_sweep("longer", [], None, folder), named_sweep("mine", [], None, folder)
-    assert [(wish.row, wish.column) for wish in ours.wishes] == [(wish.row, wish.column) for wish in theirs.wishes]
-    assert all("epochs=7" in wish.overrides for wish in ours.wishes if wish.overrides[0] == "dataset=fake")
+    assert [(spec.row, spec.column) for spec in ours.specs] == [(spec.row, spec.column) for spec in theirs.specs]
+    assert all("epochs=7" in spec.overrides for spec in ours.specs if spec.overrides[0] == "dataset=fake")
     longer.write_text("extends: longer\n")
     with pytest.raises(ConfigError, match=re.escape("sweep/longer.yaml: extends: longer: it extends itself.")):
         named_sweep("longer", [], None, folder)
@@ -242,7 +242,7 @@ def test_parts_of_a_sweep():
         (row, "resnet20 → resnet8", f"seed={seed}") for row in ("DKD", "KD") for seed in (0, 3)
     ]
     column = expand("cifar100_table", "column=WRN-40-2 → WRN-40-1", "seed=1")
-    assert len(column.wishes) == 8
+    assert len(column.specs) == 8
 
 
 GOOD = {
@@ -265,20 +265,20 @@ def own_sweep(folder: Path, **changes: object) -> str:
 
 def test_a_sweep_of_ones_own(tmp_path):
     sweep = named_sweep("mine", [], None, own_sweep(tmp_path))
-    assert [(wish.row, wish.column, wish.published) for wish in sweep.wishes] == [
+    assert [(spec.row, spec.column, spec.published) for spec in sweep.specs] == [
         ("Student", "one", True),
         ("KD", "one", True),
         ("Other", "one", False),
         ("Student", "two", True),
     ]
     assert sweep.shape == TableShape(["Student", "KD", "Other"], ["one", "two"], baseline="Student", against="KD")
-    assert sweep.wishes[2].overrides == ["dataset=fake", "method=dkd", "seed=0"]
+    assert sweep.specs[2].overrides == ["dataset=fake", "method=dkd", "seed=0"]
 
 
 def test_a_cell_replaces_the_grids(tmp_path):
     cells = [{"row": "KD", "column": "one", "overrides": ["method=kd", "method.temperature=2"]}]
     sweep = named_sweep("mine", ["row=KD"], None, own_sweep(tmp_path, cells=cells))
-    assert [wish.overrides for wish in sweep.wishes if wish.chosen] == [
+    assert [spec.overrides for spec in sweep.specs if spec.chosen] == [
         ["dataset=fake", "method=kd", "method.temperature=2", "seed=0"]
     ]
 

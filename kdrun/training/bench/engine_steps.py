@@ -82,7 +82,7 @@ class EngineSteps:
                 if len(batch.label) == self.batch_size:
                     yield epoch, step, steps, batch
 
-    def together(self) -> int:
+    def step_lanes(self) -> int:
         """One batch through every lane on one teacher forward; the images, summed over students."""
         epoch, step, steps, batch = next(self.batches)
         shared = self.teacher.for_batch(batch)
@@ -90,7 +90,7 @@ class EngineSteps:
             lane.step(batch, lane.peer or shared, epoch, step, steps)
         return len(self.lanes) * self.batch_size
 
-    def apart(self) -> int:
+    def step_alone(self) -> int:
         """One batch of its own and a teacher forward of its own for every lane."""
         for lane in self.lanes:
             epoch, step, steps, batch = next(self.batches)

@@ -12,7 +12,7 @@ from kdrun.training.bench.timing import Step
 
 
 @contextlib.contextmanager
-def apart(make: Callable[..., dict[str, Step]], *arguments: Any) -> Iterator[dict[str, Step]]:
+def in_subprocess(make: Callable[..., dict[str, Step]], *arguments: Any) -> Iterator[dict[str, Step]]:
     """The steps that make(*arguments) returns, run in a fresh process one call at a time; it rests between calls."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

@@ -13,7 +13,7 @@ from kdrun.display import PlainDisplay
 from kdrun.errors import ConfigError
 from kdrun.hardware import available_cores, environment
 from kdrun.training.bench.engine_steps import EngineSteps, plain_arguments
-from kdrun.training.bench.isolated import apart
+from kdrun.training.bench.isolated import in_subprocess
 from kdrun.training.bench.plain_loop import plain_steps
 from kdrun.training.bench.setup import Bench, machine, measured, prepare
 from kdrun.training.bench.timing import Step, Timing
@@ -26,7 +26,7 @@ ALONE, SHARED, PLAIN, WHOLE = "one after the other", "lanes", "plain loop, KD", 
 def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]:
     """Six runs one after the other against the same six in lanes: same process, precision and threads."""
     nodes = nodes_of(methods)
-    both = {ALONE: EngineSteps(bench, row, nodes).apart, SHARED: EngineSteps(bench, row, nodes).together}
+    both = {ALONE: EngineSteps(bench, row, nodes).step_alone, SHARED: EngineSteps(bench, row, nodes).step_lanes}
     timings = measured(bench, both)
     return [line("sharing", timing, timings[0], row, machine(bench)) for timing in timings]
 
@@ -46,12 +46,12 @@ def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: fl
     """In a process of its own: `run` trains for `seconds` and returns images per second, summed over students."""
     bench = prepare(load(words), 1, 1, [row], PlainDisplay())
     steps = EngineSteps(bench, row, nodes_of(methods))
-    steps.together()
+    steps.step_lanes()
 
     def run() -> int:
         begun, images = time.perf_counter(), 0
         while (spent := time.perf_counter() - begun) < seconds:
-            images += steps.together()
+            images += steps.step_lanes()
         return round(images / spent)
 
     return {"run": run}
@@ -66,10 +66,12 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
     single = [word for word in words if not word.startswith("threads=")] + ["threads=1"]
     timings = [Timing(PLAIN), Timing(WHOLE)]
     with ExitStack() as stack:
-        plain = stack.enter_context(apart(plain_steps, *plain_arguments(bench)))
+        plain = stack.enter_context(in_subprocess(plain_steps, *plain_arguments(bench)))
         stack.enter_context(environment({"OMP_NUM_THREADS": "1"}))
         processes = [
-            stack.enter_context(apart(lane_steps_apart, single, share, row, seconds)) for share in shares if share
+            stack.enter_context(in_subprocess(lane_steps_apart, single, share, row, seconds))
+            for share in shares
+            if share
         ]
         pool = stack.enter_context(ThreadPoolExecutor(len(processes)))
         plain["train"]()

@@ -29,7 +29,7 @@ def lines_of(bench: Bench, names: list[str]) -> list[list[str]]:
         except PairingError as error:
             bench.display.note(f"{name}: {error}")
             continue
-        rows[name], extra[name] = steps.together, f"{steps.lanes[0].method.extra_parameters():,}"
+        rows[name], extra[name] = steps.step_lanes, f"{steps.lanes[0].method.extra_parameters():,}"
     timings, on = measured(bench, rows), machine(bench)
     lines = []
     for timing in timings:

@@ -13,7 +13,7 @@ from kdrun.training.bench.engine_steps import (
     untrained_student,
     untrained_teacher,
 )
-from kdrun.training.bench.isolated import apart
+from kdrun.training.bench.isolated import in_subprocess
 from kdrun.training.bench.plain_loop import plain_steps
 from kdrun.training.bench.setup import Bench, machine, measured
 from kdrun.training.bench.timing import Step, Timing
@@ -29,7 +29,7 @@ def all_lines(bench: Bench, kinds: list[str]) -> list[list[str]]:
     arguments = plain_arguments(bench)
     tuned = plain_steps(*arguments)
     lines: list[list[str]] = []
-    with apart(plain_steps, *arguments) as plain:
+    with in_subprocess(plain_steps, *arguments) as plain:
         for kind in kinds:
             lines += {"train": train_lines, "eval": eval_lines, "input": input_lines}[kind](bench, plain, tuned)
     return lines
@@ -61,7 +61,7 @@ def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, f
 def train_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
     """Whole training steps, the input pipeline included."""
     config = bench.config
-    ours = {row: EngineSteps(bench, row, [config.method]).together for row in bench.rows}
+    ours = {row: EngineSteps(bench, row, [config.method]).step_lanes for row in bench.rows}
     timings = measured(bench, {PLAIN: plain["train"], TUNED: tuned["train"], **ours})
     student, teacher = untrained_student(bench, bench.numerics), untrained_teacher(bench, bench.numerics)
     floors, side = {}, config.dataset.image_size
