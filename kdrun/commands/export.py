@@ -17,11 +17,9 @@ from kdrun.config.options import setting
 from kdrun.errors import ConfigError, RunError
 from kdrun.evaluation.deployed import Card, Deployed, deploy, find_target
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
-from kdrun.evaluation.targets import Which, numerics_for
+from kdrun.evaluation.targets import Which, numerics_for, open_data
 from kdrun.files import explain_os_error, write_json
 from kdrun.runs.directory import now, short_path
-from kdrun.runs.plan import images_only, make_plan
-from kdrun.training.build import load_data
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +106,7 @@ def export(target: Target, place: Path, options: Options) -> int:
     config = target.config
     numerics = numerics_for(replace(config, device="cpu"), "fp32")
     numerics.apply()
-    data = load_data(make_plan(images_only(config), []), console.track)
+    _, data = open_data(config, console.track)
     deployed = deploy(target, numerics)
     if len(data.splits.class_names) != len(deployed.card.class_names):
         raise ConfigError(

@@ -15,7 +15,7 @@ from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError
 from kdrun.evaluation.bias_grid import CLEAN, Column, Row
 from kdrun.evaluation.predictions import Answers, answer, read_answers, write_answers
-from kdrun.evaluation.targets import Target, Which, code_now, networks_of, numerics_for, target_of_run
+from kdrun.evaluation.targets import Target, Which, code_now, numerics_for, open_data, open_networks, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
@@ -24,9 +24,7 @@ from kdrun.files import sha256_of
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import Cell, Ledger
-from kdrun.runs.plan import images_only, make_plan
-from kdrun.streams import Streams
-from kdrun.training.build import Data, load_data, make_eval_loader, make_loaders
+from kdrun.training.build import Data, make_eval_loader
 
 if TYPE_CHECKING:
     from kdrun.evaluation.examine import Subject
@@ -178,9 +176,7 @@ class Answering:
     def subject(self, target: Target, data: Data, numerics: Any) -> Subject:
         from kdrun.evaluation.examine import Subject
 
-        config = target.config
-        loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
-        network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
+        network, deployed, _ = open_networks(replace(target, teacher=None), data, numerics)
         return Subject(network, deployed)
 
     def asked(self, config: RunConfig) -> Questions:
@@ -188,8 +184,7 @@ class Answering:
         key = repr(config.dataset)
         if key in self.questions:
             return self.questions[key]
-        plan = make_plan(images_only(config), [])
-        data = load_data(plan, self.track)
+        plan, data = open_data(config, self.track)
         test = data.splits.test
         if not isinstance(test, ArraySet):
             raise DataError(

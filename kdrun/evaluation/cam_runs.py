@@ -15,12 +15,10 @@ from kdrun.data.datasets import DataSource
 from kdrun.display import Track
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.cam_images import Images, batches
-from kdrun.evaluation.targets import Target, WhichSplit, networks_of, numerics_for
+from kdrun.evaluation.targets import Target, WhichSplit, numerics_for, open_data, open_networks
 from kdrun.files import write_json, write_text
 from kdrun.runs.directory import now
-from kdrun.runs.plan import images_only, make_plan
-from kdrun.streams import Streams
-from kdrun.training.build import Data, load_data, make_loaders
+from kdrun.training.build import Data
 
 if TYPE_CHECKING:
     from kdrun.evaluation.cam import View
@@ -125,11 +123,8 @@ def load_networks(targets: list[Target], options: Options, track: Track) -> tupl
         return CamSubject(head, View(network.tap, deployed, layer_in(network, options), KINDS[options.method]), data)
 
     for target in targets:
-        data = load_data(make_plan(images_only(target.config), []), track)
-        loaders: Any = None
-        if target.deploys:
-            loaders = make_loaders(data, target.config.batch_size, Streams("student", 0), "same", numerics)
-        network, deployed, teacher = networks_of(target, data, loaders, numerics)
+        _, data = open_data(target.config, track)
+        network, deployed, teacher = open_networks(target, data, numerics)
         key = None
         if teacher is not None and target.teacher is not None:
             teachers_own = target.teacher.options

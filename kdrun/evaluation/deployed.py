@@ -14,12 +14,10 @@ from kdrun.data.inference import Preparation
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError
-from kdrun.evaluation.targets import Target, Which, networks_of, target_of_file, target_of_run
+from kdrun.evaluation.targets import Target, Which, open_data, open_networks, target_of_file, target_of_run
 from kdrun.files import read_json
 from kdrun.runs.directory import find_runs, outputs_folder
-from kdrun.runs.plan import images_only, make_plan
-from kdrun.streams import Streams
-from kdrun.training.build import Data, load_data, make_loaders
+from kdrun.training.build import Data
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,8 +117,7 @@ def deploy(target: Target, numerics: Numerics, track: Track = untracked) -> Depl
     side = config.dataset.image_size
     black = ArraySet(np.zeros((len(names), side, side, 3), np.uint8), np.arange(len(names)))
     data = Data(Dataset(black, black, None, names, side), stats, config)
-    loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
-    network, deployed, _ = networks_of(replace(target, teacher=None), data, loaders, numerics)
+    network, deployed, _ = open_networks(replace(target, teacher=None), data, numerics)
     subject = Subject(network, deployed)
     mean, std = normalisation(subject, stats)
     card = Card(
@@ -159,5 +156,5 @@ def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float
             return known["class_names"], (known["mean"], known["std"])
         except (CheckpointError, KeyError, TypeError):  # written before class names were
             pass
-    data = load_data(make_plan(images_only(target.config), []), track)
+    _, data = open_data(target.config, track)
     return data.splits.class_names, data.stats

@@ -14,14 +14,13 @@ from kdrun.display import Track
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias import Change, change_of
 from kdrun.evaluation.predictions import answer
-from kdrun.evaluation.targets import Target, networks_of, numerics_for
+from kdrun.evaluation.targets import Target, numerics_for, open_data, open_networks
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import derived_tests
 from kdrun.evaluation.testsets.registry import file_stem, title
 from kdrun.runs.directory import now
-from kdrun.runs.plan import Plan, images_only, make_plan
-from kdrun.streams import Streams
-from kdrun.training.build import load_data, make_eval_loader, make_loaders
+from kdrun.runs.plan import Plan
+from kdrun.training.build import make_eval_loader
 
 if TYPE_CHECKING:
     from kdrun.evaluation.examine import Findings, Subject
@@ -79,13 +78,11 @@ def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, 
     config = target.config
     numerics = numerics_for(config)
     numerics.apply()
-    plan = make_plan(images_only(config), [])
-    data = load_data(plan, track)
+    plan, data = open_data(config, track)
     every = image_sets(testsets, data, plan, split, track)
-    loaders = make_loaders(data, config.batch_size, Streams("student", config.seed), "same", numerics)
-    network, deployed, teacher = networks_of(target, data, loaders, numerics)
+    network, deployed, teacher = open_networks(target, data, numerics)
     subject, taught = Subject(network, deployed), Subject(teacher) if teacher else None
-    clean = answer(subject, loaders.test) if testsets else None
+    clean = answer(subject, make_eval_loader(data, data.splits.test, numerics)) if testsets else None
     for shown in every:
         change = None
         if clean is not None:

@@ -12,22 +12,23 @@ from kdrun.config.method_schema import method_of
 from kdrun.config.options import ModelOptions, TeacherOptions, setting
 from kdrun.config.own_code import changed, digests, module_of, own_code
 from kdrun.config.schema import RunConfig, read_config
+from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
 from kdrun.files import read_json, sha256_of
 from kdrun.methods.factory import make_method
 from kdrun.runs.code_record import recorded
 from kdrun.runs.directory import RunDirectory, short_path
-from kdrun.runs.identity import code_modules, slug
+from kdrun.runs.identity import code_modules
+from kdrun.runs.plan import Plan, images_only, make_plan, slug
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
-from kdrun.training.build import Data, make_lane, make_network, make_tap, own_stats
+from kdrun.training.build import Data, load_data, make_lane, make_loaders, make_network, make_tap, own_stats
 
 if TYPE_CHECKING:
     from torch import nn
 
     from kdrun.training.network import Network
     from kdrun.training.precision import Numerics
-    from kdrun.training.training_run import Loaders
 
 PASSED = ("device", "precision", "dataset.root", "dataset.workers", "eval_batch_size", "threads", "output_root")
 
@@ -235,7 +236,7 @@ def load_network(
     return make_network(bare, data, streams, numerics, batch_size)
 
 
-def deployed_network(target: Target, data: Data, loaders: Loaders, student: Network) -> nn.Module:
+def deployed_network(target: Target, data: Data, student: Network) -> nn.Module:
     """`student` with what its method keeps at inference, rebuilt and loaded from the run's weights."""
     from kdrun.models.weights import load_weights
 
@@ -244,6 +245,7 @@ def deployed_network(target: Target, data: Data, loaders: Loaders, student: Netw
     shape = replace(config.teacher, checkpoint=None, pretrained="false")  # its part of the weights is in the file
     streams = Streams("student", config.seed)
     teacher = make_network(shape, data, streams, student.numerics, config.batch_size)
+    loaders = make_loaders(data, config.batch_size, streams, "same", student.numerics)
     lane = make_lane(
         student=student,
         teacher=teacher,
@@ -258,10 +260,15 @@ def deployed_network(target: Target, data: Data, loaders: Loaders, student: Netw
     return lane.deployed
 
 
-def networks_of(
-    target: Target, data: Data, loaders: Loaders, numerics: Numerics
-) -> tuple[Network, nn.Module | None, Network | None]:
-    """(network, what is deployed where that is more, teacher). A teacher that does not load becomes `missing`."""
+def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
+    """Return the plan and the images of a run's data set; no teacher or file of weights is looked for."""
+    plan = make_plan(images_only(config), [])
+    return plan, load_data(plan, track)
+
+
+def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Network, nn.Module | None, Network | None]:
+    """Return (network, what is deployed where that is more, teacher). A teacher that does not load becomes
+    `missing`."""
     config = target.config
     if line := changed_code(target):
         print_note(line)
@@ -276,7 +283,7 @@ def networks_of(
         network = load_network(
             target.options, None if target.deploys else weights, data, streams, numerics, config.batch_size
         )
-    deployed = deployed_network(target, data, loaders, network) if target.deploys else None
+    deployed = deployed_network(target, data, network) if target.deploys else None
     teacher = None
     if target.teacher is not None:
         try:
