@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.config.schema import RunConfig
+from kdrun.config.schema import RunConfig, check_ranges
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
 from kdrun.evaluation.targets import Which, numerics_for
@@ -46,7 +46,9 @@ class Trained:
 def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
     """The network of `run`: a run directory, a digest prefix, or a directory of teachers/. Raises a KdrunError in one
     line where there is no such thing."""
-    target = find_target(str(run), Which(model, weights), {"device": device})
+    which = Which(model, weights)
+    check_ranges(which)
+    target = find_target(str(run), which, {"device": device})
     numerics = numerics_for(replace(target.config, threads=None), "fp32")
     deployed = deploy(target, numerics)
     place, role = home(target), "student"

@@ -82,7 +82,7 @@ def check(cfg: DictConfig) -> RunConfig:
     for model in (config.teacher, config.student):
         if model.pretrained.lower() in ("true", "false"):
             model.pretrained = model.pretrained.lower()
-    _check_ranges(config, "")
+    check_ranges(config, "")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device}: choose auto, cpu, cuda or cuda:N.")
     config.method = check_method(config.method)
@@ -110,11 +110,12 @@ def _check_missing(node: DictConfig, prefix: str) -> None:
             _check_missing(node[key], f"{prefix}{key}.")
 
 
-def _check_ranges(options: Any, prefix: str) -> None:
+def check_ranges(options: Any, prefix: str = "") -> None:
+    """Raise ConfigError unless every field of a dataclass, and of those in it, keeps its rules."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            _check_ranges(value, f"{prefix}{field.name}.")
+            check_ranges(value, f"{prefix}{field.name}.")
         elif value is not None:
             check_value(f"{prefix}{field.name}", value, field.metadata)
 
