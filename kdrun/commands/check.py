@@ -44,7 +44,7 @@ def check(node: dict) -> int:
 
     subject, failed, count = Subject(node), 0, 0
     try:
-        subject.first_pair()  # what cannot be built at all is one line, not one per property
+        subject.pair  # noqa: B018 (what cannot be built at all is one line, not one for each property)
     except Exception as error:
         raise RunError(located(error)) from error
     for name, promise, run in all_checks(subject):

@@ -22,7 +22,7 @@ from kdrun.runs.identity import code_modules
 from kdrun.runs.plan import Plan, images_only, make_plan, slug
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
-from kdrun.training.build import Data, load_data, make_lane, make_loaders, make_network, make_tap, own_stats
+from kdrun.training.build import Data, data_spec, load_data, make_lane, make_loaders, make_network, make_tap, own_stats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -253,8 +253,7 @@ def deployed_network(target: Target, data: Data, student: Network) -> nn.Module:
         optimizer=config.optimizer,
         epochs=config.epochs,
         streams=streams,
-        data=data,
-        loaders=loaders,
+        spec=data_spec(data, loaders.train),
     )
     load_weights(lane.deployed, weights, config.student.name)
     return lane.deployed

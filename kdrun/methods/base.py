@@ -34,9 +34,10 @@ def stages_read(methods: Iterable[Method]) -> frozenset[int] | None:
     return None if None in stages else frozenset().union(*stages)  # type: ignore[arg-type]
 
 
-def check_terms(terms: object, method: Method, function: str, gradient: bool = False) -> None:
-    """Raise RunError unless `terms`, from `function` of a method, is a dictionary of scalars; with `gradient`, of
-    scalars that something trainable moves."""
+def check_terms(terms: object, method: Method, gradient: bool = True, function: str = "") -> None:
+    """Raise RunError unless `terms`, which a method returned, is a dictionary of scalars; with `gradient`, of scalars
+    that something trainable moves. function: what returned them, if that is neither `losses` nor `forward`."""
+    function = function or ("losses" if type(method).forward is Method.forward else "forward")
     if not isinstance(terms, dict) or not terms:
         wrong = "None" if terms is None else "an empty dictionary" if terms == {} else f"a {type(terms).__name__}"
         raise RunError(f"{place_of(method, function)} returns {wrong}, not a dictionary of loss terms.")
@@ -117,9 +118,7 @@ class Method(nn.Module):
         between all students that train on the batch.
         """
         taught = None if teacher is None else teacher(batch.teacher_image)
-        terms = self.losses(batch, student(batch.image), taught, progress)
-        check_terms(terms, self, "losses")
-        return terms
+        return self.losses(batch, student(batch.image), taught, progress)
 
     def note(self) -> str:
         """A line for the user after `build`, such as the size of a memory bank; empty: nothing to say."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdrun.config.method_schema import yaml_name
 from kdrun.config.options import OptimizerOptions
 from kdrun.errors import ConfigError
-from kdrun.methods.base import Forward, Method, stages_read
+from kdrun.methods.base import Forward, Method, check_terms, stages_read
 from kdrun.methods.factory import make_method
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
@@ -95,7 +95,9 @@ class Combine(Method):
         once = Once(student)
         terms = {"ce": self.ce_weight * F.cross_entropy(once(batch.image).logits, batch.label)}
         for name, weight, method in zip(self.names, self.weights, self.methods, strict=True):
-            for key, term in method(batch, once, teacher, progress).items():
+            own = method(batch, once, teacher, progress)
+            check_terms(own, method, gradient=False)
+            for key, term in own.items():
                 if key != "ce":
                     unique = key if key == name else f"{name}_{key}"
                     terms[f"{unique}_2" if unique in terms else unique] = weight * term

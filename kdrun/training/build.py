@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from kdrun.methods.base import Method
     from kdrun.models.features import Tap
-    from kdrun.training.loop import EvalLoader, Lane
+    from kdrun.structures import DataSpec
+    from kdrun.training.loop import EvalLoader, Lane, TrainLoader
     from kdrun.training.network import Network
     from kdrun.training.precision import Numerics
     from kdrun.training.training_run import Loaders
@@ -177,6 +178,13 @@ def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
     return None
 
 
+def data_spec(data: Data, train: TrainLoader) -> DataSpec:
+    """Return what a method may know of the images that it trains on."""
+    from kdrun.structures import DataSpec
+
+    return DataSpec(train.num_samples, train.labels, data.splits.num_classes, data.splits.image_size)
+
+
 def make_lane(
     *,
     student: Network,
@@ -185,22 +193,19 @@ def make_lane(
     optimizer: OptimizerOptions,
     epochs: int,
     streams: Streams,
-    data: Data,
-    loaders: Loaders,
+    spec: DataSpec,
 ) -> Lane:
     """Measure shapes, let the method build its parts, and put everything that trains into one lane."""
     import torch
 
     from kdrun.models.adapters import ProbeAdapter
     from kdrun.models.features import measure
-    from kdrun.structures import DataSpec
     from kdrun.training.loop import Lane
     from kdrun.training.teacher import Peer
 
-    classes, device = data.splits.num_classes, torch.device(student.numerics.device)
-    spec = DataSpec(loaders.train.num_samples, loaders.train.labels, classes, data.splits.image_size)
-    taught = None if teacher is None else measure(teacher.tap, classes)
-    shapes = measure(student.tap, classes)
+    device = torch.device(student.numerics.device)
+    taught = None if teacher is None else measure(teacher.tap, spec.num_classes)
+    shapes = measure(student.tap, spec.num_classes)
     torch.manual_seed(streams.parts)
     method.build(shapes, taught, spec)
     method.to(device)

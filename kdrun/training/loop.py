@@ -39,7 +39,7 @@ class Preparation(Method):
 
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         terms = self.method.prepare_losses(batch, student, teacher, progress)
-        check_terms(terms, self.method, "prepare_losses", gradient=True)
+        check_terms(terms, self.method, function="prepare_losses")
         return terms
 
 
@@ -74,11 +74,6 @@ class Lane:
         return self.student.tap.model
 
     @property
-    def losses_from(self) -> str:
-        """The function of the method that a user has written."""
-        return "losses" if type(self.method).forward is Method.forward else "forward"
-
-    @property
     def evaluated(self) -> nn.Module:
         """The network whose accuracy is reported and whose weights are saved: the average, where one is kept."""
         return self.deployed if self.ema is None else self.ema.module
@@ -102,7 +97,7 @@ class Lane:
         progress = Progress(epoch, self.epochs, step, steps, Draws(self.streams.method, epoch, step))
         try:
             terms = self.method(batch, self.forward, teacher, progress)
-            check_terms(terms, self.method, self.losses_from, gradient=True)
+            check_terms(terms, self.method)
             every = self.options.accumulate_steps
             loss = torch.stack(list(terms.values())).sum() / every
             loss.backward()

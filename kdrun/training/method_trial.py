@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from kdrun.config.method_schema import method_of
 from kdrun.config.options import OptimizerOptions
 from kdrun.errors import PairingError
-from kdrun.methods.base import Method, stages_read
+from kdrun.methods.base import stages_read
 from kdrun.methods.factory import make_method
-from kdrun.models.features import Tap, measure
+from kdrun.models.features import Tap
 from kdrun.models.layers import NOTHING, ZooModel, conv3x3, pool_flatten
 from kdrun.streams import Streams
 from kdrun.structures import Batch, DataSpec, Outputs
+from kdrun.training.build import make_lane
 from kdrun.training.loop import Lane, Preparation
 from kdrun.training.meters import TrainMeter
 from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
-from kdrun.training.teacher import Peer, Teacher
+from kdrun.training.teacher import Teacher
 
 CLASSES, SIDE = 5, 16
 CPU, STREAMS = torch.device("cpu"), Streams("student", 0)
@@ -119,11 +120,7 @@ class Subject:
 
     @cached_property
     def pair(self) -> str:
-        """The first pair that the method accepts."""
-        return self.first_pair()
-
-    def first_pair(self) -> str:
-        """Return the first pair that the method accepts. Raise PairingError if it refuses all of them."""
+        """The first pair that the method accepts. Raises PairingError if it refuses all of them."""
         refused = []
         for pair in PAIRS:
             try:
@@ -138,14 +135,20 @@ class Subject:
         """Return a fresh student from fixed seeds. Raise PairingError where the method refuses the pair."""
         network, taught = self.networks(pair or self.pair, precision)
         method = make_method({**self.node, **(settings or {})})
-        torch.manual_seed(3)
-        spec = None if taught is None else measure(taught.tap, CLASSES)
-        method.build(measure(network.tap, CLASSES), spec, DataSpec(60, torch.arange(60) % CLASSES, CLASSES, SIDE))
-        network.tap.needs = method.student_needs
-        teacher = None if taught is None else teach(taught, method)
-        options = OptimizerOptions(name="sgd", epochs=30, batch_size=6, lr=0.05, weight_decay=5e-4, schedule="constant")
-        peer = teacher if isinstance(teacher, Peer) else None
-        trial = Trial(Lane(network, method, options, 30, STREAMS, CPU, peer=peer), teacher)
+        lane = make_lane(
+            student=network,
+            teacher=taught,
+            method=method,
+            optimizer=OptimizerOptions(
+                name="sgd", epochs=30, batch_size=6, lr=0.05, weight_decay=5e-4, schedule="constant"
+            ),
+            epochs=30,
+            streams=STREAMS,
+            spec=DataSpec(60, torch.arange(60) % CLASSES, CLASSES, SIDE),
+        )
+        if taught is not None:
+            taught.tap.stages = stages_read([method])  # a map that the method reads and does not declare is None
+        trial = Trial(lane, lane.peer or (None if taught is None else Teacher(taught)))
         before = copy.deepcopy(method.state_dict())
         prepare(trial)
         trial.trained = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
@@ -166,16 +169,6 @@ class Subject:
                     module.running_mean.normal_(0, 0.1)
         torch.manual_seed(2)
         return Network(Tap(make_student(), SIDE), numerics, 6), teacher
-
-
-def teach(network: Network, method: Method) -> Teacher:
-    """Return the teacher that a method reads, or the peer that it trains along."""
-    network.tap.needs = method.teacher_needs
-    network.tap.stages = stages_read([method])  # a map that the method reads and does not declare is None
-    if not method.trains_teacher:
-        return Teacher(network)
-    method.peer = network.tap
-    return Peer(network)
 
 
 def prepare(trial: Trial) -> None:

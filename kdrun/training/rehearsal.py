@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from kdrun.methods.base import check_terms
 from kdrun.methods.factory import make_method
 from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
 from kdrun.structures import Batch, Progress
-from kdrun.training.build import Data, make_lane, make_loaders, make_network
+from kdrun.training.build import Data, data_spec, make_lane, make_loaders, make_network
 from kdrun.training.precision import Numerics
 from kdrun.training.teacher import Teacher
 
@@ -24,6 +25,7 @@ def rehearse(plan: Plan, data: Data, numerics: Numerics) -> None:
     if plan.method.needs_teacher:
         untrained = replace(config.teacher, checkpoint=None, pretrained="false")
         teacher = make_network(untrained, data, streams, numerics, 2)
+    loaders = make_loaders(data, config.batch_size, streams, "same", numerics)
     lane = make_lane(
         student=student,
         teacher=teacher,
@@ -31,8 +33,7 @@ def rehearse(plan: Plan, data: Data, numerics: Numerics) -> None:
         optimizer=config.optimizer,
         epochs=1,
         streams=streams,
-        data=data,
-        loaders=make_loaders(data, config.batch_size, streams, "same", numerics),
+        spec=data_spec(data, loaders.train),
     )
     device = numerics.torch_device
     image = torch.randn(2, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
@@ -40,4 +41,4 @@ def rehearse(plan: Plan, data: Data, numerics: Numerics) -> None:
     lane.student.tap.train()
     taught = None if teacher is None else Teacher(teacher)
     with torch.no_grad():
-        lane.method(batch, student, taught, Progress(0, 1, 0, 1))
+        check_terms(lane.method(batch, student, taught, Progress(0, 1, 0, 1)), lane.method, gradient=False)

@@ -22,7 +22,7 @@ from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed
 from kdrun.streams import Streams
-from kdrun.training.build import load_data, make_lane, make_loaders, make_network
+from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.cost import free_memory
 from kdrun.training.loggers import check_loggers
 from kdrun.training.loop import evaluate
@@ -110,6 +110,7 @@ class Session:
         views = tuple(dict.fromkeys(view for method in methods for view in method.views))
         config, streams = self.config, Streams("student", self.config.seed)
         loaders = make_loaders(self.data, config.batch_size, streams, config.teacher_view, self.numerics, views=views)
+        spec = data_spec(self.data, loaders.train)
         trainings: list[TrainingRun] = []
         room = self.memory_share * free_memory(self.numerics.torch_device)
         for position, (plan, method) in enumerate(zip(self.plans, methods, strict=True)):
@@ -126,8 +127,7 @@ class Session:
                     optimizer=plan.config.optimizer,
                     epochs=plan.config.epochs,
                     streams=streams,
-                    data=self.data,
-                    loaders=loaders,
+                    spec=spec,
                 )
             except KdrunError as error:
                 if len(self.plans) == 1 or isinstance(error, DiskFull):
@@ -200,8 +200,7 @@ class Session:
             optimizer=recipe,
             epochs=recipe.epochs,
             streams=streams,
-            data=self.data,
-            loaders=loaders,
+            spec=data_spec(self.data, loaders.train),
         )
         training = TrainingRun(self.plan, run, self.plan.teacher_digest or "", lane)
         if self.undecided and recorded is None:

@@ -12,7 +12,7 @@ from kdrun.config.compose import load
 from kdrun.methods.factory import make_method
 from kdrun.runs.plan import make_plan
 from kdrun.streams import Streams
-from kdrun.training.build import load_data, make_lane, make_loaders, make_network
+from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.precision import Numerics
 from kdrun.training.teacher import Teacher
 from kdrun.training.training_run import TrainingRun
@@ -31,8 +31,7 @@ def ready():
     lane = make_lane(
         student=student,
         teacher=teacher,
-        data=data,
-        loaders=loaders,
+        spec=data_spec(data, loaders.train),
         method=make_method(config.method),
         optimizer=config.optimizer,
         epochs=2,

@@ -14,7 +14,7 @@ from kdrun.streams import Streams
 from kdrun.structures import Batch
 from kdrun.training.bench.setup import Bench
 from kdrun.training.bench.timing import Step
-from kdrun.training.build import make_lane, make_loaders, make_network
+from kdrun.training.build import data_spec, make_lane, make_loaders, make_network
 from kdrun.training.loop import batches, evaluate
 from kdrun.training.meters import TrainMeter
 from kdrun.training.network import Network
@@ -63,8 +63,7 @@ class EngineSteps:
                 optimizer=config.optimizer,
                 epochs=config.epochs,
                 streams=streams,
-                data=bench.data,
-                loaders=self.loaders,
+                spec=data_spec(bench.data, self.loaders.train),
             )
             lane.student.tap.train()
             self.lanes.append(lane)
