@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import parse
+from kdrun.config.arguments import output_root_setting, parse
 from kdrun.config.options import setting
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias_grid import Column, column_entries
@@ -50,7 +50,7 @@ class Options:
     )
     save: Path | None = setting(None, shows="FOLDER", help="instead of sweeps/NAME/bias/ of the output folder")
     decisions: list[Path] = setting([], help="responses that somebody else collected; stands alone")
-    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+    output_root: Path | None = output_root_setting()
 
 
 def command(words: list[str]) -> int:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdrun import console
-from kdrun.config.arguments import parse
+from kdrun.config.arguments import output_root_setting, parse
 from kdrun.config.options import setting
 from kdrun.errors import ConfigError
 from kdrun.files import write_text
@@ -34,7 +34,7 @@ with *. A run that is not finished says so, with the last accuracy that it wrote
 @dataclass
 class Options:
     save: Path | None = setting(None, suffixes=(".csv", ".md"), help="also write it")
-    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+    output_root: Path | None = output_root_setting()
 
 
 def command(words: list[str]) -> int:

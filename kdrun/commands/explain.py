@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import rewrite
-from kdrun.config.groups import group_files
+from kdrun.config.groups import group_files, read_yaml
 from kdrun.config.method_schema import hyperparameters, read_method, sections
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs.published import Published, published
@@ -41,7 +40,7 @@ def command(words: list[str]) -> int:
 def explain(name: str, path: Path) -> None:
     """Print what the docstring, the YAML and the published tables say of a method; a section that is missing is left
     out."""
-    settings = yaml.safe_load(path.read_text())
+    settings = read_yaml(path)
     source = read_method(settings.pop("_target_"))
     parts = sections(source.doc)
     console.say(f"[bold]{name}[/]  {escape(' '.join(parts[''].split()) or 'has no docstring.')}\n")

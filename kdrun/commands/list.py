@@ -6,14 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from kdrun import console
-from kdrun.config.arguments import parse
+from kdrun.config.arguments import output_root_setting, parse
 from kdrun.config.compose import ALIASES
-from kdrun.config.groups import choices, group_files
+from kdrun.config.groups import choices, group_files, read_yaml
 from kdrun.config.method_schema import read_method, sections
-from kdrun.config.options import setting
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs.directory import RunDirectory, outputs_folder
 
@@ -23,14 +20,15 @@ KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
 HELP = f"""
 usage: kdrun list [KIND …] [--config-dir FOLDER] [output_root=FOLDER]
 
-KIND is one of {", ".join(KINDS)}.
+KIND is one of {", ".join(KINDS[:9])},
+{", ".join(KINDS[9:])}.
 Without a word: every group with its names. runs and teachers-trained show what is in the output folder.
 """
 
 
 @dataclass
 class Options:
-    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+    output_root: Path | None = output_root_setting()
 
 
 def command(words: list[str]) -> int:
@@ -66,7 +64,7 @@ def list_methods(config_dir: str | None) -> None:
     """Print each method's name in the field, its paper and the first sentence of its docstring."""
     rows = []
     for name, path in sorted(group_files("method", config_dir).items()):
-        parts = sections(read_method(yaml.safe_load(path.read_text())["_target_"]).doc)
+        parts = sections(read_method(read_yaml(path)["_target_"]).doc)
         aliases = [alias for alias, target in ALIASES.items() if target == name]
         called = f"{name} ({', '.join(aliases)})" if aliases else name
         rows.append([called, field_name(path), short_reference(parts.get("Paper", "")), " ".join(parts[""].split())])

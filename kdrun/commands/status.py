@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun import console
-from kdrun.config.arguments import parse
-from kdrun.config.options import setting
+from kdrun.config.arguments import output_root_setting, parse
 from kdrun.display import duration
 from kdrun.errors import CheckpointError
 from kdrun.reporting.progress import Progress, progress_of
@@ -25,7 +24,7 @@ what is done, resumes what is unfinished and tries again what failed.
 
 @dataclass
 class Options:
-    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+    output_root: Path | None = output_root_setting()
 
 
 def command(words: list[str]) -> int:

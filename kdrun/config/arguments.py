@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
+from kdrun.config.options import setting
 from kdrun.config.schema import RunConfig, check_value
 from kdrun.errors import ConfigError, suggest
 
@@ -39,6 +40,11 @@ class Parsed(Generic[Options]):
     @property
     def overrides(self) -> list[str]:
         return [f"{key}={value}" for key, value in self.rest.items()]
+
+
+def output_root_setting() -> Any:
+    """Return the field of the output folder, for the commands that compose no configuration."""
+    return setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:

@@ -64,7 +64,7 @@ def shared_recipe(cell: str, root: Path) -> Path | None:
             for cut in cuts
             if cell.startswith(path.stem[: cut + 1]) and cell.endswith(path.stem[cut:])
         ]
-        if pairs and set(pairs) & set(read(path).get("pairs") or ()):
+        if pairs and set(pairs) & set(read_yaml(path).get("pairs") or ()):
             return path
     return None
 
@@ -80,7 +80,7 @@ def published_methods(benchmark: str, pair: str, config_dir: str | None = None) 
     return [method for method in methods if has_recipe(f"{benchmark}_{pair}_{method}", config_dir)]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Return the content of a YAML file that holds a mapping."""
     content = yaml.safe_load(path.read_text())
     return content if isinstance(content, dict) else {}

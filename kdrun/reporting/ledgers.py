@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdrun.config.arguments import output_root_setting
 from kdrun.config.options import setting
 from kdrun.errors import ConfigError, suggest
 from kdrun.reporting.results import SELECTIONS
@@ -21,7 +22,7 @@ class Options:
     value: str | None = setting(None, choices=tuple(SELECTIONS), help="the accuracy that is shown")
     against: str | None = setting(None, help="paired tests compare with this row", shows="ROW")
     baseline: str | None = setting(None, help="differences are taken to this row", shows="ROW")
-    output_root: Path | None = setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+    output_root: Path | None = output_root_setting()
 
 
 def chosen_ledger(names: list[str], options: Options, root: Path) -> tuple[Ledger, list[str]]:

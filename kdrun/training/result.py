@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 from kdrun.config.schema import RunConfig
 from kdrun.runs.directory import now
@@ -13,9 +16,17 @@ from kdrun.training.loop import Lane
 from kdrun.training.training_run import TrainingRun
 
 
-def loggers_of(training: TrainingRun) -> list[Logger]:
-    config = training.plan.config
-    return make_loggers(config.logger, training.run.path, asdict(config), training.digest, training.epoch)
+@contextmanager
+def open_loggers(trainings: list[TrainingRun]) -> Iterator[dict[Path, list[Logger]]]:
+    """Open the loggers that each run asks for, by its directory, and close them at the end."""
+    with ExitStack() as closing:
+        loggers = {}
+        for training in trainings:
+            config, path = training.plan.config, training.run.path
+            loggers[path] = make_loggers(config.logger, path, asdict(config), training.digest, training.epoch)
+            for logger in loggers[path]:
+                closing.callback(logger.close)
+        yield loggers
 
 
 def result_of(training: TrainingRun) -> RunResult:

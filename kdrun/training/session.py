@@ -6,7 +6,6 @@ One run is a session with one lane; runs that share data, teacher, length and nu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from kdrun.training.network import Network
 from kdrun.training.precision import pinned, resolve, resolve_precision
 from kdrun.training.provenance import provenance
 from kdrun.training.rehearsal import rehearse
-from kdrun.training.result import loggers_of, parameters_of, result_of, warnings
+from kdrun.training.result import open_loggers, parameters_of, result_of, warnings
 from kdrun.training.setup import decide_compile, keep_outputs
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
@@ -238,11 +237,8 @@ class Session:
                 waiting.append(training)
         if not waiting:
             return
-        loggers = {training.run.path: loggers_of(training) for training in waiting}
         first = min(training.epoch + training.step / steps for training in waiting)
-        with ExitStack() as closing, self.display.training(what, epochs, first) as show:
-            for logger in (logger for several in loggers.values() for logger in several):
-                closing.callback(logger.close)
+        with open_loggers(waiting) as loggers, self.display.training(what, epochs, first) as show:
             for event in fit(
                 waiting,
                 teacher,
