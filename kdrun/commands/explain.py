@@ -57,7 +57,7 @@ def explain(name: str, path: Path) -> None:
     if parts.get("Disagreements"):
         console.say("[bold]where public code disagrees[/]")
         console.say(escape(f"  {' '.join(parts['Disagreements'].split())}") + "\n")
-    rows = [row_of(item) for item in published() if item.method == name]
+    rows = [row_of(item) for item in published() if item.method == name and item.metric == "top1"]
     if rows:
         columns = ["benchmark", "data set", "teacher", "student", "top-1, %", "epoch", "source"]
         console.table("published", columns, rows)

@@ -22,6 +22,7 @@ from kdrun.config.groups import (
     group_files,
     has_recipe,
     published_methods,
+    roots,
 )
 from kdrun.config.method_schema import method_of, yaml_name
 from kdrun.config.schema import RunConfig, check
@@ -154,9 +155,7 @@ def search_override(config_dir: str | None) -> list[str]:
     """Hydra's override that adds the user's own configuration folder."""
     if config_dir is None:
         return []
-    if not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
-    own = Path(config_dir).resolve()
+    own = str(roots(config_dir)[-1].resolve()).replace("'", "\\'")  # between quotes in Hydra's grammar
     return [f"hydra.searchpath=[kdrun://models,'kdrun://{own}','file://{own}']"]
 
 

@@ -27,8 +27,12 @@ def conf_dir() -> Path:
 
 
 def roots(config_dir: str | None) -> list[Path]:
-    """Return kdrun's conf/ and the user's folder."""
-    return [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    """Return kdrun's conf/ and the user's folder. Raise ConfigError if that is no folder."""
+    if config_dir is None:
+        return [conf_dir()]
+    if not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    return [conf_dir(), Path(config_dir)]
 
 
 def folders_of(group: str) -> tuple[str, ...]:
@@ -38,10 +42,8 @@ def folders_of(group: str) -> tuple[str, ...]:
 
 def group_files(group: str, config_dir: str | None = None) -> dict[str, Path]:
     """Return name -> file of one group, of kdrun's own and of the user's folder, whose files win."""
-    roots = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
-    return {
-        path.stem: path for root in roots for folder in folders_of(group) for path in (root / folder).glob("*.yaml")
-    }
+    folders = [root / folder for root in roots(config_dir) for folder in folders_of(group)]
+    return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
 
 
 def choices(group: str, config_dir: str | None = None) -> list[str]:

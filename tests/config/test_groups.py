@@ -157,6 +157,19 @@ def test_models_and_shared_recipes_of_ones_own(tmp_path):
         load([*cell, "method=dkd"], config_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["with a space", "it's mine", "a,b=c"])
+def test_the_users_folder_may_have_any_name(tmp_path, name):
+    (tmp_path / name / "method").mkdir(parents=True)
+    (tmp_path / name / "method" / "mine.yaml").write_text("_target_: kdrun.methods.none.Independent\n")
+    assert load(["method=mine"], config_dir=str(tmp_path / name)).method["_name_"] == "mine"
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "methods"], ["explain", "kd"], ["check", "kd"], ["train"]])
+def test_a_users_folder_that_is_not_there(kdrun, words):
+    code, out, err = kdrun(*words, "--config-dir", "nowhere")
+    assert (code, out, err) == (2, "", "error: --config-dir nowhere: no such folder.\n")
+
+
 def test_every_zoo_model_has_a_file():
     assert set(choices("teacher")) == set(choices("student")) == set(ZOO) | {"any"}
 

@@ -181,6 +181,8 @@ def test_explain_and_list_know_it(own, kdrun):
     assert "mine" in out and "dkd" in out
     code, out, _ = kdrun("explain", "dkd")
     assert code == 0 and "CVPR 2022, arXiv:2203.08679" in out and "where public code disagrees" in out
+    code, out, _ = kdrun("explain", "kd")  # only accuracies: the bias report's ratios and seconds are none
+    assert "74.92" in out and "p0" not in out
 
 
 def test_list_methods_shows_name_paper_venue_and_year(kdrun):
