@@ -227,7 +227,7 @@ def draw_heat_map(grid: Grid, column: Column) -> bytes:
     testsets = [name for name in column.testsets if name != CLEAN]
     labels = list(dict.fromkeys(row for row, _ in entries))
     height = 1.9 + 0.42 * len(labels)
-    figure, _ = new_figure(1, (3.2 + 2.1 * len(testsets), height))
+    figure, _ = new_figure(1, (max(3.2 + 2.1 * len(testsets), 10.5), height))  # the headings need as much
     figure.clear()
     left, right = figure.subplots(1, 2, sharey=True)
     cells = [[entries[label, name] for name in testsets] for label in labels]
