@@ -6,12 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from kdrun.errors import CheckpointError, DiskFull, RunError, one_line
 
+LEAST_ROOM = 2**20  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -34,7 +36,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except RuntimeError as error:  # torch.save hides what the disk said behind one
         if isinstance(error.__context__, OSError):
             raise refused(error.__context__, path) from error
-        raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
+        if shutil.disk_usage(path.parent).free < LEAST_ROOM:
+            raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
+        raise  # no fault of the disk: a loader's worker that died is raised wherever the run happens to be
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "console": ("errors", "display", "runs", "sweeps.messages"),
     "api": ("errors", "config", "runs", "evaluation"),
     "commands": (*ENGINE, "training", "evaluation", "sweeps", "reporting", "console"),
-    "cli": ("errors", "commands", "config.arguments"),
+    "cli": ("errors", "commands", "config.arguments", "training.signals"),
     "__main__": ("cli",),
     "__init__": ("api",),
 }
@@ -58,7 +58,9 @@ TORCH_FREE = (
     "cli",
     "commands",
     "data.datasets",
+    "data.processes",
     "data.splits",
+    "training.signals",
     "evaluation.targets",
     "evaluation.bias",
     "evaluation.bias_grid",

@@ -48,8 +48,6 @@ def multirun(words: list[str], config_dir: str | None) -> int:
             config = checked(cfg, config_dir)
             # As typed: `++` is what lets a method's settings pass Hydra, and no user wrote it.
             train(config, [word.removeprefix("++") for word in HydraConfig.get().overrides.task])
-        except Interrupted:
-            raise
         except KdrunError as error:
             failures.append(error)
             print_error(str(error))
@@ -122,6 +120,8 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         except KdrunError:
             raise
         except Exception as error:
+            if stop.signal:
+                raise Interrupted(f"stopped by {stop.signal}. The same command resumes from the last save.") from error
             plan.run.fail(f"{reason_of(error)}\n{traceback.format_exc()}")
             raise
     result = outcome[0]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdrun.data.image_tree import Tree
+from kdrun.data.processes import process_pool
 from kdrun.data.splits import ArraySet
 from kdrun.display import Track, untracked
 from kdrun.errors import DataError, one_line
@@ -120,9 +119,7 @@ def _decoded_chunks(tree: Tree, size: int, track: Track) -> Iterator[tuple[int, 
         for number in track(iter(range(len(chunks))), len(chunks), label):
             yield starts[number], *decode(chunks[number])
         return
-    # Spawned, not forked: the parent may already run the threads of torch or of a progress bar.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(available_cores(), len(chunks)), mp_context=context) as pool:
+    with process_pool(min(available_cores(), len(chunks))) as pool:
         results = pool.map(decode, chunks)
         for number in track(iter(range(len(chunks))), len(chunks), label):
             yield starts[number], *next(results)

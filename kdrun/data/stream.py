@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdrun.config.options import Augment
 from kdrun.data.augment import view_draws
 from kdrun.data.decode import read_image
+from kdrun.data.processes import outlive_group_signal
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.resident import Normalise, Stats, shuffled
 from kdrun.data.splits import FileSet
@@ -157,6 +158,7 @@ class Stream:
             collate_fn=pack,
             pin_memory=device.type == "cuda",
             persistent_workers=count > 0,
+            worker_init_fn=outlive_group_signal,
             generator=torch.Generator(),  # otherwise every epoch would draw from the global one
         )
 

@@ -81,7 +81,7 @@ class Session:
             )
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
         if frozen is not None:
-            keep_outputs(frozen, trainings, loaders, self.config, self.stop, self.display)
+            keep_outputs(frozen, trainings, loaders, self.config, self.display)
         teacher = trainings[0].lane.peer or frozen
         if self.undecided:
             decide_compile(trainings, teacher, loaders, self.display)
@@ -154,7 +154,7 @@ class Session:
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
             self.rehearse()  # what cannot run must not cost a teacher's training first
-            with stored.lock(wait=True):
+            with stored.lock(lambda who: self.display.note(f"{who} trains {short_path(stored.path)}: waiting for it")):
                 if not stored.finished:
                     self.train_teacher(stored)
         streams = Streams("teacher", options.seed)
@@ -238,7 +238,7 @@ class Session:
         if not waiting:
             return
         first = min(training.epoch + training.step / steps for training in waiting)
-        with open_loggers(waiting) as loggers, self.display.training(what, epochs, first) as show:
+        with open_loggers(waiting) as loggers, self.display.training(what, epochs, first) as show, self.stop.later():
             for event in fit(
                 waiting,
                 teacher,
@@ -283,6 +283,6 @@ class Session:
         if preparation is not None and not resumed:
             title = f"preparing {plan.method.name}"
             self.display.note(f"{title}: {preparation.epochs} epochs before the first")
-            with self.display.training(title, preparation.epochs, 0) as show:
+            with self.display.training(title, preparation.epochs, 0) as show, self.stop.later():
                 for step in prepare(training, preparation, teacher, loaders.train, self.stop):
                     show(step)
