@@ -144,7 +144,8 @@ def own_place(error: BaseException | None) -> str:
 def located(error: BaseException) -> str:
     """`reason_of`, and where it happened in the user's own code; an error of kdrun's own says that itself."""
     place = "" if isinstance(error, KdrunError) else own_place(error)
-    return f"{reason_of(error)} ({place})" if place else reason_of(error)
+    reason = f"SyntaxError: {error.msg}" if place and isinstance(error, SyntaxError) else reason_of(error)
+    return f"{reason} ({place})" if place else reason
 
 
 def search_path() -> list[str]:

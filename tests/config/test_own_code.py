@@ -449,7 +449,10 @@ def test_a_syntax_error_in_a_helper_is_one_line(kdrun, project):
         "train", *SHORT, "method=alpha", "student=resnet8", "teacher=resnet8", "teacher.random=true", *OWN
     )
     assert code == 2
-    assert len(err.strip().splitlines()) == 1 and "cannot import losses.mine (No module named 'absent')" in err
+    assert (
+        len(err.strip().splitlines()) == 1
+        and "cannot import losses.mine: ModuleNotFoundError: No module named 'absent' (losses/base.py, line 1)" in err
+    )
 
 
 def test_methods_are_called_by_their_yaml(project, tmp_path):
