@@ -149,10 +149,10 @@ def located(error: BaseException) -> str:
 
 
 def search_path() -> list[str]:
-    """The folders that imports search, the current one among them, where a console script does not look by itself."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    """The folders that imports of one's own code search, the current one first, where a console script does not look by
+    itself. Python's own path stays: of a run without such code, nothing is imported from here."""
+    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    return path if os.getcwd() in path else [os.getcwd(), *path]
 
 
 class Finder:

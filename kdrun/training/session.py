@@ -289,8 +289,9 @@ class Session:
             self.display.note(
                 f"resuming {what} after epoch {training.epoch}" + (f", step {training.step}" if training.step else "")
             )
-        numerics, code = training.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
-        about = provenance(numerics, data, training.teacher, code)
+        numerics, alone = training.lane.student.numerics, what == "teacher"
+        code, method = (plan.teacher_code, None) if alone else (plan.code, plan.method)
+        about = provenance(numerics, data, training.teacher, method, code)
         training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = training.lane.method.preparation()
         if preparation is not None and not resumed:
