@@ -19,12 +19,15 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load", "results"]
 
 
-def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
+def load(
+    run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu", *, trust: bool = False
+) -> Trained:
     """The network of `run` (a run directory, a digest prefix, or a directory of teachers/), ready to use: `.model`,
-    `.transform`, `.class_names`, `.config`, `.metrics`, `.result`. model: student or teacher; weights: last or best."""
+    `.transform`, `.class_names`, `.config`, `.metrics`, `.result`. model: student or teacher; weights: last or best;
+    trust: run the code of its own that a run from elsewhere names."""
     from kdrun import api  # torch is imported here, not by `import kdrun`
 
-    return api.load(run, model, weights, device)
+    return api.load(run, model, weights, device, trust)
 
 
 def results(outputs: str | Path = "outputs") -> pd.DataFrame:

@@ -43,10 +43,12 @@ class Trained:
         return self._deployed.transform(np.stack([prepare(image) for image in several]))
 
 
-def load(run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu") -> Trained:
+def load(
+    run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu", trust: bool = False
+) -> Trained:
     """The network of `run`: a run directory, a digest prefix, or a directory of teachers/. Raises a KdrunError in one
-    line where there is no such thing."""
-    which = Which(model, weights)
+    line where there is no such thing, or it names code of its own that is not trusted."""
+    which = Which(model, weights, trust)
     check_ranges(which)
     target = find_target(str(run), which, {"device": device})
     numerics = numerics_for(replace(target.config, threads=None), "fp32")

@@ -109,6 +109,18 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
+def leave_current_folder() -> None:
+    """Import no library from the folder that kdrun was started in, which may hold somebody else's files: neither here,
+    where `python -m` looks there first, nor in the processes that are started. One's own code is still found there
+    where a command line names it, and so is kdrun in a plain checkout."""
+    here = os.getcwd()
+    if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) != here:
+        if sys.path[:1] in ([here], [""]):
+            del sys.path[0]
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
 def console() -> None:
     """The console script."""
+    leave_current_folder()
     sys.exit(main())

@@ -50,6 +50,7 @@ class Options:
     )
     save: Path | None = setting(None, shows="FOLDER", help="instead of sweeps/NAME/bias/ of the output folder")
     decisions: list[Path] = setting([], help="responses that somebody else collected; stands alone")
+    trust: bool = setting(False, help="run the code of their own that runs from elsewhere name")
     output_root: Path | None = output_root_setting()
 
 
@@ -85,7 +86,7 @@ def grid_of(ledger: Ledger, root: Path, options: Options, passed: dict[str, str]
         raise ConfigError(
             f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: {ledger.command}"
         )
-    answering = Answering(ledger, root, chosen_sets(ledger, options.testset), passed, console.track)
+    answering = Answering(ledger, root, chosen_sets(ledger, options.testset), passed, console.track, options.trust)
     columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
     show(ledger, root, columns, answering, done, options)
     return 0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
-
 from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.groups import choices
-from kdrun.errors import ConfigError, PairingError, RunError, reason_of
+from kdrun.config.own_code import located
+from kdrun.errors import ConfigError, PairingError, RunError
 
 HELP = """
 usage: kdrun check method=NAME [method.KEY=VALUE …] [--config-dir FOLDER]
@@ -58,18 +56,3 @@ def check(node: dict) -> int:
         console.say(f"{mark} [bold]{escape(name)}[/]: {escape(why)}")
     console.say(f"{count - failed} of {count} properties hold." if failed else f"all {count} properties hold.")
     return 1 if failed else 0
-
-
-def located(error: Exception) -> str:
-    """Return an error's line, and the place in the user's own file that it comes from."""
-    package = str(Path(__file__).parent.parent)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(package) and "site-packages" not in frame.filename
-    ]
-    return (
-        f"{reason_of(error)} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
-        if frames
-        else reason_of(error)
-    )

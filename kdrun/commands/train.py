@@ -9,10 +9,11 @@ from omegaconf import DictConfig
 
 from kdrun.config.arguments import split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
+from kdrun.config.own_code import located, own_place
 from kdrun.config.schema import RunConfig
 from kdrun.console import RichDisplay, announce, show_result
-from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, reason_of, suggest
-from kdrun.runs.directory import rebuild_results
+from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, suggest
+from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.plan import make_plan, output_root
 
 LAUNCHERS = ("lanes", "slurm", "submitit_local")
@@ -122,7 +123,9 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         except Exception as error:
             if stop.signal:
                 raise Interrupted(f"stopped by {stop.signal}. The same command resumes from the last save.") from error
-            plan.run.fail(f"{reason_of(error)}\n{traceback.format_exc()}")
+            plan.run.fail(f"{located(error)}\n{traceback.format_exc()}")
+            if own_place(error):
+                raise RunError(f"{located(error)}; traceback in {short_path(plan.run.failed_path)}") from error
             raise
     result = outcome[0]
     if isinstance(result, KdrunError):

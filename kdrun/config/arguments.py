@@ -1,8 +1,9 @@
 """The words of a command line. A command declares its settings as a dataclass of `setting(…)` fields, with the rules of
 `kdrun.config.options`; `parse` reads every command's words by it, and `options_help` is its section of `--help`.
 
-A field's type says how its value is read: str, int, float, Path, or a list of these, split at commas. Further metadata:
-help, a clause; shows, what stands for the value in help; suffixes, of a file; words, name -> value that is no number.
+A field's type says how its value is read: str, int, float, bool, Path, or a list of these, split at commas. Further
+metadata: help, a clause; shows, what stands for the value in help; suffixes, of a file; words, name -> value that is no
+number.
 """
 
 from __future__ import annotations
@@ -120,6 +121,10 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
             raise ConfigError(f"{key}={text}: give a file that ends in {' or '.join(endings)}.")
         return path
     value: Any = text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{key}={text}: choose true or false.")
+        value = text.lower() == "true"
     if kind in (int, float):
         try:
             value = kind(text)
@@ -161,7 +166,7 @@ def shown_value(field: dataclasses.Field, kind: Any) -> str:
     """Return what stands for a field's value in help."""
     rules, several = field.metadata, get_origin(kind) is list
     one = get_args(kind)[0] if several else kind
-    named = {int: "N", float: "X", Path: "FILE", str: "NAME"}[one]
+    named = {int: "N", float: "X", Path: "FILE", str: "NAME", bool: "true|false"}[one]
     endings = "|".join(f"FILE{ending}" for ending in rules.get("suffixes", ()))
     choices = [*rules.get("choices", ()), *rules.get("words", ())]
     shown = rules.get("shows") or endings or "|".join([*choices] if "choices" in rules else [named, *choices])

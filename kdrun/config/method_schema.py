@@ -69,6 +69,11 @@ def _read(target: str) -> MethodSource:
 _read_once = cache(_read)
 
 
+def is_ours(target: str) -> bool:
+    """Whether a method's `_target_` is one of kdrun's own, rather than of the user's."""
+    return target.startswith("kdrun.methods.")
+
+
 def method_of(node: dict[str, Any]) -> MethodSource:
     """The class behind a method's node, under the name that its runs go by. Raises ConfigError."""
     source, name = read_method(node["_target_"]), yaml_name(node)

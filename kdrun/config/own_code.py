@@ -26,6 +26,9 @@ from importlib.machinery import (
     PathFinder,
 )
 from pathlib import Path
+from traceback import walk_tb
+
+from kdrun.errors import KdrunError, reason_of
 
 LARGEST = 1 << 20  # bytes: a longer file counts by its content, and is neither followed nor kept
 SUFFIXES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)  # in the order in which an import tries them
@@ -120,11 +123,36 @@ def is_own(path: str) -> bool:
     return not path.startswith((*LIBRARY, os.path.join(PACKAGE, "")))
 
 
+def own_place(error: BaseException | None) -> str:
+    """`file, line N` of the innermost line of the user's own code on an error's way, the file relative to the current
+    directory where it lies in it; an empty string where there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:  # no frame of what cannot be parsed
+            frames.append((error.filename, error.lineno or 1))
+        own = [(path, line) for path, line in frames if not path.startswith("<") and is_own(os.path.abspath(path))]
+        if own:
+            path, line = own[-1]
+            here = os.path.relpath(path)
+            return f"{path if here.startswith(os.pardir) else here}, line {line}"
+        error = error.__cause__
+    return ""
+
+
+def located(error: BaseException) -> str:
+    """`reason_of`, and where it happened in the user's own code; an error of kdrun's own says that itself."""
+    place = "" if isinstance(error, KdrunError) else own_place(error)
+    reason = f"SyntaxError: {error.msg}" if place and isinstance(error, SyntaxError) else reason_of(error)
+    return f"{reason} ({place})" if place else reason
+
+
 def search_path() -> list[str]:
-    """The folders that imports search, the current one among them, where a console script does not look by itself."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    """The folders that imports of one's own code search, the current one first, where a console script does not look by
+    itself. Python's own path stays: of a run without such code, nothing is imported from here."""
+    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    return path if os.getcwd() in path else [os.getcwd(), *path]
 
 
 class Finder:

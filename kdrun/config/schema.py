@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdrun.config.method_schema import read_method, yaml_name
+from kdrun.config.annotations import annotated_type
+from kdrun.config.method_schema import is_ours, read_method, yaml_name
 from kdrun.config.options import LOGGERS, DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions, setting
 from kdrun.errors import ConfigError, one_line, suggest
 
@@ -67,10 +70,13 @@ METHOD_RULES: dict[str, dict[str, Any]] = {
     "bottleneck": {"low": 1},
 }
 
+RESOLVED = {"device": str, "precision": str, "compile": bool, "threads": int, "deterministic": bool}
+LARGEST = 1 << 20  # bytes of a run's config.yaml
 
-def check(cfg: DictConfig) -> RunConfig:
+
+def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
     """The composed configuration as typed objects, or ConfigError in one line: unknown key, missing value, wrong
-    type, value out of range, or a combination that cannot run."""
+    type, value out of range, or a combination that cannot run. begun: it is a run's, as of `check_method`."""
     _check_keys(cfg, RunConfig, "")
     _check_missing(cfg, "")
     try:
@@ -85,7 +91,7 @@ def check(cfg: DictConfig) -> RunConfig:
     check_ranges(config, "")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device}: choose auto, cpu, cuda or cuda:N.")
-    config.method = check_method(config.method)
+    config.method = check_method(config.method, begun=begun)
     _check_combinations(config)
     return config
 
@@ -142,10 +148,13 @@ def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={value}: must be {wrong}.")
 
 
-def check_method(node: Any, prefix: str = "method") -> dict[str, Any]:
-    """The method's node with its values converted, after comparison with its constructor's parameters."""
-    if not isinstance(node, dict) or "_target_" not in node:
+def check_method(node: Any, prefix: str = "method", begun: bool = False) -> dict[str, Any]:
+    """The method's node with its values converted, after comparison with its constructor's parameters. begun: of a run
+    whose own method passed this when it was trained, and may lie elsewhere now."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError("method has no _target_: choose one with method=NAME (kdrun list methods).")
+    if begun and not is_ours(node["_target_"]):
+        return node
     source, name = read_method(str(node["_target_"])), yaml_name(node)
     kept = {key: node[key] for key in ("_name_", "_target_") if node.get(key) is not None}
     given = {key: value for key, value in node.items() if key not in ("_name_", "_target_")}
@@ -162,19 +171,23 @@ def check_method(node: Any, prefix: str = "method") -> dict[str, Any]:
             if key == ending or (ending.startswith("_") and key.endswith(ending)):
                 check_value(f"{prefix}.{key}", value, rules)
     if source.combines:
-        converted["parts"] = [_check_part(part, f"{prefix}.parts[{i}]") for i, part in enumerate(converted["parts"])]
+        parts = enumerate(converted["parts"])
+        converted["parts"] = [_check_part(part, f"{prefix}.parts[{place}]", begun) for place, part in parts]
         if not converted["parts"]:
             raise ConfigError(f"{prefix}.parts is empty: name at least one method, as in 'method.parts=[kd,at]'.")
     return {**kept, **converted}
 
 
-def _check_part(part: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _check_part(part: dict[str, Any], prefix: str, begun: bool) -> dict[str, Any]:
     """One method of a sum, with its weight."""
+    if not isinstance(part, dict):
+        raise ConfigError(f"{prefix}={part}: a part is a name or {{method: NAME, weight: 1.0, setting: value}}.")
     weight = part.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ConfigError(f"{prefix}.weight={weight}: must be a number.")
     check_value(f"{prefix}.weight", weight, METHOD_RULES["_weight"])
-    return {**check_method({key: value for key, value in part.items() if key != "weight"}, prefix), "weight": weight}
+    method = {key: value for key, value in part.items() if key != "weight"}
+    return {**check_method(method, prefix, begun), "weight": weight}
 
 
 def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
@@ -184,8 +197,7 @@ def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
         if value not in choices:
             raise ConfigError(f"{prefix}.{key}={value}: must be {' or '.join(map(str, choices))}.")
         return value
-    kind = eval(annotation, {"Any": Any})  # an annotation in our own or the user's method file, never user input
-    schema = dataclasses.make_dataclass("Parameter", [(key, kind)])
+    schema = dataclasses.make_dataclass("Parameter", [(key, annotated_type(annotation))])
     try:
         return OmegaConf.to_container(OmegaConf.structured(schema(value)))[key]  # type: ignore[index,call-overload]
     except OmegaConfBaseException as error:
@@ -228,14 +240,35 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     """(configuration, resolved numerics) from a run directory's config.yaml. Raises ConfigError where it is damaged."""
     place = folder / "config.yaml"
     try:
-        content = OmegaConf.load(place)
-        assert isinstance(content, DictConfig)
-        resolved = OmegaConf.to_container(content.pop("resolved"))
+        content = plain_yaml(place)
+        resolved = content.pop("resolved")
+        for key, kind in RESOLVED.items():
+            if not isinstance(resolved[key], kind):
+                raise ValueError(f"resolved.{key} is {resolved[key]!r}")
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), content)
+        assert isinstance(merged, DictConfig)
+        return check(merged, begun=True), resolved
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
     except Exception as error:  # yaml and OmegaConf each have their own kinds
         raise ConfigError(f"{place} cannot be read ({one_line(error)}).") from error
-    assert isinstance(merged, DictConfig)
-    return check(merged), resolved  # type: ignore[return-value]
+
+
+def plain_yaml(place: Path) -> dict[str, Any]:
+    """What a run's config.yaml holds: plain values. Raises ValueError for what kdrun never writes there, references to
+    the environment or to other values and aliases among it, and YAML's and the system's own errors."""
+    if place.stat().st_size > LARGEST:
+        raise ValueError(f"it is longer than {LARGEST:,} bytes")
+    text = place.read_text()
+    if "${" in text:
+        raise ValueError("it holds ${…}, and a run's configuration is plain values")
+    events = yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if any(isinstance(event, yaml.AliasEvent) for event in events):
+        raise ValueError("it holds YAML aliases, and a run's configuration is plain values")
+    content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # in OmegaConf's own reading of numbers
+    if not isinstance(content, dict):
+        raise ValueError("it holds no settings")
+    return content  # type: ignore[return-value]
 
 
 def read_resolved(folder: Path) -> dict[str, Any] | None:

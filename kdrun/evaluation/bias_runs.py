@@ -15,11 +15,12 @@ from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError
 from kdrun.evaluation.bias_grid import CLEAN, Column, Row
 from kdrun.evaluation.predictions import Answers, answer, read_answers, write_answers
-from kdrun.evaluation.targets import Target, Which, code_now, numerics_for, open_data, open_networks, target_of_run
+from kdrun.evaluation.targets import Target, Which, numerics_for, open_data, open_networks, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
 from kdrun.evaluation.testsets.sheet import write_sheet
+from kdrun.evaluation.trusted import code_now
 from kdrun.files import sha256_of
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.identity import digest_of
@@ -43,7 +44,16 @@ class Questions:
 class Answering:
     """Answers of runs, from their evals/ folders or measured now. `settings`: where it is measured, as for eval."""
 
-    def __init__(self, ledger: Ledger, root: Path, testsets: list[str], settings: dict[str, str], track: Track):
+    def __init__(
+        self,
+        ledger: Ledger,
+        root: Path,
+        testsets: list[str],
+        settings: dict[str, str],
+        track: Track,
+        trust: bool = False,
+    ):
+        self.trust = trust
         self.ledger, self.root, self.testsets, self.settings, self.track = ledger, root, testsets, settings, track
         self.questions: dict[str, Questions] = {}  # by data set
         self.notes: list[str] = []
@@ -103,7 +113,7 @@ class Answering:
         found: dict[str, Target] = {}
         for cell in cells:
             try:
-                found[str(cell.run)] = target_of_run(self.root / str(cell.run), Which(), self.settings)
+                found[str(cell.run)] = target_of_run(self.root / str(cell.run), Which(trust=self.trust), self.settings)
             except KdrunError as error:
                 self.notes.append(f"{cell.row}, {cell.column}, seed {cell.seed}: {error}")
         return found
@@ -135,10 +145,11 @@ class Answering:
 
         if weights not in self.found:
             try:
-                target = target_of_run(self.root / run, Which("teacher"), self.settings)
+                target = target_of_run(self.root / run, Which("teacher", trust=self.trust), self.settings)
                 stored = None if target.own is None else target.own.stored
                 made = sha256_of(Path(weights)) if stored is None else stored.result().get("finished_at")
-                if stored is None and (code := code_now(target)):  # the same file under edited code is another network
+                code = code_now(target.config, target.parts)
+                if stored is None and code:  # the same file under edited code is another network
                     made = digest_of([made, code])
                 folder = self.root / "caches" / "answers" / str(made)[:12] if stored is None else stored.path
                 self.found[weights] = self.answers(folder, target, made)

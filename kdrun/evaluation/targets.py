@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from kdrun.config.arguments import read_value
-from kdrun.config.method_schema import method_of
+from kdrun.config.method_schema import MethodSource
 from kdrun.config.options import ModelOptions, TeacherOptions, setting
-from kdrun.config.own_code import changed, digests, module_of, own_code
 from kdrun.config.schema import RunConfig, read_config
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
+from kdrun.evaluation.trusted import changed_code, permit, refusal
 from kdrun.files import read_json, sha256_of
 from kdrun.methods.factory import make_method
-from kdrun.runs.code_record import recorded
-from kdrun.runs.directory import RunDirectory, short_path
-from kdrun.runs.identity import code_modules
+from kdrun.runs.code_record import method_of_run
+from kdrun.runs.directory import RunDirectory, outputs_folder, short_path
 from kdrun.runs.plan import Plan, images_only, make_plan, slug
+from kdrun.runs.trust import signed_code
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
 from kdrun.training.build import Data, data_spec, load_data, make_lane, make_loaders, make_network, make_tap, own_stats
@@ -78,6 +78,13 @@ class Target:
     own: TeacherSource | None = None  # the network is a run's teacher itself
     run: Path | None = None  # the directory that says what it was trained with
 
+    @property
+    def parts(self) -> list[str]:
+        """From which parts of the configuration its networks are built; a loss builds nothing."""
+        main = "teacher" if self.options is self.config.teacher else "student"
+        kept = ["teacher", "method"] if self.deploys else []
+        return list(dict.fromkeys([main, *kept, *(["teacher"] if self.teacher else [])]))
+
 
 @dataclass
 class Which:
@@ -85,6 +92,7 @@ class Which:
 
     model: str = setting("student", choices=("student", "teacher"), help="which network of a run")
     weights: str = setting("last", choices=("last", "best"), help="of the last epoch, or of the best on the test set")
+    trust: bool = setting(False, help="run the code of its own that a run from elsewhere names")
 
 
 @dataclass
@@ -106,8 +114,14 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
 
 def target_of_run(run: Path, which: Which, settings: dict[str, str], split: str = "test") -> Target:
     """Return a run's student or teacher, or a stored teacher, under the run's own configuration. settings: where it is
-    measured, not what."""
+    measured, not what. Raises ConfigError for code of its own that is not trusted."""
     config, resolved = read_config(run)
+    for name in ("evals", "exports"):
+        if (run / name).is_symlink():
+            raise ConfigError(f"{run / name} is a link, and kdrun writes there: remove the link.")
+    method = method_of_run(run, config.method)
+    teacher, missing = find_teacher(run, config, method)
+    config.output_root = str(home_of(run) or outputs_folder(None))
     config.precision = str(resolved["precision"])
     for key, value in settings.items():
         set_value(config, key, value, [field.name for field in fields(which)])
@@ -116,23 +130,35 @@ def target_of_run(run: Path, which: Which, settings: dict[str, str], split: str 
     name = f"{split}{best}"
     label = short_path(run)
     if which.model == "teacher" and not stored:
-        return teacher_target(run, config, which, split, label)
+        none = missing or f"has no teacher (method={method.name})"
+        return teacher_target(run, config, which, split, label, teacher, none)
     weights = run / f"{'teacher' if stored else 'student'}{best}.safetensors"
     if not weights.is_file():
-        raise ConfigError(f"{run} has no {weights.name} yet: it is not finished (kdrun list runs).")
+        raise ConfigError(no_weights(run, weights.name))
+    built = ["teacher"] if stored else ["student", "teacher", "method"] if method.deploys else ["student"]
+    permit(run, config, [*built, *(["teacher"] if teacher and which.trust else [])], which.trust)
     if stored:
         return Target(label, config, config.teacher, weights, run / "evals", name, run=run)
-    teacher, missing = find_teacher(run, config)
-    deploys = method_of(config.method).deploys
+    if teacher is not None and not which.trust and (line := refusal(run, config, ["teacher"])):
+        teacher, missing = None, f"has a teacher that is not loaded without trust=true: {line}"
+    deploys = method.deploys
     return Target(label, config, config.student, weights, run / "evals", name, deploys, teacher, missing, run=run)
 
 
-def teacher_target(run: Path, config: RunConfig, which: Which, split: str, label: str) -> Target:
+def no_weights(run: Path, name: str) -> str:
+    """Why a run cannot be measured."""
+    if not (run / "result.json").is_file():
+        return f"{run} has no {name} yet: it is not finished (kdrun list runs)."
+    return f"{run} is finished and has no {name}: the command that trained it writes it again, from last.pt or anew."
+
+
+def teacher_target(
+    run: Path, config: RunConfig, which: Which, split: str, label: str, teacher: TeacherSource | None, missing: str
+) -> Target:
     """model=teacher of a run. Raises ConfigError where it has none."""
-    teacher, missing = find_teacher(run, config)
     if teacher is None:
-        method = method_of(config.method).name
-        raise ConfigError(f"model=teacher: {label} {missing or f'has no teacher (method={method})'}.")
+        raise ConfigError(f"model=teacher: {label} {missing}.")
+    permit(run, config, ["teacher"], which.trust)
     best = which.weights == "best"
     if best and teacher.stored is None:
         raise ConfigError(f"weights=best: the teacher of {label} is no trained run; leave weights= out.")
@@ -142,24 +168,6 @@ def teacher_target(run: Path, config: RunConfig, which: Which, split: str, label
     return Target(
         f"{label} teacher", config, teacher.options, teacher.weights, run / "evals", name, own=teacher, run=run
     )
-
-
-def code_now(target: Target) -> dict[str, str]:
-    """name -> SHA-256 of the files of the user's own from which its networks are built now; a loss builds nothing."""
-    config = target.config
-    models = [target.options.name, *([config.teacher.name] if target.teacher or target.deploys else [])]
-    modules = [found for model in models if (found := module_of(model))]
-    return digests(own_code(modules + (code_modules(config)["method"] if target.deploys else [])))
-
-
-def changed_code(target: Target) -> str:
-    """A line that names those of them that have changed since its run; an empty string where none has."""
-    if target.run is None or (before := recorded(target.run).files) is None:
-        return ""
-    now, run = code_now(target), short_path(target.run)
-    names = changed(now, {name: before[name] for name in now if name in before})
-    line = f"{', '.join(names)} changed since {run} was trained; its weights meet the code of now, not {run}/code."
-    return line if names else ""
 
 
 def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> None:
@@ -172,23 +180,25 @@ def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> 
     setattr(owner, name, read_value(key, value, get_type_hints(type(owner))[name], rules))
 
 
-def find_teacher(run: Path, config: RunConfig) -> tuple[TeacherSource | None, str]:
+def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[TeacherSource | None, str]:
     """(teacher, why it is missing). Neither where the method has none."""
-    method = method_of(config.method)
     if not method.needs_teacher:
         return None, ""
     if method.trains_teacher:
         return None, f"trained its teacher along with the student ({method.name}) and keeps only the student"
     options, learned = config.teacher, read_provenance(run)
-    about = learned.get("teacher") or {}
+    told = learned.get("teacher")
+    about: dict[str, Any] = told if isinstance(told, dict) else {}
     if options.checkpoint is not None:
         weights = Path(options.checkpoint).expanduser()
         if not weights.is_file():
             return None, f"learned from teacher.checkpoint={weights}, which is not there any more"
-        return TeacherSource(options, weights, sha256=about.get("sha256")), ""
+        return TeacherSource(options, weights, sha256=str(about.get("sha256"))), ""
     if options.random:
         if learned.get("streams") != STREAMS:
             return None, "learned from an untrained teacher of an older kdrun, which drew other weights for its seed"
+        if options.pretrained != "false" and signed_code(run) is None:
+            return None, "learned from pretrained weights, which are fetched for runs of this account alone"
         return TeacherSource(options, None), ""
     for root in (home_of(run), Path(config.output_root).expanduser()):
         if root is None:
@@ -269,7 +279,7 @@ def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Netwo
     """Return (network, what is deployed where that is more, teacher). A teacher that does not load becomes
     `missing`."""
     config = target.config
-    if line := changed_code(target):
+    if target.run is not None and (line := changed_code(target.run, config, target.parts)):
         print_note(line)
     common: tuple[Any, ...] = (data, numerics, config.batch_size)
     streams = Streams("student", config.seed)

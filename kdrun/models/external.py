@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from kdrun.errors import ConfigError, one_line, suggest
+from kdrun.config.own_code import located
+from kdrun.errors import ConfigError, KdrunError, one_line, suggest
 from kdrun.models.own_import import import_own
 from kdrun.models.weights import load_weights
 
@@ -75,15 +77,11 @@ def create_torchvision(name: str, num_classes: int, pretrained: str | None, kwar
 def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, Any]) -> nn.Module:
     """`package.module:callable`, called with num_classes, and with image_size if it takes it."""
     module_name, _, attribute = path.partition(":")
+    factory = own_factory(path, module_name, attribute)
     try:
-        factory = getattr(import_own(module_name), attribute)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(
-            f"{path}: cannot import {module_name} ({one_line(error)}); is it in this directory or installed?"
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(f"{path}: {module_name} has no {attribute}.") from error
-    accepted = inspect.signature(factory).parameters
+        accepted = inspect.signature(factory).parameters
+    except ValueError as error:  # of what is written in C
+        raise ConfigError(f"{path}: {attribute} does not say which arguments it takes.") from error
     everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     options = {"num_classes": num_classes, "image_size": image_size, **kwargs}
     passed = {key: value for key, value in options.items() if everything or key in accepted or key in kwargs}
@@ -91,11 +89,30 @@ def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, A
         raise ConfigError(f"{path}: the callable must take num_classes (the data set has {num_classes}).")
     try:
         model = factory(**passed)
-    except TypeError as error:
-        raise ConfigError(f"{path} cannot be called with {passed}: {one_line(error)}") from error
+    except KdrunError:
+        raise
+    except Exception as error:  # whatever one's own code raises
+        raise ConfigError(f"{path} cannot be called with {passed}: {located(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
+    """The callable behind `package.module:callable`. Raises ConfigError."""
+    try:
+        found = import_own(module)
+    except Exception as error:  # whatever one's own module raises
+        line = f"{path}: cannot import {module}: {located(error)}"
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            line += "; run where its folder lies, or name that folder in PYTHONPATH."
+        raise ConfigError(line) from error
+    factory = getattr(found, attribute, None)
+    if factory is None:
+        raise ConfigError(f"{path}: {module} has no {attribute}.{suggest(attribute, vars(found))}")
+    if not callable(factory):
+        raise ConfigError(f"{path}: {attribute} is a {type(factory).__name__}, which cannot be called.")
+    return factory
 
 
 def no_weights(name: str, pretrained: str, url: object, error: Exception) -> ConfigError:

@@ -13,7 +13,7 @@ from importlib.util import spec_from_file_location
 from types import ModuleType
 from typing import Any
 
-from kdrun.config.own_code import OwnFile, is_own, own_code, read_file, search_path
+from kdrun.config.own_code import OwnFile, is_own, own_code, read_file
 from kdrun.errors import RunError
 
 
@@ -82,7 +82,8 @@ def serve(files: dict[str, OwnFile]) -> None:
 
 def import_own(module: str) -> ModuleType:
     """The module as it is pinned, else as its files are now; never as this process imported it before an edit."""
-    search_path()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     if served:
         return fresh(module)
     with pinned(own_code([module]).values()):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.method_schema import MethodSource, is_ours, method_of, yaml_name
 from kdrun.config.own_code import OwnFile, changed, digests
-from kdrun.errors import CheckpointError
+from kdrun.errors import CheckpointError, ConfigError, RunError
 from kdrun.files import read_json, refused
 
 MOST = 8 << 20  # bytes of code that one directory keeps
@@ -59,11 +61,40 @@ def recorded(folder: Path) -> Recorded:
     return Recorded(files, str(about.get("settings")), str(about.get("started_at")))
 
 
+def about_method(method: MethodSource) -> dict[str, Any]:
+    """What provenance.json keeps of a method, so that a finished run is used without its source."""
+    flags = ("needs_teacher", "trains_teacher", "deploys")
+    return {"name": method.name, **{flag: getattr(method, flag) for flag in flags}}
+
+
+def method_of_run(folder: Path, node: dict[str, Any]) -> MethodSource:
+    """A run's method under the name that it goes by: kdrun's own, or one's own as it was when the run was trained. Of a
+    run from before that was recorded it is read from its source, or follows from what is known of the teacher."""
+    target = str(node["_target_"])
+    if is_ours(target) and all(is_ours(str(part.get("_target_"))) for part in node.get("parts") or ()):
+        return method_of(node)
+    try:
+        about = read_json(folder / "provenance.json")
+    except CheckpointError:
+        about = {}
+    told = about.get("method")
+    if not isinstance(told, dict):
+        with suppress(ConfigError):
+            return method_of(node)
+        taught = about.get("teacher")
+        learns = isinstance(taught, dict) and taught.get("kind") == "learns along"
+        told = {"name": yaml_name(node), "needs_teacher": taught is not None, "trains_teacher": learns}
+    flags = {flag: told.get(flag) is True for flag in ("needs_teacher", "trains_teacher", "deploys")}
+    return MethodSource(target, str(told.get("name")), {}, (), {**flags, "combines": "parts" in node}, "")
+
+
 def write_copies(folder: Path, files: Iterable[OwnFile]) -> None:
     """Into folder/code, under their names. Raises RunError where the disk refuses."""
     for file in files:
         place = folder / "code" / file.name
         assert ".." not in Path(file.name).parts and file.source is not None
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{place} leads out of the run's directory by a link; remove the link.")
         try:
             if not place.is_file() or place.read_bytes() != file.source:
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
 from kdrun.files import read_json, refused, write_atomically, write_json, write_text
 from kdrun.runs.code_record import write_copies
 from kdrun.runs.result import RESULT_KEYS, RunResult
+from kdrun.runs.trust import sign
 
 METRIC_COLUMNS = ("epoch", "split", "metric", "value")
 
@@ -98,11 +99,12 @@ class RunDirectory:
             lock.release()
 
     def begin(self, config_yaml: str, provenance: dict[str, Any], code: Iterable[OwnFile]) -> None:
-        """Write what is known before training, with copies of the user's own code; a failure of an earlier try is
-        forgotten."""
+        """Write what is known before training, signed, with copies of the user's own code; a failure of an earlier try
+        is forgotten."""
         write_copies(self.path, code)
         write_text(self.path / "config.yaml", config_yaml)
         write_json(self.path / "provenance.json", provenance)
+        sign(self.path, provenance.get("code") or {})
         self.failed_path.unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:

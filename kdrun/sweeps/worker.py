@@ -12,9 +12,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.own_code import located
 from kdrun.data.processes import ignore_signals
 from kdrun.display import Display, EpochEnd, PlainDisplay, Show, Step
-from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, RunError, reason_of
+from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, RunError
 from kdrun.models.own_import import pinned
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.messages import Advanced, Ended, Finished, Message, Report, Task
@@ -62,8 +63,8 @@ def run_task(task: Task, report: Report, display: Display) -> Finished:
             full = isinstance(error, DiskFull)
             for plan in task.plans:
                 if str(plan.run.path) not in over:  # a failed.txt may be there of an earlier try
-                    end(plan, reason_of(error), report, record=not full and task.kind == "lanes")
-            return Finished(reason_of(error) if full else "", full)
+                    end(plan, located(error), report, record=not full and task.kind == "lanes")
+            return Finished(located(error) if full else "", full)
     return Finished(f"stopped by {stop.signal}; saved." if stop.signal else "")
 
 
@@ -87,7 +88,7 @@ def rehearse(task: Task, report: Report, stop: Stop, display: Display) -> None:
         except Exception as error:
             if not isinstance(error, KdrunError):
                 traceback.print_exc()
-            end(plan, reason_of(error), report)
+            end(plan, located(error), report)
 
 
 def train_teacher(task: Task, report: Report, stop: Stop, display: Display) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdrun.config.options import OptimizerOptions
+from kdrun.config.own_code import located
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
 from kdrun.draws import Draws, seed_dropout
-from kdrun.errors import RunError, one_line, reason_of
+from kdrun.errors import RunError, one_line
 from kdrun.methods.base import Forward, Method, check_terms
 from kdrun.streams import Streams
 from kdrun.structures import Batch, Outputs, Progress, filled
@@ -115,7 +116,7 @@ class Lane:
         except RunError as error:
             self.failed = self.failed or error
         except Exception as error:
-            failed = RunError(reason_of(error))
+            failed = RunError(located(error))
             failed.__cause__ = error
             self.failed = self.failed or failed
 

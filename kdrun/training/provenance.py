@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from kdrun import __version__
+from kdrun.config.method_schema import MethodSource
 from kdrun.hardware import cpu_kind, cpu_name
-from kdrun.runs.code_record import Code
+from kdrun.runs.code_record import Code, about_method
 from kdrun.runs.directory import now
 from kdrun.streams import VERSION as STREAMS
 from kdrun.training.precision import Numerics
@@ -32,9 +33,11 @@ LIBRARIES = (
 )
 
 
-def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None, code: Code) -> dict[str, Any]:
-    """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights and the user's
-    own code."""
+def provenance(
+    numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None, method: MethodSource | None, code: Code
+) -> dict[str, Any]:
+    """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights, what its
+    method asks for and the user's own code. method: None of a teacher that is trained alone."""
     return {
         "started_at": now(),
         "command": sys.argv,
@@ -47,6 +50,7 @@ def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any]
         "streams": STREAMS,
         "data": data,
         "teacher": teacher,
+        "method": None if method is None else about_method(method),
         **code.about(),
     }
 

@@ -5,15 +5,19 @@ One run is a session with one lane; runs that share data, teacher, length and nu
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kdrun.config.own_code import located
 from kdrun.config.schema import read_resolved, to_yaml
 from kdrun.display import Display, EpochEnd, Step
-from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
+from kdrun.errors import CheckpointError, DiskFull, Interrupted, KdrunError, RunError
 from kdrun.files import sha256_of
+from kdrun.methods.base import Method
 from kdrun.methods.factory import make_method
 from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
@@ -105,19 +109,22 @@ class Session:
     def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[TrainingRun], Loaders]:
         """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;
         those that memory does not hold stay in `left`."""
-        methods = [make_method(plan.config.method) for plan in self.plans]
-        views = tuple(dict.fromkeys(view for method in methods for view in method.views))
+        methods: list[tuple[Plan, Method]] = []
+        for plan in self.plans:
+            with self.ending(plan):
+                methods.append((plan, make_method(plan.config.method)))
+        views = tuple(dict.fromkeys(view for _, method in methods for view in method.views))
         config, streams = self.config, Streams("student", self.config.seed)
         loaders = make_loaders(self.data, config.batch_size, streams, config.teacher_view, self.numerics, views=views)
         spec = data_spec(self.data, loaders.train)
         trainings: list[TrainingRun] = []
         room = self.memory_share * free_memory(self.numerics.torch_device)
-        for position, (plan, method) in enumerate(zip(self.plans, methods, strict=True)):
+        for position, (plan, method) in enumerate(methods):
             if trainings and sum(training.lane.memory() for training in trainings) > room:
-                self.left = self.plans[position:]
+                self.left = [plan for plan, _ in methods[position:]]
                 self.display.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
                 break
-            try:
+            with self.ending(plan):
                 network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
                 lane = make_lane(
                     student=network,
@@ -128,19 +135,25 @@ class Session:
                     streams=streams,
                     spec=spec,
                 )
-            except KdrunError as error:
-                if len(self.plans) == 1 or isinstance(error, DiskFull):
-                    raise
-                plan.run.fail(str(error))
-                self.ended(plan, error)
-                continue
-            extra = 0 if method.deploys else method.extra_parameters()
-            added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
-            self.display.fact("student", f"{plan.config.student.name}: {parameters_of(lane):,} parameters{added}")
-            if method.note():
-                self.display.note(method.note())
-            trainings.append(TrainingRun(plan, plan.run, plan.digest, lane, extra, about))
+                extra = 0 if method.deploys else method.extra_parameters()
+                added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
+                self.display.fact("student", f"{plan.config.student.name}: {parameters_of(lane):,} parameters{added}")
+                if method.note():
+                    self.display.note(method.note())
+                trainings.append(TrainingRun(plan, plan.run, plan.digest, lane, extra, about))
         return trainings, loaders
+
+    @contextmanager
+    def ending(self, plan: Plan) -> Iterator[None]:
+        """Let an error end this plan alone where there are others. Raises what ends all of them."""
+        try:
+            yield
+        except Exception as error:
+            if len(self.plans) == 1 or isinstance(error, DiskFull | Interrupted):
+                raise
+            ours = isinstance(error, KdrunError)
+            plan.run.fail(str(error) if ours else f"{located(error)}\n{traceback.format_exc()}")
+            self.ended(plan, error if ours else RunError(located(error)))
 
     def obtain_teacher(self) -> tuple[Network, dict[str, Any]]:
         """The teacher and what is known of it, its accuracy measured: from a checkpoint, as an untrained control, from
@@ -276,8 +289,9 @@ class Session:
             self.display.note(
                 f"resuming {what} after epoch {training.epoch}" + (f", step {training.step}" if training.step else "")
             )
-        numerics, code = training.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
-        about = provenance(numerics, data, training.teacher, code)
+        numerics, alone = training.lane.student.numerics, what == "teacher"
+        code, method = (plan.teacher_code, None) if alone else (plan.code, plan.method)
+        about = provenance(numerics, data, training.teacher, method, code)
         training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = training.lane.method.preparation()
         if preparation is not None and not resumed:

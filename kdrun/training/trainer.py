@@ -12,6 +12,7 @@ import torch
 from kdrun.config.options import OptimizerOptions
 from kdrun.display import Step
 from kdrun.errors import Interrupted, KdrunError
+from kdrun.runs.directory import short_path
 from kdrun.training.checkpoint import save_weights
 from kdrun.training.loop import Lane, Preparation, TrainLoader, evaluate, train_epoch
 from kdrun.training.signals import Stop
@@ -174,7 +175,8 @@ def mark_failed(training: TrainingRun) -> Failed:
     unexpected = cause is not None and not isinstance(cause, KdrunError | MemoryError | torch.OutOfMemoryError)
     details = "".join(traceback.format_exception(cause)) if unexpected else ""
     training.run.fail(f"{error}\n{details}".rstrip("\n"))
-    return Failed(training, str(error))
+    traced = f"; traceback in {short_path(training.run.failed_path)}" if details else ""
+    return Failed(training, f"{error}{traced}")
 
 
 def close_epoch(

@@ -19,7 +19,8 @@ from kdrun.config.own_code import LARGEST, digests, own_code, read_once
 from kdrun.config.schema import read_config
 from kdrun.display import PlainDisplay
 from kdrun.errors import ConfigError, RunError
-from kdrun.evaluation.targets import Which, changed_code, target_of_run
+from kdrun.evaluation.targets import Which, target_of_run
+from kdrun.evaluation.trusted import changed_code
 from kdrun.models.own_import import import_own, pinned
 from kdrun.runs.plan import make_plan
 from tests.conftest import TINY
@@ -117,7 +118,8 @@ def plan_of(*words: str):
 
 def told(run: Path) -> str:
     """What `kdrun eval RUN` says of changed code."""
-    return changed_code(target_of_run(run, Which(), {}))
+    target = target_of_run(run, Which(trust=True), {})
+    return changed_code(run, target.config, target.parts)
 
 
 def runs(outputs: Path) -> dict[str, list[str]]:
@@ -357,8 +359,10 @@ def test_a_teacher_is_trained_anew_and_the_old_run_keeps_its_own(kdrun, outputs,
     assert sorted(path.name for path in (teacher / "code").iterdir()) == ["tutor.py", "tutor_parts.py"]
     edit(project / "tutor_parts.py", "nn.ReLU()", "nn.Tanh()")
     code, out, err = kdrun("eval", str(run))
+    assert (code, err) == (0, "") and "tutor_parts.py changed since; KL, agreement and CKA are left out." in out
+    code, out, err = kdrun("eval", str(run), "trust=true")
     assert code == 0 and "beside its teacher tutor:build" in out
-    assert err.count("note: ") == 1 and "note: tutor_parts.py changed since" in err and f"{run.name}/code." in err
+    assert err.count("note: ") == 2 and "note: tutor_parts.py changed since" in err and f"{run.name}/code." in err
     code, out, err = kdrun(*words)
     assert (code, err) == (0, "")
     assert f"note: tutor_parts.py has changed since {run.name}, so this is a new run" in out
@@ -449,7 +453,10 @@ def test_a_syntax_error_in_a_helper_is_one_line(kdrun, project):
         "train", *SHORT, "method=alpha", "student=resnet8", "teacher=resnet8", "teacher.random=true", *OWN
     )
     assert code == 2
-    assert len(err.strip().splitlines()) == 1 and "cannot import losses.mine (No module named 'absent')" in err
+    assert (
+        len(err.strip().splitlines()) == 1
+        and "cannot import losses.mine: ModuleNotFoundError: No module named 'absent' (losses/base.py, line 1)" in err
+    )
 
 
 def test_methods_are_called_by_their_yaml(project, tmp_path):
