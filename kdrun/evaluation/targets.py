@@ -16,6 +16,7 @@ from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
 from kdrun.files import read_json, sha256_of
 from kdrun.methods.factory import make_method
+from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.code_record import recorded
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.identity import code_modules
@@ -100,7 +101,7 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
         raise ConfigError(f"{path} is a file: model=teacher and weights=best are for runs.")
     teacher = None
     if config.teacher.checkpoint is not None:
-        teacher = TeacherSource(config.teacher, Path(config.teacher.checkpoint).expanduser())
+        teacher = TeacherSource(config.teacher, weights_file(config.teacher.checkpoint, "teacher.checkpoint"))
     return Target(path, config, config.student, None, None, split, teacher=teacher)
 
 
@@ -182,9 +183,10 @@ def find_teacher(run: Path, config: RunConfig) -> tuple[TeacherSource | None, st
     options, learned = config.teacher, read_provenance(run)
     about = learned.get("teacher") or {}
     if options.checkpoint is not None:
-        weights = Path(options.checkpoint).expanduser()
-        if not weights.is_file():
-            return None, f"learned from teacher.checkpoint={weights}, which is not there any more"
+        try:
+            weights = weights_file(options.checkpoint, "teacher.checkpoint")
+        except CheckpointError:
+            return None, f"learned from teacher.checkpoint={options.checkpoint}, which is not there any more"
         return TeacherSource(options, weights, sha256=about.get("sha256")), ""
     if options.random:
         if learned.get("streams") != STREAMS:

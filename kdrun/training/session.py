@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from kdrun.config.schema import read_resolved, to_yaml
@@ -17,6 +16,7 @@ from kdrun.files import sha256_of
 from kdrun.methods.factory import make_method
 from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
+from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed
@@ -163,7 +163,7 @@ class Session:
         if stored is not None:
             kind, place, sha256 = "trained", stored.path, load_stored(stored, network.tap.model, options.name)
         elif options.checkpoint is not None:
-            place = Path(options.checkpoint).expanduser()
+            place = weights_file(options.checkpoint, "teacher.checkpoint")
             kind, sha256 = "checkpoint", sha256_of(place)
         self.numerics.apply()
         loaders = make_loaders(self.data, self.config.batch_size, streams, "same", self.numerics)

@@ -82,7 +82,7 @@ def test_hostile_pickle_is_never_run(tmp_path):
         ("plain.pth", lambda path: path.write_bytes(pickle.dumps({"model": Bomb(target)}))),
     ):
         write(tmp_path / name)
-        with pytest.raises(CheckpointError, match=r"not unpickled|cannot be read"):
+        with pytest.raises(CheckpointError, match=r"not unpickled|is not read"):
             read_state_dict(tmp_path / name)
     assert not target.exists()
 
