@@ -75,6 +75,16 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def cached_names() -> tuple[list[str], list[str]]:
+    """The repositories of Hugging Face's cache that hold files, and the files in torch.hub's folder."""
+    repositories = [
+        folder.name.removeprefix("models--").replace("--", "/")
+        for folder in sorted(hub_cache().glob("models--*"))
+        if any(folder.glob("snapshots/*/*"))
+    ]
+    return repositories, sorted(path.name for path in hub_folder().glob("*.p*th*") if path.is_file())
+
+
 def endpoint() -> str:
     """Hugging Face's hub, or the mirror that HF_ENDPOINT names."""
     from huggingface_hub import constants

@@ -84,9 +84,18 @@ def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:
 
 
 def as_they_are(found: list[Group], network: Network) -> list[Group]:
-    """Without the readings that strip a prefix where the names of that entry fit as they are first."""
-    whole = {group.place for group in found if not group.prefix and not group.renamed and not network.misfits(group)}
-    return [group for group in found if group.place not in whole or not group.prefix]
+    """Without the readings that strip another prefix off names that fit before it is gone."""
+    whole = [group for group in found if not network.misfits(group)]
+    return [
+        group
+        for group in found
+        if not any(
+            group.place == other.place
+            and len(group.prefix) > len(other.prefix)
+            and group.prefix[: len(other.prefix)] == other.prefix
+            for other in whole
+        )
+    ]
 
 
 def of_role(pool: list[Group], role: str, notes: list[str]) -> list[Group]:
