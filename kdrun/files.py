@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -96,3 +97,21 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_file(path: Path, called: str) -> None:
+    """Raise CheckpointError unless `path` is a file that ends: not a folder, a pipe or a device. called: as a line
+    names it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = "no such file" if missing else f"cannot be opened ({error.strerror or error})"
+        raise CheckpointError(f"{called}: {reason}.") from error
+    except ValueError as error:  # a null byte in it
+        raise CheckpointError(f"{called}: no such file.") from error
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{called} is a directory: name the file of weights in it.")
+    if not stat.S_ISREG(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise CheckpointError(f"{called} is {kind}, not a file: save the weights to disk first.")

@@ -15,12 +15,14 @@ from kdrun.config.groups import conf_dir
 from kdrun.display import size
 from kdrun.errors import KdrunError, print_error
 from kdrun.hardware import available_cores, compiler_missing, cpu_kind, cpu_name
+from kdrun.models import hub
 
 HELP = """
 usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]
 
 Checks Python, libraries, CPU and GPU, the C++ compiler that torch.compile needs, the output folder and the data sets,
-and says what device=auto, precision=auto and compile=auto mean on this machine. Exit code 1 if a run could not work.
+lists the published weights that pretrained=true has downloaded, and says what device=auto, precision=auto and
+compile=auto mean on this machine. Exit code 1 if a run could not work.
 """
 
 LIBRARIES = (
@@ -48,6 +50,7 @@ def command(words: list[str]) -> int:
     rows += hardware_rows()
     rows += output_rows(Path(config.output_root).expanduser(), problems)
     rows += data_rows(config.dataset.root)
+    rows += weights_rows()
     console.table("", ["what", "found", ""], rows)
     for problem in problems:
         print_error(problem)
@@ -135,3 +138,18 @@ def data_rows(root: str | None) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def weights_rows() -> list[list[str]]:
+    """Where pretrained=true looks for weights before it downloads them, and what is there."""
+    repositories, files = hub.cached_names()
+    return [
+        ["weights of timm", str(hub.hub_cache()), f"{held(repositories)}; HF_HOME or HF_HUB_CACHE moves it"],
+        ["weights of torchvision", str(hub.hub_folder()), f"{held(files)}; TORCH_HOME moves it"],
+    ]
+
+
+def held(names: list[str]) -> str:
+    """How many there are, and the first of them."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{', '.join(names[:4])}{more}" if names else "none"

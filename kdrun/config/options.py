@@ -125,16 +125,20 @@ class OptimizerOptions:
 class ModelOptions:
     """A network. name: a zoo name, timm:NAME, torchvision:NAME or package.module:callable.
 
-    kwargs: constructor arguments. pretrained: false, true (timm's or torchvision's weights) or a file. checkpoint: a
-    file of weights of exactly this network. preact_last_map: tap the last map where RepDistiller does. head:
-    linear, or dropout_linear with head_dropout. input_size: side to which this network's images are resized. mean,
-    std: its own normalisation; null: the data set's.
+    kwargs: constructor arguments. pretrained: false, true (timm's or torchvision's weights) or a file, whose classifier
+    may have other classes. checkpoint: a file of weights of exactly this network, or the directory of a run.
+    checkpoint_weights: of either file, where it holds both: raw weights, or their average (ema). checkpoint_ignore:
+    patterns of names in it that may be there beyond the network's. preact_last_map: tap the last map where RepDistiller
+    does. head: linear, or dropout_linear with head_dropout. input_size: side to which this network's images are
+    resized. mean, std: its own normalisation; null: the data set's.
     """
 
     name: str = setting()
     kwargs: dict[str, Any] = setting({})
     pretrained: str = setting("false")
     checkpoint: str | None = setting(None)
+    checkpoint_weights: str = setting("ema", choices=("raw", "ema"))
+    checkpoint_ignore: list[str] = setting([])
     preact_last_map: bool = setting(False)
     head: str = setting("linear", choices=("linear", "dropout_linear"))
     head_dropout: float = setting(0.5, low=0, under=1)

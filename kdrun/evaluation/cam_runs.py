@@ -159,6 +159,8 @@ def subtitle(target: Target) -> str:
     """What tells a run's network from the others': its method and seed, or that it is a teacher."""
     if target.own is not None or (target.weights is not None and target.weights.name.startswith("teacher")):
         return "teacher"
+    if target.run is None:
+        return Path(target.label).name
     assert target.folder is not None
     return f"{target.folder.parent.parent.name}, seed {target.config.seed}"
 

@@ -16,6 +16,7 @@ from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, s
 from kdrun.evaluation.trusted import changed_code, permit, refusal
 from kdrun.files import read_json, sha256_of
 from kdrun.methods.factory import make_method
+from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.code_record import method_of_run
 from kdrun.runs.directory import RunDirectory, outputs_folder, short_path
 from kdrun.runs.plan import Plan, images_only, make_plan, slug
@@ -108,7 +109,7 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
         raise ConfigError(f"{path} is a file: model=teacher and weights=best are for runs.")
     teacher = None
     if config.teacher.checkpoint is not None:
-        teacher = TeacherSource(config.teacher, Path(config.teacher.checkpoint).expanduser())
+        teacher = TeacherSource(config.teacher, weights_file(config.teacher.checkpoint, "teacher.checkpoint"))
     return Target(path, config, config.student, None, None, split, teacher=teacher)
 
 
@@ -190,9 +191,10 @@ def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[Te
     told = learned.get("teacher")
     about: dict[str, Any] = told if isinstance(told, dict) else {}
     if options.checkpoint is not None:
-        weights = Path(options.checkpoint).expanduser()
-        if not weights.is_file():
-            return None, f"learned from teacher.checkpoint={weights}, which is not there any more"
+        try:
+            weights = weights_file(options.checkpoint, "teacher.checkpoint")
+        except CheckpointError:
+            return None, f"learned from teacher.checkpoint={options.checkpoint}, which is not there any more"
         return TeacherSource(options, weights, sha256=str(about.get("sha256"))), ""
     if options.random:
         if learned.get("streams") != STREAMS:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions
+from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions
 from kdrun.config.schema import RunConfig
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
-from kdrun.errors import PairingError
+from kdrun.errors import CheckpointError, PairingError
+from kdrun.runs.checkpoints import differences, weights_file
 from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from kdrun.methods.base import Method
     from kdrun.models.features import Tap
+    from kdrun.models.weights import Wanted
     from kdrun.structures import DataSpec
     from kdrun.training.loop import EvalLoader, Lane, TrainLoader
     from kdrun.training.network import Network
@@ -136,22 +137,58 @@ def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: St
     """A network behind the uniform interface, from torch's current random state, with the weights of its checkpoint
     where it has one."""
     from kdrun.models.features import Tap
-    from kdrun.models.weights import load_weights
     from kdrun.models.zoo import create_model
 
     model = create_model(
         options.name,
         num_classes=num_classes,
         image_size=options.input_size or image_size,
-        pretrained=None if options.pretrained == "false" else options.pretrained,
+        pretrained=pretrained_of(options),
+        wanted=wanted_of(options),
         preact_last_map=options.preact_last_map,
         head=options.head,
         head_dropout=options.head_dropout,
         kwargs=options.kwargs,
     )
     if options.checkpoint is not None:
-        load_weights(model, Path(options.checkpoint).expanduser(), options.name)
+        load_checkpoint(options, model)
     return Tap(model, image_size, input_size=options.input_size, data_stats=stats, own_stats=own_stats(options, model))
+
+
+def role_of(options: ModelOptions) -> str:
+    """The group whose settings `options` are."""
+    return "teacher" if isinstance(options, TeacherOptions) else "student"
+
+
+def wanted_of(options: ModelOptions) -> Wanted:
+    """What to take of a file of weights for this network."""
+    from kdrun.models.weights import Wanted
+
+    return Wanted(role_of(options), options.checkpoint_weights, tuple(options.checkpoint_ignore))
+
+
+def pretrained_of(options: ModelOptions) -> str | None:
+    """`pretrained` as `create_model` takes it: None, "true", or the file that it means."""
+    if options.pretrained in ("true", "false"):
+        return "true" if options.pretrained == "true" else None
+    return str(weights_file(options.pretrained, f"{role_of(options)}.pretrained"))
+
+
+def load_checkpoint(options: ModelOptions, model: nn.Module) -> None:
+    """Load the weights that `options.checkpoint` names, a file's or a run's. Raises CheckpointError in one line, which
+    says of which network a run is where that is another one."""
+    from kdrun.models.weights import load_weights, say_once
+
+    assert options.checkpoint is not None
+    role = role_of(options)
+    file = weights_file(options.checkpoint, f"{role}.checkpoint")
+    other = differences(options, role, file)
+    try:
+        load_weights(model, file, options.name, wanted=wanted_of(options))
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}{'; ' if other else ''}{other}.") from error
+    if other:
+        say_once(other)
 
 
 def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: Numerics, batch_size: int) -> Network:

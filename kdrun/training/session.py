@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from kdrun.config.own_code import located
@@ -21,6 +20,7 @@ from kdrun.methods.base import Method
 from kdrun.methods.factory import make_method
 from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
+from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed
@@ -176,7 +176,7 @@ class Session:
         if stored is not None:
             kind, place, sha256 = "trained", stored.path, load_stored(stored, network.tap.model, options.name)
         elif options.checkpoint is not None:
-            place = Path(options.checkpoint).expanduser()
+            place = weights_file(options.checkpoint, "teacher.checkpoint")
             kind, sha256 = "checkpoint", sha256_of(place)
         self.numerics.apply()
         loaders = make_loaders(self.data, self.config.batch_size, streams, "same", self.numerics)
