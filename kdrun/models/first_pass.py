@@ -62,11 +62,10 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
             f"{candidate}: all its parameters are frozen (requires_grad=False), so nothing would train."
         )
     widen(candidate, traits)
-    if not own:
-        rest_auxiliary(candidate, traits)
+    resting = not own and rest_auxiliary(candidate, traits)
     evaluated = logits_of(candidate, False)
     trained = evaluated
-    if own or traits.training_notes:
+    if own or resting:
         try:
             trained = logits_of(candidate, True)
         except ConfigError as error:
@@ -82,9 +81,10 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
     return traits
 
 
-def rest_auxiliary(candidate: Candidate, traits: Traits) -> None:
+def rest_auxiliary(candidate: Candidate, traits: Traits) -> bool:
     """Let the auxiliary heads of GoogLeNet and Inception return nothing in training: no loss is on them, and they need
-    larger images than the network. Their weights stay, since files of such networks hold them."""
+    larger images than the network. Their weights stay, since files of such networks hold them. Return whether there
+    are any."""
     names = [name for name in ("aux1", "aux2", "AuxLogits") if getattr(candidate.model, name, None) is not None]
     for name in names:
         candidate.model.get_submodule(name).forward = nothing
@@ -93,6 +93,7 @@ def rest_auxiliary(candidate: Candidate, traits: Traits) -> None:
             f"{candidate}: its auxiliary heads ({', '.join(names)}) rest, no loss is on them; {candidate.role}.kwargs."
             "aux_logits=false builds it without"
         )
+    return bool(names)
 
 
 def nothing(image: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 # What their entry is called where several fit, in this order.
 NAMES = ("logits", "logit", "out", "output", "outputs", "pred", "preds", "prediction", "predictions")
-DEEPEST = 4  # levels of nesting that are looked into
+DEEPEST = 6  # levels of nesting that are looked into
 
 Key = Any  # of a mapping, the number in a sequence or the name of an attribute
 
