@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,7 @@ def create_torchvision(name: str, num_classes: int, pretrained: bool, role: str,
     """`torchvision:NAME`; a pretrained network is built with its own head first, then given a new one."""
     from torchvision import models
 
+    warnings.filterwarnings("ignore", "The default weight initialization of", FutureWarning)
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(f"torchvision:{name}: torchvision has no such classification model.{suggest(name, known)}")

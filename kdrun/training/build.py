@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions
+from kdrun.config.own_code import module_of
 from kdrun.config.schema import RunConfig
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
-from kdrun.errors import CheckpointError, PairingError
+from kdrun.errors import CheckpointError, ConfigError, PairingError
 from kdrun.runs.checkpoints import differences, weights_file
 from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import Plan
@@ -135,8 +136,9 @@ def streamed(options: DatasetOptions) -> dict[str, Any]:
 
 def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: Stats | None) -> Tap:
     """A network behind the uniform interface, from torch's current random state, with the weights of its checkpoint
-    where it has one."""
+    where it has one. Raises ConfigError where it does not map images to logits of the classes."""
     from kdrun.models.features import Tap
+    from kdrun.models.first_pass import Candidate, try_out
     from kdrun.models.zoo import create_model
 
     model = create_model(
@@ -150,9 +152,20 @@ def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: St
         head_dropout=options.head_dropout,
         kwargs=options.kwargs,
     )
+    side = options.input_size or image_size
+    traits = try_out(
+        Candidate(model, role_of(options), options.name, side, num_classes), own=module_of(options.name) is not None
+    )
     if options.checkpoint is not None:
         load_checkpoint(options, model)
-    return Tap(model, image_size, input_size=options.input_size, data_stats=stats, own_stats=own_stats(options, model))
+    return Tap(
+        model,
+        image_size,
+        input_size=options.input_size,
+        data_stats=stats,
+        own_stats=own_stats(options, model),
+        traits=traits,
+    )
 
 
 def role_of(options: ModelOptions) -> str:
@@ -232,7 +245,8 @@ def make_lane(
     streams: Streams,
     spec: DataSpec,
 ) -> Lane:
-    """Measure shapes, let the method build its parts, and put everything that trains into one lane."""
+    """Measure shapes, let the method build its parts, and put everything that trains into one lane. Raises ConfigError
+    for a network that cannot be trained."""
     import torch
 
     from kdrun.models.adapters import ProbeAdapter
@@ -240,6 +254,9 @@ def make_lane(
     from kdrun.training.loop import Lane
     from kdrun.training.teacher import Peer
 
+    for network in (student, teacher if method.trains_teacher else None):
+        if network is not None and epochs and network.tap.traits.untrainable:
+            raise ConfigError(network.tap.traits.untrainable)
     device = torch.device(student.numerics.device)
     taught = None if teacher is None else measure(teacher.tap, spec.num_classes)
     shapes = measure(student.tap, spec.num_classes)

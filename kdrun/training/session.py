@@ -56,6 +56,7 @@ class Session:
         """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
         self.plans, self.stop, self.display, self.ended = plans, stop, display, ended
         self.memory_share, self.left = memory_share, []
+        self.told: set[str] = set()
         self.plan, self.config = plans[0], plans[0].config
         config = self.config
         check_loggers(config.logger)
@@ -126,6 +127,7 @@ class Session:
                 break
             with self.ending(plan):
                 network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
+                self.tell(network, trains=True)
                 lane = make_lane(
                     student=network,
                     teacher=taught,
@@ -163,6 +165,7 @@ class Session:
             network = make_network(
                 options, self.data, Streams("peer", options.seed), self.numerics, self.config.batch_size
             )
+            self.tell(network, trains=True)
             self.display.fact("teacher", f"{options.name}: untrained, learns along with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
@@ -172,6 +175,7 @@ class Session:
                     self.train_teacher(stored)
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, self.numerics, self.config.batch_size)
+        self.tell(network, trains=False)
         kind, place, sha256 = "untrained control", None, None
         if stored is not None:
             kind, place, sha256 = "trained", stored.path, load_stored(stored, network.tap.model, options.name)
@@ -184,6 +188,14 @@ class Session:
         origin = f" from {short_path(place)}" if place else ""
         self.display.fact("teacher", f"{options.name} ({kind}): {top1:.2f} % top-1 on the test set{origin}")
         return network, describe(kind, options.name, top1, sha256, place)
+
+    def tell(self, network: Network, trains: bool) -> None:
+        """Show what was found out about a network, each line once."""
+        traits = network.tap.traits
+        for line in [*traits.notes, *(traits.training_notes if trains else [])]:
+            if line not in self.told:
+                self.told.add(line)
+                self.display.note(line)
 
     def rehearse(self, plan: Plan | None = None) -> None:
         """Try one step of the method. Raises PairingError, ConfigError."""
@@ -204,6 +216,7 @@ class Session:
         numerics.apply()
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, numerics, recipe.batch_size)
+        self.tell(network, trains=True)
         loaders = make_loaders(self.data, recipe.batch_size, streams, "same", numerics)
         lane = make_lane(
             student=network,
