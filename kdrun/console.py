@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,13 +15,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration, size
+from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration, legible, size
 from kdrun.runs.directory import short_path
 from kdrun.runs.plan import Plan, code_notes
 from kdrun.sweeps.messages import Advanced, Ended, Message, ShowMessage, Task
 
 # A pipe or a log file has no width of its own; 80 columns would fold every table.
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+SHOWN = 20  # unreadable files that are named
 
 
 def note(line: str) -> None:
@@ -55,6 +59,19 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     out.print(made)
+
+
+def unreadable(found: Sequence[tuple[Path, str]], images: int) -> None:
+    """Name the images that could not be read, and say of how many. images: those that could."""
+    for path, reason in found[:SHOWN]:
+        say(f"[bold red]unreadable[/]  {escape(legible(path))}: {escape(reason)}")
+    if found:
+        more = len(found) - SHOWN
+        are = "is" if len(found) == 1 else "are"
+        say(
+            f"{len(found):,} of {images + len(found):,} images could not be read and {are} left out"
+            f"{f' ({more:,} more than are shown)' if more > 0 else ''}."
+        )
 
 
 class TrainingView(TrainingLines):
@@ -199,7 +216,8 @@ class RichDisplay:
         note(line)
 
     def fact(self, name: str, line: str) -> None:
-        say(f"[bold]{escape(name)}[/] {escape(line)}")
+        # On a terminal a long line breaks between words; a pipe gets it whole.
+        out.print(f"[bold]{escape(name)}[/] {escape(line)}", soft_wrap=not out.is_terminal)
 
     def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
         return track(steps, total, label)

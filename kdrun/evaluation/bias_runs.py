@@ -15,7 +15,16 @@ from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError
 from kdrun.evaluation.bias_grid import CLEAN, Column, Row
 from kdrun.evaluation.predictions import Answers, answer, read_answers, write_answers
-from kdrun.evaluation.targets import Target, Which, code_now, numerics_for, open_data, open_networks, target_of_run
+from kdrun.evaluation.targets import (
+    Target,
+    Which,
+    code_now,
+    numerics_for,
+    open_data,
+    open_networks,
+    target_of_run,
+    tell_unreadable,
+)
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
@@ -185,6 +194,7 @@ class Answering:
         if key in self.questions:
             return self.questions[key]
         plan, data = open_data(config, self.track)
+        tell_unreadable(data)
         test = data.splits.test
         if not isinstance(test, ArraySet):
             raise DataError(

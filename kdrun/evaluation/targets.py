@@ -12,6 +12,7 @@ from kdrun.config.method_schema import method_of
 from kdrun.config.options import ModelOptions, TeacherOptions, setting
 from kdrun.config.own_code import changed, digests, module_of, own_code
 from kdrun.config.schema import RunConfig, read_config
+from kdrun.data.overview import unreadable_in_words
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
 from kdrun.files import read_json, sha256_of
@@ -263,6 +264,12 @@ def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
     """Return the plan and the images of a run's data set; no teacher or file of weights is looked for."""
     plan = make_plan(images_only(config), [])
     return plan, load_data(plan, track)
+
+
+def tell_unreadable(data: Data) -> None:
+    """Say on stderr which images the figures leave out."""
+    if data.splits.unreadable:
+        print_note(unreadable_in_words(data.splits.unreadable))
 
 
 def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Network, nn.Module | None, Network | None]:

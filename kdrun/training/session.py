@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.config.schema import read_resolved, to_yaml
-from kdrun.display import Display, EpochEnd, Step
+from kdrun.display import Display, EpochEnd, Step, legible
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError
 from kdrun.files import sha256_of
 from kdrun.methods.factory import make_method
@@ -65,7 +65,8 @@ class Session:
         for line in notes:
             self.display.note(line)
         self.data = load_data(self.plan, display.track)
-        for line in (*self.data.notes, *warnings(config)):
+        self.display.fact(*self.data.overview)
+        for line in (*(f"note: {line}" for line in self.data.notes), *warnings(config)):
             self.display.note(line)
 
     def run(self) -> None:
@@ -270,6 +271,7 @@ class Session:
             "mean": self.data.stats[0],
             "std": self.data.stats[1],
             "class_names": self.data.splits.class_names,
+            "unreadable": [{"image": legible(name), "reason": why} for name, why in self.data.splits.unreadable],
         }
         resumed = training.resume(loaders.train.steps_per_epoch)
         if resumed:
