@@ -17,7 +17,7 @@ from rich.table import Table
 
 from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration, legible, size
 from kdrun.runs.directory import short_path
-from kdrun.runs.plan import Plan, code_notes
+from kdrun.runs.plan import Plan, code_notes, image_notes
 from kdrun.sweeps.messages import Advanced, Ended, Message, ShowMessage, Task
 
 # A pipe or a log file has no width of its own; 80 columns would fold every table.
@@ -34,6 +34,12 @@ def note(line: str) -> None:
 def say(line: str) -> None:
     """A line in rich markup; values must be escaped by the caller."""
     out.print(line, soft_wrap=True)
+
+
+def fact(name: str, line: str) -> None:
+    """A line that begins with the name of what it is about: on a terminal it breaks between words, a pipe gets it
+    whole."""
+    out.print(f"[bold]{escape(name)}[/] {escape(line)}", soft_wrap=not out.is_terminal)
 
 
 def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
@@ -61,17 +67,15 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     out.print(made)
 
 
-def unreadable(found: Sequence[tuple[Path, str]], images: int) -> None:
-    """Name the images that could not be read, and say of how many. images: those that could."""
+def unreadable(found: Sequence[tuple[Path, str]], readable: int, so: str = "") -> None:
+    """Name the images that could not be read, and say beside how many that could. so: what becomes of them, or is to be
+    done; else that they are left out."""
     for path, reason in found[:SHOWN]:
         say(f"[bold red]unreadable[/]  {escape(legible(path))}: {escape(reason)}")
     if found:
-        more = len(found) - SHOWN
-        are = "is" if len(found) == 1 else "are"
-        say(
-            f"{len(found):,} of {images + len(found):,} images could not be read and {are} left out"
-            f"{f' ({more:,} more than are shown)' if more > 0 else ''}."
-        )
+        more = f" ({len(found) - SHOWN:,} more than are shown)" if len(found) > SHOWN else ""
+        then = f"; {so}" if so else f" and {'is' if len(found) == 1 else 'are'} left out"
+        say(f"{len(found):,} of {readable + len(found):,} images could not be read{more}{then}.")
 
 
 class TrainingView(TrainingLines):
@@ -216,8 +220,7 @@ class RichDisplay:
         note(line)
 
     def fact(self, name: str, line: str) -> None:
-        # On a terminal a long line breaks between words; a pipe gets it whole.
-        out.print(f"[bold]{escape(name)}[/] {escape(line)}", soft_wrap=not out.is_terminal)
+        fact(name, line)
 
     def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
         return track(steps, total, label)
@@ -241,7 +244,7 @@ def announce(plan: Plan) -> None:
         f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
         f"[dim]{short_path(plan.run.path)}[/]"
     )
-    for line in code_notes([plan]):
+    for line in (*code_notes([plan]), *image_notes([plan])):
         note(line)
 
 

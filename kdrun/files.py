@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,7 +43,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             raise refused(error.__context__, path) from error
         raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be a file
+            scratch.unlink(missing_ok=True)
 
 
 def refused(error: OSError, path: Path) -> RunError:

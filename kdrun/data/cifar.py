@@ -137,6 +137,12 @@ def load(source: Source, image_size: int, on_error: str, cache: Path, track: Tra
     return Dataset(train, test, None, [name.decode() for name in names], image_size)
 
 
+def as_files(trees: tuple[Tree, Tree], image_size: int) -> Dataset:
+    """Both splits as files, undecoded."""
+    train, test = trees
+    return Dataset(train.files(), test.files(), None, train.class_names, image_size, [*train.notes, *test.notes])
+
+
 def _members(source: Source, cache: Path) -> Callable[[str], bytes]:
     """A reader of the archive's files by name, from the unpacked folder or straight out of the tar file."""
     archive = ARCHIVES[source.name]

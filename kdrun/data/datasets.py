@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdrun.config.options import DatasetOptions
 from kdrun.data import cifar, digits, fake, folder, overview
+from kdrun.data.image_tree import Tree
 from kdrun.data.splits import Dataset, limited, stratified_split
 from kdrun.display import Track, untracked
 
@@ -46,14 +47,19 @@ class DataSource:
 
     def overview(self, splits: Dataset) -> tuple[str, str]:
         """(what the data set is called, what is in it in one line)."""
-        root = self.located.root if isinstance(self.located, folder.Source) else None
         flat = self.options.name == "digits" or (isinstance(self.located, folder.Source) and bool(self.located.flat))
-        return f"{overview.name_of(self.options, root)}:", overview.overview(splits, self.options, flat)
+        return f"{overview.name_of(self.options)}:", overview.overview(splits, self.options, flat)
 
-    def load(self, cache: Path, track: Track = untracked) -> Dataset:
-        """All splits. cache: folder for decoded images and downloads. Raises DataError."""
+    @property
+    def trees(self) -> list[Tree]:
+        """The class folders of which the images are read; none of what comes as arrays."""
+        return list(self.located.trees or ()) if self.located is not None else []
+
+    def load(self, cache: Path, track: Track = untracked, as_files: bool = False) -> Dataset:
+        """All splits. cache: folder for decoded images and downloads. as_files: class folders as files, whether they
+        are to be decoded at once or not. Raises DataError."""
         options = self.options
-        found = self._splits(cache, track)
+        found = self._splits(cache, track, as_files)
         train = limited(found.train, options.train_limit, options.split_seed, found.class_names)
         test = limited(found.test, options.test_limit, options.split_seed, found.class_names)
         val = found.val
@@ -63,17 +69,19 @@ class DataSource:
             train, val = train.take(kept), train.take(held)
         return replace(found, train=train, val=val, test=test)
 
-    def _splits(self, cache: Path, track: Track) -> Dataset:
+    def _splits(self, cache: Path, track: Track, as_files: bool) -> Dataset:
         """The splits as they are, before anything is limited or held out."""
         options, size = self.options, self.options.image_size
         fraction = 0.8 if options.train_fraction is None else options.train_fraction
         if isinstance(self.located, folder.Source):
             source, unreadable = self.located, []
-            if options.on_error == "skip":
+            if options.on_error == "skip" and not as_files:
                 source, unreadable = folder.readable_part(source, cache, track)
             train, val, test, names = folder.split(source, fraction, options.split_seed)
             return Dataset(train, test, val, names, size, source.notes, unreadable)
         if isinstance(self.located, cifar.Source):
+            if as_files and self.located.trees:
+                return cifar.as_files(self.located.trees, size)
             return cifar.load(self.located, size, options.on_error, cache, track)
         if options.name == "digits":
             every = digits.load(size, cache)

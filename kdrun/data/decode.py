@@ -70,7 +70,7 @@ def grey_levels(values: np.ndarray) -> np.ndarray:
     elif low >= 0 and high <= 2**16 - 1:
         least, span = 0.0, (255.0 if high <= 255 else 2.0**16 - 1)
     else:
-        least, span = low, high - low
+        least, span = low, (high - low) or 1.0  # all of one value: black
     return np.round((values.astype(np.float64) - least) * (255 / span)).astype(np.uint8)
 
 
@@ -93,7 +93,7 @@ def cannot_be_read(path: str | os.PathLike[str], reason: str) -> DataError:
     """The error of a damaged image where none may be left out."""
     return DataError(
         f"image {legible(path)} cannot be read ({reason}); repair or remove it, or set dataset.on_error=skip; "
-        "kdrun data FOLDER finds all of its kind."
+        "kdrun data FOLDER names every such file."
     )
 
 

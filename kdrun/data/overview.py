@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -91,9 +91,11 @@ def sampled_sizes(images: FileSet) -> Iterator[tuple[int, int]]:
             continue
 
 
-def name_of(options: DatasetOptions, root: Path | None) -> str:
+def name_of(options: DatasetOptions) -> str:
     """What the data set is called: a folder by its own name."""
-    return legible(root.resolve().name) if options.name == "folder" and root is not None else options.name
+    if options.name != "folder" or options.root is None:
+        return options.name
+    return legible(os.path.basename(os.path.abspath(os.path.expanduser(options.root))))
 
 
 def unreadable_in_words(unreadable: list[tuple[str, str]], left_out: str = "left out") -> str:

@@ -48,9 +48,9 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
                     else:
                         found.sizes[one[0]] += 1
                         found.moments[position] = one[1]
-                yield number
+                    yield position
 
-    for _ in track(steps(), -(-count // CHUNK), f"checking {count:,} images"):
+    for _ in track(steps(), count, f"checking {count:,} images"):
         pass
     return found
 

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from kdrun.training.network import Network
     from kdrun.training.precision import Numerics
 
-PASSED = ("device", "precision", "dataset.root", "dataset.workers", "eval_batch_size", "threads", "output_root")
+PASSED = (
+    *("device", "precision", "eval_batch_size", "threads", "output_root"),
+    *("dataset.root", "dataset.workers", "dataset.on_error"),
+)
 
 
 @dataclass

@@ -32,7 +32,9 @@ LIBRARIES = (
 )
 
 
-def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None, code: Code) -> dict[str, Any]:
+def provenance(
+    numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None, code: Code, other_images: str
+) -> dict[str, Any]:
     """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights and the user's
     own code."""
     return {
@@ -48,6 +50,7 @@ def provenance(numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any]
         "data": data,
         "teacher": teacher,
         **code.about(),
+        "other_images": other_images,
     }
 
 

@@ -279,7 +279,7 @@ class Session:
                 f"resuming {what} after epoch {training.epoch}" + (f", step {training.step}" if training.step else "")
             )
         numerics, code = training.lane.student.numerics, plan.teacher_code if what == "teacher" else plan.code
-        about = provenance(numerics, data, training.teacher, code)
+        about = provenance(numerics, data, training.teacher, code, training.other_images)
         training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = training.lane.method.preparation()
         if preparation is not None and not resumed:
