@@ -21,6 +21,7 @@ COMMANDS = {
     "status": "how far sweeps are: done, running, failed, time left",
     "where": "the directory of a run or its teacher, for scripts: kdrun where run method=dkd",
     "testset": "make a derived copy of the test images (noise, scramble, silhouette …) and look at it",
+    "data": "what is in a folder of images, and which of them are damaged: kdrun data FOLDER",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
     "check": "the properties that a method must have, tried on yours: kdrun check method=mine",
     "explain": "a method's paper, equation and settings: kdrun explain method=dkd",

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,12 @@ from kdrun.errors import CheckpointError, DiskFull, RunError, one_line
 
 LEAST_ROOM = 2**20  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_home() -> Path:
+    """The user's own folder for what can be made again: $KDRUN_CACHE, else kdrun/ among the user's caches."""
+    given = os.environ.get("KDRUN_CACHE")
+    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "kdrun")).expanduser()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -41,7 +48,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
         raise  # no fault of the disk: a loader's worker that died is raised wherever the run happens to be
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be a file
+            scratch.unlink(missing_ok=True)
 
 
 def refused(error: OSError, path: Path) -> RunError:

@@ -70,6 +70,7 @@ TORCH_FREE = (
     "data.processes",
     "data.splits",
     "training.signals",
+    "evaluation.loading",
     "evaluation.targets",
     "evaluation.bias",
     "evaluation.bias_grid",

@@ -57,7 +57,8 @@ overlap  over how many images (200) a student's maps are compared with its teach
          maps of other images, which is what looking at the middle gives by itself
 
 Writes the overlap into the run, evals/gradcam.json and gradcam.csv (a row for each image); the picture of one run lies
-beside them, that of several in pictures/ of the output folder.
+beside them, that of several in pictures/ of the output folder. Files that cannot be read are named and left out, and
+the exit code is then 1.
 """
 MOST = 100  # rows of one picture
 
@@ -73,14 +74,14 @@ def command(words: list[str]) -> int:
     targets = [target for name in parsed.names for target in find_targets(name, parsed, root)]
     same_data(targets)
     watched, numerics = load_networks(targets, options, console.track)
-    first = watched[0].data
+    first, unreadable = watched[0].data, []
     if files is None:
         shown = int(options.images)
         chosen = chosen_split(first, options.split)
         images = own_images(chosen, max(shown, options.overlap), first.config.dataset)
         shown = min(shown, len(images))
     else:
-        images = read_files(files, first)
+        images, unreadable = read_files(files, first)
         shown = len(images)
     wanted = wanted_classes(options.target, images, first.splits.class_names)
     look(watched, images, wanted, str(numerics.torch_device), console.track)
@@ -89,7 +90,8 @@ def command(words: list[str]) -> int:
     picture = place_of_picture(options, targets, root, of)
     draw(picture, watched, images, shown, options)
     show(watched, findings, images, shown, picture, options)
-    return 0
+    console.unreadable(unreadable, len(images))
+    return 1 if unreadable else 0
 
 
 def find_targets(name: str, parsed: Parsed[Options], root: Path) -> list[Target]:

@@ -22,7 +22,8 @@ from kdrun.files import sha256_of
 from kdrun.runs.checkpoints import weights_file
 from kdrun.streams import VERSION as STREAMS
 
-PLACES = {"root", "workers"}  # where things are and how fast they come: no number changes
+# Where things are, how fast they come and what is refused: no number of a run that ends changes.
+PLACES = {"root", "workers", "on_error", "allow_missing_classes"}
 TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions
 from kdrun.config.own_code import module_of
 from kdrun.config.schema import RunConfig
+from kdrun.data.overview import unreadable_in_words
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, PairingError
@@ -40,7 +41,13 @@ class Data:
     splits: Dataset
     stats: Stats
     config: RunConfig
-    notes: list[str] = field(default_factory=list)
+    overview: tuple[str, str] = ("", "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the images were read."""
+        left_out = [unreadable_in_words(self.splits.unreadable)] if self.splits.unreadable else []
+        return [*self.splits.notes, *left_out]
 
 
 def load_data(plan: Plan, track: Track = untracked) -> Data:
@@ -49,8 +56,10 @@ def load_data(plan: Plan, track: Track = untracked) -> Data:
     options = plan.config.dataset
     if options.normalize == "given":
         assert options.mean is not None and options.std is not None
-        return Data(splits, (options.mean, options.std), plan.config, splits.notes)
-    return Data(splits, _measured_stats(plan, splits), plan.config, splits.notes)
+        stats = options.mean, options.std
+    else:
+        stats = _measured_stats(plan, splits)
+    return Data(splits, stats, plan.config, plan.source.overview(splits))
 
 
 def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
@@ -130,7 +139,6 @@ def streamed(options: DatasetOptions) -> dict[str, Any]:
         "image_size": options.image_size,
         "resize": options.resize,
         "workers": options.workers,
-        "on_error": options.on_error,
     }
 
 

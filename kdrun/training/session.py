@@ -13,7 +13,7 @@ from typing import Any
 
 from kdrun.config.own_code import located
 from kdrun.config.schema import read_resolved, to_yaml
-from kdrun.display import Display, EpochEnd, Step
+from kdrun.display import Display, EpochEnd, Step, legible
 from kdrun.errors import CheckpointError, DiskFull, Interrupted, KdrunError, RunError
 from kdrun.files import sha256_of
 from kdrun.methods.base import Method
@@ -70,7 +70,8 @@ class Session:
         for line in notes:
             self.display.note(line)
         self.data = load_data(self.plan, display.track)
-        for line in (*self.data.notes, *warnings(config)):
+        self.display.fact(*self.data.overview)
+        for line in (*(f"note: {line}" for line in self.data.notes), *warnings(config)):
             self.display.note(line)
 
     def run(self) -> None:
@@ -296,6 +297,7 @@ class Session:
             "mean": self.data.stats[0],
             "std": self.data.stats[1],
             "class_names": self.data.splits.class_names,
+            "unreadable": [{"image": legible(name), "reason": why} for name, why in self.data.splits.unreadable],
         }
         resumed = training.resume(loaders.train.steps_per_epoch)
         if resumed:
@@ -304,7 +306,7 @@ class Session:
             )
         numerics, alone = training.lane.student.numerics, what == "teacher"
         code, method = (plan.teacher_code, None) if alone else (plan.code, plan.method)
-        about = provenance(numerics, data, training.teacher, method, code)
+        about = provenance(numerics, data, training.teacher, method, code, training.other_images)
         training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = training.lane.method.preparation()
         if preparation is not None and not resumed:
