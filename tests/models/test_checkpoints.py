@@ -121,6 +121,7 @@ LAYOUTS: dict[str, tuple[object, State, State]] = {
     },
     "list": ([{"epoch": 1}, A], A, A),
     "deep": ({"checkpoint": {"model": {"state_dict": below("module.", A)}}}, A, A),
+    "compiled in part": ({name.replace("bn1.", "bn1._orig_mod."): value for name, value in A.items()}, A, A),
     "optimizer": ({"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "model": A}, A, A),
     "momentum of the same names": ({"model": A, "grads": B}, A, A),
     "dino": ({"student": below("module.", A), "teacher": B, "epoch": 1}, A, B),
@@ -162,6 +163,13 @@ def test_a_network_loads_its_own_state_whatever_its_attributes_are_called(attrib
     for content in (own, below("module.", own), {"state_dict": below("_orig_mod.", own)}):
         for wanted in (Wanted(), TEACHER):
             assert equal(loaded(content, tmp_path, wanted, Wrapped(attribute)), own)
+
+
+def test_a_network_that_is_a_wrapper_itself_loads_what_it_wraps(tmp_path, capsys):
+    own = below("module.", A)
+    for content in (A, {"state_dict": below("net.", A)}):
+        assert equal(loaded(content, tmp_path, model=nn.DataParallel(Small())), own)
+        assert "names below the network's own module." in capsys.readouterr().err
 
 
 def test_raw_or_average_is_one_setting_and_said(tmp_path, capsys):
