@@ -156,10 +156,17 @@ def entries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]
             continue
         seen.add(id(found))
         items = list(found.items() if isinstance(found, Mapping) else enumerate(found[:16]))
-        tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+        tensors = {one_line_of(name): value for name, value in items if isinstance(value, Tensor)}
         if tensors and isinstance(found, Mapping):
             yield place, tensors
-        waiting += [((*place, str(name)), value) for name, value in items if isinstance(value, Mapping | list | tuple)]
+        waiting += [
+            ((*place, one_line_of(name)), value) for name, value in items if isinstance(value, Mapping | list | tuple)
+        ]
+
+
+def one_line_of(name: object) -> str:
+    """A name of a file as one may print it: without line ends and what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def without_prefixes(names: dict[str, str], depth: int = 0) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
