@@ -19,10 +19,12 @@ COLUMNS, ROWS = 8, 40  # images of a class, classes of a sheet
 
 def contact_sheet(heading: str, splits: Dataset) -> Image:
     """The first classes, each with training images spread over its own; those that cannot be read stay blank."""
+    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     names = splits.class_names[:ROWS]
-    font, head = ImageFont.load_default(13), 26
+    # Pillow's own font has neither × nor most of the letters of class names.
+    font, head = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12), 26
     width = max(LABEL + COLUMNS * (CELL + GAP), round(font.getlength(heading)) + 2 * GAP)
     sheet = Image.new("RGB", (width, head + len(names) * (CELL + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
