@@ -55,9 +55,9 @@ def prepare(
     stage.resume(loader.steps_per_epoch)
     saved = time.monotonic()
     for epoch in range(stage.epoch, options.epochs):
-        clock = Clock(loader.batch_size)
+        clock = Clock(loader)
         for step in train_epoch([own], teacher, loader, epoch):
-            clock.tick()
+            clock.tick(step)
             yield Step(epoch + 1, step + 1, loader.steps_per_epoch, clock.images_per_second)
         if own.failed is not None:
             raise own.failed
@@ -89,13 +89,13 @@ def fit(
     steps = loaders.train.steps_per_epoch
     saved, waiting = time.monotonic(), list(trainings)
     for epoch in range(min((training.epoch for training in trainings), default=epochs), epochs):
-        clock = Clock(loaders.train.batch_size)
+        clock = Clock(loaders.train)
         trainings = [training for training in waiting if training.epoch <= epoch]
         for training in trainings:
             training.begun = training.step
         starts = [training.step for training in trainings]
         for step in train_epoch([training.lane for training in trainings], teacher, loaders.train, epoch, starts):
-            clock.tick()
+            clock.tick(step)
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
             due = bool(stop.signal) or time.monotonic() - saved > save_every
             if due and step + 1 < steps and is_whole(trainings, step + 1):
@@ -126,12 +126,13 @@ def fit(
 class Clock:
     """Training time of one epoch, without evaluation and saving."""
 
-    def __init__(self, batch_size: int):
-        self.batch_size, self.images, self.spent = batch_size, 0, 0.0
+    def __init__(self, loader: TrainLoader):
+        self.loader, self.images, self.spent = loader, 0, 0.0
         self.resume()
 
-    def tick(self) -> None:
-        self.images += self.batch_size
+    def tick(self, step: int) -> None:
+        """Count the images of a step, whose batch is smaller where the set ends."""
+        self.images += min(self.loader.batch_size, self.loader.num_samples - step * self.loader.batch_size)
 
     def resume(self) -> None:
         self.begun = time.perf_counter()

@@ -387,3 +387,16 @@ def test_attention_is_plain_where_the_fused_kernel_is_slow():
     network.use(replace(numerics, precision="fp32"))
     assert all(block.fused_attn for block in blocks)
     assert torch.allclose(network.tap(image).logits, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(72, 32), (64, 32), (5, 10**12)])
+def test_throughput_counts_images_not_batches(images, batch_size):
+    """A batch that is larger than what is left of the set trains on no more images than there are."""
+    from types import SimpleNamespace
+
+    from kdrun.training.trainer import Clock
+
+    clock = Clock(SimpleNamespace(batch_size=batch_size, num_samples=images))  # type: ignore[arg-type]
+    for step in range(-(-images // batch_size)):
+        clock.tick(step)
+    assert clock.images == images
