@@ -299,7 +299,7 @@ def test_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(content, "SETTLED", -10.0)
     root, read = classes(tmp_path / "set"), []
     usual = content._hash_of
-    monkeypatch.setattr(content, "_hash_of", lambda root, file: read.append(file.path) or usual(root, file))
+    monkeypatch.setattr(content, "_hash_of", lambda root, file: read.append(file[0]) or usual(root, file))
     first = scan(root).fingerprint()
     assert len(read) == 6
     assert scan(root).fingerprint() == first
