@@ -76,6 +76,11 @@ def images_beside(folder: str | os.PathLike[str]) -> int:
     return sum(is_image(entry.name) and not is_folder(entry) for entry in entries_of(folder))
 
 
+def holds_images(folder: str | os.PathLike[str]) -> bool:
+    """Whether there is any image in a folder or in those inside it."""
+    return any(is_image(name) for _, _, files in os.walk(folder) for name in files)
+
+
 def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
