@@ -278,6 +278,8 @@ def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Netwo
         network = load_network(
             target.options, None if target.deploys else weights, data, streams, numerics, config.batch_size
         )
+    for line in network.tap.traits.notes if target.run is None else ():  # else its training said so
+        print_note(line)
     deployed = deployed_network(target, data, network) if target.deploys else None
     teacher = None
     if target.teacher is not None:

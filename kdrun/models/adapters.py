@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,16 +124,13 @@ class ProbeAdapter:
         self.head_modules: dict[str, nn.Module] = {}
         modules = dict(model.named_modules())
         for name in self.maps:
-            modules[name].register_forward_hook(self._keeper(name))
+            modules[name].register_forward_hook(partial(self._keep, name))  # unlike a closure, it can be pickled
         if self.classifier is not None:
             self.classifier.register_forward_pre_hook(self._keep_pooled)
 
-    def _keeper(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-            if self.active:
-                self.captured[name] = output
-
-        return keep
+    def _keep(self, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+        if self.active:
+            self.captured[name] = output
 
     def _keep_pooled(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if self.active:

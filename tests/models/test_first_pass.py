@@ -419,7 +419,7 @@ def test_torchscript_shows_no_layers():
 def test_hooks_travel_to_another_process():
     model = Returns(SAME["(logits, features)"])
     model.make = model.make_training = tuple_of  # a lambda would not
-    tried(model)
+    Tap(model, 16, traits=tried(model))  # whose probe has hooks too
     assert torch.equal(pickle.loads(pickle.dumps(model.eval()))(images()), model(images()))
 
 

@@ -102,3 +102,8 @@ def test_a_teacher_that_only_answers_need_not_train(kdrun, outputs, tmp_path):
     words = [*SHORT, f"teacher={HERE}:Doubled", f"teacher.checkpoint={place}", "student=resnet8"]
     code, _, err = kdrun("train", *words, "method=kd")
     assert (code, err) == (0, "")
+    code, _, err = kdrun(
+        "eval", str(place), *SHORT, f"student={HERE}:Doubled", "teacher=resnet8", "save=" + str(tmp_path)
+    )
+    assert code == 0, err
+    assert err.count("runs in contiguous memory") == 1  # of a file's network no training said so
