@@ -112,19 +112,19 @@ def list_testsets() -> None:
 def list_runs(root: Path, teachers: bool) -> None:
     """Finished, running and failed runs (or stored teachers) with their accuracy."""
     from kdrun.errors import CheckpointError
-    from kdrun.files import read_json
 
     rows = []
     for folder in sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*")):
         state, top1 = "unfinished", ""
-        if (folder / "result.json").is_file():
+        run = RunDirectory(folder, "teacher" if teachers else "student")
+        if run.finished:
             try:
-                result = read_json(folder / "result.json")
-                state, top1 = "done", f"{result['top1_last']:.2f}"
-            except (CheckpointError, KeyError) as error:
+                state, top1 = "done", f"{run.result()['top1_last']:.2f}"
+                state = state if run.weights_path.is_file() else f"done, without {run.weights_path.name}"
+            except CheckpointError as error:
                 state = f"damaged: {error}"
-        elif (folder / "failed.txt").is_file():
-            state = f"failed: {RunDirectory(folder).failure()}"
+        elif run.failed_path.is_file():
+            state = f"failed: {run.failure()}"
         rows.append([str(folder.relative_to(root)), top1, state])
     if not rows:
         console.note(f"{root} holds none yet.")

@@ -21,7 +21,7 @@ from kdrun.data.inference import Read, find_images, read_batches
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Card, deploy, find_target
 from kdrun.evaluation.targets import Which, numerics_for
-from kdrun.files import write_atomically
+from kdrun.files import spreadsheet_safe, write_atomically
 from kdrun.runs.directory import short_path
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def write_records(place: Path, spool: IO[str]) -> None:
         writer.writerow(COLUMNS)
         for record in lines():
             *plain, ranked = record.values()
-            writer.writerow([*plain, json.dumps(ranked, ensure_ascii=False)])
+            writer.writerow(spreadsheet_safe([*plain, json.dumps(ranked, ensure_ascii=False)]))
         text.flush()
         text.detach()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,21 @@ from typing import Any
 from torch import nn
 
 from kdrun.config.own_code import located
-from kdrun.errors import ConfigError, KdrunError, one_line, suggest
+from kdrun.errors import ConfigError, KdrunError, one_line, reason_of, suggest
 from kdrun.models.own_import import import_own
 from kdrun.models.weights import load_weights
 
 IMAGENET_CLASSES = 1000
+# Constructor arguments by which timm and torchvision would read or fetch weights behind kdrun's back.
+WEIGHTS_BY_KWARGS = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "weights",
+    "weights_backbone",
+)
 
 
 def create_timm(
@@ -23,8 +34,9 @@ def create_timm(
     """`timm:NAME`; transformers with a fixed input get `img_size` from the data set."""
     import timm
 
+    check_kwargs(f"timm:{name}", kwargs)
     bare = name.split(".")[0]
-    if not timm.is_model(bare):
+    if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(bare):
         raise ConfigError(f"timm:{name}: timm {timm.__version__} has no such model.{suggest(bare, timm.list_models())}")
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     options = dict(kwargs)
@@ -43,14 +55,15 @@ def create_timm(
             (cfg.url or f"https://huggingface.co/{cfg.hf_hub_id}{name}") if cfg else "",
             error,
         ) from error
-    except (TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(f"timm:{name} cannot be built with {options}: {one_line(error)}") from error
+    except Exception as error:  # arguments that do not fit end in any kind of error
+        raise ConfigError(f"timm:{name} cannot be built with {options}: {reason_of(error)}") from error
 
 
 def create_torchvision(name: str, num_classes: int, pretrained: str | None, kwargs: dict[str, Any]) -> nn.Module:
     """`torchvision:NAME`; a pretrained network is built with its own head first, then given a new one."""
     from torchvision import models
 
+    check_kwargs(f"torchvision:{name}", kwargs)
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(f"torchvision:{name}: torchvision has no such classification model.{suggest(name, known)}")
@@ -67,11 +80,20 @@ def create_torchvision(name: str, num_classes: int, pretrained: str | None, kwar
         raise no_weights(
             f"torchvision:{name}", pretrained, models.get_model_weights(name)["DEFAULT"].url, error
         ) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {one_line(error)}") from error
+    except KdrunError:
+        raise
+    except Exception as error:  # arguments that do not fit end in any kind of error
+        raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {reason_of(error)}") from error
     if num_classes != IMAGENET_CLASSES:
         replace_head(model, num_classes)
     return model
+
+
+def check_kwargs(name: str, kwargs: dict[str, Any]) -> None:
+    """Raise ConfigError for an argument that names weights, which have settings of their own."""
+    for key in WEIGHTS_BY_KWARGS:
+        if key in kwargs:
+            raise ConfigError(f"{name}: kwargs.{key}: weights are named by pretrained= or checkpoint=, not by kwargs.")
 
 
 def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, Any]) -> nn.Module:

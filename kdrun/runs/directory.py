@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdrun.config.own_code import OwnFile
-from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
-from kdrun.files import read_json, refused, write_atomically, write_json, write_text
+from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere, RunError
+from kdrun.files import read_json, refused, spreadsheet_safe, write_atomically, write_json, write_text
 from kdrun.runs.code_record import write_copies
-from kdrun.runs.result import RESULT_KEYS, RunResult
+from kdrun.runs.result import RESULT_KEYS, RunResult, problem_of
 from kdrun.runs.trust import sign
 
 METRIC_COLUMNS = ("epoch", "split", "metric", "value")
@@ -61,7 +61,15 @@ class RunDirectory:
         return (self.path / "config.yaml").is_file()
 
     def result(self) -> dict[str, Any]:
-        return read_json(self.result_path)
+        """Raises CheckpointError where result.json is damaged, or somebody else's."""
+        way_out = "delete it, and the command that trained this run writes it again"
+        try:
+            found = read_json(self.result_path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{str(error).rstrip('.')}: {way_out}.") from error.__cause__
+        if problem := problem_of(found):
+            raise CheckpointError(f"{self.result_path} is damaged ({problem}): {way_out}.")
+        return found
 
     def recorded_sha256(self) -> str:
         """The SHA-256 of a stored teacher's weights as they were trained; empty where none was recorded."""
@@ -73,6 +81,9 @@ class RunDirectory:
         the folder cannot be made."""
         lock = FileLock(self.path / ".lock")
         owner = self.path / ".owner"
+        for place in (self.path / ".lock", owner):
+            if place.is_symlink():
+                raise RunError(f"{place} is a link, and kdrun writes there: remove the link.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=-1 if wait else 1)  # `kdrun status` holds it for a moment
@@ -130,14 +141,15 @@ class RunDirectory:
             raise refused(error, self.metrics_path) from error
 
     def read_metrics(self) -> list[tuple[int, str, str, float]]:
-        """All complete rows; a last line that a kill cut short is left out."""
+        """All complete rows; a last line that a kill cut short, and what is no row, are left out."""
         if not self.metrics_path.is_file():
             return []
         rows = []
-        for line in self.metrics_path.read_text().splitlines(keepends=True)[1:]:
+        for line in self.metrics_path.read_text(errors="replace").splitlines(keepends=True)[1:]:
             parts = line.rstrip("\n").split(",")
             if line.endswith("\n") and len(parts) == len(METRIC_COLUMNS):
-                rows.append((int(parts[0]), parts[1], parts[2], float(parts[3])))
+                with suppress(ValueError):
+                    rows.append((int(parts[0]), parts[1], parts[2], float(parts[3])))
         return rows
 
     def truncate_metrics(self, epochs: int) -> None:
@@ -157,7 +169,7 @@ def finished_runs(output_root: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for path in sorted((output_root / "runs").glob("*/*/*/*/result.json")):
         try:
-            found.append((path.parent, read_json(path)))
+            found.append((path.parent, RunDirectory(path.parent).result()))
         except CheckpointError:
             continue
     return found
@@ -173,7 +185,8 @@ def rebuild_results(output_root: Path) -> Path:
         for _, result in finished_runs(output_root):
             row: dict[str, Any] = {key: result.get(key) for key in RESULT_KEYS}
             row["overrides"] = " ".join(row["overrides"] or [])
-            writer.writerow({key: "" if value is None else value for key, value in row.items()})
+            cells = spreadsheet_safe("" if value is None else value for value in row.values())
+            writer.writerow(dict(zip(row, cells, strict=True)))
         write_atomically(target, lambda file: file.write(text.getvalue().encode()))
     return target
 

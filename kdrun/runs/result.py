@@ -44,6 +44,24 @@ class RunResult:
         return dataclasses.asdict(self)
 
 
+NEEDED = ("seed", "dataset", "student", "method", "digest", "top1_last")  # by whatever shows a run
+
+
+def problem_of(result: dict[str, Any]) -> str:
+    """What is wrong with the content of a result.json, in words; an empty string for nothing. Keys that an older kdrun
+    did not write may lack."""
+    lacking = [key for key in NEEDED if key not in result]
+    if lacking:
+        return f"no {', '.join(lacking)}"
+    for key, hint in get_type_hints(RunResult).items():
+        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if type(None) in get_args(hint) else (hint,))]
+        kinds += [int] if float in kinds else []
+        value = result.get(key)
+        if key in result and not isinstance(value, tuple(kinds)):
+            return f"{key} is {value!r}"
+    return ""
+
+
 RESULT_KEYS = [field.name for field in dataclasses.fields(RunResult)]
 
 
