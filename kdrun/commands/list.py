@@ -62,10 +62,10 @@ def overview(config_dir: str | None) -> int:
 
 def list_methods(config_dir: str | None) -> None:
     """Print each method's name in the field, its paper and the first sentence of its docstring."""
-    rows = []
-    for name, path in sorted(group_files("method", config_dir).items()):
+    rows, files = [], group_files("method", config_dir)
+    for name, path in sorted(files.items()):
         parts = sections(read_method(read_yaml(path)["_target_"]).doc)
-        aliases = [alias for alias, target in ALIASES.items() if target == name]
+        aliases = [alias for alias, target in ALIASES.items() if target == name and alias not in files]
         called = f"{name} ({', '.join(aliases)})" if aliases else name
         rows.append([called, field_name(path), short_reference(parts.get("Paper", "")), " ".join(parts[""].split())])
     console.table("", ["method", "name", "paper", "what it does"], rows)

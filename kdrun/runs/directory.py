@@ -57,6 +57,11 @@ class RunDirectory:
         return self.result_path.is_file()
 
     @property
+    def can_mend(self) -> bool:
+        """Whether its last checkpoint can write the weights again that are gone."""
+        return not self.weights_path.is_file() and self.state_path.is_file()
+
+    @property
     def begun(self) -> bool:
         return (self.path / "config.yaml").is_file()
 
