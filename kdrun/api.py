@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kdrun.config.schema import RunConfig, check_ranges
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
-from kdrun.evaluation.targets import Which, numerics_for
+from kdrun.evaluation.loading import numerics_for
+from kdrun.evaluation.targets import Which
 from kdrun.runs.directory import METRIC_COLUMNS, RunDirectory, finished_runs
 from kdrun.runs.result import RESULT_KEYS, value_types
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 COMMANDS = {
     "train": "train a student (and, where it is missing, its teacher): kdrun train method=dkd teacher=vgg16",
@@ -20,6 +21,7 @@ COMMANDS = {
     "status": "how far sweeps are: done, running, failed, time left",
     "where": "the directory of a run or its teacher, for scripts: kdrun where run method=dkd",
     "testset": "make a derived copy of the test images (noise, scramble, silhouette …) and look at it",
+    "data": "what is in a folder of images, and which of them are damaged: kdrun data FOLDER",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
     "check": "the properties that a method must have, tried on yours: kdrun check method=mine",
     "explain": "a method's paper, equation and settings: kdrun explain method=dkd",
@@ -61,30 +63,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"kdrun {__version__}")
         return 0
-    from kdrun.errors import KdrunError, print_error, suggest
+    from kdrun.errors import Interrupted, KdrunError, print_error, suggest
 
     try:
         if words[0] not in COMMANDS:
             raise KdrunError(
                 f"{words[0]}: no such command.{suggest(words[0], COMMANDS)} There are: {', '.join(COMMANDS)}."
             )
-        module = importlib.import_module(f"kdrun.commands.{words[0]}")
-        if any(word in ("-h", "--help") for word in words):
-            from kdrun.config.arguments import NoOptions, options_help
-
-            settings = options_help(getattr(module, "Options", NoOptions))
-            print("\n\n".join(part for part in (module.HELP.strip(), settings) if part))
-            return 0
-        return module.command(words[1:])
+        return run_command(words[0], words[1:])
     except KdrunError as error:
         print_error(str(error))
         return error.exit_code
+    except Interrupted as stopped:
+        print_error(str(stopped))
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of `kdrun list | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def run_command(name: str, words: list[str]) -> int:
+    """Print the help of a command, or run it; what trains ends resumably on a signal from its first line on."""
+    with ExitStack() as signals:
+        if name == "train":
+            from kdrun.training.signals import stop_on_signals
+
+            signals.enter_context(stop_on_signals())
+        module = importlib.import_module(f"kdrun.commands.{name}")
+        if any(word in ("-h", "--help") for word in words):
+            from kdrun.config.arguments import NoOptions, options_help
+
+            settings = options_help(getattr(module, "Options", NoOptions))
+            print("\n\n".join(part for part in (module.HELP.strip(), settings) if part))
+            return 0
+        return module.command(words)
 
 
 def spin_briefly() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration, size
+from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration, legible, size
 from kdrun.errors import printable
 from kdrun.runs.directory import short_path
-from kdrun.runs.plan import Plan, code_notes
+from kdrun.runs.plan import Plan, code_notes, image_notes
 from kdrun.sweeps.messages import Advanced, Ended, Message, ShowMessage, Task
 
 
@@ -33,6 +34,9 @@ class Terminal(Console):
 out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
+SHOWN = 20  # unreadable files that are named
+
+
 def note(line: str) -> None:
     out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
 
@@ -40,6 +44,12 @@ def note(line: str) -> None:
 def say(line: str) -> None:
     """A line in rich markup; values must be escaped by the caller."""
     out.print(line, soft_wrap=True)
+
+
+def fact(name: str, line: str) -> None:
+    """A line that begins with the name of what it is about: on a terminal it breaks between words, a pipe gets it
+    whole."""
+    out.print(f"[bold]{escape(name)}[/] {escape(line)}", soft_wrap=not out.is_terminal)
 
 
 def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
@@ -65,6 +75,17 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     out.print(made)
+
+
+def unreadable(found: Sequence[tuple[Path, str]], readable: int, so: str = "") -> None:
+    """Name the images that could not be read, and say beside how many that could. so: what becomes of them, or is to be
+    done; else that they are left out."""
+    for path, reason in found[:SHOWN]:
+        say(f"[bold red]unreadable[/]  {escape(legible(path))}: {escape(reason)}")
+    if found:
+        more = f" ({len(found) - SHOWN:,} more than are shown)" if len(found) > SHOWN else ""
+        then = f"; {so}" if so else f" and {'is' if len(found) == 1 else 'are'} left out"
+        say(f"{len(found):,} of {readable + len(found):,} images could not be read{more}{then}.")
 
 
 class TrainingView(TrainingLines):
@@ -209,7 +230,7 @@ class RichDisplay:
         note(line)
 
     def fact(self, name: str, line: str) -> None:
-        say(f"[bold]{escape(name)}[/] {escape(line)}")
+        fact(name, line)
 
     def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
         return track(steps, total, label)
@@ -233,7 +254,7 @@ def announce(plan: Plan) -> None:
         f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
         f"[dim]{short_path(plan.run.path)}[/]"
     )
-    for line in code_notes([plan]):
+    for line in (*code_notes([plan]), *image_notes([plan])):
         note(line)
 
 

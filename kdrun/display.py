@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -58,6 +60,17 @@ class Display(Protocol):
 def untracked(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
     """Pass `steps` on and show nothing."""
     yield from steps
+
+
+def legible(name: str | os.PathLike[str]) -> str:
+    """Return a file's name as text for the screen and for tables: bytes that are no UTF-8 as Latin-1 has them, and
+    control characters, which a terminal would obey, by their numbers."""
+    text = os.fspath(name)
+    if text.isprintable():
+        return text
+    decoded = (chr(ord(sign) - 0xDC00) if "\udc80" <= sign <= "\udcff" else sign for sign in text)
+    hidden = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(f"\\x{ord(sign):02x}" if unicodedata.category(sign) in hidden else sign for sign in decoded)
 
 
 def duration(seconds: float) -> str:

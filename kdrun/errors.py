@@ -45,8 +45,9 @@ class LockedElsewhere(RunError):
     """Another process is at this run: no failure of it."""
 
 
-class Interrupted(KdrunError):
-    """SIGTERM, SIGUSR1 or Ctrl-C: everything is saved and the same command resumes.
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C: everything is saved and the same command resumes. Like KeyboardInterrupt it
+    passes by every `except Exception`, which would take it for a damaged image or a failed run.
 
     75 is EX_TEMPFAIL of sysexits.h: "try again later", the code to requeue on.
     """

@@ -6,13 +6,23 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from kdrun.errors import CheckpointError, DiskFull, RunError, one_line
 
+LEAST_ROOM = 2**20  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_home() -> Path:
+    """The user's own folder for what can be made again: $KDRUN_CACHE, else kdrun/ among the user's caches."""
+    given = os.environ.get("KDRUN_CACHE")
+    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "kdrun")).expanduser()
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -35,9 +45,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except RuntimeError as error:  # torch.save hides what the disk said behind one
         if isinstance(error.__context__, OSError):
             raise refused(error.__context__, path) from error
-        raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
+        if shutil.disk_usage(path.parent).free < LEAST_ROOM:
+            raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
+        raise  # no fault of the disk: a loader's worker that died is raised wherever the run happens to be
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be a file
+            scratch.unlink(missing_ok=True)
 
 
 def refused(error: OSError, path: Path) -> RunError:
@@ -109,3 +122,21 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_file(path: Path, called: str) -> None:
+    """Raise CheckpointError unless `path` is a file that ends: not a folder, a pipe or a device. called: as a line
+    names it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = "no such file" if missing else f"cannot be opened ({error.strerror or error})"
+        raise CheckpointError(f"{called}: {reason}.") from error
+    except ValueError as error:  # a null byte in it
+        raise CheckpointError(f"{called}: no such file.") from error
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{called} is a directory: name the file of weights in it.")
+    if not stat.S_ISREG(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise CheckpointError(f"{called} is {kind}, not a file: save the weights to disk first.")

@@ -38,6 +38,7 @@ TINY = [
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes into the repository, reads the user's data by accident, or leaves another thread count."""
     monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("KDRUN_CACHE", str(tmp_path / "cache_home"))
     monkeypatch.delenv("KDRUN_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 

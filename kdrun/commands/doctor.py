@@ -8,19 +8,23 @@ import shutil
 import sys
 from pathlib import Path
 
+from rich.markup import escape
+
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.groups import conf_dir
-from kdrun.display import size
+from kdrun.display import legible, size
 from kdrun.errors import KdrunError, print_error
 from kdrun.hardware import available_cores, compiler_missing, cpu_kind, cpu_name
+from kdrun.models import hub
 
 HELP = """
 usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]
 
-Checks Python, libraries, CPU and GPU, the C++ compiler that torch.compile needs, the output folder and the data sets,
-and says what device=auto, precision=auto and compile=auto mean on this machine. Exit code 1 if a run could not work.
+Checks Python, libraries, CPU and GPU, the C++ compiler that torch.compile needs, the output folder and the data sets
+(dataset.root: class folders of your own too), lists the published weights that pretrained=true has downloaded, and says
+what device=auto, precision=auto and compile=auto mean on this machine. Exit code 1 if a run could not work.
 """
 
 LIBRARIES = (
@@ -47,11 +51,14 @@ def command(words: list[str]) -> int:
     rows, problems = libraries()
     rows += hardware_rows()
     rows += output_rows(Path(config.output_root).expanduser(), problems)
-    rows += data_rows(config.dataset.root)
+    rows += data_rows(config.dataset.root, problems)
+    rows += weights_rows()
     console.table("", ["what", "found", ""], rows)
     for problem in problems:
         print_error(problem)
-    console.say("[bold red]a run would not work[/]" if problems else "[bold green]all good[/]: kdrun train")
+    root = config.dataset.root
+    command = "kdrun train" if root is None else f"kdrun train dataset=folder dataset.root={escape(root)}"
+    console.say("[bold red]a run would not work[/]" if problems else f"[bold green]all good[/]: {command}")
     return 1 if problems else 0
 
 
@@ -115,18 +122,22 @@ def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
     return [["output_root", str(root), f"{size(free)} free, {runs} finished run(s), {teachers} teacher(s)"]]
 
 
-def data_rows(root: str | None) -> list[list[str]]:
-    """Where the CIFAR sets would come from."""
+def data_rows(root: str | None, problems: list[str]) -> list[list[str]]:
+    """Where the CIFAR sets would come from, and what class folders dataset.root holds."""
     from kdrun.data import cifar
 
     rows = [["digits", "embedded", "the default"]]
-    for name in ("cifar10", "cifar100"):
+    found = False
+    for name, classes in (("cifar10", 10), ("cifar100", 100)):
         try:
             source = cifar.locate(name, root)
         except KdrunError:
+            source = None
+        if source is None or (source.trees and len(source.trees[0].class_names) != classes):
             rows.append([name, "not here", f"dataset.root={root} holds none"])
             continue
         where = source.archive or (source.trees[0].root.parent if source.trees else None)
+        found = found or where is not None
         rows.append(
             [
                 name,
@@ -134,4 +145,35 @@ def data_rows(root: str | None) -> list[list[str]]:
                 "" if where else "downloaded at first use, or set dataset.root or KDRUN_DATA",
             ]
         )
-    return rows
+    return rows if root is None else [*rows, folder_row(root, found, problems)]
+
+
+def folder_row(root: str, found: bool, problems: list[str]) -> list[str]:
+    """What dataset=folder finds. found: whether the folder is good for another data set."""
+    from kdrun.data import folder
+    from kdrun.data.overview import names_in_short
+
+    try:
+        source = folder.locate(root)
+    except KdrunError as error:
+        if not found:
+            problems.append(str(error))
+        return ["class folders", "none" if found else "no data set", "" if found else f"dataset.root={root}"]
+    tree, images = source.trees[0], sum(len(tree.paths) for tree in source.trees)
+    inside = f"{len(tree.class_names):,} classes ({names_in_short(tree.class_names)}), {images:,} images"
+    return ["class folders", legible(source.root), f"{inside}: kdrun data {root}"]
+
+
+def weights_rows() -> list[list[str]]:
+    """Where pretrained=true looks for weights before it downloads them, and what is there."""
+    repositories, files = hub.cached_names()
+    return [
+        ["weights of timm", str(hub.hub_cache()), f"{held(repositories)}; HF_HOME or HF_HUB_CACHE moves it"],
+        ["weights of torchvision", str(hub.hub_folder()), f"{held(files)}; TORCH_HOME moves it"],
+    ]
+
+
+def held(names: list[str]) -> str:
+    """How many there are, and the first of them."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{', '.join(names[:4])}{more}" if names else "none"

@@ -17,7 +17,8 @@ from kdrun.config.options import setting
 from kdrun.errors import ConfigError, RunError
 from kdrun.evaluation.deployed import Card, Deployed, deploy, find_target
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
-from kdrun.evaluation.targets import Which, numerics_for, open_data
+from kdrun.evaluation.loading import numerics_for, open_data
+from kdrun.evaluation.targets import Which
 from kdrun.files import explain_os_error, write_json
 from kdrun.runs.directory import now, short_path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import parse
+from kdrun.config.arguments import Parsed, parse
 from kdrun.errors import ConfigError
 from kdrun.evaluation.cam_images import Images, files_named, own_images, read_files
 from kdrun.evaluation.cam_runs import (
@@ -24,20 +25,23 @@ from kdrun.evaluation.cam_runs import (
     wanted_classes,
     write_overlaps,
 )
+from kdrun.evaluation.deployed import find_target
 from kdrun.evaluation.measure import chosen_split
 from kdrun.evaluation.targets import Target, target_of_run
 from kdrun.files import write_atomically
 from kdrun.reporting.cam_panel import Column, draw_panel
 from kdrun.reporting.labels import short_labels
 from kdrun.runs.directory import find_runs, outputs_folder, short_path
-from kdrun.runs.identity import digest_of
+from kdrun.runs.identity import digest_of, slug
 
 HELP = f"""
 usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|CLASS] [method=gradcam] [layer=PATH]
                      [overlap=N] [save=FILE.png] [model=student|teacher] [weights=last|best] [split=test|val|train]
                      [device=… output_root=… dataset.root=…]
+       kdrun gradcam FILE student=NAME dataset=NAME [teacher=NAME teacher.checkpoint=FILE] [key=value …]
 
-RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/. One picture: a row for each image,
+RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/; FILE is a checkpoint, as kdrun
+eval takes it. One picture: a row for each image,
 in columns the image, the teacher and each student, with the heat map of where the network looks, and its class and
 probability in green where it is right and in red where it is wrong. Computed in fp32.
 
@@ -53,7 +57,8 @@ overlap  over how many images (200) a student's maps are compared with its teach
          maps of other images, which is what looking at the middle gives by itself
 
 Writes the overlap into the run, evals/gradcam.json and gradcam.csv (a row for each image); the picture of one run lies
-beside them, that of several in pictures/ of the output folder.
+beside them, that of several in pictures/ of the output folder. Files that cannot be read are named and left out, and
+the exit code is then 1.
 """
 MOST = 100  # rows of one picture
 
@@ -63,21 +68,20 @@ def command(words: list[str]) -> int:
     options = parsed.options
     check(options)
     if not parsed.names:
-        raise ConfigError("gradcam of what? Give a run directory, a glob or a digest (kdrun list runs).")
+        raise ConfigError("gradcam of what? Give a run directory, a glob, a digest or a file of weights.")
     files = None if options.images.isdecimal() else files_named(options.images)
     root = outputs_folder(parsed.rest.get("output_root"))
-    runs = [run for name in parsed.names for run in find_runs(name, root)]
-    targets = [target_of_run(run, options, parsed.rest, options.split) for run in runs]
+    targets = [target for name in parsed.names for target in find_targets(name, parsed, root)]
     same_data(targets)
     watched, numerics = load_networks(targets, options, console.track)
-    first = watched[0].data
+    first, unreadable = watched[0].data, []
     if files is None:
         shown = int(options.images)
         chosen = chosen_split(first, options.split)
         images = own_images(chosen, max(shown, options.overlap), first.config.dataset)
         shown = min(shown, len(images))
     else:
-        images = read_files(files, first)
+        images, unreadable = read_files(files, first)
         shown = len(images)
     wanted = wanted_classes(options.target, images, first.splits.class_names)
     look(watched, images, wanted, str(numerics.torch_device), console.track)
@@ -86,7 +90,17 @@ def command(words: list[str]) -> int:
     picture = place_of_picture(options, targets, root, of)
     draw(picture, watched, images, shown, options)
     show(watched, findings, images, shown, picture, options)
-    return 0
+    console.unreadable(unreadable, len(images))
+    return 1 if unreadable else 0
+
+
+def find_targets(name: str, parsed: Parsed[Options], root: Path) -> list[Target]:
+    """The networks that one word means: of runs, or of a file of weights, whose findings go into pictures/."""
+    options = parsed.options
+    if not Path(name).is_file():
+        return [target_of_run(run, options, parsed.rest, options.split) for run in find_runs(name, root)]
+    found = find_target(name, options, parsed.rest, parsed.config_dir)
+    return [replace(found, folder=root / "pictures" / slug(Path(name).name))]
 
 
 def check(options: Options) -> None:

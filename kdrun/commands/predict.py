@@ -17,10 +17,13 @@ from rich.markup import escape
 from kdrun import console
 from kdrun.config.arguments import Parsed, parse
 from kdrun.config.options import setting
+from kdrun.data.image_tree import class_name
 from kdrun.data.inference import Read, find_images, read_batches
+from kdrun.display import legible
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Card, deploy, find_target
-from kdrun.evaluation.targets import Which, numerics_for
+from kdrun.evaluation.loading import numerics_for
+from kdrun.evaluation.targets import Which
 from kdrun.files import spreadsheet_safe, write_atomically
 from kdrun.runs.directory import short_path
 
@@ -44,7 +47,7 @@ probabilities, the `top` most probable classes with their probabilities (top=all
 read are named and left out, and the exit code is then 1.
 """
 
-SHOWN = 20  # rows, classes and unreadable files on the screen
+SHOWN = 20  # rows and classes on the screen
 COLUMNS = ("image", "predicted_class", "probability", "probabilities")
 
 
@@ -87,7 +90,7 @@ def command(words: list[str]) -> int:
     paths = find_images(options.path)
     predictor, label = make_predictor(parsed)
     card = predictor.card
-    images = f"{len(paths):,} image{'s' * (len(paths) != 1)} of {escape(str(options.path))}"
+    images = f"{len(paths):,} image{'s' * (len(paths) != 1)} of {escape(legible(options.path))}"
     console.say(f"{escape(label)}  {escape(card.network)}, {len(card.class_names)} classes, on {images}")
     with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # one JSON line per image: memory stays flat
         seen = predict(predictor, paths, options, spool)
@@ -149,16 +152,15 @@ def records_of(predictor: Predictor, batch: Read, base: Path, top: int | None) -
     values, labels = predictor.logits(batch.pixels).softmax(1).topk(min(top or len(names), len(names)))
     for path, row, places in zip(batch.paths, values.tolist(), labels.tolist(), strict=True):
         ranked = {names[label]: round(value, 6) for label, value in zip(places, row, strict=True)}
-        yield dict(
-            zip(COLUMNS, (path.relative_to(base).as_posix(), names[places[0]], round(row[0], 6), ranked), strict=True)
-        )
+        image = legible(path.relative_to(base).as_posix())
+        yield dict(zip(COLUMNS, (image, names[places[0]], round(row[0], 6), ranked), strict=True))
 
 
 def note_record(seen: Seen, record: dict[str, Any], card: Card) -> None:
     if len(seen.head) < SHOWN:
         seen.head.append(record)
     seen.counts[record["predicted_class"]] += 1
-    folders = [part for part in Path(record["image"]).parent.parts if part in card.class_names]
+    folders = [name for part in Path(record["image"]).parent.parts if (name := class_name(part)) in card.class_names]
     if folders:
         seen.labelled += 1
         seen.right += folders[-1] == record["predicted_class"]
@@ -217,14 +219,7 @@ def show(seen: Seen, card: Card, options: Options) -> None:
             f"the folders' names are classes: [bold]{100 * seen.right / seen.images:.2f} %[/] of "
             f"{seen.images:,} predictions agree with them"
         )
-    for path, reason in seen.unreadable[:SHOWN]:
-        console.say(f"[bold red]unreadable[/]  {escape(str(path))}: {escape(reason)}")
-    if seen.unreadable:
-        more = len(seen.unreadable) - SHOWN
-        console.say(
-            f"{len(seen.unreadable):,} of {seen.images + len(seen.unreadable):,} images could not be read and "
-            f"are left out{f' ({more:,} more than are shown)' if more > 0 else ''}."
-        )
+    console.unreadable(seen.unreadable, seen.images)
     if options.save:
         console.note(f"written: {', '.join(short_path(place.absolute()) for place in options.save)}")
     elif seen.images:

@@ -49,8 +49,6 @@ def multirun(words: list[str], config_dir: str | None) -> int:
             config = checked(cfg, config_dir)
             # As typed: `++` is what lets a method's settings pass Hydra, and no user wrote it.
             train(config, [word.removeprefix("++") for word in HydraConfig.get().overrides.task])
-        except Interrupted:
-            raise
         except KdrunError as error:
             failures.append(error)
             print_error(str(error))
@@ -123,6 +121,8 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         except KdrunError:
             raise
         except Exception as error:
+            if stop.signal:
+                raise Interrupted(f"stopped by {stop.signal}. The same command resumes from the last save.") from error
             plan.run.fail(f"{located(error)}\n{traceback.format_exc()}")
             if own_place(error):
                 raise RunError(f"{located(error)}; traceback in {short_path(plan.run.failed_path)}") from error
@@ -143,6 +143,7 @@ trained first, once for all runs. The same command resumes an interrupted run an
 
   method=kd|dkd|…      kdrun list methods         teacher=NAME student=NAME   kdrun list teachers
   dataset=digits|cifar100|…                       dataset.root=FOLDER         where the images are
+  student.kwargs.KEY=VALUE teacher.kwargs.KEY=…    what its constructor takes beside num_classes
   epochs=N batch_size=N seed=N                    optimizer.lr=… optimizer.schedule=cosine …
   device=auto|cpu|cuda:N precision=auto|fp32|tf32|bf16 compile=auto|true|false threads=N
   benchmark=NAME pair=NAME                        a publication's protocol, pair and weights

@@ -28,6 +28,7 @@ from kdrun.config.method_schema import method_of, yaml_name
 from kdrun.config.schema import RunConfig, check
 from kdrun.errors import ConfigError, one_line, suggest
 
+FREE = re.compile(r"(student|teacher)\.kwargs(\.|$)")  # settings whose names are not in the schema
 ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
 
 
@@ -38,13 +39,13 @@ def resolve_alias(name: str, config_dir: str | None) -> str:
 
 def rewrite(overrides: Iterable[str], config_dir: str | None = None) -> list[str]:
     """Aliases of methods resolved, and `method.x=…` as `++method.x=…`, so that a misspelt hyperparameter reaches the
-    check that knows the method's constructor."""
+    check that knows the method's constructor; so does `student.kwargs.x=…`, whose names the network alone knows."""
     rewritten = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if key == "method" and equals:
             value = ",".join(resolve_alias(name.strip(), config_dir) for name in value.split(","))
-        if key.startswith("method.") and equals:
+        if (key.startswith("method.") or FREE.match(key)) and equals:
             key = f"++{key}"
         rewritten.append(f"{key}{equals}{value}")
     return rewritten

@@ -65,8 +65,10 @@ class DatasetOptions:
     root: where the images are; null: $KDRUN_DATA, else a download where there is one. train_fraction: share of all
     images that trains, where the source has no test set of its own. val_fraction: share of the training images held
     out to select an epoch. train_limit, test_limit: stratified samples of about that size. normalize: given (mean,
-    std below) or measure (once, from the training set). resize: stretch to a square, or crop the centre of the shorter
-    side (class folders only). fake_*: the size of made-up data.
+    std below) or measure (once, from the training set). resize, of images in class folders: stretch both sides to a
+    square; fit the shorter side and cut the longer one off around the centre; or crop, the inner 7/8 of that, as is
+    usual for ImageNet. on_error: stop at a damaged image, or skip all of them. allow_missing_classes: val/ and test/
+    may lack classes of train/. fake_*: the size of made-up data.
     """
 
     name: str = setting(choices=("digits", "cifar10", "cifar100", "imagenet", "folder", "fake"))
@@ -76,13 +78,14 @@ class DatasetOptions:
     mean: list[float] | None = setting(None, length=3, low=0, high=1)
     std: list[float] | None = setting(None, length=3, over=0, high=1)
     augment: Augment = field(default_factory=Augment)
-    resize: str = setting("stretch", choices=("stretch", "crop"))
+    resize: str = setting("stretch", choices=("stretch", "fit", "crop"))
     train_fraction: float | None = setting(None, over=0, under=1)
     val_fraction: float = setting(0.0, low=0, under=1)
     split_seed: int = setting(0, low=0)
     train_limit: int | None = setting(None, low=1)
     test_limit: int | None = setting(None, low=1)
     on_error: str = setting("stop", choices=("stop", "skip"))
+    allow_missing_classes: bool = setting(False)
     workers: int | None = setting(None, low=0)
     fake_train: int = setting(512, low=1)
     fake_test: int = setting(256, low=1)
@@ -125,16 +128,20 @@ class OptimizerOptions:
 class ModelOptions:
     """A network. name: a zoo name, timm:NAME, torchvision:NAME or package.module:callable.
 
-    kwargs: constructor arguments. pretrained: false, true (timm's or torchvision's weights) or a file. checkpoint: a
-    file of weights of exactly this network. preact_last_map: tap the last map where RepDistiller does. head:
-    linear, or dropout_linear with head_dropout. input_size: side to which this network's images are resized. mean,
-    std: its own normalisation; null: the data set's.
+    kwargs: constructor arguments. pretrained: false, true (timm's or torchvision's weights) or a file, whose classifier
+    may have other classes. checkpoint: a file of weights of exactly this network, or the directory of a run.
+    checkpoint_weights: of either file, where it holds both: raw weights, or their average (ema). checkpoint_ignore:
+    patterns of names in it that may be there beyond the network's. preact_last_map: tap the last map where RepDistiller
+    does. head: linear, or dropout_linear with head_dropout. input_size: side to which this network's images are
+    resized. mean, std: its own normalisation; null: the data set's.
     """
 
     name: str = setting()
     kwargs: dict[str, Any] = setting({})
     pretrained: str = setting("false")
     checkpoint: str | None = setting(None)
+    checkpoint_weights: str = setting("ema", choices=("raw", "ema"))
+    checkpoint_ignore: list[str] = setting([])
     preact_last_map: bool = setting(False)
     head: str = setting("linear", choices=("linear", "dropout_linear"))
     head_dropout: float = setting(0.5, low=0, under=1)

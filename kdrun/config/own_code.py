@@ -134,11 +134,15 @@ def own_place(error: BaseException | None) -> str:
             frames.append((error.filename, error.lineno or 1))
         own = [(path, line) for path, line in frames if not path.startswith("<") and is_own(os.path.abspath(path))]
         if own:
-            path, line = own[-1]
-            here = os.path.relpath(path)
-            return f"{path if here.startswith(os.pardir) else here}, line {line}"
+            return short_place(*own[-1])
         error = error.__cause__
     return ""
+
+
+def short_place(path: str, line: int) -> str:
+    """`file, line N`."""
+    here = os.path.relpath(path)
+    return f"{path if here.startswith(os.pardir) else here}, line {line}"
 
 
 def located(error: BaseException) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from kdrun.data.decode import decode_tree
-from kdrun.data.image_tree import Tree, same_classes, scan
-from kdrun.data.splits import ArraySet
+from kdrun.data.folder import split_folders
+from kdrun.data.image_tree import Tree, aligned, check_classes, scan
+from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import DataError, one_line
 
@@ -86,19 +87,20 @@ class Source:
         return f"archive {ARCHIVES[self.name].md5}"
 
 
-def locate(name: str, root: str | None) -> Source:
+def locate(name: str, root: str | None, may_lack: bool = False) -> Source:
     """Find `name` under dataset.root (or $KDRUN_DATA): train/ and test/ class folders, the archive, or its unpacked
-    folder. Without a root the archive is downloaded when the data are loaded."""
+    folder. Without a root the archive is downloaded when the data are loaded. may_lack: as in `aligned`."""
     given = root or os.environ.get("KDRUN_DATA")
     if given is None:
         return Source(name)
     archive = ARCHIVES[name]
     base = Path(given).expanduser()
     for place in (base, base / name):
-        if (place / "train").is_dir() and (place / "test").is_dir():
-            trees = scan(place / "train"), scan(place / "test")
-            same_classes(*trees)
-            return Source(name, trees=trees)
+        splits = split_folders(place) if place.is_dir() else {}
+        if "train" in splits and "test" in splits:
+            train = scan(splits["train"])
+            check_classes(train)
+            return Source(name, trees=(train, aligned(train, scan(splits["test"], may_lack), may_lack)))
         if place.is_file() and place.name == archive.filename:
             return Source(name, archive=place)
         if (place / archive.filename).is_file():
@@ -116,14 +118,13 @@ def locate(name: str, root: str | None) -> Source:
     )
 
 
-def load(
-    source: Source, image_size: int, on_error: str, cache: Path, track: Track = untracked
-) -> tuple[ArraySet, ArraySet, list[str], list[str]]:
-    """(train, test, class names, notes); images [N, image_size, image_size, 3] uint8 from the memory-mapped cache."""
+def load(source: Source, image_size: int, on_error: str, cache: Path, track: Track = untracked) -> Dataset:
+    """Both splits; images [N, image_size, image_size, 3] uint8 from the memory-mapped cache."""
     if source.trees:
-        train, notes = decode_tree(source.trees[0], image_size, on_error, cache, track)
+        train, unreadable = decode_tree(source.trees[0], image_size, on_error, cache, track)
         test, more = decode_tree(source.trees[1], image_size, on_error, cache, track)
-        return train, test, source.trees[0].class_names, notes + more
+        notes = [note for tree in source.trees for note in tree.notes]
+        return Dataset(train, test, None, source.trees[0].class_names, image_size, notes, unreadable + more)
     if image_size != SIDE:
         raise DataError(
             f"dataset.image_size={image_size}: the {source.name} archive is 32 px; set input_size on a model."
@@ -133,7 +134,13 @@ def load(
     train = _arrays(archive, archive.train, members)
     test = _arrays(archive, archive.test, members)
     names = _checked(archive.meta, members)[0][archive.names_key]
-    return train, test, [name.decode() for name in names], []
+    return Dataset(train, test, None, [name.decode() for name in names], image_size)
+
+
+def as_files(trees: tuple[Tree, Tree], image_size: int) -> Dataset:
+    """Both splits as files, undecoded."""
+    train, test = trees
+    return Dataset(train.files(), test.files(), None, train.class_names, image_size, [*train.notes, *test.notes])
 
 
 def _members(source: Source, cache: Path) -> Callable[[str], bytes]:

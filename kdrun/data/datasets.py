@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kdrun.config.options import DatasetOptions
-from kdrun.data import cifar, digits, fake, folder
-from kdrun.data.splits import AnySet, Dataset, limited, stratified_split
+from kdrun.data import cifar, digits, fake, folder, overview
+from kdrun.data.image_tree import Tree
+from kdrun.data.splits import Dataset, limited, stratified_split
 from kdrun.display import Track, untracked
 
 STREAMED = ("imagenet", "folder")
@@ -19,9 +21,9 @@ class DataSource:
         self.options = options
         self.located: cifar.Source | folder.Source | None = None
         if options.name in cifar.ARCHIVES:
-            self.located = cifar.locate(options.name, options.root)
+            self.located = cifar.locate(options.name, options.root, options.allow_missing_classes)
         elif options.name in STREAMED:
-            self.located = folder.locate(options.root)
+            self.located = folder.locate(options.root, options.allow_missing_classes)
 
     def fingerprint(self) -> str:
         """Identity of the content, without decoding anything."""
@@ -43,33 +45,50 @@ class DataSource:
             return len(tree.class_names)
         return 10 if self.options.name == "digits" else self.options.fake_classes
 
-    def load(self, cache: Path, track: Track = untracked) -> Dataset:
-        """All splits. cache: folder for decoded images and downloads. Raises DataError."""
-        options = self.options
-        train, val, test, names, notes = self._splits(cache, track)
-        train = limited(train, options.train_limit, options.split_seed)
-        test = limited(test, options.test_limit, options.split_seed)
-        if options.val_fraction and val is None:
-            kept, held = stratified_split(train.labels, 1 - options.val_fraction, options.split_seed)
-            train, val = train.take(kept), train.take(held)
-        return Dataset(train, test, val, names, options.image_size, notes)
+    def overview(self, splits: Dataset) -> tuple[str, str]:
+        """(what the data set is called, what is in it in one line)."""
+        flat = self.options.name == "digits" or (isinstance(self.located, folder.Source) and bool(self.located.flat))
+        return f"{overview.name_of(self.options)}:", overview.overview(splits, self.options, flat)
 
-    def _splits(self, cache: Path, track: Track) -> tuple[AnySet, AnySet | None, AnySet, list[str], list[str]]:
-        options, fraction = self.options, self.options.train_fraction
+    @property
+    def trees(self) -> list[Tree]:
+        """The class folders of which the images are read; none of what comes as arrays."""
+        return list(self.located.trees or ()) if self.located is not None else []
+
+    def load(self, cache: Path, track: Track = untracked, as_files: bool = False) -> Dataset:
+        """All splits. cache: folder for decoded images and downloads. as_files: class folders as files, whether they
+        are to be decoded at once or not. Raises DataError."""
+        options = self.options
+        found = self._splits(cache, track, as_files)
+        train = limited(found.train, options.train_limit, options.split_seed, found.class_names)
+        test = limited(found.test, options.test_limit, options.split_seed, found.class_names)
+        val = found.val
+        if options.val_fraction and val is None:
+            fraction = 1 - options.val_fraction
+            kept, held = stratified_split(train.labels, fraction, options.split_seed, found.class_names)
+            train, val = train.take(kept), train.take(held)
+        return replace(found, train=train, val=val, test=test)
+
+    def _splits(self, cache: Path, track: Track, as_files: bool) -> Dataset:
+        """The splits as they are, before anything is limited or held out."""
+        options, size = self.options, self.options.image_size
+        fraction = 0.8 if options.train_fraction is None else options.train_fraction
         if isinstance(self.located, folder.Source):
-            train, val, test, names = folder.split(
-                self.located, 0.8 if fraction is None else fraction, options.split_seed
-            )
-            return train, val, test, names, []
+            source, unreadable = self.located, []
+            if options.on_error == "skip" and not as_files:
+                source, unreadable = folder.readable_part(source, cache, track)
+            train, val, test, names = folder.split(source, fraction, options.split_seed)
+            return Dataset(train, test, val, names, size, source.notes, unreadable)
         if isinstance(self.located, cifar.Source):
-            both = cifar.load(self.located, options.image_size, options.on_error, cache, track)
-            return both[0], None, both[1], both[2], both[3]
+            if as_files and self.located.trees:
+                return cifar.as_files(self.located.trees, size)
+            return cifar.load(self.located, size, options.on_error, cache, track)
         if options.name == "digits":
-            every = digits.load(options.image_size, cache)
-            first, rest = stratified_split(every.labels, 0.8 if fraction is None else fraction, options.split_seed)
-            return every.take(first), None, every.take(rest), digits.CLASS_NAMES, []
+            every = digits.load(size, cache)
+            first, rest = stratified_split(every.labels, fraction, options.split_seed)
+            return Dataset(every.take(first), every.take(rest), None, digits.CLASS_NAMES, size)
         made = [
-            fake.load(count, options.fake_classes, options.image_size, seed)
+            fake.load(count, options.fake_classes, size, seed)
             for seed, count in ((1, options.fake_train), (2, options.fake_test))
         ]
-        return made[0], None, made[1], [f"class {label}" for label in range(options.fake_classes)], []
+        return Dataset(made[0], made[1], None, [f"class {label}" for label in range(options.fake_classes)], size)

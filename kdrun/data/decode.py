@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import multiprocessing
 import os
+import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdrun.data.image_tree import Tree
+from kdrun.data.image_tree import Tree, refuse_empty_classes
+from kdrun.data.processes import process_pool
 from kdrun.data.splits import ArraySet
-from kdrun.display import Track, untracked
+from kdrun.display import Track, legible, untracked
 from kdrun.errors import DataError, one_line
-from kdrun.files import write_json
+from kdrun.files import read_json, write_json
 from kdrun.hardware import available_cores
 
 CHUNK = 256
+
+# What Pillow has to say of transparency, of tags and of large images is no business of somebody who trains on them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_image(path: str | os.PathLike[str], size: int | None) -> np.ndarray:
@@ -33,17 +35,65 @@ def read_image(path: str | os.PathLike[str], size: int | None) -> np.ndarray:
 
 
 def rgb_pixels(image: Any, size: int | None) -> np.ndarray:
-    """A PIL image as RGB uint8 [H, W, 3], upright by its EXIF tag; resized (bilinear) to size x size where it
-    differs."""
+    """A PIL image (its first frame) as RGB uint8 [H, W, 3], upright by its EXIF tag; resized (bilinear) to size x size
+    where it differs. Transparency is dropped, whatever colour lies beneath it stays."""
     from PIL import Image, ImageOps
 
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("I;16", "I;16B", "I;16L", "I"):  # PIL clips 16-bit grey to white otherwise
+    if upright.mode.startswith("I;16"):  # PIL clips 16-bit grey to white otherwise
         upright = Image.fromarray((np.asarray(upright, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        upright = Image.fromarray(grey_levels(np.asarray(upright)))
+    elif upright.mode == "P" and "transparency" in upright.info:
+        upright = upright.convert("RGBA")
     rgb = upright.convert("RGB")
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(rgb)
+
+
+def grey_levels(values: np.ndarray) -> np.ndarray:
+    """Numbers of 32 bits as uint8 of the same shape, by the least of the usual ranges that holds them: whole numbers of
+    8, 16 or 32 bits; fractions of 0 … 1 or -1 … 1, else 0 … 255 or 0 … 65535. What fits none is stretched from its
+    least value to its greatest. Raises ValueError for what is no number."""
+    whole = np.issubdtype(values.dtype, np.integer)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("it holds values that are no numbers (NaN or infinite)")
+    if whole:
+        values = values.clip(0, None)
+        shift = next(bits for bits, limit in ((0, 2**8), (8, 2**16), (23, 2**31)) if high < limit)
+        return (values >> shift).astype(np.uint8)
+    if low >= -1 and high <= 1:
+        least, span = (-1.0 if low < 0 else 0.0), (2.0 if low < 0 else 1.0)
+    elif low >= 0 and high <= 2**16 - 1:
+        least, span = 0.0, (255.0 if high <= 255 else 2.0**16 - 1)
+    else:
+        least, span = low, (high - low) or 1.0  # all of one value: black
+    return np.round((values.astype(np.float64) - least) * (255 / span)).astype(np.uint8)
+
+
+def why_unreadable(error: Exception, path: str | os.PathLike[str]) -> str:
+    """Return in a few words why a file could not be read as an image, without naming it once more."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, FileNotFoundError):
+        return "a link to nothing" if os.path.islink(path) else "the file is gone"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that Pillow knows" if os.path.getsize(path) else "the file is empty"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large, {legible(one_line(error))}"
+    return legible(one_line(error))
+
+
+def cannot_be_read(path: str | os.PathLike[str], reason: str) -> DataError:
+    """The error of a damaged image where none may be left out."""
+    return DataError(
+        f"image {legible(path)} cannot be read ({reason}); repair or remove it, or set dataset.on_error=skip; "
+        "kdrun data FOLDER names every such file."
+    )
 
 
 def decode_chunk(root: Path, size: int, paths: list[str]) -> tuple[np.ndarray, list[tuple[int, str]]]:
@@ -54,26 +104,29 @@ def decode_chunk(root: Path, size: int, paths: list[str]) -> tuple[np.ndarray, l
         try:
             images[position] = read_image(root / path, size)
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
-            bad.append((position, one_line(error)))
+            bad.append((position, why_unreadable(error, root / path)))
     return images, bad
 
 
 def decode_tree(
     tree: Tree, size: int, on_error: str, cache: Path, track: Track = untracked
-) -> tuple[ArraySet, list[str]]:
-    """The tree as arrays, from the cache where it was decoded before, and notes about skipped files.
+) -> tuple[ArraySet, list[tuple[str, str]]]:
+    """The tree as arrays, from the cache where it was decoded before, and (image, why) of what was left out.
 
-    on_error: "stop" raises DataError that names the damaged file; "skip" leaves it out and says so.
+    on_error: "stop" raises DataError that names the damaged file; "skip" leaves it out.
     """
-    key = hashlib.sha256(f"{tree.fingerprint()} {size} {on_error}".encode()).hexdigest()[:16]
-    folder = cache / key
+    folder = cache / hashlib.sha256(f"{tree.fingerprint()} {size}".encode()).hexdigest()[:16]
     if not (folder / "meta.json").is_file():
         _decode_into(folder, tree, size, on_error, track)
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_json(folder / "meta.json")
+    unreadable = [(tree.paths[position], reason) for position, reason in meta["unreadable"]]
+    if unreadable and on_error == "stop":
+        raise cannot_be_read(tree.root / unreadable[0][0], unreadable[0][1])
     # Copy-on-write mapping: the pages stay shared with the file, and torch may wrap them without a warning.
     images = np.load(folder / "images.npy", mmap_mode="c")
     labels = np.load(folder / "labels.npy")
-    return ArraySet(images, labels), [f"skipped {name}: {reason}" for name, reason in meta["skipped"]]
+    refuse_empty_classes(tree, labels)
+    return ArraySet(images, labels), [(f"{tree.root.name}/{path}", reason) for path, reason in unreadable]
 
 
 def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Track) -> None:
@@ -81,23 +134,18 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"images.{os.getpid()}.tmp.npy"
     kept: list[int] = []
-    skipped: list[tuple[str, str]] = []
+    unreadable: list[tuple[int, str]] = []
     try:
         images = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=(len(tree.paths), size, size, 3))
         for start, pixels, bad in _decoded_chunks(tree, size, track):
-            for position, reason in bad:
-                name = tree.paths[start + position]
-                if on_error == "stop":
-                    raise DataError(
-                        f"image {tree.root / name} cannot be read ({reason}); repair or remove it, "
-                        "or set dataset.on_error=skip."
-                    )
-                skipped.append((name, reason))
+            if bad and on_error == "stop":
+                raise cannot_be_read(tree.root / tree.paths[start + bad[0][0]], bad[0][1])
+            unreadable += [(start + position, reason) for position, reason in bad]
             wrong = {position for position, _ in bad}
             good = [position for position in range(len(pixels)) if position not in wrong]
             images[len(kept) : len(kept) + len(good)] = pixels[good]
             kept += [start + position for position in good]
-        if skipped:
+        if unreadable:
             np.save(scratch, images[: len(kept)].copy())
         images.flush()
         digest = hashlib.sha256(images[: len(kept)].data).hexdigest()
@@ -106,7 +154,7 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
     finally:
         scratch.unlink(missing_ok=True)
     np.save(folder / "labels.npy", tree.labels[kept])
-    meta = {"root": str(tree.root), "images": len(kept), "sha256": digest, "skipped": skipped}
+    meta = {"root": legible(tree.root), "images": len(kept), "sha256": digest, "unreadable": unreadable}
     write_json(folder / "meta.json", meta)
 
 
@@ -120,9 +168,7 @@ def _decoded_chunks(tree: Tree, size: int, track: Track) -> Iterator[tuple[int, 
         for number in track(iter(range(len(chunks))), len(chunks), label):
             yield starts[number], *decode(chunks[number])
         return
-    # Spawned, not forked: the parent may already run the threads of torch or of a progress bar.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(available_cores(), len(chunks)), mp_context=context) as pool:
+    with process_pool(min(available_cores(), len(chunks))) as pool:
         results = pool.map(decode, chunks)
         for number in track(iter(range(len(chunks))), len(chunks), label):
             yield starts[number], *next(results)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kdrun.data.image_tree import Tree, same_classes, scan
+from kdrun.data import readable
+from kdrun.data.image_tree import DEEPER, Tree, aligned, check_classes, descend, inner_folder, scan
+from kdrun.data.listing import folders_in, images_beside
 from kdrun.data.splits import FileSet, stratified_split
+from kdrun.display import Track, legible, untracked
 from kdrun.errors import DataError
 
-VAL_NAMES = ("val", "valid", "validation")
+# What the folder of a split is called, in any case and with _, - or blanks: train, Training, TRAIN_SET, seg_train …
+ENDINGS = r"(set|data|images|imgs|split|folder)?"
+ROLES = {
+    "train": re.compile(rf"(seg)?train(ing)?{ENDINGS}"),
+    "val": re.compile(rf"(seg)?(val|valid|validation|dev){ENDINGS}"),
+    "test": re.compile(rf"(seg)?(test|testing|eval|evaluation){ENDINGS}"),
+}
+PLAIN = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # of two, the one that counts
 
 
 @dataclass(frozen=True)
@@ -21,41 +32,142 @@ class Source:
     val: Tree | None
     test: Tree | None
     flat: Tree | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def trees(self) -> list[Tree]:
+        return [tree for tree in (self.flat, self.train, self.val, self.test) if tree is not None]
+
+    @property
+    def root(self) -> Path:
+        """The folder of the data set."""
+        return self.flat.root if self.flat is not None else self.trees[0].root.parent
 
     def fingerprint(self) -> str:
         trees = [tree.fingerprint() if tree else "-" for tree in (self.train, self.val, self.test, self.flat)]
         return hashlib.sha256(" ".join(trees).encode()).hexdigest()
 
 
-def locate(root: str | None) -> Source:
-    """Scan dataset.root. With train/ and val/ but no test/, val/ is the test set (ImageNet's convention)."""
+def locate(root: str | None, may_lack: bool = False) -> Source:
+    """Scan dataset.root. With train/ and val/ but no test/, val/ is the test set (ImageNet's convention). may_lack:
+    whether val/ and test/ may lack classes of train/."""
     if root is None:
         raise DataError("dataset.root is not set: give the folder that holds train/ and val/, or one folder per class.")
-    base = Path(root).expanduser()
-    if not base.is_dir():
-        raise DataError(f"dataset.root={root}: no such folder. Expected train/ and val/ (and test/), or class folders.")
-    if not (base / "train").is_dir():
-        return Source(None, None, None, scan(base))
-    val_folder = next((base / name for name in VAL_NAMES if (base / name).is_dir()), None)
-    train = scan(base / "train")
-    val = scan(val_folder) if val_folder else None
-    test = scan(base / "test") if (base / "test").is_dir() else None
-    if test is None:
-        val, test = None, val
-    if test is None:
-        raise DataError(f"dataset.root={root} has train/ but neither test/ nor val/; add one, or point root at train/.")
-    for other in (val, test):
-        if other is not None:
-            same_classes(train, other)
-    return Source(train, val, test, None)
+    given = Path(root).expanduser()
+    if not given.is_dir():
+        what = "is a file: unpack it, and give the folder" if given.exists() else "no such folder"
+        raise DataError(f"dataset.root={root}: {what}. Expected train/ and val/ (and test/), or class folders.")
+    base, found = find_splits(given)
+    notes = [] if base == given else [f"the data set lies in {legible(base)}"]
+    if not found:
+        tree = scan(base)
+        check_classes(tree)
+        return Source(None, None, None, tree, [*notes, *tree.notes])
+    named = " and ".join(f"{legible(folder.name)}/" for folder in found.values())
+    if "train" not in found:
+        raise DataError(
+            f"dataset.root={root} has {named} and no training images: expected a folder train/ beside, or one folder "
+            "per class."
+        )
+    if len(found) == 1:
+        raise DataError(
+            f"dataset.root={root} has {named} but neither test/ nor val/; add one, or point root at {named}."
+        )
+    train = scan(descend(found["train"]))
+    check_classes(train)
+    held = {
+        role: aligned(train, scan(descend(found[role]), may_be_empty=may_lack), may_lack)
+        for role in ("val", "test")
+        if role in found
+    }
+    test = held.get("test", held.get("val"))
+    val = held.get("val") if "test" in held else None
+    notes += [note for tree in (train, *held.values()) for note in tree.notes]
+    return Source(train, val, test, None, notes)
+
+
+def find_splits(given: Path) -> tuple[Path, dict[str, Path]]:
+    """(the folder of the data set, role -> folder of a split): `given`, or the only data set in it, some levels deeper.
+    Without splits the folder holds class folders. Raises DataError."""
+    base = given
+    for _ in range(DEEPER):
+        inner = None if split_folders(base) else inner_folder(base) or the_only_data_set(base)
+        if inner is None:
+            break
+        base = inner
+    found = split_folders(base)
+    refuse_unsorted(base, found)
+    return base, found
+
+
+def the_only_data_set(folder: Path) -> Path | None:
+    """The only folder in one that holds train/ and its like. Raises DataError for several."""
+    found = [path for name in folders_in(folder) if "train" in split_folders(path := folder / name)]
+    if len(found) > 1:
+        names = ", ".join(legible(path.name) for path in found)
+        raise DataError(f"{legible(folder)} holds {len(found)} data sets ({names}); point dataset.root at one of them.")
+    return found[0] if found else None
+
+
+def role_of(folder: str) -> str | None:
+    """train, val or test, where a folder's name says so."""
+    letters = re.sub(r"[^a-z]", "", folder.lower())
+    return next((role for role, pattern in ROLES.items() if pattern.fullmatch(letters)), None)
+
+
+def split_folders(base: Path) -> dict[str, Path]:
+    """Role -> folder: those whose name says train, val or test, and which hold class folders.
+
+    Raises DataError where two folders could be one.
+    """
+    named = [name for name in folders_in(base) if role_of(name)]
+    found: dict[str, Path] = {}
+    for role, plain in PLAIN.items():
+        names = [name for name in named if role_of(name) == role and folders_in(base / name)]
+        if len(named) == 1 and names and images_beside(base / names[0]):
+            continue  # a class of this name: trains
+        chosen = next((name for name in plain if name in names), None)
+        if len(names) > 1 and chosen is None:
+            both = " and ".join(f"{legible(name)}/" for name in names)
+            raise DataError(f"{legible(base)} has {both}, and each could hold the {role} images; rename or remove one.")
+        if names:
+            found[role] = base / (chosen or names[0])
+    return found
+
+
+def refuse_unsorted(base: Path, found: dict[str, Path]) -> None:
+    """Raise DataError for a folder that is called like a split and holds no class folders: it is no class either, but
+    where it is the only such name and may be a vehicle's."""
+    odd = [name for name in folders_in(base) if (role := role_of(name)) and role not in found]
+    if not odd or (not found and odd in (["train"], ["Train"])):
+        return
+    name = legible(odd[0])
+    raise DataError(
+        f"{legible(base)}/{name} holds no class folders: expected {name}/<class name>/<image>, or no such name among "
+        "the classes."
+    )
 
 
 def split(source: Source, train_fraction: float, seed: int) -> tuple[FileSet, FileSet | None, FileSet, list[str]]:
     """(train, val or None, test, class names)."""
     if source.flat is not None:
         files = source.flat.files()
-        first, rest = stratified_split(files.labels, train_fraction, seed)
+        first, rest = stratified_split(files.labels, train_fraction, seed, source.flat.class_names)
         return files.take(first), None, files.take(rest), source.flat.class_names
     assert source.train is not None and source.test is not None
     val = source.val.files() if source.val else None
     return source.train.files(), val, source.test.files(), source.train.class_names
+
+
+def readable_part(source: Source, cache: Path, track: Track = untracked) -> tuple[Source, list[tuple[str, str]]]:
+    """The source without images that cannot be read, and (image, why) of those. Raises DataError for a class that has
+    no other."""
+    unreadable: list[tuple[str, str]] = []
+    parts: dict[str, Tree | None] = {}
+    for role in ("train", "val", "test", "flat"):
+        tree = getattr(source, role)
+        if tree is not None:
+            tree, bad = readable.readable_part(tree, cache, track)
+            unreadable += bad
+        parts[role] = tree
+    return replace(source, **parts), unreadable

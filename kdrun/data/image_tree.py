@@ -2,75 +2,242 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from kdrun.data.content import by_content
+from kdrun.data.listing import (
+    NAMED,
+    ImageFile,
+    Listing,
+    Place,
+    entries_of,
+    folders_in,
+    images_beside,
+    is_folder,
+    is_passed_over,
+    list_images,
+    others_in_words,
+    places_of,
+    suffix_of,
+)
 from kdrun.data.splits import FileSet
+from kdrun.display import legible
 from kdrun.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+DEEPER = 3  # levels of folders in folders in which a data set is looked for
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Sorted relative paths with byte sizes and labels; labels follow the alphabetical order of the class names."""
+    """Images in the order of their classes, with labels; the classes are in alphabetical order, or in that of another
+    tree's. notes: what a user should know of how the folders were read."""
 
     root: Path
-    paths: list[str]
-    sizes: list[int]
+    files_found: list[ImageFile]
     labels: np.ndarray
     class_names: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[str]:
+        """Relative paths as the file system has them: not always text that can be printed."""
+        return [file.path for file in self.files_found]
+
+    @cached_property
+    def content(self) -> str:
+        return by_content(self.root, self.files_found)
 
     def fingerprint(self) -> str:
-        """SHA-256 over relative paths and sizes: content enough to tell data sets apart without reading them."""
-        digest = hashlib.sha256()
-        for path, size in zip(self.paths, self.sizes, strict=True):
-            digest.update(f"{path}\0{size}\n".encode())
-        return digest.hexdigest()
+        """SHA-256 of what is in the tree, wherever it lies: equal for the same images under the same names."""
+        return self.content
 
     def files(self) -> FileSet:
         return FileSet(self.root, self.paths, self.labels)
 
 
-def scan(root: Path) -> Tree:
-    """List the images of every class folder under `root`. Raises DataError for no classes or an empty one."""
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise DataError(f"{root} holds no class folders; expected {root}/<class name>/<image>.png and so on.")
-    paths: list[str] = []
-    sizes: list[int] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(_images(root / name, name))
-        if not found:
-            raise DataError(
-                f"class folder {root / name} holds no images ({', '.join(SUFFIXES)}); add some or remove it."
-            )
-        paths += [path for path, _ in found]
-        sizes += [size for _, size in found]
-        labels += [label] * len(found)
-    return Tree(root, paths, sizes, np.asarray(labels, dtype=np.int64), classes)
+def class_name(folder: str) -> str:
+    """Return what a folder's class is called: one text for a name that two systems encode in two ways."""
+    return unicodedata.normalize("NFC", legible(folder))
 
 
-def _images(folder: Path, prefix: str) -> list[tuple[str, int]]:
-    found = []
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            found += _images(Path(entry.path), f"{prefix}/{entry.name}")
-        elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
-            found.append((f"{prefix}/{entry.name}", entry.stat().st_size))
-    return found
-
-
-def same_classes(reference: Tree, other: Tree) -> None:
-    """Raise DataError unless both trees have the same classes."""
-    only = sorted(set(reference.class_names) ^ set(other.class_names))
-    if only:
-        where = reference.root if only[0] in reference.class_names else other.root
+def scan(root: Path, may_be_empty: bool = False) -> Tree:
+    """List the images of every class folder under `root`. Raises DataError where it holds no class folders, or an empty
+    one, unless that may be."""
+    names = class_folders(root)
+    found = [(name, list_images(root, folder), folder) for name, folder in sorted(names.items())]
+    empty = [folder for _, listing, folder in found if not listing.files]
+    if empty and not may_be_empty:
+        listing = next(listing for _, listing, _ in found if not listing.files)
+        instead = f"; it holds {', '.join(others_in_words(listing.others))}" if listing.others else ""
         raise DataError(
-            f"{reference.root} and {other.root} differ in {len(only)} class(es): {only[0]!r} exists only in {where}."
+            f"class folder {legible(root / empty[0])} holds no images ({NAMED}){instead}; add some or remove it."
         )
+    found = [entry for entry in found if entry[1].files]
+    if not found:
+        raise DataError(f"{legible(root)} holds no images.")
+    files = [file for _, listing, _ in found for file in listing.files]
+    counts = [len(listing.files) for _, listing, _ in found]
+    labels = np.repeat(np.arange(len(found), dtype=np.int64), counts)
+    listings = {name: listing for name, listing, _ in found}
+    return Tree(root, files, labels, list(listings), notes_on(root, listings))
+
+
+def class_folders(root: Path) -> dict[str, str]:
+    """Class name -> folder. Raises DataError."""
+    names: dict[str, str] = {}
+    for entry in entries_of(root):
+        if is_folder(entry) and not is_passed_over(entry.name):
+            name = class_name(entry.name)
+            if name in names:
+                raise DataError(f"{legible(root)} has two folders of the name {name}; put their images into one.")
+            names[name] = entry.name
+        elif entry.is_symlink() and not is_passed_over(entry.name) and not suffix_of(entry.name):
+            raise_where_gone(entry)
+    if not names:
+        loose = images_beside(root)
+        instead = f", but {loose:,} images outside of any" if loose else ""
+        raise DataError(
+            f"{legible(root)} holds no class folders{instead}; expected {legible(root)}/<class name>/<image>.png and "
+            "so on."
+        )
+    return names
+
+
+def raise_where_gone(link: os.DirEntry[str]) -> None:
+    """Raise DataError for a link to nothing: there may have been a class."""
+    if not os.path.exists(link.path):
+        raise DataError(f"{legible(link.path)} is a link to nothing; repair or remove it.")
+
+
+def notes_on(root: Path, listings: dict[str, Listing]) -> list[str]:
+    """What was not read, and what links did."""
+    notes = []
+    others: Counter[str] = Counter()
+    for listing in listings.values():
+        others += listing.others
+    place = legible(root.name or root)
+    if others:
+        shown = list(others_in_words(others))
+        more = f" and {len(shown) - 3} other kinds" if len(shown) > 3 else ""
+        are = "is" if others.total() == 1 else "are"
+        notes.append(f"{', '.join(shown[:3])}{more} in {place}/ {are} not read")
+    if loose := images_beside(root):
+        notes.append(f"{loose:,} image{'s' * (loose > 1)} in {place}/ outside of any class folder: not read")
+    if doubled := sum(listing.doubled for listing in listings.values()):
+        are = "is" if doubled == 1 else "are"
+        notes.append(f"{doubled:,} link{'s' * (doubled > 1)} in {place}/ to what is there already {are} not followed")
+    folders = {name: inner for name, listing in listings.items() if len(inner := folders_alone(listing)) > 1}
+    if folders:
+        name, inner = next(iter(folders.items()))
+        more = f", and so have {len(folders) - 1:,} more" if len(folders) > 1 else ""
+        shown = f"{', '.join(map(legible, inner[:3]))}{' …' if len(inner) > 3 else ''}"
+        notes.append(f"the class {name} has its images in several folders ({shown}), which count as one class{more}")
+    return notes + in_two_classes(root, listings)
+
+
+def folders_alone(listing: Listing) -> list[str]:
+    """The folders in which a class has its images, where it has none directly."""
+    inside = [file.path.split("/")[1:] for file in listing.files]
+    return [] if any(len(parts) == 1 for parts in inside) else sorted({parts[0] for parts in inside})
+
+
+def in_two_classes(root: Path, listings: dict[str, Listing]) -> list[str]:
+    """A note where links put one file into several classes."""
+    if not any(listing.places for listing in listings.values()):
+        return []
+    owner: dict[Place, str] = {}
+    shared: list[tuple[str, str, str]] = []
+    for name, listing in listings.items():
+        for path, place_in in (listing.places or places_of(root, listing)).items():
+            other = owner.setdefault(place_in, name)
+            if other != name:
+                shared.append((path, other, name))
+    if not shared:
+        return []
+    path, *both = shared[0]
+    where = f"the first {legible(path)} in {' and '.join(both)}"
+    return [f"{len(shared):,} files in {legible(root.name)}/ are in two classes by links, {where}"]
+
+
+def inner_folder(folder: Path) -> Path | None:
+    """The only folder of one that holds nothing else, where that holds folders itself and no images: a data set was put
+    one level deeper."""
+    names = folders_in(folder)
+    if len(names) != 1 or images_beside(folder):
+        return None
+    inner = folder / names[0]
+    return inner if folders_in(inner) and not images_beside(inner) else None
+
+
+def descend(folder: Path) -> Path:
+    """`folder`, or where its class folders lie."""
+    for _ in range(DEEPER):
+        inner = inner_folder(folder)
+        if inner is None:
+            break
+        folder = inner
+    return folder
+
+
+def check_classes(tree: Tree) -> None:
+    """Raise DataError for a training set of one class."""
+    if len(tree.class_names) < 2:
+        raise DataError(
+            f"{legible(tree.root)} holds one class, {tree.class_names[0]}, and nothing to tell it from; expected a "
+            "folder for each of two or more classes."
+        )
+
+
+def refuse_empty_classes(tree: Tree, readable: np.ndarray) -> None:
+    """Raise DataError where a class of a tree has no readable image. readable: labels of those that can be read."""
+    lost = [tree.class_names[label] for label in np.setdiff1d(tree.labels, readable)]
+    if lost:
+        raise DataError(
+            f"no image of {classes(lost)} in {legible(tree.root)} can be read; kdrun data FOLDER lists what is damaged."
+        )
+
+
+def aligned(reference: Tree, other: Tree, may_lack: bool) -> Tree:
+    """`other` with the labels of `reference`. Raises DataError where it has a class that `reference` lacks, or lacks
+    one, unless that may be."""
+    if reference.root.resolve() == other.root.resolve():
+        raise DataError(f"{legible(reference.root)} and {legible(other.root)} are one folder; remove the link.")
+    known = {name: label for label, name in enumerate(reference.class_names)}
+    unknown = [name for name in other.class_names if name not in known]
+    if unknown:
+        raise DataError(
+            f"{legible(other.root)} has {classes(unknown)}, which {legible(reference.root)} lacks: what is not trained "
+            f"cannot be tested; add images of {'it' if len(unknown) == 1 else 'them'} there, or remove the "
+            f"folder{'s' * (len(unknown) > 1)}."
+        )
+    lacking = [name for name in reference.class_names if name not in other.class_names]
+    if lacking and not may_lack:
+        raise DataError(
+            f"{legible(other.root)} lacks {classes(lacking)} of {legible(reference.root)}; add images, or set "
+            "dataset.allow_missing_classes=true."
+        )
+    if not lacking:
+        return other
+    moved = np.array([known[name] for name in other.class_names], dtype=np.int64)
+    note = f"{legible(other.root.name)}/ lacks {classes(lacking)} of {legible(reference.root.name)}/"
+    return replace(other, labels=moved[other.labels], class_names=reference.class_names, notes=[*other.notes, note])
+
+
+def classes(names: list[str], most: int = 8) -> str:
+    """the class cat, or 12 classes (ant, bee …)."""
+    shown = [name if name == name.strip() else repr(name) for name in names]
+    if len(names) == 1:
+        return f"the class {shown[0]}"
+    return f"{len(names)} classes ({', '.join(shown[:most])}{' …' if len(names) > most else ''})"
+
+
+def images_in(place: Path) -> list[Path]:
+    """The images of a folder and of all folders inside it."""
+    return [place / file.path for file in list_images(place).files]

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kdrun.data.decode import rgb_pixels
-from kdrun.data.image_tree import SUFFIXES
-from kdrun.errors import DataError, one_line
+from kdrun.data.decode import rgb_pixels, why_unreadable
+from kdrun.data.image_tree import images_in
+from kdrun.data.listing import NAMED
+from kdrun.display import legible
+from kdrun.errors import DataError
 from kdrun.hardware import available_cores
 
 
@@ -53,20 +55,19 @@ class Read:
     unreadable: list[tuple[Path, str]]
 
 
-def find_images(place: Path) -> list[Path]:
-    """`place` itself, or every image below it, sorted; hidden files and folders are left out. Raises DataError where
-    there is none."""
+def find_images(place: Path, setting: str = "path") -> list[Path]:
+    """`place` itself, or every image below it, sorted, as data sets find theirs. setting: what named the place.
+
+    Raises DataError where there is none.
+    """
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise DataError(f"path={place}: no such file or folder.")
-    found = []
-    for folder, inner, files in os.walk(place):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [Path(folder, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        raise DataError(f"{setting}={legible(place)}: no such file or folder.")
+    found = images_in(place)
     if not found:
-        raise DataError(f"path={place} holds no images ({', '.join(SUFFIXES)}).")
-    return sorted(found)
+        raise DataError(f"{setting}={legible(place)} holds no images ({NAMED}).")
+    return found
 
 
 def read_batches(paths: list[Path], prepare: Preparation, batch_size: int) -> Iterator[Read]:
@@ -84,14 +85,10 @@ def read_batches(paths: list[Path], prepare: Preparation, batch_size: int) -> It
 
 def read_one(path: Path, prepare: Preparation) -> np.ndarray | str:
     """The prepared pixels, or why there are none."""
-    from PIL import Image
-
     try:
         return prepare(path)
-    except Image.DecompressionBombError as error:
-        return f"too large, {one_line(error)}"
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
-        return one_line(error).replace(f" {str(path)!r}", "")
+        return why_unreadable(error, path)
 
 
 def gathered(paths: list[Path], futures: list[Future[np.ndarray | str]], side: int) -> Read:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +45,8 @@ AnySet = ArraySet | FileSet
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits of one kind, class names in label order, and the notes a user should read once (skipped files …)."""
+    """Splits of one kind, class names in label order, and the notes a user should read once. unreadable: (image, why)
+    of those that were left out."""
 
     train: AnySet
     test: AnySet
@@ -52,13 +54,16 @@ class Dataset:
     class_names: list[str]
     image_size: int
     notes: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of (first, rest), each sorted: `fraction` of every class, rounded, goes first.
 
     At least one image of each class lands on either side, so a class needs two. The split depends on labels, fraction
@@ -69,7 +74,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            raise DataError(f"class {label} has {len(members)} image(s); a stratified split needs two of every class.")
+            name = class_names[label] if class_names else label
+            raise DataError(f"class {name} has {len(members)} image(s); a stratified split needs two of every class.")
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         first.append(generator.permutation(members)[:count])
     chosen = np.sort(np.concatenate(first))
@@ -77,8 +83,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     return chosen, rest
 
 
-def limited(data: AnySet, limit: int | None, seed: int) -> AnySet:
+def limited(data: AnySet, limit: int | None, seed: int, class_names: Sequence[str] = ()) -> AnySet:
     """A stratified sample of about `limit` images, or everything."""
     if limit is None or limit >= len(data):
         return data
-    return data.take(stratified_split(data.labels, limit / len(data), seed)[0])
+    return data.take(stratified_split(data.labels, limit / len(data), seed, class_names)[0])

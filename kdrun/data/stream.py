@@ -13,27 +13,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdrun.config.options import Augment
 from kdrun.data.augment import view_draws
-from kdrun.data.decode import read_image
+from kdrun.data.decode import cannot_be_read, read_image, why_unreadable
+from kdrun.data.processes import outlive_group_signal
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.resident import Normalise, Stats, shuffled
 from kdrun.data.splits import FileSet
 from kdrun.data.transform import AugmentedView, PlainView
 from kdrun.draws import STRONG_VIEW, TEACHER_VIEW, VIEW
-from kdrun.errors import DataError, one_line
 from kdrun.hardware import available_cores
 from kdrun.structures import Batch
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded file: image, teacher's image and the crop that becomes the strong view, uint8 [3, S, S], or the
-    reason why there is none."""
+    """One decoded file: image, teacher's image and the crop that becomes the strong view, uint8 [3, S, S], or its
+    path and the reason why there is none."""
 
     image: Tensor | None
     teacher_image: Tensor | None
     label: int
     index: int
-    problem: str = ""
+    problem: tuple[str, str] | None = None
     strong: Tensor | None = None
 
 
@@ -79,7 +79,7 @@ class Decoder(Dataset[Sample]):
         try:
             pixels = torch.from_numpy(read_image(path, None).copy()).permute(2, 0, 1)
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
-            return Sample(None, None, label, index, f"{path} cannot be read ({one_line(error)})")
+            return Sample(None, None, label, index, (str(path), why_unreadable(error, path)))
         if not draws:
             return Sample(self.plain(pixels), None, label, index)
         made = {purpose: self.augmented(pixels, row) for purpose, row in draws.items()}
@@ -108,18 +108,21 @@ class EpochBatches:
 
 @dataclass
 class Packed:
-    """A batch as the workers send it: uint8 images [N, 3, S, S], and what could not be read."""
+    """A batch as the workers send it: uint8 images [N, 3, S, S], and (path, why) of the first that is damaged."""
 
     image: Tensor
     teacher_image: Tensor | None
     label: Tensor
     index: Tensor
-    problems: list[str]
+    problem: tuple[str, str] | None = None
     strong: Tensor | None = None
 
 
 def pack(samples: list[Sample]) -> Packed:
-    """Stack the readable samples of a batch; an all-damaged batch is empty."""
+    """Stack the samples of a batch."""
+    problem = next((sample.problem for sample in samples if sample.problem), None)
+    if problem:
+        return Packed(torch.empty(0), None, torch.empty(0), torch.empty(0), problem)
     good = [sample for sample in samples if sample.image is not None]
     images = [sample.image for sample in good if sample.image is not None]
     others = [sample.teacher_image for sample in good if sample.teacher_image is not None]
@@ -129,13 +132,13 @@ def pack(samples: list[Sample]) -> Packed:
         torch.stack(others) if others else None,
         torch.tensor([sample.label for sample in good]),
         torch.tensor([sample.index for sample in good]),
-        [sample.problem for sample in samples if sample.problem],
+        None,
         torch.stack(strong) if strong else None,
     )
 
 
 class Stream:
-    """What training and evaluation share: workers, packing, and the damaged files they named."""
+    """What training and evaluation share: workers and packing."""
 
     def __init__(
         self,
@@ -143,12 +146,10 @@ class Stream:
         batches: EpochBatches,
         workers: int | None,
         stats: Stats,
-        on_error: str,
         device: torch.device,
     ):
-        self.device, self.on_error, self.normalise = device, on_error, Normalise(stats, device)
+        self.device, self.normalise = device, Normalise(stats, device)
         self.batches_of = batches
-        self.skipped: set[str] = set()
         count = min(available_cores(), 8) if workers is None else workers
         self.loader: DataLoader[Any] = DataLoader(
             decoder,
@@ -157,17 +158,16 @@ class Stream:
             collate_fn=pack,
             pin_memory=device.type == "cuda",
             persistent_workers=count > 0,
+            worker_init_fn=outlive_group_signal,
             generator=torch.Generator(),  # otherwise every epoch would draw from the global one
         )
 
     def packed(self) -> Iterator[Packed]:
+        """Raises DataError for a damaged file: with dataset.on_error=skip the set was made without those."""
         for packed in self.loader:
-            for problem in packed.problems:
-                if self.on_error == "stop":
-                    raise DataError(f"image {problem}; repair or remove it, or set dataset.on_error=skip.")
-                self.skipped.add(problem)
-            if len(packed.label):
-                yield packed
+            if packed.problem:
+                raise cannot_be_read(*packed.problem)
+            yield packed
 
     def on_device(self, pixels: Tensor) -> Tensor:
         """uint8 [N, 3, S, S] -> normalised channels-last float32 on the device."""
@@ -190,12 +190,11 @@ class StreamTrain(Stream):
         augment: Augment,
         teacher_view: str,
         workers: int | None,
-        on_error: str,
         device: torch.device,
         views: tuple[str, ...] = (),
     ):
         decoder = Decoder(data, image_size, resize, augment, seed, teacher_view, views)
-        super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, on_error, device)
+        super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, device)
         self.num_samples = len(data)
         self.labels = torch.from_numpy(data.labels)
         self.batch_size, self.seed = batch_size, seed
@@ -230,11 +229,10 @@ class StreamEval(Stream):
         batch_size: int,
         stats: Stats,
         workers: int | None,
-        on_error: str,
         device: torch.device,
     ):
         decoder = Decoder(data, image_size, resize, Augment(crop="none", flip=0.0), 0, "same")
-        super().__init__(decoder, EpochBatches(len(data), batch_size, None), workers, stats, on_error, device)
+        super().__init__(decoder, EpochBatches(len(data), batch_size, None), workers, stats, device)
         self.num_samples, self.batch_size = len(data), batch_size
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -254,7 +252,6 @@ def measured_stats(data: FileSet, image_size: int, resize: str, workers: int | N
         batch_size=64,
         stats=([0.0] * 3, [1.0] * 3),
         workers=workers,
-        on_error="skip",
         device=device,
     )
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0

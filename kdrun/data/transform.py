@@ -16,7 +16,8 @@ EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre c
 class PlainView:
     """The unaugmented view, uint8 [3, H, W] -> [3, size, size].
 
-    resize: stretch (both sides to `size`) or crop (the shorter side to size / 0.875, then the centre).
+    resize: stretch (both sides to `size`), fit (the shorter side to `size`, then the centre) or crop (the shorter side
+    to size / 0.875, then the centre).
     """
 
     def __init__(self, size: int, resize: str):
@@ -25,7 +26,8 @@ class PlainView:
     def __call__(self, pixels: Tensor) -> Tensor:
         if self.resize == "stretch":
             return V.resize(pixels, [self.size, self.size], antialias=True)
-        return V.center_crop(V.resize(pixels, [round(self.size / EVAL_CROP)], antialias=True), [self.size, self.size])
+        side = self.size if self.resize == "fit" else round(self.size / EVAL_CROP)
+        return V.center_crop(V.resize(pixels, [side], antialias=True), [self.size, self.size])
 
 
 class AugmentedView:

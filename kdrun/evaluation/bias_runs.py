@@ -14,8 +14,9 @@ from kdrun.data.splits import ArraySet
 from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError
 from kdrun.evaluation.bias_grid import CLEAN, Column, Row
+from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
 from kdrun.evaluation.predictions import Answers, answer, read_answers, write_answers
-from kdrun.evaluation.targets import Target, Which, numerics_for, open_data, open_networks, target_of_run
+from kdrun.evaluation.targets import Target, Which, open_networks, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import Derived, derived_tests, fingerprint, grouped
 from kdrun.evaluation.testsets.registry import file_stem, parse, title
@@ -196,6 +197,7 @@ class Answering:
         if key in self.questions:
             return self.questions[key]
         plan, data = open_data(config, self.track)
+        tell_unreadable(data)
         test = data.splits.test
         if not isinstance(test, ArraySet):
             raise DataError(

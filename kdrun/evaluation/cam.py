@@ -107,7 +107,7 @@ class View:
     def _find_path(self) -> str:
         """The path of the module to watch, found by what every module returns for one image."""
         image = self.tap.prepare(self.example)
-        records = record_outputs(self.tap.model, image)
+        records, _ = record_outputs(self.tap.model, image)
         tokens = token_layer(records)
         if tokens is not None:
             return tokens

@@ -10,10 +10,12 @@ import numpy as np
 
 from kdrun.config.options import DatasetOptions
 from kdrun.data.datasets import STREAMED
-from kdrun.data.decode import read_image
-from kdrun.data.image_tree import SUFFIXES
+from kdrun.data.decode import cannot_be_read
+from kdrun.data.image_tree import class_name
+from kdrun.data.inference import Preparation, find_images, read_one
 from kdrun.data.splits import AnySet, ArraySet
-from kdrun.errors import ConfigError, DataError, one_line
+from kdrun.display import legible
+from kdrun.errors import ConfigError
 from kdrun.training.build import Data
 
 
@@ -56,40 +58,36 @@ def files_named(word: str) -> list[Path]:
     found: list[Path] = []
     for part in word.split(","):
         path = Path(part).expanduser()
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise DataError(f"images={part}: the folder holds no images ({', '.join(SUFFIXES)}).")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
+        if not path.exists():
             raise ConfigError(f"images={part}: no such file or folder (or give a number of the run's own images).")
+        found += find_images(path, "images")
     return found
 
 
-def read_files(files: list[Path], data: Data) -> Images:
-    """Their images; the name of a file's folder is its class where the data set has such a one."""
+def read_files(files: list[Path], data: Data) -> tuple[Images, list[tuple[Path, str]]]:
+    """Their images, and (file, why) of those that cannot be read; the name of a file's folder is its class where the
+    data set has such a one. Raises DataError where none can be read."""
     classes = {name: label for label, name in enumerate(data.splits.class_names)}
-    pixels = np.stack([prepared(path, data.config.dataset) for path in files])
-    labels = np.array([classes.get(path.absolute().parent.name, -1) for path in files], dtype=np.int64)
-    return Images(pixels, labels, [str(path) for path in files])
+    read = [(path, read_one(path, preparation(data.config.dataset))) for path in files]
+    good = [(path, pixels) for path, pixels in read if not isinstance(pixels, str)]
+    unreadable = [(path, reason) for path, reason in read if isinstance(reason, str)]
+    if not good:
+        raise cannot_be_read(*unreadable[0])
+    labels = np.array([classes.get(class_name(path.absolute().parent.name), -1) for path, _ in good], dtype=np.int64)
+    return Images(np.stack([pixels for _, pixels in good]), labels, [legible(path) for path, _ in good]), unreadable
+
+
+def preparation(options: DatasetOptions) -> Preparation:
+    """How evaluation prepares an image, before normalisation."""
+    return Preparation(options.image_size, options.resize, options.name in STREAMED)
 
 
 def prepared(path: Path, options: DatasetOptions) -> np.ndarray:
-    """One file as evaluation sees it, before normalisation: uint8 [S, S, 3]. Raises DataError."""
-    try:
-        if options.name not in STREAMED:
-            return read_image(path, options.image_size)
-        pixels = read_image(path, None)
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
-        raise DataError(f"image {path} cannot be read ({one_line(error)}).") from error
-    import torch
-
-    from kdrun.data.transform import PlainView
-
-    transform = PlainView(options.image_size, options.resize)
-    return transform(torch.from_numpy(pixels.copy()).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    """One image of the data set: uint8 [S, S, 3]. Raises DataError."""
+    pixels = read_one(path, preparation(options))
+    if isinstance(pixels, str):
+        raise cannot_be_read(path, pixels)
+    return pixels
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

@@ -15,7 +15,8 @@ from kdrun.data.datasets import DataSource
 from kdrun.display import Track
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.cam_images import Images, batches
-from kdrun.evaluation.targets import Target, WhichSplit, numerics_for, open_data, open_networks
+from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
+from kdrun.evaluation.targets import Target, WhichSplit, open_networks
 from kdrun.files import spreadsheet_safe, write_json, write_text
 from kdrun.runs.directory import now
 from kdrun.training.build import Data
@@ -124,6 +125,8 @@ def load_networks(targets: list[Target], options: Options, track: Track) -> tupl
 
     for target in targets:
         _, data = open_data(target.config, track)
+        if target is targets[0]:  # all have the same
+            tell_unreadable(data)
         network, deployed, teacher = open_networks(target, data, numerics)
         key = None
         if teacher is not None and target.teacher is not None:
@@ -159,6 +162,8 @@ def subtitle(target: Target) -> str:
     """What tells a run's network from the others': its method and seed, or that it is a teacher."""
     if target.own is not None or (target.weights is not None and target.weights.name.startswith("teacher")):
         return "teacher"
+    if target.run is None:
+        return Path(target.label).name
     assert target.folder is not None
     return f"{target.folder.parent.parent.name}, seed {target.config.seed}"
 

@@ -14,7 +14,8 @@ from kdrun.data.inference import Preparation
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError
-from kdrun.evaluation.targets import Target, Which, open_data, open_networks, target_of_file, target_of_run
+from kdrun.evaluation.loading import open_data
+from kdrun.evaluation.targets import Target, Which, open_networks, target_of_file, target_of_run
 from kdrun.files import read_json
 from kdrun.runs.directory import find_runs, outputs_folder
 from kdrun.training.build import Data

@@ -13,8 +13,9 @@ from kdrun.data.splits import AnySet
 from kdrun.display import Track
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias import Change, change_of
+from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
 from kdrun.evaluation.predictions import answer
-from kdrun.evaluation.targets import Target, numerics_for, open_data, open_networks
+from kdrun.evaluation.targets import Target, open_networks
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.cache import derived_tests
 from kdrun.evaluation.testsets.registry import file_stem, title
@@ -79,6 +80,7 @@ def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, 
     numerics = numerics_for(config)
     numerics.apply()
     plan, data = open_data(config, track)
+    tell_unreadable(data)
     every = image_sets(testsets, data, plan, split, track)
     network, deployed, teacher = open_networks(target, data, numerics)
     subject, taught = Subject(network, deployed), Subject(teacher) if teacher else None

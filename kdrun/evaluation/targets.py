@@ -11,18 +11,19 @@ from kdrun.config.arguments import read_value
 from kdrun.config.method_schema import MethodSource
 from kdrun.config.options import ModelOptions, TeacherOptions, setting
 from kdrun.config.schema import RunConfig, read_config
-from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
+from kdrun.evaluation.loading import load_network
 from kdrun.evaluation.trusted import changed_code, permit, refusal
 from kdrun.files import read_json, sha256_of
 from kdrun.methods.factory import make_method
+from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.code_record import method_of_run
 from kdrun.runs.directory import RunDirectory, outputs_folder, short_path
-from kdrun.runs.plan import Plan, images_only, make_plan, slug
+from kdrun.runs.plan import slug
 from kdrun.runs.trust import signed_code
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
-from kdrun.training.build import Data, data_spec, load_data, make_lane, make_loaders, make_network, make_tap, own_stats
+from kdrun.training.build import Data, data_spec, make_lane, make_loaders, make_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from kdrun.training.network import Network
     from kdrun.training.precision import Numerics
 
-PASSED = ("device", "precision", "dataset.root", "dataset.workers", "eval_batch_size", "threads", "output_root")
+PASSED = (
+    *("device", "precision", "eval_batch_size", "threads", "output_root"),
+    *("dataset.root", "dataset.workers", "dataset.on_error"),
+)
 
 
 @dataclass
@@ -108,7 +112,7 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
         raise ConfigError(f"{path} is a file: model=teacher and weights=best are for runs.")
     teacher = None
     if config.teacher.checkpoint is not None:
-        teacher = TeacherSource(config.teacher, Path(config.teacher.checkpoint).expanduser())
+        teacher = TeacherSource(config.teacher, weights_file(config.teacher.checkpoint, "teacher.checkpoint"))
     return Target(path, config, config.student, None, None, split, teacher=teacher)
 
 
@@ -190,9 +194,10 @@ def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[Te
     told = learned.get("teacher")
     about: dict[str, Any] = told if isinstance(told, dict) else {}
     if options.checkpoint is not None:
-        weights = Path(options.checkpoint).expanduser()
-        if not weights.is_file():
-            return None, f"learned from teacher.checkpoint={weights}, which is not there any more"
+        try:
+            weights = weights_file(options.checkpoint, "teacher.checkpoint")
+        except CheckpointError:
+            return None, f"learned from teacher.checkpoint={options.checkpoint}, which is not there any more"
         return TeacherSource(options, weights, sha256=str(about.get("sha256"))), ""
     if options.random:
         if learned.get("streams") != STREAMS:
@@ -233,19 +238,6 @@ def read_provenance(run: Path) -> dict[str, Any]:
         return {}
 
 
-def load_network(
-    options: ModelOptions, weights: Path | None, data: Data, streams: Streams, numerics: Numerics, batch_size: int
-) -> Network:
-    """`options` with trained `weights`, which take the place of pretrained ones; their mean and std stay."""
-    bare = replace(options, pretrained="false", checkpoint=None if weights is None else str(weights))
-    if options.pretrained != "false" and options.mean is None:
-        untrained = make_tap(replace(bare, checkpoint=None), data.splits.num_classes, data.splits.image_size, None)
-        stats = own_stats(options, untrained.model)
-        if stats is not None:
-            bare = replace(bare, mean=stats[0], std=stats[1])
-    return make_network(bare, data, streams, numerics, batch_size)
-
-
 def deployed_network(target: Target, data: Data, student: Network) -> nn.Module:
     """`student` with what its method keeps at inference, rebuilt and loaded from the run's weights."""
     from kdrun.models.weights import load_weights
@@ -267,12 +259,6 @@ def deployed_network(target: Target, data: Data, student: Network) -> nn.Module:
     )
     load_weights(lane.deployed, weights, config.student.name)
     return lane.deployed
-
-
-def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
-    """Return the plan and the images of a run's data set; no teacher or file of weights is looked for."""
-    plan = make_plan(images_only(config), [])
-    return plan, load_data(plan, track)
 
 
 def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Network, nn.Module | None, Network | None]:
@@ -302,11 +288,3 @@ def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Netwo
                 raise
             target.missing = f"has a teacher that does not load: {str(error).rstrip('.')}"
     return network, deployed, teacher
-
-
-def numerics_for(config: RunConfig, precision: str | None = None) -> Numerics:
-    """Resolve the numerics for measuring a trained network: as configured, or in `precision`; never compiled."""
-    from kdrun.training.precision import resolve
-
-    asked = precision or config.precision
-    return resolve(config.device, asked, "false", config.threads, config.deterministic).numerics

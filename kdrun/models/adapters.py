@@ -114,10 +114,10 @@ class ProbeAdapter:
         self.model = model
         self.captured: dict[str, Tensor] = {}
         self.active = False
-        records = record_outputs(model, example)
+        records, logits = record_outputs(model, example)
         self.maps, self.tokens = choose_stages(records, example.shape[-1])
         self.stems = 1 if not self.tokens and len(self.maps) >= 5 else 0
-        self.classifier, self.classifier_path = find_classifier(model, records)
+        self.classifier = find_classifier(records, logits)
         self.head_modules: dict[str, nn.Module] = {}
         modules = dict(model.named_modules())
         for name in self.maps:
@@ -172,8 +172,9 @@ def quarter_ends(count: int) -> list[int]:
     return list(range(count)) if count <= 4 else [math.ceil(count * part / 4) - 1 for part in (1, 2, 3, 4)]
 
 
-def record_outputs(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
-    """(name, module, output) of every submodule that returns one tensor, in the order of execution, in eval mode."""
+def record_outputs(model: nn.Module, example: Tensor) -> tuple[list[tuple[str, nn.Module, Tensor]], Tensor]:
+    """Return (name, module, output) of every submodule that returns one tensor, in the order of execution, in eval
+    mode; and the network's own output."""
     records: list[tuple[str, nn.Module, Tensor]] = []
     handles = []
 
@@ -190,12 +191,12 @@ def record_outputs(model: nn.Module, example: Tensor) -> list[tuple[str, nn.Modu
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(example)
+            logits = model.eval()(example)
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return records
+    return records, logits
 
 
 def choose_stages(records: list[tuple[str, nn.Module, Tensor]], image_size: int) -> tuple[list[str], bool]:
@@ -217,14 +218,11 @@ def choose_stages(records: list[tuple[str, nn.Module, Tensor]], image_size: int)
     return [last[side] for side in sorted(last, reverse=True)], False
 
 
-def find_classifier(
-    model: nn.Module, records: list[tuple[str, nn.Module, Tensor]]
-) -> tuple[nn.Module | None, str | None]:
-    """The last Linear that ran and returned [N, K], and its path; (None, None) where the network ends otherwise."""
-    for name, module, output in reversed(records):
-        if isinstance(module, nn.Linear) and output.dim() == 2:
-            return module, name
-    return None, None
+def find_classifier(records: list[tuple[str, nn.Module, Tensor]], logits: Tensor) -> nn.Module | None:
+    """The last Linear that returned the logits themselves, else any [N, K]; None where the network ends otherwise."""
+    linear = [(module, out) for _, module, out in records if isinstance(module, nn.Linear) and out.dim() == 2]
+    exact = [(module, out) for module, out in linear if out.shape == logits.shape and torch.equal(out, logits)]
+    return (exact or linear or [(None, logits)])[-1][0]
 
 
 def is_nhwc(x: Tensor) -> bool:

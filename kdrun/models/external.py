@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdrun.config.own_code import located
 from kdrun.errors import ConfigError, KdrunError, one_line, reason_of, suggest
+from kdrun.models import hub
 from kdrun.models.own_import import import_own
-from kdrun.models.weights import load_weights
 
 IMAGENET_CLASSES = 1000
 # Constructor arguments by which timm and torchvision would read or fetch weights behind kdrun's back.
@@ -29,9 +30,10 @@ WEIGHTS_BY_KWARGS = (
 
 
 def create_timm(
-    name: str, num_classes: int, image_size: int, pretrained: str | None, kwargs: dict[str, Any]
+    name: str, num_classes: int, image_size: int, pretrained: bool, role: str, kwargs: dict[str, Any]
 ) -> nn.Module:
-    """`timm:NAME`; transformers with a fixed input get `img_size` from the data set."""
+    """`timm:NAME`; transformers with a fixed input get `img_size` from the data set. pretrained: with timm's own
+    weights."""
     import timm
 
     check_kwargs(f"timm:{name}", kwargs)
@@ -42,46 +44,44 @@ def create_timm(
     options = dict(kwargs)
     if cfg is not None and cfg.fixed_input_size:
         options.setdefault("img_size", image_size)
-    if pretrained and pretrained != "true":
-        options["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), num_classes=num_classes, **options)
-    except (OSError, RuntimeError) as error:
         if not pretrained:
-            raise ConfigError(f"timm:{name}: {one_line(error)}") from error
-        raise no_weights(
-            f"timm:{name}",
-            pretrained,
-            (cfg.url or f"https://huggingface.co/{cfg.hf_hub_id}{name}") if cfg else "",
-            error,
-        ) from error
+            return timm.create_model(name, num_classes=num_classes, **options)
+        with hub.reached(f"timm:{name}", hub.timm_weights(cfg), role):
+            return timm.create_model(name, pretrained=True, num_classes=num_classes, **options)
+    except KdrunError:
+        raise
+    except RuntimeError as error:
+        raise ConfigError(f"timm:{name}: {one_line(error)}") from error
     except Exception as error:  # arguments that do not fit end in any kind of error
         raise ConfigError(f"timm:{name} cannot be built with {options}: {reason_of(error)}") from error
 
 
-def create_torchvision(name: str, num_classes: int, pretrained: str | None, kwargs: dict[str, Any]) -> nn.Module:
+def timm_layouts(model: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+    """timm's own conversion of other projects' names and of positions at another size, for models that have one."""
+    convert = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
+    return None if convert is None else lambda state: convert(state, model)
+
+
+def create_torchvision(name: str, num_classes: int, pretrained: bool, role: str, kwargs: dict[str, Any]) -> nn.Module:
     """`torchvision:NAME`; a pretrained network is built with its own head first, then given a new one."""
     from torchvision import models
 
     check_kwargs(f"torchvision:{name}", kwargs)
+    warnings.filterwarnings("ignore", "The default weight initialization of", FutureWarning)
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(f"torchvision:{name}: torchvision has no such classification model.{suggest(name, known)}")
     try:
-        if pretrained != "true":
-            model = models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
-            if pretrained:
-                load_weights(model, Path(pretrained), f"torchvision:{name}", new_head=True)
-            return model
-        model = models.get_model(name, weights="DEFAULT", **kwargs)
-    except (OSError, RuntimeError) as error:
         if not pretrained:
-            raise ConfigError(f"torchvision:{name}: {one_line(error)}") from error
-        raise no_weights(
-            f"torchvision:{name}", pretrained, models.get_model_weights(name)["DEFAULT"].url, error
-        ) from error
+            return models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
+        url = models.get_model_weights(name)["DEFAULT"].url
+        with hub.reached(f"torchvision:{name}", hub.Weights(url=url), role):
+            model = models.get_model(name, weights="DEFAULT", **kwargs)
     except KdrunError:
         raise
+    except RuntimeError as error:
+        raise ConfigError(f"torchvision:{name}: {one_line(error)}") from error
     except Exception as error:  # arguments that do not fit end in any kind of error
         raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {reason_of(error)}") from error
     if num_classes != IMAGENET_CLASSES:
@@ -135,16 +135,6 @@ def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
     if not callable(factory):
         raise ConfigError(f"{path}: {attribute} is a {type(factory).__name__}, which cannot be called.")
     return factory
-
-
-def no_weights(name: str, pretrained: str, url: object, error: Exception) -> ConfigError:
-    """The one line for weights that could not be fetched, with the manual route."""
-    if pretrained != "true":
-        return ConfigError(f"{name}: pretrained={pretrained} cannot be loaded ({one_line(error)}).")
-    return ConfigError(
-        f"{name}: pretrained weights could not be fetched ({one_line(error)}). Download {url} where there is a network "
-        f"and set pretrained=FILE, or train from scratch with pretrained=false."
-    )
 
 
 def head_path(model: nn.Module) -> str:

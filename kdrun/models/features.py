@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.models.adapters import make_adapter
+from kdrun.models.first_pass import Traits
 from kdrun.structures import FEATURES, Outputs, Spec
 
 Shape = tuple[int, int, int]
@@ -21,7 +22,8 @@ class Tap(nn.Module):
     needs: which of `kdrun.structures.FEATURES` to return beside the logits. The attribute `stages`: which of the maps
     among them, None for all. input_size: side to which this network's images are resized (bilinear, antialiased).
     data_stats and own_stats: ((mean), (std)) of the incoming images and of the network's training; where they differ,
-    images are re-normalised. The wrapped model's own state dict is what checkpoints hold.
+    images are re-normalised. The wrapped model's own state dict is what checkpoints hold. traits: of
+    the first passes.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Tap(nn.Module):
         input_size: int | None = None,
         data_stats: tuple[list[float], list[float]] | None = None,
         own_stats: tuple[list[float], list[float]] | None = None,
+        traits: Traits | None = None,
     ):
         super().__init__()
         unknown = needs - FEATURES
         assert not unknown, f"unknown features {sorted(unknown)}; there are {sorted(FEATURES)}"
         self.model = model
         self.needs = needs
+        self.traits = traits or Traits()
         self.stages: frozenset[int] | None = None
         self.image_size = image_size
         self.input_size = None if input_size == image_size else input_size

@@ -1,5 +1,6 @@
-"""CIFAR ResNets: resnet8 … resnet110 and the four-fold wide resnet8x4, resnet32x4 (He et al. 2016, §4.2), and
-ResNet-18/34/50 with a 3x3 stem. Attribute names match RepDistiller's, so its checkpoints load as they are."""
+"""CIFAR ResNets: resnet8 … resnet110 and the four-fold wide resnet8x4, resnet32x4 (He et al. 2016, §4.2), the same with
+shortcuts that have no weights, resnet20a … resnet110a, and ResNet-18/34/50 with a 3x3 stem. Attribute names match
+RepDistiller's, those of the second kind akamaster/pytorch_resnet_cifar10's, so their checkpoints load as they are."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str):
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str, option: str):
         super().__init__()
         self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut_name = shortcut
-        setattr(self, shortcut, make_shortcut(in_channels, width, stride))
+        setattr(self, shortcut, make_shortcut(in_channels, width, stride, option))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -35,7 +36,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str):
+    def __init__(self, in_channels: int, width: int, stride: int, shortcut: str, option: str):
         super().__init__()
         self.conv1 = conv1x1(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -44,7 +45,7 @@ class Bottleneck(nn.Module):
         self.conv3 = conv1x1(width, 4 * width)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.shortcut_name = shortcut
-        setattr(self, shortcut, make_shortcut(in_channels, 4 * width, stride))
+        setattr(self, shortcut, make_shortcut(in_channels, 4 * width, stride, option))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -53,10 +54,23 @@ class Bottleneck(nn.Module):
         return out + getattr(self, self.shortcut_name)(x)
 
 
-def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Identity where the shape stays, else a 1x1 convolution with BN (option B)."""
+class PaddedShortcut(nn.Module):
+    """Every second pixel, with channels of zeros on both sides (option A): half of the new ones before the old."""
+
+    def __init__(self, new_channels: int):
+        super().__init__()
+        self.before, self.after = new_channels // 2, new_channels - new_channels // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+def make_shortcut(in_channels: int, out_channels: int, stride: int, option: str) -> nn.Module:
+    """Identity where the shape stays, else a 1x1 convolution with BN (option B), or no weights (option A)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
+    if option == "A":
+        return PaddedShortcut(out_channels - in_channels)
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
@@ -72,6 +86,7 @@ class CifarResNet(ZooModel):
         num_classes: int,
         shortcut: str,
         classifier_name: str,
+        option: str = "B",
     ):
         super().__init__()
         self.classifier_name = classifier_name
@@ -83,7 +98,7 @@ class CifarResNet(ZooModel):
             blocks = []
             for position in range(depth):
                 stride = 2 if number > 0 and position == 0 else 1
-                blocks.append(block(channels, width, stride, shortcut))
+                blocks.append(block(channels, width, stride, shortcut, option))
                 channels = width * block.expansion
             setattr(self, name, nn.Sequential(*blocks))
         setattr(self, classifier_name, nn.Linear(channels, num_classes))
@@ -110,6 +125,17 @@ def resnet_cifar(depth: int, num_classes: int, wide: int = 1) -> CifarResNet:
     widths = [16 * wide, 32 * wide, 64 * wide]
     stem = 32 if wide == 4 else 16
     return CifarResNet(BasicBlock, [blocks] * 3, widths, stem, num_classes, shortcut="downsample", classifier_name="fc")
+
+
+def resnet_padded(depth: int, num_classes: int) -> CifarResNet:
+    """resnet-d as He et al. trained it on CIFAR-10: where a stage begins, the shortcut is subsampled and padded with
+    zeros (option A), without weights. Every weight starts by Kaiming's rule over fan-in, as akamaster's."""
+    blocks = [(depth - 2) // 6] * 3
+    model = CifarResNet(BasicBlock, blocks, [16, 32, 64], 16, num_classes, "shortcut", "linear", option="A")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return model
 
 
 def resnet_imagenet_depth(depth: int, num_classes: int) -> CifarResNet:

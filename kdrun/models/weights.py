@@ -1,114 +1,196 @@
-"""Reading weights that others wrote, without ever unpickling code."""
+"""Loading weights that others wrote: strictly, by names, and saying what was chosen, renamed and passed over."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
+import math
+import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdrun.errors import CheckpointError, one_line
+from kdrun.errors import CheckpointError, print_note
+from kdrun.models.weight_choice import Choice, Convert, Network, Wanted, choose, fitted, listed
+from kdrun.models.weight_files import read_content
+from kdrun.models.weight_names import Group, entries, groups, is_known
 
-# Where the projects of this field put the state dict inside their files.
-NESTS = ("model", "state_dict", "state_dict_ema", "model_state_dict", "net", "student", "teacher")
-PREFIXES = ("module.", "student.", "model.", "_orig_mod.")
+AS_STUDENT = Wanted()
+# The last part of names that layers of every kind have: other endings are whoever added them.
+USUAL_ENDINGS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+OPTION_A = re.compile(r"resnet(20|32|44|56|110)")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in `path`: safetensors, or a torch file with a plain, RepDistiller, mdistiller or timm layout.
+    """The first state dict in `path`, with the names that it has in the file."""
+    content = read_content(path)
+    found = [tensors for place, tensors in entries(content) if all(map(is_known, place))]
+    if not found:
+        raise CheckpointError(holds_none(path, content))
+    return found[0]
 
-    Torch files are read with `weights_only`: a file that holds anything beside tensors and plain values is refused.
+
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    name: str,
+    new_head: bool = False,
+    wanted: Wanted = AS_STUDENT,
+    convert: Convert | None = None,
+) -> None:
+    """Load `path` into `model` strictly, or raise one line that says what does not fit and the way out.
+
+    new_head: leave the classifier as it is where the file's has another number of classes (fine-tuning). convert: the
+    tensors of a file in other projects' layouts, as the network has them; asked where their names do not fit.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    own, heads = model.state_dict(), head_names(model)
+    network = Network(own, heads, heads if new_head else ())
+    choice = chosen(path, network, wanted, convert)
+    if choice.misfits:
+        raise CheckpointError(misfit(path, name, model, choice, network, wanted))
+    state = choice.group.tensors
+    fresh = sorted(key for key in network.free if key not in state or state[key].shape != own[key].shape)
+    state = {key: value for key, value in state.items() if key not in fresh}
+    check_values(path, state, own, choice.group)
+    if fresh:
+        choice.notes.append(f"a new classifier ({fresh[0].rpartition('.')[0]}), of {len(own[fresh[0]])} classes")
+    if choice.notes:
+        say_once(f"{path}: {'; '.join(choice.notes)}")
+    model.load_state_dict({**own, **state})
 
-            return load_file(path)
-        content = load_torch_file(path)
-    except pickle.UnpicklingError as error:
+
+def chosen(path: Path, network: Network, wanted: Wanted, convert: Convert | None) -> Choice:
+    """The weights in a file that are meant. Raises CheckpointError where it holds none."""
+    content = read_content(path)
+    found = groups(content)
+    if not found:
+        raise CheckpointError(holds_none(path, content))
+    choice = choose(found, network, wanted)
+    if convert is not None and (choice is None or choice.misfits):
+        converted = [group for each in found if (group := converted_group(each, convert)) is not None]
+        other = choose([fitted(group, network, wanted.ignore) for group in converted], network, wanted)
+        if other is not None and (choice is None or other.misfits.order < choice.misfits.order):
+            choice = other
+            choice.notes.append("converted by timm to its own names and sizes")
+    if choice is None:
+        return Choice(found[0], network.misfits(found[0]))
+    if wanted.weights == "raw" and "averaged" in choice.group.kinds:
         raise CheckpointError(
-            f"checkpoint {path} holds more than tensors and is not unpickled, since that could run code "
-            f"({refused_name(error)}); re-save its state_dict alone with torch.save or safetensors."
-        ) from error
-    except Exception as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({one_line(error)}); it may be truncated.") from error
-    return unwrap(content, path)
+            f"checkpoint {path} holds an average of weights alone ({choice.group.path}), no raw ones: leave "
+            f"{wanted.role}.checkpoint_weights=raw out."
+        )
+    return choice
 
 
-def load_torch_file(path: Path) -> Any:
-    """torch.load with `weights_only`, allowing the harmless extras of RepDistiller's files (NumPy scalars, options)."""
-    import numpy as np
-
-    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
-    harmless = [scalar, np.dtype, argparse.Namespace, type(np.dtype("float64")), type(np.dtype("float32"))]
-    with torch.serialization.safe_globals(harmless):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def refused_name(error: Exception) -> str:
-    """The global that weights_only refused, from PyTorch's message."""
-    for word in str(error).replace("`", " ").split():
-        if "." in word and word[0].isalpha() and "pytorch.org" not in word:
-            return word.strip(".,()")
-    return "an object"
+def converted_group(group: Group, convert: Convert) -> Group | None:
+    """The group as `convert` rewrites it; None where it cannot."""
+    try:
+        tensors = convert(dict(group.tensors))
+    except Exception:  # a layout that it was not written for
+        return None
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        return None
+    return Group(group.place, group.prefix, tensors, {name: name for name in tensors})
 
 
-def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """Follow the known nestings down to name -> tensor and strip the wrappers' prefixes."""
-    while isinstance(content, Mapping):
-        inner = next((content[name] for name in NESTS if isinstance(content.get(name), Mapping)), None)
-        if inner is None and any(isinstance(value, Tensor) for value in content.values()):
-            break
-        if inner is None:
-            raise CheckpointError(
-                f"checkpoint {path} holds no state dict; its entries are {', '.join(map(str, content))}."
-            )
-        content = inner
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, not a state dict.")
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if state and all(name.startswith(prefix) for name in state):
-                state = {name[len(prefix) :]: value for name, value in state.items()}
-                stripped = True
-    return state
+@cache
+def say_once(line: str) -> None:
+    """Print a note; the lanes of a sweep and the rehearsal of a run load the same file again."""
+    print_note(line)
 
 
-def load_weights(model: nn.Module, path: Path, name: str, new_head: bool = False) -> None:
-    """Load `path` into `model` strictly, or raise one line that says what does not fit.
+def holds_none(path: Path, content: Any) -> str:
+    """The line for a file without any tensor that has a name."""
+    if isinstance(content, Mapping):
+        shown = f"its entries are {listed([str(key) for key in content], 8)}" if content else "it is empty"
+        return f"checkpoint {path} holds no state dict; {shown}."
+    kind = "a single tensor" if isinstance(content, Tensor) else f"a {type(content).__name__}"
+    return f"checkpoint {path} holds {kind}, not a state dict: save model.state_dict() alone."
 
-    new_head: leave the classifier as it is where the file's has another number of classes (fine-tuning).
-    """
-    state = read_state_dict(path)
-    own = model.state_dict()
-    if new_head:
-        head = head_names(model)
-        state = {key: value for key, value in state.items() if key not in head or value.shape == own[key].shape}
-        state |= {key: own[key] for key in head if key not in state}
-    missing = sorted(own.keys() - state.keys() - {key for key in own if key.endswith("num_batches_tracked")})
-    extra = sorted(state.keys() - own.keys())
-    shapes = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if missing or extra or shapes:
-        problems = [
-            f"{len(names)} {what}, first {names[0]}"
-            for names, what in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
-            if names
-        ]
-        detail = ""
-        if shapes:
-            key = shapes[0]
-            detail = f" ({tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model)"
-        raise CheckpointError(f"checkpoint {path} does not fit {name}: {'; '.join(problems)}{detail}.")
-    model.load_state_dict({**{key: own[key] for key in own if key not in state}, **state})
+
+def misfit(path: Path, name: str, model: nn.Module, choice: Choice, network: Network, wanted: Wanted) -> str:
+    """The line for weights that do not fit: how many names, the first of each kind, and the way out."""
+    lacks, own, here = choice.misfits, network.own, choice.group.tensors
+    problems = [
+        f"{len(names)} {what}, first {sorted(names)[0]}"
+        for names, what in ((lacks.missing, "missing"), (lacks.extra, "unknown"), (lacks.shapes, "of another shape"))
+        if names
+    ]
+    detail = ""
+    if lacks.shapes:
+        key = sorted(lacks.shapes)[0]
+        detail = f" ({tuple(here[key].shape)} in the file, {tuple(own[key].shape)} in the model)"
+    out = way_out(path, name, model, choice, network, wanted)
+    return f"checkpoint {path} does not fit {name}: {'; '.join(problems)}{detail}{out}."
+
+
+def way_out(path: Path, name: str, model: nn.Module, choice: Choice, network: Network, wanted: Wanted) -> str:
+    """What makes the weights fit, where their misfits show it; else nothing."""
+    lacks, role = choice.misfits, wanted.role
+    if not lacks.wrong:
+        return f"; '{role}.checkpoint_ignore=[{','.join(patterns(lacks.extra))}]' passes over what is unknown"
+    if lacks.shapes and not lacks.missing and (side := fitting_side(model, choice.group.tensors, lacks.shapes)):
+        return f"; {role}.input_size={side} fits"
+    if not lacks.extra and set(lacks.missing + lacks.shapes) <= set(network.heads):
+        return f"; {role}.pretrained={path} loads the rest and starts a new classifier"
+    shortcuts = [key for key in lacks.missing if re.search(r"\.(downsample|shortcut)\.", key)]
+    if OPTION_A.fullmatch(name) and shortcuts and shortcuts == lacks.missing and not lacks.extra:
+        return f"; its shortcuts have no weights (option A): {role}={name}a is that network"
+    return ""
+
+
+def patterns(names: list[str]) -> list[str]:
+    """A few patterns that name the unknown tensors of a file: by a last part that no layer has, or by the first."""
+    found = []
+    for name in sorted(names):
+        first, last = name.partition(".")[0], name.rpartition(".")[2]
+        whole = "." not in name and last not in USUAL_ENDINGS
+        many = sum(other.rpartition(".")[2] == last for other in names) > 1
+        found.append(name if whole and not many else f"*{last}" if last not in USUAL_ENDINGS else f"{first}.*")
+    return list(dict.fromkeys(found))[:6]
+
+
+def fitting_side(model: nn.Module, here: Mapping[str, Tensor], shapes: list[str]) -> int | None:
+    """The image side for which a transformer has the file's number of positions, where nothing else differs."""
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if not patch or any(not key.startswith("pos_embed") or here[key].dim() != 3 for key in shapes):
+        return None
+    prefix = 0 if getattr(model, "no_embed_class", False) else int(getattr(model, "num_prefix_tokens", 0))
+    count = here[shapes[0]].shape[1] - prefix
+    side = math.isqrt(max(count, 0))
+    return side * int(patch[0]) if side and side * side == count else None
+
+
+def check_values(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], group: Group) -> None:
+    """Raise CheckpointError for a tensor that is no plain array of finite numbers, with its name in the file."""
+    for key, value in state.items():
+        if problem := unfit(value, own[key]):
+            raise CheckpointError(f"checkpoint {path}: {group.old.get(key, key)} {problem}.")
+
+
+def unfit(value: Tensor, own: Tensor) -> str:
+    """What is wrong with a tensor that is to become `own`; an empty string where nothing is."""
+    if value.is_meta:
+        return "has a shape and no numbers (device meta): save the weights after they were loaded"
+    if value.is_quantized:
+        return f"is quantized ({value.dtype}): give the weights from before the quantization"
+    if value.layout != torch.strided:
+        return f"is sparse ({value.layout}): save it dense (.to_dense())"
+    if value.is_complex() and not own.is_complex():
+        return f"is complex ({value.dtype}), and the network's is {own.dtype}"
+    if own.is_floating_point() and not value.is_floating_point():
+        return f"holds whole numbers ({value.dtype}), which cut weights off: give the weights in floating point"
+    if not own.is_floating_point() or not torch.isfinite(own).all():
+        return ""
+    wrong = int((~torch.isfinite(value.to(own.dtype))).sum())
+    return (
+        f"holds {wrong} of {value.numel()} values that are NaN or infinite: the network was broken when it was saved"
+        if wrong
+        else ""
+    )
 
 
 def head_names(model: nn.Module) -> set[str]:

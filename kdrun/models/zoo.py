@@ -11,12 +11,13 @@ from torch import nn
 
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.models import external, mobilenet, resnet, shufflenet, tutorial, vgg, vit, wrn
-from kdrun.models.weights import load_weights
+from kdrun.models.weights import AS_STUDENT, Wanted, load_weights
 
 Factory = Callable[..., nn.Module]
 
 ZOO: dict[str, Factory] = {
     **{f"resnet{d}": partial(resnet.resnet_cifar, d) for d in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{d}a": partial(resnet.resnet_padded, d) for d in (20, 32, 44, 56, 110)},
     **{f"resnet{d}x4": partial(resnet.resnet_cifar, d, wide=4) for d in (8, 32)},
     **{f"resnet{d}": partial(resnet.resnet_imagenet_depth, d) for d in (18, 34, 50)},
     **{f"wrn_{d}_{k}": partial(wrn.WideResNet, d, k) for d in (16, 40) for k in (1, 2, 4)},
@@ -42,6 +43,7 @@ def create_model(
     num_classes: int,
     image_size: int = 32,
     pretrained: str | None = None,
+    wanted: Wanted = AS_STUDENT,
     preact_last_map: bool = False,
     head: str = "linear",
     head_dropout: float = 0.5,
@@ -49,25 +51,30 @@ def create_model(
 ) -> nn.Module:
     """Build a network for images [N, 3, image_size, image_size] and `num_classes`.
 
-    pretrained: "true" for timm's or torchvision's own weights, or a file; the classifier is fresh where the number of
-    classes differs. preact_last_map: tap the last map where RepDistiller does (WRN before the final BN and ReLU,
-    MobileNetV2 before the 1280-channel convolution; no other model differs). head="dropout_linear" puts
-    Dropout(head_dropout) before the classifier. Raises ConfigError for an unknown name or unfit arguments.
+    pretrained: "true" for timm's or torchvision's own weights, or a file, of which `wanted` says what to take; the
+    classifier is fresh where the number of classes differs. preact_last_map: tap the last map where RepDistiller does
+    (WRN before the final BN and ReLU, MobileNetV2 before the 1280-channel convolution; no other model differs).
+    head="dropout_linear" puts Dropout(head_dropout) before the classifier. Raises ConfigError for an unknown name or
+    unfit arguments.
     """
     kwargs = dict(kwargs or {})
     source, _, bare = name.partition(":")
+    fetched = pretrained == "true"
     if source == "timm":
-        model = external.create_timm(bare, num_classes, image_size, pretrained, kwargs)
+        model = external.create_timm(bare, num_classes, image_size, fetched, wanted.role, kwargs)
     elif source == "torchvision":
-        model = external.create_torchvision(bare, num_classes, pretrained, kwargs)
+        model = external.create_torchvision(bare, num_classes, fetched, wanted.role, kwargs)
+    elif fetched:
+        raise ConfigError(
+            f"{name} has no published weights here; set {wanted.role}.pretrained=FILE or {wanted.role}.checkpoint=FILE."
+        )
     elif bare:
         model = external.create_own(name, num_classes, image_size, kwargs)
     else:
         model = create_zoo(name, num_classes, image_size, preact_last_map, kwargs)
-    if pretrained and source not in ("timm", "torchvision"):
-        if pretrained == "true":
-            raise ConfigError(f"{name} has no published weights here; set pretrained=FILE or checkpoint=FILE.")
-        load_weights(model, Path(pretrained), name, new_head=True)
+    if pretrained and not fetched:
+        convert = external.timm_layouts(model) if source == "timm" else None
+        load_weights(model, Path(pretrained).expanduser(), name, new_head=True, wanted=wanted, convert=convert)
     if head == "dropout_linear":
         external.replace_head(model, num_classes, head_dropout)
     return model

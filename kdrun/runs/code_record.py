@@ -43,11 +43,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What provenance.json said. files: name -> SHA-256, None of a directory of before that was recorded."""
+    """What provenance.json said. files: name -> SHA-256, None of a directory of before that was recorded.
+    other_images: as of a plan."""
 
     files: dict[str, str] | None = None
     settings: str = ""
     started_at: str = ""
+    other_images: str = ""
 
 
 def recorded(folder: Path) -> Recorded:
@@ -58,7 +60,8 @@ def recorded(folder: Path) -> Recorded:
     files = about.get("code")
     if not isinstance(files, dict):
         return Recorded()
-    return Recorded(files, str(about.get("settings")), str(about.get("started_at")))
+    started_at, other_images = str(about.get("started_at")), str(about.get("other_images", ""))
+    return Recorded(files, str(about.get("settings")), started_at, other_images)
 
 
 def about_method(method: MethodSource) -> dict[str, Any]:
@@ -113,15 +116,23 @@ class Siblings:
         """(the last directory that differs from a new one in own code alone, the files that have changed since)."""
         if not code.files:
             return None
-        if new.parent not in self.known:
-            places = (path.parent for path in new.parent.glob("*/provenance.json"))
-            self.known[new.parent] = {place: recorded(place) for place in places}
         alike = [
             (about.started_at, path.name, about.files)
-            for path, about in self.known[new.parent].items()
+            for path, about in self.beside(new)
             if path != new and about.settings == code.settings and about.files
         ]
         if not alike:
             return None
         _, name, before = max(alike, key=lambda one: one[:2])
         return name, changed(digests(code.files), before)
+
+    def of_other_images(self, new: Path, other_images: str) -> Path | None:
+        """The last directory that differs from a new one in what the images are, and in nothing else."""
+        alike = [(about.started_at, path) for path, about in self.beside(new) if about.other_images == other_images]
+        return max(alike)[1] if alike else None
+
+    def beside(self, new: Path) -> Iterable[tuple[Path, Recorded]]:
+        if new.parent not in self.known:
+            places = (path.parent for path in new.parent.glob("*/provenance.json"))
+            self.known[new.parent] = {place: recorded(place) for place in places}
+        return self.known[new.parent].items()

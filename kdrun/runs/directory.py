@@ -7,7 +7,7 @@ import io
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,9 +81,11 @@ class RunDirectory:
         return self.sha256_path.read_text().strip() if self.sha256_path.is_file() else ""
 
     @contextmanager
-    def lock(self, wait: bool = False) -> Iterator[None]:
-        """Hold this directory alone. Raises LockedElsewhere where another process does, or waits for it; RunError where
-        the folder cannot be made."""
+    def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Hold this directory alone. Where another process does, `waiting` is told which one, and waited for it.
+
+        Raises LockedElsewhere where nobody is told, RunError where the folder cannot be made.
+        """
         lock = FileLock(self.path / ".lock")
         owner = self.path / ".owner"
         for place in (self.path / ".lock", owner):
@@ -91,12 +93,16 @@ class RunDirectory:
                 raise RunError(f"{place} is a link, and kdrun writes there: remove the link.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=-1 if wait else 1)  # `kdrun status` holds it for a moment
-        except Timeout as error:
-            who = owner.read_text().strip() if owner.is_file() else "another process"
-            raise LockedElsewhere(
-                f"{self.path} is being trained by {who}; wait for it, or use another seed or output_root."
-            ) from error
+            try:
+                lock.acquire(timeout=1)  # `kdrun status` holds it for a moment
+            except Timeout as error:
+                who = owner.read_text().strip() if owner.is_file() else "another process"
+                if waiting is None:
+                    raise LockedElsewhere(
+                        f"{self.path} is being trained by {who}; wait for it, or use another seed or output_root."
+                    ) from error
+                waiting(who)
+                lock.acquire()
         except OSError as error:
             raise refused(error, self.path) from error
         try:

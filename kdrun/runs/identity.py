@@ -12,18 +12,18 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from kdrun.config.method_schema import method_of
 from kdrun.config.options import DatasetOptions, ModelOptions, TeacherOptions
 from kdrun.config.own_code import module_of
 from kdrun.config.schema import RunConfig
-from kdrun.errors import CheckpointError
 from kdrun.files import sha256_of
+from kdrun.runs.checkpoints import weights_file
 from kdrun.streams import VERSION as STREAMS
 
-PLACES = {"root", "workers"}  # where things are and how fast they come: no number changes
+# Where things are, how fast they come and what is refused: no number of a run that ends changes.
+PLACES = {"root", "workers", "on_error", "allow_missing_classes"}
 TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
 
 
@@ -44,14 +44,6 @@ def differing(options: Any, leave_out: frozenset[str] | set[str] = frozenset()) 
     return found
 
 
-def file_content(path: str, key: str) -> str:
-    """SHA-256 of a file that a setting names. Raises CheckpointError where it is not there."""
-    place = Path(path).expanduser()
-    if not place.is_file():
-        raise CheckpointError(f"{key}={path}: no such file.")
-    return sha256_of(place)
-
-
 def data_identity(options: DatasetOptions, fingerprint: str, leave_out: set[str] | None = None) -> dict[str, Any]:
     return {"content": fingerprint, **differing(options, PLACES | (leave_out or set()))}
 
@@ -60,9 +52,9 @@ def model_identity(options: ModelOptions, role: str, leave_out: set[str] | None 
     """The network's options with the content of its files in the place of their paths."""
     found = differing(options, leave_out or set())
     if options.checkpoint is not None:
-        found["checkpoint"] = file_content(options.checkpoint, f"{role}.checkpoint")
+        found["checkpoint"] = sha256_of(weights_file(options.checkpoint, f"{role}.checkpoint"))
     if options.pretrained not in ("true", "false"):
-        found["pretrained"] = file_content(options.pretrained, f"{role}.pretrained")
+        found["pretrained"] = sha256_of(weights_file(options.pretrained, f"{role}.pretrained"))
     return found
 
 

@@ -11,7 +11,7 @@ from kdrun.config.own_code import digests, own_code
 from kdrun.config.schema import RunConfig
 from kdrun.data.datasets import DataSource
 from kdrun.runs.code_record import Code, Siblings
-from kdrun.runs.directory import RunDirectory
+from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.identity import code_modules, digest_of, run_identity, slug, teacher_identity
 
 
@@ -29,6 +29,8 @@ class Plan:
     teacher_digest: str | None
     teacher_run: RunDirectory | None  # where the teacher is stored once trained; None for checkpoints and controls
     teacher_code: Code
+    other_images: str  # digest of all but what the images in dataset.root are: equal for the run before they changed
+    teacher_other_images: str
 
     @property
     def cache(self) -> Path:
@@ -54,11 +56,13 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
     hashes, teacher_hashes = digests(files), digests(teacher_files)
     digest = digest_of(run_identity(config, fingerprint, hashes, teacher_hashes))
     code = Code(files, digest_of(run_identity(config, fingerprint, {}, {})))
+    place_of_images = str(Path(config.dataset.root or "").expanduser().resolve())
+    other_images = digest_of([place_of_images, run_identity(config, "", hashes, teacher_hashes)])
     root, data = output_root(config), slug(config.dataset.name)
     teacher = slug(config.teacher.name) if method.needs_teacher else "none"
     place = root / "runs" / data / f"{teacher}-{slug(config.student.name)}" / slug(method.name)
     run = RunDirectory(place / f"s{config.seed}-{digest[:8]}")
-    teacher_digest, teacher_run, teacher_code = None, None, Code({}, "")
+    teacher_digest, teacher_run, teacher_code, teacher_other_images = None, None, Code({}, ""), ""
     if method.needs_teacher and not method.trains_teacher:
         teacher_digest = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, teacher_hashes))
         if config.teacher.checkpoint is None and not config.teacher.random:
@@ -66,7 +70,22 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
             teacher_run = RunDirectory(folder / f"s{config.teacher.seed}-{teacher_digest[:8]}", role="teacher")
             settings = digest_of(teacher_identity(config.teacher, config.dataset, fingerprint, {}))
             teacher_code = Code(teacher_files, settings)
-    return Plan(config, overrides, source, method, digest, run, code, teacher_digest, teacher_run, teacher_code)
+            of_any_images = teacher_identity(config.teacher, config.dataset, "", teacher_hashes)
+            teacher_other_images = digest_of([place_of_images, of_any_images])
+    return Plan(
+        config,
+        overrides,
+        source,
+        method,
+        digest,
+        run,
+        code,
+        teacher_digest,
+        teacher_run,
+        teacher_code,
+        other_images,
+        teacher_other_images,
+    )
 
 
 def images_only(config: RunConfig) -> RunConfig:
@@ -98,6 +117,35 @@ def code_notes(plans: list[Plan]) -> list[str]:
             since = f"{'' if new is runs else 'teacher '}{found[0][0]}" + (" and others" if len(found) > 1 else "")
             so = one if len(found) == 1 else several.format(len(found))
             lines.append(f"note: {listed(names)} {'has' if len(names) == 1 else 'have'} changed since {since}, so {so}")
+    return lines
+
+
+def image_notes(plans: list[Plan]) -> list[str]:
+    """One line for the runs, and one for the teachers, that are new because the images are not what they were, with the
+    way to go on from one that had not ended."""
+    siblings = Siblings()
+    runs = {plan.run.path: (plan.run, plan.other_images) for plan in plans if not plan.run.begun}
+    teachers = {
+        plan.teacher_run.path: (plan.teacher_run, plan.teacher_other_images)
+        for plan in plans
+        if plan.teacher_run is not None and not plan.teacher_run.begun
+    }
+    lines = []
+    for new, so in ((runs, "this is a new run"), (teachers, "the teacher is trained anew")):
+        found = [
+            (run, RunDirectory(old, run.role))
+            for path, (run, other_images) in new.items()
+            if (old := siblings.of_other_images(path, other_images))
+        ]
+        if not found:
+            continue
+        run, old = found[0]
+        since = old.path.name + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+        line = f"note: the images have changed since {since}, so {so}"
+        if old.state_path.is_file() and not old.finished:
+            epochs = max((row[0] for row in old.read_metrics()), default=0)
+            line += f"; to go on from its epoch {epochs} instead: mv {short_path(old.path)} {short_path(run.path)}"
+        lines.append(line)
     return lines
 
 

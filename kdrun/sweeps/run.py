@@ -15,7 +15,7 @@ from kdrun.display import Track, duration, untracked
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
-from kdrun.runs.plan import Plan, code_notes, make_plan, output_root
+from kdrun.runs.plan import Plan, code_notes, image_notes, make_plan, output_root
 from kdrun.sweeps.definition import CellSpec, Sweep
 from kdrun.sweeps.messages import SweepDisplay
 
@@ -50,7 +50,7 @@ def run_sweep(
     already = f", {done} of them done already" if done else ""
     wanted = sum(spec.chosen for spec in sweep.specs)
     display.fact(sweep.name, f" {wanted} cells, {total} runs{already}  {short_path(root)}")
-    for line in code_notes(pending):
+    for line in (*code_notes(pending), *image_notes(pending)):
         display.note(line)
     if launcher["launcher"] != "lanes" and pending:
         from kdrun.sweeps.slurm import submit

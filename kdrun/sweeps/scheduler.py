@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from kdrun.data.processes import ShieldedContext
 from kdrun.display import Display
 from kdrun.errors import ConfigError, RunError
 from kdrun.hardware import available_cores, environment
@@ -32,6 +32,7 @@ class Slot:
     task: Task | None = None
 
 
+CONTEXT = ShieldedContext()
 HERE = Slot(0, {})  # this very process
 
 
@@ -90,7 +91,6 @@ class Scheduler:
         self.show, self.display, self.logs, self.outcome = show, display, logs, Outcome()
         self.groups = group_plans(plans)
         self.slots = make_slots(plans, processes, sum(len(group) for group in self.groups))
-        self.context = multiprocessing.get_context("spawn")
         self.pending: list[Task] = []
         self.teacher_failures: dict[str, str] = {}
         self.twins: dict[str, list[Plan]] = {}
@@ -98,7 +98,7 @@ class Scheduler:
 
     def run(self) -> Outcome:
         """Run everything. A signal, or a full disk, ends it with everything saved."""
-        with stop_on_signals() as self.stop:
+        with stop_on_signals() as self.stop, self.stop.later():
             try:
                 self.work(self.rehearsals())
                 kept = [
@@ -141,17 +141,19 @@ class Scheduler:
     def work(self, tasks: list[Task]) -> None:
         """Give tasks to free slots until none is left."""
         self.pending = list(tasks)
-        due = {teacher_of(task) for task in tasks if task.kind == "teacher"}
         while self.pending or any(slot.task for slot in self.slots):
-            self.give_out(due)
+            self.give_out()
             for slot in self.listen():
-                assert slot.task is not None
-                if slot.task.kind == "teacher":
-                    due.discard(teacher_of(slot.task))
                 slot.task = None
 
-    def give_out(self, due: set[str]) -> None:
-        """Ready tasks to free slots, or run here where there are none. due: teachers that are still to come."""
+    def teachers_due(self) -> set[str]:
+        """The teachers that are still to come."""
+        tasks = [*self.pending, *(slot.task for slot in self.slots if slot.task is not None)]
+        return {teacher_of(task) for task in tasks if task.kind == "teacher"}
+
+    def give_out(self) -> None:
+        """Ready tasks to free slots, or run here where there are none."""
+        due = self.teachers_due()
         for task in list(self.pending):
             if self.ending:
                 self.pending = []
@@ -182,11 +184,11 @@ class Scheduler:
         """A process for this slot, unless it has one."""
         if slot.process is not None and slot.process.is_alive():
             return
-        slot.connection, theirs = self.context.Pipe()
+        slot.connection, theirs = CONTEXT.Pipe()
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"process-{slot.number}.log"
         with environment(slot.environment):
-            slot.process = self.context.Process(target=serve, args=(theirs, str(log)), daemon=True)
+            slot.process = CONTEXT.Process(target=serve, args=(theirs, str(log)), daemon=True)
             slot.process.start()
         theirs.close()
 
@@ -236,23 +238,29 @@ class Scheduler:
         self.show(slot.number, task, report)
 
     def handle_dead_worker(self, slot: Slot) -> None:
-        """A process died. Where the system killed it and it held several lanes, they are tried again in two halves."""
+        """A process died: what it was at is tried again once, from its checkpoints; several lanes that the system
+        killed, in two halves, since memory may have been short."""
         assert slot.task is not None
         slot.process.join()
         code, task = slot.process.exitcode, slot.task
         unfinished = [
             plan for plan in task.plans if not plan.run.finished and str(plan.run.path) not in self.outcome.failures
         ]
-        if self.stop.signal:
+        if self.stop.signal or not unfinished:
             return
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if code == -signal.SIGKILL and task.kind == "lanes" and len(unfinished) > 1:
             half = len(unfinished) // 2
-            self.pending += [
+            again = [
                 Task("lanes", part, label_of(part), task.memory_share / 2)
                 for part in (unfinished[:half], unfinished[half:])
             ]
+        else:
+            again = [] if task.again else [replace(task, plans=unfinished, again=True)]
+        if again:
+            self.pending += again
+            self.display.note(f"{task.label}: its process ended with {how}; it goes on from its last checkpoint")
             return
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         reason = f"its process ended with {how}; the last lines of {self.logs}/process-{slot.number}.log say more."
         for plan in unfinished:
             end(plan, reason, lambda report: self.take(slot, task, report), record=task.kind == "lanes")

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdrun.config.own_code import located
+from kdrun.data.processes import ignore_signals
 from kdrun.display import Display, EpochEnd, PlainDisplay, Show, Step
 from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, RunError
 from kdrun.models.own_import import pinned
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.messages import Advanced, Ended, Finished, Message, Report, Task
+from kdrun.training.signals import Stop, stop_on_signals
 from kdrun.training.threads import presence
-
-if TYPE_CHECKING:
-    from kdrun.training.signals import Stop
 
 
 def serve(connection: Connection, log: str) -> None:
     """Run tasks until None comes. Whatever is printed goes into `log`."""
     multiprocessing.current_process().daemon = False  # else it may not start what decodes and streams images
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # between tasks: the scheduler repeats what it wants
+    ignore_signals()  # between tasks: the scheduler repeats what it wants
     file = Path(log).open("a", buffering=1)  # noqa: SIM115 (open as long as the process lives)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
@@ -44,8 +41,6 @@ def serve(connection: Connection, log: str) -> None:
 
 def run_task(task: Task, report: Report, display: Display) -> Finished:
     """Never raises for a failure of the task's runs: it is reported for each of them."""
-    from kdrun.training.signals import stop_on_signals
-
     work = {"rehearse": rehearse, "teacher": train_teacher, "lanes": train_lanes}[task.kind]
     over: set[str] = set()
 
@@ -63,6 +58,8 @@ def run_task(task: Task, report: Report, display: Display) -> Finished:
         except Exception as error:
             if not isinstance(error, KdrunError):
                 traceback.print_exc()
+                if stop.signal:  # a process that helped it died of the same signal, or a terminal went away
+                    return Finished(f"stopped by {stop.signal}.")
             full = isinstance(error, DiskFull)
             for plan in task.plans:
                 if str(plan.run.path) not in over:  # a failed.txt may be there of an earlier try
@@ -86,8 +83,6 @@ def rehearse(task: Task, report: Report, stop: Stop, display: Display) -> None:
     session = Session(task.plans[:1], stop, Reporting(display, report), lambda *_: None)
     session.numerics.apply()
     for plan in task.plans:
-        if stop.signal:
-            return
         try:
             session.rehearse(plan)
         except Exception as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions
+from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions
+from kdrun.config.own_code import module_of
 from kdrun.config.schema import RunConfig
+from kdrun.data.overview import unreadable_in_words
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
-from kdrun.errors import PairingError
+from kdrun.errors import CheckpointError, ConfigError, PairingError
+from kdrun.runs.checkpoints import differences, weights_file
 from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from kdrun.methods.base import Method
     from kdrun.models.features import Tap
+    from kdrun.models.weights import Wanted
     from kdrun.structures import DataSpec
     from kdrun.training.loop import EvalLoader, Lane, TrainLoader
     from kdrun.training.network import Network
@@ -38,7 +41,13 @@ class Data:
     splits: Dataset
     stats: Stats
     config: RunConfig
-    notes: list[str] = field(default_factory=list)
+    overview: tuple[str, str] = ("", "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the images were read."""
+        left_out = [unreadable_in_words(self.splits.unreadable)] if self.splits.unreadable else []
+        return [*self.splits.notes, *left_out]
 
 
 def load_data(plan: Plan, track: Track = untracked) -> Data:
@@ -47,8 +56,10 @@ def load_data(plan: Plan, track: Track = untracked) -> Data:
     options = plan.config.dataset
     if options.normalize == "given":
         assert options.mean is not None and options.std is not None
-        return Data(splits, (options.mean, options.std), plan.config, splits.notes)
-    return Data(splits, _measured_stats(plan, splits), plan.config, splits.notes)
+        stats = options.mean, options.std
+    else:
+        stats = _measured_stats(plan, splits)
+    return Data(splits, stats, plan.config, plan.source.overview(splits))
 
 
 def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
@@ -128,30 +139,77 @@ def streamed(options: DatasetOptions) -> dict[str, Any]:
         "image_size": options.image_size,
         "resize": options.resize,
         "workers": options.workers,
-        "on_error": options.on_error,
     }
 
 
 def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: Stats | None) -> Tap:
     """A network behind the uniform interface, from torch's current random state, with the weights of its checkpoint
-    where it has one."""
+    where it has one. Raises ConfigError where it does not map images to logits of the classes."""
     from kdrun.models.features import Tap
-    from kdrun.models.weights import load_weights
+    from kdrun.models.first_pass import Candidate, try_out
     from kdrun.models.zoo import create_model
 
     model = create_model(
         options.name,
         num_classes=num_classes,
         image_size=options.input_size or image_size,
-        pretrained=None if options.pretrained == "false" else options.pretrained,
+        pretrained=pretrained_of(options),
+        wanted=wanted_of(options),
         preact_last_map=options.preact_last_map,
         head=options.head,
         head_dropout=options.head_dropout,
         kwargs=options.kwargs,
     )
+    side = options.input_size or image_size
+    traits = try_out(
+        Candidate(model, role_of(options), options.name, side, num_classes), own=module_of(options.name) is not None
+    )
     if options.checkpoint is not None:
-        load_weights(model, Path(options.checkpoint).expanduser(), options.name)
-    return Tap(model, image_size, input_size=options.input_size, data_stats=stats, own_stats=own_stats(options, model))
+        load_checkpoint(options, model)
+    return Tap(
+        model,
+        image_size,
+        input_size=options.input_size,
+        data_stats=stats,
+        own_stats=own_stats(options, model),
+        traits=traits,
+    )
+
+
+def role_of(options: ModelOptions) -> str:
+    """The group whose settings `options` are."""
+    return "teacher" if isinstance(options, TeacherOptions) else "student"
+
+
+def wanted_of(options: ModelOptions) -> Wanted:
+    """What to take of a file of weights for this network."""
+    from kdrun.models.weights import Wanted
+
+    return Wanted(role_of(options), options.checkpoint_weights, tuple(options.checkpoint_ignore))
+
+
+def pretrained_of(options: ModelOptions) -> str | None:
+    """`pretrained` as `create_model` takes it: None, "true", or the file that it means."""
+    if options.pretrained in ("true", "false"):
+        return "true" if options.pretrained == "true" else None
+    return str(weights_file(options.pretrained, f"{role_of(options)}.pretrained"))
+
+
+def load_checkpoint(options: ModelOptions, model: nn.Module) -> None:
+    """Load the weights that `options.checkpoint` names, a file's or a run's. Raises CheckpointError in one line, which
+    says of which network a run is where that is another one."""
+    from kdrun.models.weights import load_weights, say_once
+
+    assert options.checkpoint is not None
+    role = role_of(options)
+    file = weights_file(options.checkpoint, f"{role}.checkpoint")
+    other = differences(options, role, file)
+    try:
+        load_weights(model, file, options.name, wanted=wanted_of(options))
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}{'; ' if other else ''}{other}.") from error
+    if other:
+        say_once(other)
 
 
 def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: Numerics, batch_size: int) -> Network:
@@ -195,7 +253,8 @@ def make_lane(
     streams: Streams,
     spec: DataSpec,
 ) -> Lane:
-    """Measure shapes, let the method build its parts, and put everything that trains into one lane."""
+    """Measure shapes, let the method build its parts, and put everything that trains into one lane. Raises ConfigError
+    for a network that cannot be trained."""
     import torch
 
     from kdrun.models.adapters import ProbeAdapter
@@ -203,6 +262,9 @@ def make_lane(
     from kdrun.training.loop import Lane
     from kdrun.training.teacher import Peer
 
+    for network in (student, teacher if method.trains_teacher else None):
+        if network is not None and epochs and network.tap.traits.untrainable:
+            raise ConfigError(network.tap.traits.untrainable)
     device = torch.device(student.numerics.device)
     taught = None if teacher is None else measure(teacher.tap, spec.num_classes)
     shapes = measure(student.tap, spec.num_classes)

@@ -22,7 +22,7 @@ class Network:
     """
 
     def __init__(self, tap: Tap, numerics: Numerics, batch_size: int):
-        self.tap = tap.to(memory_format=torch.channels_last)
+        self.tap = tap.to(memory_format=torch.channels_last) if tap.traits.channels_last else tap
         self.batch_size = batch_size
         self.use(numerics)
 

@@ -34,7 +34,12 @@ LIBRARIES = (
 
 
 def provenance(
-    numerics: Numerics, data: dict[str, Any], teacher: dict[str, Any] | None, method: MethodSource | None, code: Code
+    numerics: Numerics,
+    data: dict[str, Any],
+    teacher: dict[str, Any] | None,
+    method: MethodSource | None,
+    code: Code,
+    other_images: str,
 ) -> dict[str, Any]:
     """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights, what its
     method asks for and the user's own code. method: None of a teacher that is trained alone."""
@@ -52,6 +57,7 @@ def provenance(
         "teacher": teacher,
         "method": None if method is None else about_method(method),
         **code.about(),
+        "other_images": other_images,
     }
 
 

@@ -9,18 +9,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from kdrun.config.own_code import located
 from kdrun.config.schema import read_resolved, to_yaml
-from kdrun.display import Display, EpochEnd, Step
+from kdrun.display import Display, EpochEnd, Step, legible
 from kdrun.errors import CheckpointError, DiskFull, Interrupted, KdrunError, RunError
 from kdrun.files import sha256_of
 from kdrun.methods.base import Method
 from kdrun.methods.factory import make_method
 from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
+from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed
@@ -57,6 +57,7 @@ class Session:
         """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
         self.plans, self.stop, self.display, self.ended = plans, stop, display, ended
         self.memory_share, self.left = memory_share, []
+        self.told: set[str] = set()
         self.plan, self.config = plans[0], plans[0].config
         config = self.config
         check_loggers(config.logger)
@@ -70,7 +71,8 @@ class Session:
         for line in notes:
             self.display.note(line)
         self.data = load_data(self.plan, display.track)
-        for line in (*self.data.notes, *warnings(config)):
+        self.display.fact(*self.data.overview)
+        for line in (*(f"note: {line}" for line in self.data.notes), *warnings(config)):
             self.display.note(line)
 
     def run(self) -> None:
@@ -86,7 +88,7 @@ class Session:
             )
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
         if frozen is not None:
-            keep_outputs(frozen, trainings, loaders, self.config, self.stop, self.display)
+            keep_outputs(frozen, trainings, loaders, self.config, self.display)
         teacher = trainings[0].lane.peer or frozen
         if self.undecided:
             decide_compile(trainings, teacher, loaders, self.display)
@@ -127,6 +129,7 @@ class Session:
                 break
             with self.ending(plan):
                 network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
+                self.tell(network, trains=True)
                 lane = make_lane(
                     student=network,
                     teacher=taught,
@@ -164,20 +167,22 @@ class Session:
             network = make_network(
                 options, self.data, Streams("peer", options.seed), self.numerics, self.config.batch_size
             )
+            self.tell(network, trains=True)
             self.display.fact("teacher", f"{options.name}: untrained, learns along with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and not stored.finished:
             self.rehearse()  # what cannot run must not cost a teacher's training first
-            with stored.lock(wait=True):
+            with stored.lock(lambda who: self.display.note(f"{who} trains {short_path(stored.path)}: waiting for it")):
                 if not stored.finished:
                     self.train_teacher(stored)
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, self.numerics, self.config.batch_size)
+        self.tell(network, trains=False)
         kind, place, sha256 = "untrained control", None, None
         if stored is not None:
             kind, place, sha256 = "trained", stored.path, load_stored(stored, network.tap.model, options.name)
         elif options.checkpoint is not None:
-            place = Path(options.checkpoint).expanduser()
+            place = weights_file(options.checkpoint, "teacher.checkpoint")
             kind, sha256 = "checkpoint", sha256_of(place)
         self.numerics.apply()
         loaders = make_loaders(self.data, self.config.batch_size, streams, "same", self.numerics)
@@ -185,6 +190,14 @@ class Session:
         origin = f" from {short_path(place)}" if place else ""
         self.display.fact("teacher", f"{options.name} ({kind}): {top1:.2f} % top-1 on the test set{origin}")
         return network, describe(kind, options.name, top1, sha256, place)
+
+    def tell(self, network: Network, trains: bool) -> None:
+        """Show what was found out about a network, each line once."""
+        traits = network.tap.traits
+        for line in [*traits.notes, *(traits.training_notes if trains else [])]:
+            if line not in self.told:
+                self.told.add(line)
+                self.display.note(line)
 
     def rehearse(self, plan: Plan | None = None) -> None:
         """Try one step of the method. Raises PairingError, ConfigError."""
@@ -205,6 +218,7 @@ class Session:
         numerics.apply()
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, numerics, recipe.batch_size)
+        self.tell(network, trains=True)
         loaders = make_loaders(self.data, recipe.batch_size, streams, "same", numerics)
         lane = make_lane(
             student=network,
@@ -254,7 +268,7 @@ class Session:
         if not waiting:
             return
         first = min(training.epoch + training.step / steps for training in waiting)
-        with open_loggers(waiting) as loggers, self.display.training(what, epochs, first) as show:
+        with open_loggers(waiting) as loggers, self.display.training(what, epochs, first) as show, self.stop.later():
             for event in fit(
                 waiting,
                 teacher,
@@ -286,6 +300,7 @@ class Session:
             "mean": self.data.stats[0],
             "std": self.data.stats[1],
             "class_names": self.data.splits.class_names,
+            "unreadable": [{"image": legible(name), "reason": why} for name, why in self.data.splits.unreadable],
         }
         resumed = training.resume(loaders.train.steps_per_epoch)
         if resumed:
@@ -294,12 +309,12 @@ class Session:
             )
         numerics, alone = training.lane.student.numerics, what == "teacher"
         code, method = (plan.teacher_code, None) if alone else (plan.code, plan.method)
-        about = provenance(numerics, data, training.teacher, method, code)
+        about = provenance(numerics, data, training.teacher, method, code, training.other_images)
         training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = training.lane.method.preparation()
         if preparation is not None and not resumed:
             title = f"preparing {plan.method.name}"
             self.display.note(f"{title}: {preparation.epochs} epochs before the first")
-            with self.display.training(title, preparation.epochs, 0) as show:
+            with self.display.training(title, preparation.epochs, 0) as show, self.stop.later():
                 for step in prepare(training, preparation, teacher, loaders.train, self.stop):
                     show(step)

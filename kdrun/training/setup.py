@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from kdrun.config.schema import RunConfig
 from kdrun.data.resident import ResidentTrain
 from kdrun.display import Display
-from kdrun.errors import Interrupted
 from kdrun.methods.base import stages_read
 from kdrun.training.compile_probe import choose_compile, switch
-from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_cache import fill
 from kdrun.training.training_run import Loaders, TrainingRun
 
 
 def keep_outputs(
-    teacher: Teacher, trainings: list[TrainingRun], loaders: Loaders, config: RunConfig, stop: Stop, display: Display
+    teacher: Teacher, trainings: list[TrainingRun], loaders: Loaders, config: RunConfig, display: Display
 ) -> None:
     """Let the teacher return only the maps that the methods read, and compute what it says of each training image once
-    for all epochs where it sees the same ones in each. Raises Interrupted for a signal."""
+    for all epochs where it sees the same ones in each."""
     methods = [training.lane.method for training in trainings]
     teacher.network.tap.stages = stages_read(methods)
     train = loaders.train
@@ -28,13 +24,7 @@ def keep_outputs(
     if not (wanted and isinstance(train, ResidentTrain) and train.teacher_sees_the_same):
         return
 
-    def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
-        for step in display.track(steps, total, label):
-            if stop.signal:
-                raise Interrupted(f"stopped by {stop.signal} before the first step. The same command resumes.")
-            yield step
-
-    teacher.cache, problem = fill(teacher.network, train, track)
+    teacher.cache, problem = fill(teacher.network, train, display.track)
     if problem:
         display.note(f"{problem}: the teacher computes them in every epoch")
 

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from kdrun.data.processes import REQUESTS
+from kdrun.errors import Interrupted
 
 
 class Stop:
-    """Set by a signal, read between steps."""
+    """The signal that asked to end, an empty string where none has. It raises Interrupted where it arrives, except
+    inside `later`, where whoever trains looks at it between two steps."""
 
     def __init__(self) -> None:
         self.signal = ""
+        self.deferred = 0
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Leave a signal that arrives meanwhile to whoever looks at `signal`."""
+        self.deferred += 1
+        try:
+            yield
+        finally:
+            self.deferred -= 1
+
+    def request(self, number: int) -> None:
+        """Note a signal. Raises KeyboardInterrupt for a second Ctrl-C, Interrupted outside `later`."""
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            leave_dead_terminal()
+        if not self.deferred:
+            raise Interrupted(f"stopped by {self.signal}; nothing is lost. The same command goes on.")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C into a request to save and end; a second Ctrl-C ends at once."""
+    """Turn SIGTERM, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C into a request to save and end; a second Ctrl-C ends at
+    once. A SIGHUP that the caller ignores, as under nohup, stays ignored."""
     stop = Stop()
-
-    def request(number: int, frame: object) -> None:
-        if stop.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.signal = signal.Signals(number).name
-
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    wanted = [
+        number for number in REQUESTS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     try:
-        previous = {number: signal.signal(number, request) for number in wanted}
+        previous = {number: signal.signal(number, lambda number, _: stop.request(number)) for number in wanted}
     except ValueError:  # not in the main thread: leave signals to whoever owns them
         yield stop
         return
@@ -35,3 +58,11 @@ def stop_on_signals() -> Iterator[Stop]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def leave_dead_terminal() -> None:
+    """Write to nowhere what would go to a terminal that was closed, since each line would raise an error."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

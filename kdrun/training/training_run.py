@@ -74,12 +74,17 @@ class TrainingRun:
     def state_path(self) -> Path:
         return self.run.path / f"{self.stage}.pt" if self.stage else self.run.state_path
 
+    @property
+    def other_images(self) -> str:
+        return self.plan.other_images if self.run.role == "student" else self.plan.teacher_other_images
+
     def state(self) -> dict[str, Any]:
         """Everything that a resume needs; data order and randomness are functions of the position alone."""
         lane = self.lane
         return {
             "schema": 1,
             "digest": self.digest,
+            "other_images": self.other_images,
             "epoch": self.epoch,
             "step": self.step,
             "numerics": lane.student.numerics.as_dict(),
@@ -99,7 +104,8 @@ class TrainingRun:
             self.run.metrics_path.unlink(missing_ok=True)
             return False
         state = load_state(self.state_path)
-        if state["digest"] != self.digest:
+        # The same run on images that have been repaired since may go on where its directory was moved.
+        if state["digest"] != self.digest and state.get("other_images") != self.other_images:
             raise CheckpointError(f"{self.state_path} belongs to another run; move it away.")
         lane = self.lane
         lane.model.load_state_dict(state["model"])
@@ -107,7 +113,7 @@ class TrainingRun:
         lane.optimizer.load_state_dict(state["optimizer"])
         if lane.ema is not None:
             lane.ema.load_state_dict(state["ema"])
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step = state["epoch"], min(state["step"], steps - 1)  # of fewer images there are fewer
         self.train_seconds, self.images = state["train_seconds"], state["images"]
         self.score = Score(**state["score"])
         if self.step:

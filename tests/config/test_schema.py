@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from kdrun.config.compose import load
+from kdrun.sweeps.definition import multirun_sweep
+
 MISTAKES = {
     "method=dkdd": ["method=dkdd: no such method", "Did you mean dkd?", "There are:", "kd"],
     "teacher=resnet200": ["teacher=resnet200: no such teacher", "timm:NAME"],
@@ -68,6 +71,8 @@ MISTAKES = {
     ],
     "teacher.checkpoint=/absent.pth": ["teacher.checkpoint=/absent.pth: no such file"],
     "student.checkpoint=/absent.pth": ["student.checkpoint=/absent.pth: no such file"],
+    "student.kwargs=3": ["student.kwargs: Cannot assign int"],
+    "student.kwarg.depth=3": ["student.kwarg.depth: no such setting"],
     "student.pretrained=/absent.pth": ["student.pretrained=/absent.pth: no such file"],
 }
 
@@ -84,6 +89,38 @@ def test_mistakes(words, kdrun, outputs):
         assert part in lines[0], lines[0]
     assert "Traceback" not in err
     assert not (outputs / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["student.kwargs={depth: 2}"], {"depth": 2}),
+        (["student.kwargs={depth: 2, parts: [1, {a: x}]}"], {"depth": 2, "parts": [1, {"a": "x"}]}),
+        (["student.kwargs.depth=2"], {"depth": 2}),
+        (["+student.kwargs.depth=2"], {"depth": 2}),
+        (["++student.kwargs.depth=2"], {"depth": 2}),
+        (["student.kwargs={depth: 2, width: 3}", "student.kwargs.width=4"], {"depth": 2, "width": 4}),
+        (["student.kwargs={}"], {}),
+    ],
+)
+def test_arguments_of_a_network_are_settings_as_any_other(words, found):
+    for role in ("student", "teacher"):
+        config = load([word.replace("student", role) for word in words])
+        assert getattr(config, role).kwargs == found
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("student.kwargs.depth=2,4", [{"depth": 2}, {"depth": 4}]),
+        ("+student.kwargs.depth=2,4", [{"depth": 2}, {"depth": 4}]),
+        ("student.kwargs={depth: 2},{depth: 4}", [{"depth": 2}, {"depth": 4}]),
+        ("student.kwargs={depth: 2, width: 3}", [{"depth": 2, "width": 3}]),
+    ],
+)
+def test_arguments_of_a_network_in_a_sweep(word, found):
+    specs = multirun_sweep(["seed=0", word], None).specs
+    assert [load(spec.overrides).student.kwargs for spec in specs] == found
 
 
 @pytest.mark.parametrize(

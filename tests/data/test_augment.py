@@ -308,7 +308,6 @@ def test_strong_view_of_streamed_files_does_not_depend_on_workers(image_folder):
         "stats": STATS,
         "augment": Augment(),
         "teacher_view": "same",
-        "on_error": "stop",
         "device": CPU,
     }
     seen = {}

@@ -29,7 +29,6 @@ def train_loader(root, **changes) -> StreamTrain:
         "augment": P4,
         "teacher_view": "same",
         "workers": 0,
-        "on_error": "stop",
         "device": CPU,
     }
     return StreamTrain(scan(root).files(), **{**settings, **changes})
@@ -42,7 +41,6 @@ def eval_loader(root, **changes) -> StreamEval:
         "batch_size": 4,
         "stats": STATS,
         "workers": 0,
-        "on_error": "stop",
         "device": CPU,
     }
     return StreamEval(scan(root).files(), **{**settings, **changes})
@@ -111,16 +109,6 @@ def test_damaged_file(workers, image_folder):
     (root / "class_0" / "0001.png").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"class_0/0001.png cannot be read .*on_error=skip"):
         list(train_loader(root, workers=workers).epoch(0))
-    loader = train_loader(root, workers=workers, on_error="skip")
-    assert len(by_sample(loader.epoch(0))) == 11
-    assert len(loader.skipped) == 1
-
-
-def test_all_damaged_batch_is_passed_over(image_folder):
-    root = image_folder("set", classes=2, count=1)
-    for path in root.rglob("*.png"):
-        path.write_bytes(b"damaged")
-    assert list(eval_loader(root, on_error="skip").batches()) == []
 
 
 def test_measured_stats(image_folder):

@@ -82,7 +82,7 @@ def test_hostile_pickle_is_never_run(tmp_path):
         ("plain.pth", lambda path: path.write_bytes(pickle.dumps({"model": Bomb(target)}))),
     ):
         write(tmp_path / name)
-        with pytest.raises(CheckpointError, match=r"not unpickled|cannot be read"):
+        with pytest.raises(CheckpointError, match=r"not unpickled|is not read"):
             read_state_dict(tmp_path / name)
     assert not target.exists()
 
@@ -105,7 +105,7 @@ def test_damaged_files(source, tmp_path):
     with pytest.raises(CheckpointError, match="truncated"):
         read_state_dict(path)
     (tmp_path / "weights.safetensors").write_bytes(b"not a file")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is text"):
         read_state_dict(tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match="no such file"):
         read_state_dict(tmp_path / "absent.pth")

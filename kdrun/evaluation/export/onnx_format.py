@@ -41,11 +41,13 @@ def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> N
     """
     import onnx
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     side = card.input_size
     example = torch.rand(2, 3, side, side)
     try:
-        with quiet():
+        # A fused kernel's transposed result is something that the exporter cannot fold windows back from (Swin).
+        with quiet(), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(
                 model,
                 (example,),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
+from kdrun.data.processes import process_pool
 from kdrun.data.splits import ArraySet
 from kdrun.display import Track, untracked
 from kdrun.errors import RunError
@@ -68,9 +68,7 @@ def made_chunks(
         for number in track(iter(range(len(starts))), len(starts), label):
             yield starts[number], make_chunk(task(starts[number]))
         return
-    # Spawned, not forked: the parent may already run the threads of torch or of a progress bar.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=one_thread) as pool:
+    with process_pool(count, one_thread) as pool:
         pending: dict[int, Future[list[np.ndarray]]] = {}
         submitted = 0
         for number in track(iter(range(len(starts))), len(starts), label):

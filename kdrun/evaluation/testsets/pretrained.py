@@ -3,7 +3,6 @@ goes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdrun.errors import DataError
 from kdrun.files import sha256_of
+from kdrun.models.hub import hub_folder
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +42,6 @@ class Pretrained:
             f"{setting} needs {self.network}'s weights, and {place} is not there (nothing is downloaded unasked): put "
             f"https://download.pytorch.org/models/{self.file} there, give weights=FILE, {ways}"
         )
-
-
-def hub_folder() -> Path:
-    """torch.hub's folder of checkpoints by torch.hub's own rule, without importing torch: a mistake answers at once."""
-    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def content_of(place: Path) -> str:

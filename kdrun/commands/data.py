@@ -1,0 +1,160 @@
+"""kdrun data: what is in a data set, and which of its files are damaged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.markup import escape
+
+from kdrun import console
+from kdrun.config.arguments import Parsed, parse
+from kdrun.config.compose import load
+from kdrun.config.options import DatasetOptions, setting
+from kdrun.config.schema import RunConfig
+from kdrun.data.contact_sheet import contact_sheet
+from kdrun.data.datasets import DataSource
+from kdrun.data.image_tree import Tree
+from kdrun.data.overview import sizes_in_short
+from kdrun.data.readable import Checked, check
+from kdrun.data.splits import ArraySet, Dataset, FileSet
+from kdrun.errors import ConfigError
+from kdrun.files import write_atomically
+from kdrun.runs.directory import short_path
+from kdrun.runs.plan import output_root
+
+HELP = """
+usage: kdrun data FOLDER [save=SHEET.png] [dataset.KEY=VALUE …]
+       kdrun data dataset=NAME [dataset.root=FOLDER] [save=SHEET.png] [dataset.KEY=VALUE …]
+
+Shows what training would find: classes with the number of their images in each split, sizes, mean and standard
+deviation, and whatever in the folder is not read. Every image is decoded, and those that cannot be are named; exit code
+1 if there are any. save= writes some images of each class with its name.
+
+  kdrun data photos save=sheet.png
+  kdrun data dataset=cifar100 dataset.root=/data/cifar100
+"""
+
+MOST = 40  # classes of the table
+
+
+@dataclass
+class Options:
+    save: Path | None = setting(None, suffixes=(".png",), help="a contact sheet: some images of each class")
+
+
+def command(words: list[str]) -> int:
+    parsed = parse("data", words, Options, passes=True)
+    config = configured(parsed)
+    source = DataSource(config.dataset)
+    splits = source.load(output_root(config) / "caches" / "data", console.track, as_files=True)
+    checked = [(tree, check(tree, console.track)) for tree in source.trees]
+    console.fact(*source.overview(splits))
+    show_classes(splits, checked)
+    for line in splits.notes:
+        console.note(f"note: {line}")
+    for line in facts(checked):
+        console.say(line)
+    show_stats(splits, checked)
+    if parsed.options.save is not None:
+        sheet = contact_sheet(" ".join(source.overview(splits)), splits)
+        write_atomically(parsed.options.save, lambda file: sheet.save(file, "png"))
+        console.say(f"contact sheet: [bold]{escape(short_path(parsed.options.save))}[/]")
+    unreadable = [
+        (tree.root / tree.paths[position], reason) for tree, found in checked for position, reason in found.unreadable
+    ]
+    images = sum(len(tree.paths) for tree, _ in checked)
+    way_out = "repair or remove them, or train with dataset.on_error=skip"
+    console.unreadable(unreadable, images - len(unreadable), way_out)
+    if images and not unreadable:
+        console.say(f"[bold green]all {images:,} images can be read[/]")
+    return 1 if unreadable else 0
+
+
+def configured(parsed: Parsed[Options]) -> RunConfig:
+    """The configuration of the data set that the words mean. Raises ConfigError."""
+    if len(parsed.names) > 1:
+        raise ConfigError(f"data of what? Give one folder, not {len(parsed.names)}: {', '.join(parsed.names)}.")
+    for key in parsed.rest:
+        if key.partition(".")[0] not in ("dataset", "output_root"):
+            raise ConfigError(f"{key}: data takes a folder, save, output_root, dataset and its settings.")
+    if not parsed.names:
+        if "dataset" not in parsed.rest:
+            raise ConfigError("data of what? Give a folder of class folders, or dataset=NAME (kdrun list datasets).")
+        return load(parsed.overrides, parsed.config_dir)
+    (folder,) = parsed.names
+    if "dataset.root" in parsed.rest:
+        raise ConfigError(f"data: give {folder} or dataset.root={parsed.rest['dataset.root']}, not both.")
+    named = [] if "dataset" in parsed.rest else ["dataset=folder"]
+    config = load([*named, *parsed.overrides], parsed.config_dir)
+    options: DatasetOptions = replace(config.dataset, root=folder)  # a path of any spelling, past Hydra's grammar
+    return replace(config, dataset=options)
+
+
+def show_classes(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
+    """A row for each class: how many images it has in each split, and how many of all cannot be read."""
+    parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
+    columns = {
+        name: np.bincount(part.labels, minlength=splits.num_classes) for name, part in parts.items() if part is not None
+    }
+    damaged = sum(
+        np.bincount(tree.labels[[position for position, _ in found.unreadable]], minlength=splits.num_classes)
+        for tree, found in checked
+    )
+    if np.any(damaged):
+        columns["unreadable"] = np.asarray(damaged)
+    order = np.arange(splits.num_classes)
+    if len(order) > MOST:
+        by_size = np.argsort(columns["train"], kind="stable")
+        order = np.sort(np.concatenate([by_size[: MOST // 2], by_size[-MOST // 2 :]]))
+    rows = [[splits.class_names[label], *(f"{counts[label]:,}" for counts in columns.values())] for label in order]
+    rows.append(["all", *(f"{counts.sum():,}" for counts in columns.values())])
+    console.table("", ["class", *columns], rows)
+    if len(order) < splits.num_classes:
+        console.note(f"the {MOST // 2} smallest and {MOST // 2} largest of {splits.num_classes:,} classes")
+
+
+def facts(checked: list[tuple[Tree, Checked]]) -> list[str]:
+    """Sizes and kinds of the files."""
+    sizes: Counter[tuple[int, int]] = sum((found.sizes for _, found in checked), Counter())
+    kinds = Counter(path.rpartition(".")[2].lower() for tree, _ in checked for path in tree.paths)
+    lines = []
+    if sizes:
+        widths, heights = zip(*sizes, strict=True)
+        span = (
+            "" if len(sizes) == 1 else f" ({min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high)"
+        )
+        lines.append(f"sizes: {sizes_in_short(sizes)}{span}")
+    if kinds:
+        lines.append(f"files: {', '.join(f'{count:,} {escape(kind)}' for kind, count in kinds.most_common(6))}")
+    return lines
+
+
+def show_stats(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
+    """Mean and standard deviation of the training images on the scale of 0 to 1, every file of equal weight."""
+    if isinstance(splits.train, ArraySet):
+        from kdrun.data.resident import measured_stats
+
+        mean, std = measured_stats(np.asarray(splits.train.images))
+    else:
+        moments = training_moments(splits.train, checked)
+        if not len(moments):
+            return
+        first, second = moments.mean(axis=0)
+        mean, std = first.tolist(), np.sqrt(np.maximum(second - first**2, 0)).tolist()
+    shown = [f"[{', '.join(f'{value:.4f}' for value in values)}]" for values in (mean, std)]
+    console.say(
+        escape(f"mean {shown[0]}  std {shown[1]}  of the training images at their own sizes, each of one weight")
+    )
+
+
+def training_moments(train: FileSet, checked: list[tuple[Tree, Checked]]) -> np.ndarray:
+    """Moments [N, 2, 3] of the training images that can be read."""
+    chosen = set(train.paths)
+    parts = [
+        found.moments[[path in chosen for path in tree.paths]] for tree, found in checked if tree.root == train.root
+    ]
+    every = np.concatenate(parts)
+    return every[~np.isnan(every[:, 0, 0])]

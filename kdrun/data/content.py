@@ -1,0 +1,123 @@
+"""The content of a tree of images as one digest. Every file is read once, and again only where it has changed since:
+an index for each tree, in the user's cache folder, remembers what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kdrun.data.listing import GONE, ImageFile
+from kdrun.display import legible, size
+from kdrun.errors import CheckpointError, RunError, print_note
+from kdrun.files import cache_home, read_json, write_atomically, write_json
+from kdrun.hardware import available_cores
+
+WHOLE = 16 << 30  # bytes of a tree; a larger one is known by its names and sizes alone, and is never read for this
+ANNOUNCED = 1 << 30  # bytes whose reading takes long enough for a word
+SETTLED = 2.0  # seconds after which a file that is written again gets another time on every file system
+CHUNK = 256
+UNREADABLE = "-" * 32
+
+
+def by_names_and_sizes(files: Sequence[ImageFile]) -> str:
+    """SHA-256 over paths and sizes."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}\0{file.size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def by_content(root: Path, files: Sequence[ImageFile]) -> str:
+    """SHA-256 over paths and the content of every file; of a tree larger than WHOLE, over paths and sizes."""
+    if sum(file.size for file in files) > WHOLE:
+        return by_names_and_sizes(files)
+    place = cache_home() / "trees" / hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+    stamp = stamp_of(files)
+    known = _known_digest(place, stamp)
+    if known is not None:
+        return known
+    hashes, settled = _hashes(root, files, _known_hashes(place))
+    digest = hashlib.sha256()
+    for file, found in zip(files, hashes, strict=True):
+        digest.update(f"{file.path}\0{found}\n".encode(errors="surrogateescape"))
+    if settled:
+        _remember(place, root, stamp, digest.hexdigest(), files, hashes)
+    return digest.hexdigest()
+
+
+def stamp_of(files: Sequence[ImageFile]) -> str:
+    """SHA-256 that changes whenever a file does: equal stamps, equal content."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}\0{file.size} {file.mark}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _hashes(root: Path, files: Sequence[ImageFile], known: dict[bytes, str]) -> tuple[list[str], bool]:
+    """The hash of every file, read by all cores where it is not known; and whether none of those was written a moment
+    ago."""
+    found = [known.get(_key(file), "") for file in files]
+    unread = [position for position, value in enumerate(found) if not value]
+    total = sum(max(files[position].size, 0) for position in unread)
+    if total > ANNOUNCED:
+        print_note(f"reading {size(total)} in {legible(root)} once, to know the images by their content …")
+    begun, settled = time.time(), True
+    chunks = [unread[start : start + CHUNK] for start in range(0, len(unread), CHUNK)]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        read = pool.map(lambda chunk: [_hash_of(root, files[position]) for position in chunk], chunks)
+        for chunk, values in zip(chunks, read, strict=True):
+            for position, (value, changed) in zip(chunk, values, strict=True):
+                found[position] = value
+                settled = settled and changed < begun - SETTLED
+    return found, settled
+
+
+def _hash_of(root: Path, file: ImageFile) -> tuple[str, float]:
+    """(hash, when the file was last changed)."""
+    if file.size == GONE:
+        return UNREADABLE, 0
+    try:
+        with open(root / file.path, "rb") as opened:
+            stat = os.fstat(opened.fileno())
+            return hashlib.file_digest(opened, "sha256").hexdigest()[:32], max(stat.st_mtime, stat.st_ctime)
+    except OSError:  # whoever reads it as an image says so
+        return UNREADABLE, 0
+
+
+def _key(file: ImageFile) -> bytes:
+    return f"{file.size} {file.mark} ".encode() + os.fsencode(file.path)
+
+
+def _known_digest(place: Path, stamp: str) -> str | None:
+    try:
+        found = read_json(place.with_suffix(".json"))
+    except CheckpointError:
+        return None
+    return found.get("digest") if found.get("stamp") == stamp else None
+
+
+def _known_hashes(place: Path) -> dict[bytes, str]:
+    """What the index holds: size, mark and path of a file -> its hash."""
+    try:
+        lines = place.with_suffix(".index").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return {line[33:]: line[:32].decode(errors="replace") for line in lines if len(line) > 33}
+
+
+def _remember(
+    place: Path, root: Path, stamp: str, digest: str, files: Sequence[ImageFile], hashes: Sequence[str]
+) -> None:
+    """Write the index, where the cache folder can be written; without it everything is read again."""
+    lines = b"\0".join(
+        found.encode() + b" " + _key(file) for file, found in zip(files, hashes, strict=True) if found != UNREADABLE
+    )
+    try:
+        write_atomically(place.with_suffix(".index"), lambda file: file.write(lines))
+        write_json(place.with_suffix(".json"), {"root": legible(root), "stamp": stamp, "digest": digest})
+    except RunError:
+        return

@@ -1,0 +1,90 @@
+"""Every image of a tree decoded once, to know which of them cannot be read, and what the others look like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from kdrun.data.decode import read_image, why_unreadable
+from kdrun.data.image_tree import Tree, refuse_empty_classes
+from kdrun.display import Track, untracked
+from kdrun.errors import CheckpointError
+from kdrun.files import read_json, write_json
+from kdrun.hardware import available_cores
+
+CHUNK = 16
+
+
+@dataclass
+class Checked:
+    """What decoding all images of a tree told. unreadable: (position, why). sizes: (width, height) -> how many images.
+    moments: of each image the means over its pixels of x and of x * x [N, 2, 3], x in [0, 1]; not a number for an
+    unreadable one."""
+
+    moments: np.ndarray
+    unreadable: list[tuple[int, str]] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
+def check(tree: Tree, track: Track = untracked) -> Checked:
+    """Decode every image, on all cores."""
+    count = len(tree.paths)
+    found = Checked(np.full((count, 2, 3), np.nan))
+
+    def look(start: int) -> list[str | tuple[tuple[int, int], np.ndarray]]:
+        return [_look_at(tree.root / path) for path in tree.paths[start : start + CHUNK]]
+
+    def steps() -> Iterator[int]:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for number, seen in enumerate(pool.map(look, range(0, count, CHUNK))):
+                for position, one in enumerate(seen, number * CHUNK):
+                    if isinstance(one, str):
+                        found.unreadable.append((position, one))
+                    else:
+                        found.sizes[one[0]] += 1
+                        found.moments[position] = one[1]
+                    yield position
+
+    for _ in track(steps(), count, f"checking {count:,} images"):
+        pass
+    return found
+
+
+def _look_at(path: Path) -> str | tuple[tuple[int, int], np.ndarray]:
+    """Why a file cannot be read, or its size and moments."""
+    try:
+        pixels = read_image(path, None)
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
+        return why_unreadable(error, path)
+    values = pixels.reshape(-1, 3).astype(np.float32) / 255
+    return (pixels.shape[1], pixels.shape[0]), np.stack([values.mean(0, np.float64), (values**2).mean(0, np.float64)])
+
+
+def readable_part(tree: Tree, cache: Path, track: Track = untracked) -> tuple[Tree, list[tuple[str, str]]]:
+    """The tree without the images that cannot be read, and (image, why) of those; found once for a tree's content.
+
+    Raises DataError for a class without a readable image.
+    """
+    place = cache / f"unreadable-{tree.fingerprint()[:16]}.json"
+    try:
+        bad = [(int(position), str(reason)) for position, reason in read_json(place)["unreadable"]]
+    except CheckpointError:
+        bad = check(tree, track).unreadable
+        write_json(place, {"unreadable": bad})
+    return without(tree, [position for position, _ in bad]), [
+        (f"{tree.root.name}/{tree.paths[position]}", reason) for position, reason in bad
+    ]
+
+
+def without(tree: Tree, positions: list[int]) -> Tree:
+    """The tree without some of its images. Raises DataError for a class that this empties."""
+    if not positions:
+        return tree
+    kept = np.setdiff1d(np.arange(len(tree.labels)), positions)
+    refuse_empty_classes(tree, tree.labels[kept])
+    return replace(tree, files_found=[tree.files_found[position] for position in kept], labels=tree.labels[kept])

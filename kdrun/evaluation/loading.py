@@ -1,0 +1,53 @@
+"""Images and trained networks from their configuration, for what measures them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdrun.config.options import ModelOptions
+from kdrun.config.schema import RunConfig
+from kdrun.data.overview import unreadable_in_words
+from kdrun.display import Track, untracked
+from kdrun.errors import print_note
+from kdrun.runs.plan import Plan, images_only, make_plan
+from kdrun.streams import Streams
+from kdrun.training.build import Data, load_data, make_network, make_tap, own_stats
+
+if TYPE_CHECKING:
+    from kdrun.training.network import Network
+    from kdrun.training.precision import Numerics
+
+
+def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
+    """Return the plan and the images of a run's data set; no teacher or file of weights is looked for."""
+    plan = make_plan(images_only(config), [])
+    return plan, load_data(plan, track)
+
+
+def tell_unreadable(data: Data) -> None:
+    """Say on stderr which images the figures leave out."""
+    if data.splits.unreadable:
+        print_note(unreadable_in_words(data.splits.unreadable))
+
+
+def load_network(
+    options: ModelOptions, weights: Path | None, data: Data, streams: Streams, numerics: Numerics, batch_size: int
+) -> Network:
+    """`options` with trained `weights`, which take the place of pretrained ones; their mean and std stay."""
+    bare = replace(options, pretrained="false", checkpoint=None if weights is None else str(weights))
+    if options.pretrained != "false" and options.mean is None:
+        untrained = make_tap(replace(bare, checkpoint=None), data.splits.num_classes, data.splits.image_size, None)
+        stats = own_stats(options, untrained.model)
+        if stats is not None:
+            bare = replace(bare, mean=stats[0], std=stats[1])
+    return make_network(bare, data, streams, numerics, batch_size)
+
+
+def numerics_for(config: RunConfig, precision: str | None = None) -> Numerics:
+    """Resolve the numerics for measuring a trained network: as configured, or in `precision`; never compiled."""
+    from kdrun.training.precision import resolve
+
+    asked = precision or config.precision
+    return resolve(config.device, asked, "false", config.threads, config.deterministic).numerics

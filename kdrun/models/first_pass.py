@@ -1,0 +1,201 @@
+"""The first passes of a network, when it is built: what it needs, where its logits are, and in one line what fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.errors import ConfigError, KdrunError
+from kdrun.models.forward_error import explain
+from kdrun.models.logits import Entry, TakeLogits, described, find_logits
+from kdrun.models.memory_layout import Contiguous, channels_last_problem
+
+COUNT = 2  # images of a pass
+SIDES = (28, 32, 64, 75, 96, 128, 224, 299, 384)  # usual sizes of images
+
+
+@dataclass
+class Traits:
+    """What the first passes found. notes: lines for the user, training_notes: for who trains the network; untrainable:
+    why that cannot be done, where it cannot."""
+
+    channels_last: bool = True
+    notes: list[str] = field(default_factory=list)
+    training_notes: list[str] = field(default_factory=list)
+    untrainable: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that is to be a run's student or teacher (`role`). side: of its images."""
+
+    model: nn.Module
+    role: str
+    name: str
+    side: int
+    classes: int
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.name}"
+
+    def image(self, side: int | None = None) -> Tensor:
+        """Return images of noise, the same at every call, where the network is."""
+        shape = (COUNT, 3, side or self.side, side or self.side)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(next(self.model.parameters()).device)
+
+
+def try_out(candidate: Candidate, own: bool) -> Traits:
+    """Make what kdrun calls of `candidate`: images [N, 3, H, W] in, logits [N, K] out. Its weights stay as they are.
+
+    own: it is the user's, so that nothing is known of its training mode and of its memory layout either. Raises
+    ConfigError where it cannot be evaluated.
+    """
+    model, traits = candidate.model, Traits()
+    if next(model.parameters(), None) is None:
+        raise ConfigError(f"{candidate} has no parameters, so there is nothing to train or to load.")
+    if not any(weight.requires_grad for weight in model.parameters()):
+        traits.untrainable = (
+            f"{candidate}: all its parameters are frozen (requires_grad=False), so nothing would train."
+        )
+    widen(candidate, traits)
+    resting = not own and rest_auxiliary(candidate, traits)
+    evaluated = logits_of(candidate, False)
+    trained = evaluated
+    if own or resting:
+        try:
+            trained = logits_of(candidate, True)
+        except ConfigError as error:
+            traits.untrainable = traits.untrainable or str(error)
+    traits.notes += evaluated.note(candidate, "")
+    traits.training_notes += [] if evaluated.others else trained.note(candidate, " in training mode")
+    if not (evaluated.plain and trained.plain):
+        model.register_forward_hook(TakeLogits({False: evaluated.entry.route, True: trained.entry.route}))
+    if own and (problem := channels_last_problem(model, candidate.image())):
+        traits.channels_last = False
+        model.register_forward_pre_hook(Contiguous())
+        traits.notes.append(f"{candidate} runs in contiguous memory, since channels-last would not do: {problem}")
+    return traits
+
+
+def rest_auxiliary(candidate: Candidate, traits: Traits) -> bool:
+    """Let the auxiliary heads of GoogLeNet and Inception return nothing in training: no loss is on them, and they need
+    larger images than the network. Their weights stay, since files of such networks hold them. Return whether there
+    are any."""
+    names = [name for name in ("aux1", "aux2", "AuxLogits") if getattr(candidate.model, name, None) is not None]
+    for name in names:
+        candidate.model.get_submodule(name).forward = nothing
+    if names:
+        traits.training_notes.append(
+            f"{candidate}: its auxiliary heads ({', '.join(names)}) rest, no loss is on them; {candidate.role}.kwargs."
+            "aux_logits=false builds it without"
+        )
+    return bool(names)
+
+
+def nothing(image: Tensor) -> None:
+    """Take the place of a head's forward."""
+
+
+def widen(candidate: Candidate, traits: Traits) -> None:
+    """Give the network float32 weights, the only ones that an optimizer here gets."""
+    kinds = {weight.dtype for weight in candidate.model.parameters() if weight.dtype.is_floating_point}
+    others = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
+    if others:
+        candidate.model.float()
+        traits.notes.append(
+            f"{candidate}: its weights were {' and '.join(others)} and are float32 now; precision= sets the arithmetic"
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The logits in what a network returned. plain: they were all of it, as [N, K]."""
+
+    entry: Entry
+    others: list[Entry]
+    plain: bool
+
+    def note(self, candidate: Candidate, mode: str) -> list[str]:
+        """Return a line on what else might have been meant, if anything."""
+        if not self.others:
+            return []
+        left = ", ".join(entry.label for entry in self.others)
+        return [f"{candidate} returns several logits{mode}: {self.entry.label} counts, no loss is on {left}"]
+
+
+def logits_of(candidate: Candidate, training: bool) -> Found:
+    """Pass images through the network. Raises ConfigError in one line where it fails, or returns no logits of the data
+    set's classes."""
+    try:
+        output = passed(candidate.model, candidate.image(), training)
+    except (KdrunError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(failure(candidate, error, training)) from error
+    entry, others = find_logits(output, COUNT, candidate.classes)
+    if entry is None:
+        raise ConfigError(misfit(candidate, output, " in training mode" if training else ""))
+    return Found(entry, others, isinstance(output, Tensor) and output.dim() == 2)
+
+
+def passed(model: nn.Module, image: Tensor, training: bool) -> Any:
+    """Return what the network returns, without a trace in it or in the random numbers that follow.
+
+    In evaluation those go on, since a lazy layer draws its weights now.
+    """
+    mode = model.training
+    try:
+        with torch.no_grad():
+            if not training:
+                return model.eval()(image)
+            kept = {name: value.clone() for name, value in model.named_buffers()}
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    return model.train()(image)
+            finally:
+                for name, value in model.named_buffers():
+                    if name in kept:
+                        value.copy_(kept[name])
+    finally:
+        model.train(mode)
+
+
+def failure(candidate: Candidate, error: Exception, training: bool) -> str:
+    """Return the line for a pass that raised `error`."""
+    mode = " in training mode" if training else ""
+    line, advice = explain(error, candidate.model)
+    side = None if training or advice else other_side(candidate)
+    if side is not None:
+        advice = f"It takes images of {side} px: set {candidate.role}.input_size={side}."
+    return f"{candidate} fails{mode} on images of {candidate.side} px: {line} {advice}".rstrip()
+
+
+def other_side(candidate: Candidate) -> int | None:
+    """Return the size of images that the network takes where it does not take its own: the next larger one first."""
+    smaller = [side for side in SIDES if side < candidate.side]
+    for side in [*(side for side in SIDES if side > candidate.side), *reversed(smaller)]:
+        try:
+            output = passed(candidate.model, candidate.image(side), False)
+        except Exception:
+            continue
+        if find_logits(output, COUNT, candidate.classes)[0] is not None:
+            return side
+    return None
+
+
+def misfit(candidate: Candidate, output: Any, mode: str) -> str:
+    """Return the line for what holds no logits of the data set's classes."""
+    classes = candidate.classes
+    if isinstance(output, Tensor) and output.dim() == 2 and len(output) == COUNT:
+        return (
+            f"{candidate} returns {output.shape[1]} outputs an image{mode}, but the data set has {classes} classes: "
+            "build its last layer for num_classes."
+        )
+    return (
+        f"{candidate} returns {described(output)} for {COUNT} images{mode}; none of it is the logits "
+        f"[{COUNT}, {classes}] of the data set's {classes} classes."
+    )

@@ -1,0 +1,97 @@
+"""Where the logits are in what a network returns: alone, or in tuples, lists, dictionaries and dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+# What their entry is called where several fit, in this order.
+NAMES = ("logits", "logit", "out", "output", "outputs", "pred", "preds", "prediction", "predictions")
+DEEPEST = 6  # levels of nesting that are looked into
+
+Key = Any  # of a mapping, the number in a sequence or the name of an attribute
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in what a network returns. route: the keys that lead to it; words: the names among them; label: the
+    whole for people."""
+
+    tensor: Tensor
+    route: tuple[Key, ...] = ()
+    words: tuple[str, ...] = ()
+    label: str = ""
+
+    def fits(self, count: int, classes: int) -> bool:
+        """Return True for logits of `count` images: [N, K], and [N, K, 1, 1] and its like."""
+        shape = self.tensor.shape
+        alone = self.tensor.numel() == count * classes and shape[:1] == (count,) and classes in shape[1:]
+        return alone and self.tensor.is_floating_point()
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """By its names, then by its depth; the less, the likelier it is the logits."""
+        names = [NAMES.index(word) for word in self.words if word in NAMES]
+        auxiliary = any(word.startswith("aux") for word in self.words)
+        return len(NAMES) + 1 if auxiliary else min(names, default=len(NAMES)), len(self.route)
+
+
+class TakeLogits:
+    """A forward hook that hands on the logits [N, K] alone. routes: the keys that lead to them, by whether the network
+    is in training mode."""
+
+    def __init__(self, routes: dict[bool, tuple[Key, ...]]):
+        self.routes = routes
+
+    def __call__(self, module: nn.Module, inputs: object, output: Any) -> Tensor:
+        for key in self.routes[module.training]:
+            output = output[key] if isinstance(output, Mapping | tuple | list) else getattr(output, key)
+        return output.flatten(1)
+
+
+def find_logits(output: Any, count: int, classes: int) -> tuple[Entry | None, list[Entry]]:
+    """Return (the logits of `count` images, the other entries that might be them).
+
+    Of several: the one called by the earliest of `NAMES`, then the least nested, then the first.
+    """
+    fitting = [entry for entry in entries(output) if entry.fits(count, classes)]
+    chosen = min(fitting, key=lambda entry: entry.rank, default=None)
+    return chosen, [entry for entry in fitting if entry is not chosen]
+
+
+def entries(output: Any, route: tuple[Key, ...] = (), words: tuple[str, ...] = (), label: str = "") -> Iterator[Entry]:
+    """Yield every tensor of `output`, in its own order."""
+    if isinstance(output, Tensor):
+        yield Entry(output, route, words, label)
+    elif len(route) < DEEPEST:
+        for key, word, value in parts_of(output):
+            more = () if word is None else (word.lower(),)
+            part = f"[{key!r}]" if word is None or isinstance(output, Mapping) else f".{word}"
+            yield from entries(value, (*route, key), (*words, *more), label + part)
+
+
+def parts_of(output: Any) -> list[tuple[Key, str | None, Any]]:
+    """Return (key, its name where it has one, value) of what a container holds; nothing of anything else."""
+    if isinstance(output, Mapping):
+        return [(key, key if isinstance(key, str) else None, value) for key, value in output.items()]
+    if isinstance(output, tuple | list):
+        names = getattr(output, "_fields", [None] * len(output))
+        return [(place, name, value) for place, (name, value) in enumerate(zip(names, output, strict=True))]
+    if isinstance(output, nn.Module | type):
+        return []
+    if dataclasses.is_dataclass(output):
+        names = [field.name for field in dataclasses.fields(output)]
+    else:
+        names = list(getattr(output, "__dict__", ()))
+    return [(name, name, getattr(output, name, None)) for name in names]
+
+
+def described(output: Any) -> str:
+    """Return what `output` is in words: the shapes of its tensors, or its type."""
+    shapes = [f"{entry.label or 'a tensor'} {list(entry.tensor.shape)}" for entry in entries(output)]
+    more = [f"{len(shapes) - 6} more"] if len(shapes) > 6 else []
+    return ", ".join([*shapes[:6], *more]) or ("None" if output is None else f"a {type(output).__name__}")

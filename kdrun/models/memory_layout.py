@@ -1,0 +1,82 @@
+"""Whether a network bears channels-last memory, in which convolutions are fastest: some code reads it as it lies."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdrun.config.own_code import located
+
+ROUNDING = 1e-4  # of the largest logit: what another order of summation comes to, with much room
+PLAIN, LAST = torch.contiguous_format, torch.channels_last
+
+
+def channels_last_problem(model: nn.Module, image: Tensor) -> str:
+    """Return why `model` has to be computed in contiguous memory; an empty string where it need not be.
+
+    A copy of it is passed `image` in both layouts, forward in evaluation, forward and backward in training. What fails
+    in both says nothing about the layout.
+    """
+    try:
+        trial = copy.deepcopy(model)
+    except Exception:  # of whatever kind its parts raise; then its own statistics move a little
+        trial = model
+    training = model.training
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return evaluation_problem(trial, image) or training_problem(trial, image)
+        finally:
+            trial.to(memory_format=PLAIN).train(training)
+
+
+def evaluation_problem(model: nn.Module, image: Tensor) -> str:
+    """Return how the logits in channels-last memory differ from those in contiguous memory."""
+    model.eval()
+    with torch.no_grad():
+        expected = outputs(model, image, PLAIN)
+        try:
+            found = outputs(model, image, LAST)
+        except Exception as error:
+            return located(error)
+        if same(expected, found) or not same(expected, outputs(model, image, PLAIN)):  # or it draws what no seed fixes
+            return ""
+    return "its logits are others where the memory is channels-last, which no error shows"
+
+
+def training_problem(model: nn.Module, image: Tensor) -> str:
+    """Return the error that a training step raises in channels-last memory alone."""
+    model.train()
+    try:
+        backward(outputs(model, image, LAST))
+    except Exception as error:
+        try:
+            backward(outputs(model, image, PLAIN))
+        except Exception:
+            return ""
+        return located(error)
+    return ""
+
+
+def outputs(model: nn.Module, image: Tensor, layout: torch.memory_format) -> Any:
+    torch.manual_seed(0)
+    return model.to(memory_format=layout)(image.contiguous(memory_format=layout))
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    scale = one.abs().max().item()
+    return torch.allclose(one, other, rtol=0.0, atol=ROUNDING * scale, equal_nan=True)
+
+
+def backward(logits: Any) -> None:
+    if isinstance(logits, Tensor) and logits.requires_grad:
+        logits.sum().backward()
+
+
+class Contiguous:
+    """A forward pre-hook that lays images out in contiguous memory."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(item.contiguous() if isinstance(item, Tensor) else item for item in inputs)

@@ -1,0 +1,191 @@
+"""Which of several sets of weights in one file is meant, by its role, by raw or average, and by what fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from kdrun.models.weight_names import NO_WEIGHTS, Group, Misfits, rename
+
+Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to take of a file that holds several. role: teacher or student; weights: raw or ema (an average of them);
+    ignore: patterns of names that may be there beyond the network's."""
+
+    role: str = "student"
+    weights: str = "ema"
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Network:
+    """What weights have to fit: its own state, the names of its classifier, and those that may stay as they are."""
+
+    own: Mapping[str, Tensor]
+    heads: Collection[str]
+    free: Collection[str] = ()
+
+    def misfits(self, group: Group) -> Misfits:
+        return group.misfits(self.own, self.free)
+
+
+@dataclass
+class Choice:
+    """The weights that are loaded, what keeps them from fitting, and what is to be said of the choice."""
+
+    group: Group
+    misfits: Misfits
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(found: list[Group], network: Network, wanted: Wanted) -> Choice | None:
+    """The weights of a file that are meant; None where no name is one of the network's."""
+    pool = as_they_are([fitted(group, network, wanted.ignore) for group in found], network)
+    pool = [group for group in pool if group.tensors.keys() & network.own.keys()]
+    strangers = [group for group in pool if not group.known and not network.misfits(group)]
+    pool = [group for group in pool if group.known]
+    if not any(network.misfits(group).wrong == 0 for group in pool):
+        pool = [group for group in strangers if not NO_WEIGHTS.search(group.path)] or pool
+    if not pool:
+        return None
+    notes: list[str] = []
+    pool = of_role(pool, wanted.role, notes)
+    pool = raw_or_average(pool, network, wanted, notes)
+    best = min((network.misfits(group).order for group in pool), default=None)
+    equal = [group for group in pool if network.misfits(group).order == best]
+    others = [group for group in equal[1:] if not same(group, equal[0])]
+    if others:
+        notes.append(f"{equal[0].path} is loaded, not {others[0].path}, which fits as well")
+    return Choice(equal[0], network.misfits(equal[0]), notes + told(equal[0]))
+
+
+def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:
+    """The group with its layers renamed where that fits better, without the names that `ignore` passes over."""
+    if not network.misfits(group):
+        return group
+    renamed = rename(group, network.own, network.heads)
+    if network.misfits(renamed).order < network.misfits(group).order:
+        group = renamed
+    passed = tuple(
+        name
+        for name in network.misfits(group).extra
+        if any(fnmatchcase(name, pattern) or fnmatchcase(group.old[name], pattern) for pattern in ignore)
+    )
+    kept = {name: value for name, value in group.tensors.items() if name not in passed}
+    return replace(group, tensors=kept, passed=passed)
+
+
+def as_they_are(found: list[Group], network: Network) -> list[Group]:
+    """Without the readings that strip another prefix off names that fit before it is gone."""
+    whole = [group for group in found if not network.misfits(group)]
+    return [
+        group
+        for group in found
+        if not any(
+            group.place == other.place
+            and len(group.prefix) > len(other.prefix)
+            and group.prefix[: len(other.prefix)] == other.prefix
+            for other in whole
+        )
+    ]
+
+
+def of_role(pool: list[Group], role: str, notes: list[str]) -> list[Group]:
+    """Those of the role, where any are; else those of no role, where any are."""
+    other = "student" if role == "teacher" else "teacher"
+    mine = [group for group in pool if role in group.kinds]
+    neutral = [group for group in pool if not group.kinds & {"teacher", "student"}]
+    rivals = [group for group in pool if other in group.kinds]
+    if mine and rivals:
+        notes.append(f"the file holds a teacher and a student; the {role} ({mine[0].path}) is loaded")
+    elif neutral and rivals and not mine:
+        notes.append(f"the file holds {neutral[0].path} and a {other}; {neutral[0].path} is loaded")
+    return mine or neutral or pool
+
+
+def raw_or_average(pool: list[Group], network: Network, wanted: Wanted, notes: list[str]) -> list[Group]:
+    """Those that `wanted.weights` names, where the file has both. An average may be of the parameters alone, without
+    batch norm's statistics: then it is no network, and the raw weights are."""
+    average = [group for group in pool if "averaged" in group.kinds]
+    raw = [group for group in pool if "averaged" not in group.kinds]
+    if not average or not raw:
+        return pool
+    first, second = (best_of(part, network) for part in (average, raw))
+    setting = f"{wanted.role}.checkpoint_weights"
+    lacks = network.misfits(first).wrong
+    if wanted.weights == "raw":
+        if network.misfits(second).wrong > lacks:
+            return pool
+        notes.append(f"the file holds raw weights and an average of them ({first.path}); the raw ones are loaded")
+        return raw
+    if lacks > network.misfits(second).wrong:
+        if network.misfits(second).wrong == 0:
+            notes.append(
+                f"the average in it ({first.path}) lacks {lacks} of the network's tensors; the raw weights are loaded"
+            )
+        return raw
+    notes.append(
+        f"the file holds raw weights and an average of them; the average ({first.path}) is loaded "
+        f"({setting}=raw loads {second.path})"
+    )
+    return average
+
+
+def best_of(pool: list[Group], network: Network) -> Group:
+    """The group that fits best, the first of several."""
+    return min(pool, key=lambda group: network.misfits(group).order)
+
+
+def same(one: Group, other: Group) -> bool:
+    """Whether two groups hold the same numbers under the same names."""
+    return one.tensors.keys() == other.tensors.keys() and all(
+        value is other.tensors[name] or (plain(value, other.tensors[name]) and torch.equal(value, other.tensors[name]))
+        for name, value in one.tensors.items()
+    )
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether tensors can be compared: of one type and shape, dense, and with numbers in them."""
+    kinds = {(tensor.dtype, tensor.shape, tensor.layout, tensor.is_meta, tensor.is_quantized) for tensor in tensors}
+    return len(kinds) == 1 and not tensors[0].is_meta and tensors[0].layout == torch.strided
+
+
+def told(group: Group) -> list[str]:
+    """What was stripped, renamed and passed over, in words; nothing where the names are as they are first."""
+    notes = []
+    if group.prefix:
+        notes.append(f"names without {'.'.join(group.prefix)}.")
+    if not group.known:
+        notes.append(f"read from its entry {'.'.join(group.place)}")
+    if group.renamed:
+        pairs = list(dict.fromkeys(shortened(old, new) for new, old in group.renamed.items()))
+        more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
+        notes.append(f"renamed {', '.join(f'{old} to {new}' for old, new in pairs[:4])}{more}")
+    if group.passed:
+        notes.append(f"passed over {listed(group.passed)}")
+    return notes
+
+
+def shortened(old: str, new: str) -> tuple[str, str]:
+    """What differs between two names: (layer1.0.shortcut.0.weight, layer1.0.downsample.0.weight) -> (shortcut,
+    downsample)."""
+    a, b = old.split("."), new.split(".")
+    while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    while len(a) > 1 and len(b) > 1 and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    return re.sub(r"\.\d+\.", ".N.", ".".join(a)), re.sub(r"\.\d+\.", ".N.", ".".join(b))
+
+
+def listed(names: Collection[str], most: int = 3) -> str:
+    """a, b, c and 4 more."""
+    shown = list(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

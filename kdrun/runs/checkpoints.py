@@ -1,0 +1,94 @@
+"""Checkpoints as settings name them: which file is meant, of a run's directory too, and of which network it is by the
+run's own config.yaml, of which only plain values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdrun.config.method_schema import read_method
+from kdrun.config.options import ModelOptions
+from kdrun.errors import CheckpointError
+from kdrun.files import require_file
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+
+
+def weights_file(given: str, setting: str) -> Path:
+    """The file that `setting=given` means: itself, or the weights of a run's or a stored teacher's last epoch.
+
+    Raises CheckpointError where there is none.
+    """
+    place = Path(given).expanduser()
+    if not place.is_dir():
+        require_file(place, f"{setting}={given}")
+        return place
+    if (place / "config.yaml").is_file():
+        for name in ("student.safetensors", "teacher.safetensors"):
+            if (place / name).is_file():
+                return place / name
+        last = f"; {setting}={place / 'last.pt'} takes its last saved step" if (place / "last.pt").is_file() else ""
+        raise CheckpointError(f"{setting}={given}: this run is not finished (kdrun list runs){last}.")
+    files = sorted(path for path in place.iterdir() if path.suffix in WEIGHTS and path.is_file())
+    such = f": name a file in it, such as {setting}={files[0]}" if files else " and holds no file of weights"
+    raise CheckpointError(f"{setting}={given} is a directory without a run's config.yaml{such}.")
+
+
+def differences(options: ModelOptions, role: str, file: Path) -> str:
+    """How the network that is asked for differs from the one that a run's file holds, in words; an empty string for
+    other files, and where they agree. Raises CheckpointError for a file that holds more than a network."""
+    stored = stored_options(file)
+    if stored is None:
+        return ""
+    pairs: list[tuple[str, Any, Any]] = [("name", stored.get("name"), options.name)]
+    pairs += [(key, stored.get(key), getattr(options, key)) for key in ("kwargs", "head", "input_size")]
+    if stored.get("mean") is not None or stored.get("pretrained", "false") == "false":
+        pairs += [(key, stored.get(key), getattr(options, key)) for key in ("mean", "std")]
+    elif options.mean is None and options.pretrained == "false":
+        pairs.append(("mean and std", "those of its pretrained weights", None))
+    found = [(key, old, new) for key, old, new in pairs if old != new]
+    if not found:
+        return ""
+    said = ", ".join(f"{key} {shown(old)} (here {role}.{key}={shown(new)})" for key, old, new in found)
+    return f"{file.parent}/config.yaml says of this network: {said}"
+
+
+def shown(value: Any) -> str:
+    """A value as a command line has it."""
+    return "null" if value is None else str(value)
+
+
+def stored_options(file: Path) -> dict[str, Any] | None:
+    """The options of the network in a run's file, as its config.yaml has them; None for a file of no run."""
+    place = file.parent / "config.yaml"
+    if not place.is_file() or place.stat().st_size > 2**20:
+        return None
+    try:
+        content = yaml.safe_load(place.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    stored_teacher = (file.parent / "teacher.safetensors").is_file()
+    files = (
+        ("teacher.safetensors", "teacher_best.safetensors")
+        if stored_teacher
+        else ("student.safetensors", "student_best.safetensors")
+    )
+    if file.name not in (*files, "last.pt") or not isinstance(content, dict) or "resolved" not in content:
+        return None
+    refuse_more(content, file)
+    found = content.get("teacher" if stored_teacher else "student")
+    return found if isinstance(found, dict) else None
+
+
+def refuse_more(content: dict[str, Any], file: Path) -> None:
+    """Raise CheckpointError where a run's method deploys more than its student: the student's own classifier was never
+    trained."""
+    method = content.get("method")
+    target = str(method.get("_target_")) if isinstance(method, dict) else ""
+    if not file.name.startswith("teacher") and target.startswith("kdrun.methods.") and read_method(target).deploys:
+        raise CheckpointError(
+            f"{file} holds more than a student ({target.rpartition('.')[2]} needs more at inference): it cannot be "
+            "another network's checkpoint; kdrun eval, predict and export take the run."
+        )
