@@ -216,14 +216,15 @@ def test_a_method_that_is_deployed_needs_trust(received, canary):
 def test_trust_is_said_once(received, canary, kdrun, capfd):
     """trust=true names what it runs; afterwards the run is signed with that content."""
     change(received, {"student.name": "evil:make"})
-    with pytest.raises(CheckpointError):  # the network is built, and its weights do not fit
+    with pytest.raises(KdrunError):  # the network is built, and takes no images
         package.load(received, trust=True)
     assert (
         canary.exists() and f"note: trust=true: {received} runs student=evil:make (evil.py)" in capfd.readouterr().err
     )
     assert set(signed_code(received) or ()) == {"evil.py"}
-    with pytest.raises(CheckpointError):
+    with pytest.raises(KdrunError, match="evil") as caught:
         package.load(received)
+    assert "trust=true" not in str(caught.value)
     canary.unlink()
     Path("evil.py").write_text(Path("evil.py").read_text() + "\n")
     with pytest.raises(ConfigError, match=r"evil\.py changed since"):
