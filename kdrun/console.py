@@ -85,7 +85,8 @@ def unreadable(found: Sequence[tuple[Path, str]], readable: int, so: str = "") -
     if found:
         more = f" ({len(found) - SHOWN:,} more than are shown)" if len(found) > SHOWN else ""
         then = f"; {so}" if so else f" and {'is' if len(found) == 1 else 'are'} left out"
-        say(f"{len(found):,} of {readable + len(found):,} images could not be read{more}{then}.")
+        count = f"{len(found):,} of {readable + len(found):,}"
+        fact(count, f"images could not be read{more}{then}.")
 
 
 class TrainingView(TrainingLines):

@@ -145,9 +145,7 @@ def show_stats(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
         first, second = moments.mean(axis=0)
         mean, std = first.tolist(), np.sqrt(np.maximum(second - first**2, 0)).tolist()
     shown = [f"[{', '.join(f'{value:.4f}' for value in values)}]" for values in (mean, std)]
-    console.say(
-        escape(f"mean {shown[0]}  std {shown[1]}  of the training images at their own sizes, each of one weight")
-    )
+    console.say(escape(f"mean {shown[0]}  std {shown[1]}  (training images)"))
 
 
 def training_moments(train: FileSet, checked: list[tuple[Tree, Checked]]) -> np.ndarray:

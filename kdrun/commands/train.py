@@ -142,8 +142,8 @@ Trains one student. Without arguments: resnet20 teaches resnet8 handwritten digi
 trained first, once for all runs. The same command resumes an interrupted run and shows a finished one.
 
   method=kd|dkd|…      kdrun list methods         teacher=NAME student=NAME   kdrun list teachers
-  dataset=digits|cifar100|…                       dataset.root=FOLDER         where the images are
-  student.kwargs.KEY=VALUE teacher.kwargs.KEY=…    what its constructor takes beside num_classes
+  dataset=digits|cifar100|folder|…                dataset.root=FOLDER         the images: kdrun data FOLDER
+  student.kwargs.KEY=VALUE teacher.kwargs.KEY=…   what its constructor takes beside num_classes
   epochs=N batch_size=N seed=N                    optimizer.lr=… optimizer.schedule=cosine …
   device=auto|cpu|cuda:N precision=auto|fp32|tf32|bf16 compile=auto|true|false threads=N
   benchmark=NAME pair=NAME                        a publication's protocol, pair and weights

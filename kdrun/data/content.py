@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from kdrun.data.listing import GONE, ImageFile
-from kdrun.display import legible, size
+from kdrun.display import legible
+from kdrun.display import size as in_words
 from kdrun.errors import CheckpointError, RunError, print_note
 from kdrun.files import cache_home, read_json, write_atomically, write_json
 from kdrun.hardware import available_cores
@@ -25,15 +27,12 @@ UNREADABLE = "-" * 32
 
 def by_names_and_sizes(files: Sequence[ImageFile]) -> str:
     """SHA-256 over paths and sizes."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.path}\0{file.size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return digest_of(f"{path}\0{size}\n" for path, size, _ in files)
 
 
 def by_content(root: Path, files: Sequence[ImageFile]) -> str:
     """SHA-256 over paths and the content of every file; of a tree larger than WHOLE, over paths and sizes."""
-    if sum(file.size for file in files) > WHOLE:
+    if sum(length for _, length, _ in files) > WHOLE:
         return by_names_and_sizes(files)
     place = cache_home() / "trees" / hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
     stamp = stamp_of(files)
@@ -41,19 +40,23 @@ def by_content(root: Path, files: Sequence[ImageFile]) -> str:
     if known is not None:
         return known
     hashes, settled = _hashes(root, files, _known_hashes(place))
-    digest = hashlib.sha256()
-    for file, found in zip(files, hashes, strict=True):
-        digest.update(f"{file.path}\0{found}\n".encode(errors="surrogateescape"))
+    digest = digest_of(f"{path}\0{found}\n" for (path, _, _), found in zip(files, hashes, strict=True))
     if settled:
-        _remember(place, root, stamp, digest.hexdigest(), files, hashes)
-    return digest.hexdigest()
+        _remember(place, root, stamp, digest, files, hashes)
+    return digest
 
 
 def stamp_of(files: Sequence[ImageFile]) -> str:
     """SHA-256 that changes whenever a file does: equal stamps, equal content."""
+    return digest_of(f"{path}\0{size} {mark}\n" for path, size, mark in files)
+
+
+def digest_of(lines: Iterable[str]) -> str:
+    """SHA-256 of lines that may hold names of any encoding."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.path}\0{file.size} {file.mark}\n".encode(errors="surrogateescape"))
+    every = iter(lines)
+    while part := "".join(islice(every, 4096)):
+        digest.update(part.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -62,9 +65,9 @@ def _hashes(root: Path, files: Sequence[ImageFile], known: dict[bytes, str]) -> 
     ago."""
     found = [known.get(_key(file), "") for file in files]
     unread = [position for position, value in enumerate(found) if not value]
-    total = sum(max(files[position].size, 0) for position in unread)
+    total = sum(max(files[position][1], 0) for position in unread)
     if total > ANNOUNCED:
-        print_note(f"reading {size(total)} in {legible(root)} once, to know the images by their content …")
+        print_note(f"reading {in_words(total)} in {legible(root)} once, to know the images by their content …")
     begun, settled = time.time(), True
     chunks = [unread[start : start + CHUNK] for start in range(0, len(unread), CHUNK)]
     with ThreadPoolExecutor(available_cores()) as pool:
@@ -78,10 +81,11 @@ def _hashes(root: Path, files: Sequence[ImageFile], known: dict[bytes, str]) -> 
 
 def _hash_of(root: Path, file: ImageFile) -> tuple[str, float]:
     """(hash, when the file was last changed)."""
-    if file.size == GONE:
+    path, size, _ = file
+    if size == GONE:
         return UNREADABLE, 0
     try:
-        with open(root / file.path, "rb") as opened:
+        with open(root / path, "rb") as opened:
             stat = os.fstat(opened.fileno())
             return hashlib.file_digest(opened, "sha256").hexdigest()[:32], max(stat.st_mtime, stat.st_ctime)
     except OSError:  # whoever reads it as an image says so
@@ -89,7 +93,8 @@ def _hash_of(root: Path, file: ImageFile) -> tuple[str, float]:
 
 
 def _key(file: ImageFile) -> bytes:
-    return f"{file.size} {file.mark} ".encode() + os.fsencode(file.path)
+    path, size, mark = file
+    return f"{size} {mark} ".encode() + os.fsencode(path)
 
 
 def _known_digest(place: Path, stamp: str) -> str | None:

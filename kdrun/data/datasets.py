@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +16,35 @@ from kdrun.display import Track, untracked
 STREAMED = ("imagenet", "folder")
 
 
+shared: list[dict[tuple[str, str | None, bool], cifar.Source | folder.Source]] = []  # of `located_once`
+
+
+@contextmanager
+def located_once() -> Iterator[None]:
+    """Meanwhile a folder is scanned once: the runs of a sweep are of one state of the images."""
+    shared.append({})
+    try:
+        yield
+    finally:
+        shared.pop()
+
+
+def located(name: str, root: str | None, may_lack: bool) -> cifar.Source | folder.Source | None:
+    """Where the images are; None of what is embedded or made up. Raises DataError."""
+    known, key = shared[-1] if shared else {}, (name, root, may_lack)
+    if key not in known and name in STREAMED:
+        known[key] = folder.locate(root, may_lack)
+    elif key not in known and name in cifar.ARCHIVES:
+        known[key] = cifar.locate(name, root, may_lack)
+    return known.get(key)
+
+
 class DataSource:
     """A located data set: `fingerprint` identifies its content, `load` decodes and splits it."""
 
     def __init__(self, options: DatasetOptions):
         self.options = options
-        self.located: cifar.Source | folder.Source | None = None
-        if options.name in cifar.ARCHIVES:
-            self.located = cifar.locate(options.name, options.root, options.allow_missing_classes)
-        elif options.name in STREAMED:
-            self.located = folder.locate(options.root, options.allow_missing_classes)
+        self.located = located(options.name, options.root, options.allow_missing_classes)
 
     def fingerprint(self) -> str:
         """Identity of the content, without decoding anything."""

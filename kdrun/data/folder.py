@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdrun.data import readable
-from kdrun.data.image_tree import DEEPER, Tree, aligned, check_classes, descend, inner_folder, scan
-from kdrun.data.listing import folders_in, images_beside
+from kdrun.data.image_tree import DEEPER, Tree, aligned, check_classes, descend, scan
+from kdrun.data.listing import folders_in, holds_images, images_beside
 from kdrun.data.splits import FileSet, stratified_split
 from kdrun.display import Track, legible, untracked
 from kdrun.errors import DataError
@@ -91,7 +91,7 @@ def find_splits(given: Path) -> tuple[Path, dict[str, Path]]:
     Without splits the folder holds class folders. Raises DataError."""
     base = given
     for _ in range(DEEPER):
-        inner = None if split_folders(base) else inner_folder(base) or the_only_data_set(base)
+        inner = None if split_folders(base) else the_only_data_set(base)
         if inner is None:
             break
         base = inner
@@ -101,12 +101,16 @@ def find_splits(given: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def the_only_data_set(folder: Path) -> Path | None:
-    """The only folder in one that holds train/ and its like. Raises DataError for several."""
-    found = [path for name in folders_in(folder) if "train" in split_folders(path := folder / name)]
+    """The only folder in one that holds train/ and its like, or that holds class folders where no other folder has any
+    images. Raises DataError for several with train/."""
+    inside = [folder / name for name in folders_in(folder)]
+    found = [path for path in inside if "train" in split_folders(path)]
     if len(found) > 1:
         names = ", ".join(legible(path.name) for path in found)
         raise DataError(f"{legible(folder)} holds {len(found)} data sets ({names}); point dataset.root at one of them.")
-    return found[0] if found else None
+    if not found and not any(map(images_beside, [folder, *inside])):
+        found = [path for path in inside if holds_images(path)]
+    return found[0] if len(found) == 1 and folders_in(found[0]) else None
 
 
 def role_of(folder: str) -> str | None:

@@ -14,7 +14,6 @@ import numpy as np
 from kdrun.data.content import by_content
 from kdrun.data.listing import (
     NAMED,
-    ImageFile,
     Listing,
     Place,
     entries_of,
@@ -37,22 +36,20 @@ DEEPER = 3  # levels of folders in folders in which a data set is looked for
 @dataclass(frozen=True)
 class Tree:
     """Images in the order of their classes, with labels; the classes are in alphabetical order, or in that of another
-    tree's. notes: what a user should know of how the folders were read."""
+    tree's. paths are relative, and as the file system has them: not always text that can be printed. sizes, marks: as
+    of `ImageFile`. notes: what a user should know of how the folders were read."""
 
     root: Path
-    files_found: list[ImageFile]
+    paths: list[str]
+    sizes: list[int]
+    marks: list[int]
     labels: np.ndarray
     class_names: list[str]
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def paths(self) -> list[str]:
-        """Relative paths as the file system has them: not always text that can be printed."""
-        return [file.path for file in self.files_found]
-
     @cached_property
     def content(self) -> str:
-        return by_content(self.root, self.files_found)
+        return by_content(self.root, list(zip(self.paths, self.sizes, self.marks, strict=True)))
 
     def fingerprint(self) -> str:
         """SHA-256 of what is in the tree, wherever it lies: equal for the same images under the same names."""
@@ -86,7 +83,8 @@ def scan(root: Path, may_be_empty: bool = False) -> Tree:
     counts = [len(listing.files) for _, listing, _ in found]
     labels = np.repeat(np.arange(len(found), dtype=np.int64), counts)
     listings = {name: listing for name, listing, _ in found}
-    return Tree(root, files, labels, list(listings), notes_on(root, listings))
+    paths, sizes, marks = (list(column) for column in zip(*files, strict=True))
+    return Tree(root, paths, sizes, marks, labels, list(listings), notes_on(root, listings))
 
 
 def class_folders(root: Path) -> dict[str, str]:
@@ -144,7 +142,7 @@ def notes_on(root: Path, listings: dict[str, Listing]) -> list[str]:
 
 def folders_alone(listing: Listing) -> list[str]:
     """The folders in which a class has its images, where it has none directly."""
-    inside = [file.path.split("/")[1:] for file in listing.files]
+    inside = [path.split("/")[1:] for path, _, _ in listing.files]
     return [] if any(len(parts) == 1 for parts in inside) else sorted({parts[0] for parts in inside})
 
 
@@ -240,4 +238,4 @@ def classes(names: list[str], most: int = 8) -> str:
 
 def images_in(place: Path) -> list[Path]:
     """The images of a folder and of all folders inside it."""
-    return [place / file.path for file in list_images(place).files]
+    return [place / path for path, _, _ in list_images(place).files]

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from kdrun.display import legible
 from kdrun.errors import DataError
@@ -30,13 +29,9 @@ GONE = -1  # the size of a file that cannot be asked for one: a link to nothing
 Place = tuple[int, int]  # device and inode: what a folder or file is, whatever it is called
 
 
-class ImageFile(NamedTuple):
-    """path: from the folder that was listed or from its data set, with slashes. mark: changes whenever the file
-    does."""
-
-    path: str
-    size: int
-    mark: int
+# (path from the folder that was listed or from its data set, with slashes; size; a mark that changes whenever the file
+# does). A plain tuple: there may be a million.
+ImageFile = tuple[str, int, int]
 
 
 @dataclass
@@ -79,6 +74,11 @@ def folders_in(folder: str | os.PathLike[str]) -> list[str]:
 def images_beside(folder: str | os.PathLike[str]) -> int:
     """How many images lie directly in a folder."""
     return sum(is_image(entry.name) and not is_folder(entry) for entry in entries_of(folder))
+
+
+def holds_images(folder: str | os.PathLike[str]) -> bool:
+    """Whether there is any image in a folder or in those inside it."""
+    return any(is_image(name) for _, _, files in os.walk(folder) for name in files)
 
 
 def is_image(name: str) -> bool:
@@ -130,7 +130,7 @@ class _Walk:
         if suffix in IMAGES:
             stat = entry.stat()
             mark = hash((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-            self.listing.files.append(ImageFile(path, stat.st_size, mark))
+            self.listing.files.append((path, stat.st_size, mark))
         elif suffix not in BESIDE:
             self.listing.others[suffix] += 1
 
@@ -145,7 +145,7 @@ class _Walk:
                 place = place_of(entry.stat())
             except OSError:  # to nothing: an image that cannot be read, where it may have been one
                 if suffix_of(entry.name) in ("", *SUFFIXES):
-                    self.listing.files.append(ImageFile(path, GONE, 0))
+                    self.listing.files.append((path, GONE, 0))
                 continue
             if place in self.met:
                 self.listing.doubled += entry.is_dir() or is_image(entry.name)
@@ -159,8 +159,7 @@ class _Walk:
 
 def places_of(root: Path, listing: Listing) -> dict[str, Place]:
     """path -> what file it is, of those that are there."""
-    asked = {file.path: root / file.path for file in listing.files if file.size != GONE}
-    return {path: place_of(os.stat(place)) for path, place in asked.items()}
+    return {path: place_of(os.stat(root / path)) for path, size, _ in listing.files if size != GONE}
 
 
 def suffix_of(name: str) -> str:

@@ -87,4 +87,5 @@ def without(tree: Tree, positions: list[int]) -> Tree:
         return tree
     kept = np.setdiff1d(np.arange(len(tree.labels)), positions)
     refuse_empty_classes(tree, tree.labels[kept])
-    return replace(tree, files_found=[tree.files_found[position] for position in kept], labels=tree.labels[kept])
+    paths, sizes, marks = ([column[i] for i in kept] for column in (tree.paths, tree.sizes, tree.marks))
+    return replace(tree, paths=paths, sizes=sizes, marks=marks, labels=tree.labels[kept])

@@ -19,10 +19,12 @@ Adapter = Callable[[Tensor, frozenset[str]], Outputs]
 
 
 def make_adapter(model: nn.Module, example: Tensor) -> NativeAdapter | TimmAdapter | ProbeAdapter:
-    """The adapter for `model`; example [N, 3, H, W] is forwarded once where a probe is needed."""
-    if isinstance(model, ZooModel):
+    """The adapter for `model`; example [N, 3, H, W] is forwarded once where a probe is needed, as it is for every model
+    with hooks of its own: only a call of the whole runs them."""
+    hooked = bool(model._forward_hooks or model._forward_pre_hooks)
+    if isinstance(model, ZooModel) and not hooked:
         return NativeAdapter(model)
-    if hasattr(model, "forward_intermediates") and hasattr(model, "forward_head"):
+    if hasattr(model, "forward_intermediates") and hasattr(model, "forward_head") and not hooked:
         return TimmAdapter(model)
     return ProbeAdapter(model, example)
 
@@ -186,7 +188,7 @@ def record_outputs(model: nn.Module, example: Tensor) -> tuple[list[tuple[str, n
         return record
 
     for name, module in model.named_modules():
-        if name:
+        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             handles.append(module.register_forward_hook(recorder(name)))
     training = model.training
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdrun.config.own_code import located
+from kdrun.config.own_code import located, own_place
 from kdrun.errors import ConfigError, KdrunError, one_line, reason_of, suggest
 from kdrun.models import hub
 from kdrun.models.own_import import import_own
@@ -124,6 +124,11 @@ def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
     """The callable behind `package.module:callable`. Raises ConfigError."""
     try:
         found = import_own(module)
+    except SystemExit as error:
+        raise ConfigError(
+            f"{path}: importing {module} ends Python ({own_place(error)}); put what a script does below "
+            "if __name__ == '__main__'."
+        ) from error
     except Exception as error:  # whatever one's own module raises
         line = f"{path}: cannot import {module}: {located(error)}"
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
@@ -132,6 +137,8 @@ def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
     factory = getattr(found, attribute, None)
     if factory is None:
         raise ConfigError(f"{path}: {module} has no {attribute}.{suggest(attribute, vars(found))}")
+    if isinstance(factory, nn.Module):
+        raise ConfigError(f"{path}: {attribute} is a network already; name the class or function that builds it.")
     if not callable(factory):
         raise ConfigError(f"{path}: {attribute} is a {type(factory).__name__}, which cannot be called.")
     return factory

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.models.forward_error import explain
 from kdrun.models.logits import Entry, TakeLogits, described, find_logits
-from kdrun.models.memory_layout import Contiguous, channels_last_problem
+from kdrun.models.memory_layout import Contiguous, Copied, channels_last_problem, restore
 
 COUNT = 2  # images of a pass
 SIDES = (28, 32, 64, 75, 96, 128, 224, 299, 384)  # usual sizes of images
@@ -55,6 +55,10 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
     ConfigError where it cannot be evaluated.
     """
     model, traits = candidate.model, Traits()
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"{candidate} is compiled TorchScript, which shows no layers; name the class it is made from."
+        )
     if next(model.parameters(), None) is None:
         raise ConfigError(f"{candidate} has no parameters, so there is nothing to train or to load.")
     if not any(weight.requires_grad for weight in model.parameters()):
@@ -74,6 +78,8 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
     traits.training_notes += [] if evaluated.others else trained.note(candidate, " in training mode")
     if not (evaluated.plain and trained.plain):
         model.register_forward_hook(TakeLogits({False: evaluated.entry.route, True: trained.entry.route}))
+    if own and (evaluated.overwrites or trained.overwrites):
+        model.register_forward_pre_hook(Copied())
     if own and (problem := channels_last_problem(model, candidate.image())):
         traits.channels_last = False
         model.register_forward_pre_hook(Contiguous())
@@ -113,11 +119,13 @@ def widen(candidate: Candidate, traits: Traits) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """The logits in what a network returned. plain: they were all of it, as [N, K]."""
+    """The logits in what a network returned. plain: they were all of it, as [N, K]. overwrites: whether the network
+    changed the images, which others see after it."""
 
     entry: Entry
     others: list[Entry]
     plain: bool
+    overwrites: bool
 
     def note(self, candidate: Candidate, mode: str) -> list[str]:
         """Return a line on what else might have been meant, if anything."""
@@ -130,8 +138,9 @@ class Found:
 def logits_of(candidate: Candidate, training: bool) -> Found:
     """Pass images through the network. Raises ConfigError in one line where it fails, or returns no logits of the data
     set's classes."""
+    image = candidate.image()
     try:
-        output = passed(candidate.model, candidate.image(), training)
+        output = passed(candidate.model, image, training)
     except (KdrunError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -139,7 +148,8 @@ def logits_of(candidate: Candidate, training: bool) -> Found:
     entry, others = find_logits(output, COUNT, candidate.classes)
     if entry is None:
         raise ConfigError(misfit(candidate, output, " in training mode" if training else ""))
-    return Found(entry, others, isinstance(output, Tensor) and output.dim() == 2)
+    plain = isinstance(output, Tensor) and output.dim() == 2
+    return Found(entry, others, plain, not torch.equal(image, candidate.image()))
 
 
 def passed(model: nn.Module, image: Tensor, training: bool) -> Any:
@@ -157,9 +167,7 @@ def passed(model: nn.Module, image: Tensor, training: bool) -> Any:
                 with torch.random.fork_rng(devices=[]):
                     return model.train()(image)
             finally:
-                for name, value in model.named_buffers():
-                    if name in kept:
-                        value.copy_(kept[name])
+                restore(model, kept)
     finally:
         model.train(mode)
 

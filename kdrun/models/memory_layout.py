@@ -22,14 +22,16 @@ def channels_last_problem(model: nn.Module, image: Tensor) -> str:
     """
     try:
         trial = copy.deepcopy(model)
-    except Exception:  # of whatever kind its parts raise; then its own statistics move a little
+    except Exception:  # of whatever kind its parts raise: weight_norm's, for one
         trial = model
-    training = model.training
+    mode, kept = model.training, {name: value.clone() for name, value in model.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         try:
             return evaluation_problem(trial, image) or training_problem(trial, image)
         finally:
-            trial.to(memory_format=PLAIN).train(training)
+            if trial is model:
+                model.to(memory_format=PLAIN).train(mode).zero_grad(set_to_none=True)
+                restore(model, kept)
 
 
 def evaluation_problem(model: nn.Module, image: Tensor) -> str:
@@ -62,7 +64,7 @@ def training_problem(model: nn.Module, image: Tensor) -> str:
 
 def outputs(model: nn.Module, image: Tensor, layout: torch.memory_format) -> Any:
     torch.manual_seed(0)
-    return model.to(memory_format=layout)(image.contiguous(memory_format=layout))
+    return model.to(memory_format=layout)(image.clone(memory_format=layout))
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -75,8 +77,23 @@ def backward(logits: Any) -> None:
         logits.sum().backward()
 
 
+def restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Put statistics back."""
+    with torch.no_grad():
+        for name, value in model.named_buffers():
+            if name in buffers:
+                value.copy_(buffers[name])
+
+
 class Contiguous:
     """A forward pre-hook that lays images out in contiguous memory."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(item.contiguous() if isinstance(item, Tensor) else item for item in inputs)
+
+
+class Copied:
+    """A forward pre-hook that keeps the images of a batch from a network that writes over them."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(item.clone() if isinstance(item, Tensor) else item for item in inputs)

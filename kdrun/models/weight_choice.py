@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from kdrun.models.weight_names import NO_WEIGHTS, Group, Misfits, rename
+from kdrun.models.weight_names import NO_WEIGHTS, Group, Misfits, is_known, rename
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -71,6 +71,11 @@ def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:
     """The group with its layers renamed where that fits better, without the names that `ignore` passes over."""
     if not network.misfits(group):
         return group
+    shared = {name.partition(".")[0] for name in network.own}
+    if len(shared) == 1 and is_known(prefix := shared.pop()):  # the network is a wrapper itself
+        inner = below(group, prefix)
+        if network.misfits(inner).order < network.misfits(group).order:
+            group = inner
     renamed = rename(group, network.own, network.heads)
     if network.misfits(renamed).order < network.misfits(group).order:
         group = renamed
@@ -81,6 +86,12 @@ def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:
     )
     kept = {name: value for name, value in group.tensors.items() if name not in passed}
     return replace(group, tensors=kept, passed=passed)
+
+
+def below(group: Group, prefix: str) -> Group:
+    """The group with a prefix before its names."""
+    tensors = {f"{prefix}.{name}": value for name, value in group.tensors.items()}
+    return replace(group, tensors=tensors, old={f"{prefix}.{name}": old for name, old in group.old.items()}, put=prefix)
 
 
 def as_they_are(found: list[Group], network: Network) -> list[Group]:
@@ -163,6 +174,8 @@ def told(group: Group) -> list[str]:
     notes = []
     if group.prefix:
         notes.append(f"names without {'.'.join(group.prefix)}.")
+    if group.put:
+        notes.append(f"names below the network's own {group.put}.")
     if not group.known:
         notes.append(f"read from its entry {'.'.join(group.place)}")
     if group.renamed:

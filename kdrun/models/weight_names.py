@@ -30,6 +30,8 @@ WORDS = {
     *("backbone", "encoder", "base", "main", "online", "q", "state", "states", "dict", "sd", "params", "param"),
     *("parameters", "weights", "weight", "checkpoint", "ckpt", "best", "last", "latest", "final", "raw"),
 }
+# Of parts of a network: torch.compile, FSDP and activation checkpointing put them within a name.
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 TEACHER, STUDENT = frozenset({"teacher", "t"}), frozenset({"student", "s"})
 AVERAGED = frozenset({"ema", "averaged", "average", "avg", "shadow", "swa", "polyak"})
 # Of what lies beside a network's weights under the same names.
@@ -99,6 +101,7 @@ class Group:
     old: dict[str, str]  # name -> its name in the file
     renamed: dict[str, str] = field(default_factory=dict)  # name here -> name that it had before
     passed: tuple[str, ...] = ()  # names that a setting passes over
+    put: str = ""  # a prefix that the network's own names have
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -153,10 +156,17 @@ def entries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]
             continue
         seen.add(id(found))
         items = list(found.items() if isinstance(found, Mapping) else enumerate(found[:16]))
-        tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+        tensors = {one_line_of(name): value for name, value in items if isinstance(value, Tensor)}
         if tensors and isinstance(found, Mapping):
             yield place, tensors
-        waiting += [((*place, str(name)), value) for name, value in items if isinstance(value, Mapping | list | tuple)]
+        waiting += [
+            ((*place, one_line_of(name)), value) for name, value in items if isinstance(value, Mapping | list | tuple)
+        ]
+
+
+def one_line_of(name: object) -> str:
+    """A name of a file as one may print it: without line ends and what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def without_prefixes(names: dict[str, str], depth: int = 0) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
@@ -195,7 +205,8 @@ def groups(content: Any) -> list[Group]:
 
 
 def canonical(name: str, is_head: bool) -> str:
-    """The name by which implementations of one layer are compared."""
+    """The name by which implementations of one layer are compared, without what wraps parts of a network."""
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
     if is_head:
         return f"<classifier>.{name.rpartition('.')[2]}"
     for pattern, to in LAYOUTS:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdrun.errors import CheckpointError, print_note
 from kdrun.models.weight_choice import Choice, Convert, Network, Wanted, choose, fitted, listed
 from kdrun.models.weight_files import read_content
-from kdrun.models.weight_names import Group, entries, groups, is_known
+from kdrun.models.weight_names import Group, entries, groups, is_known, one_line_of
 
 AS_STUDENT = Wanted()
 # The last part of names that layers of every kind have: other endings are whoever added them.
@@ -104,7 +104,7 @@ def say_once(line: str) -> None:
 def holds_none(path: Path, content: Any) -> str:
     """The line for a file without any tensor that has a name."""
     if isinstance(content, Mapping):
-        shown = f"its entries are {listed([str(key) for key in content], 8)}" if content else "it is empty"
+        shown = f"its entries are {listed([one_line_of(key) for key in content], 8)}" if content else "it is empty"
         return f"checkpoint {path} holds no state dict; {shown}."
     kind = "a single tensor" if isinstance(content, Tensor) else f"a {type(content).__name__}"
     return f"checkpoint {path} holds {kind}, not a state dict: save model.state_dict() alone."

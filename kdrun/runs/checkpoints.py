@@ -31,9 +31,14 @@ def weights_file(given: str, setting: str) -> Path:
                 return place / name
         last = f"; {setting}={place / 'last.pt'} takes its last saved step" if (place / "last.pt").is_file() else ""
         raise CheckpointError(f"{setting}={given}: this run is not finished (kdrun list runs){last}.")
-    files = sorted(path for path in place.iterdir() if path.suffix in WEIGHTS and path.is_file())
-    such = f": name a file in it, such as {setting}={files[0]}" if files else " and holds no file of weights"
-    raise CheckpointError(f"{setting}={given} is a directory without a run's config.yaml{such}.")
+    raise CheckpointError(no_run(place, f"{setting}="))
+
+
+def no_run(folder: Path, setting: str = "") -> str:
+    """The line for a directory that is no run, with a file of weights in it where there is one."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file())
+    such = f": name a file in it, such as {setting}{files[0]}" if files else " and holds no file of weights"
+    return f"{setting}{folder} is a directory without a run's config.yaml{such}."
 
 
 def differences(options: ModelOptions, role: str, file: Path) -> str:
@@ -77,7 +82,8 @@ def stored_options(file: Path) -> dict[str, Any] | None:
     )
     if file.name not in (*files, "last.pt") or not isinstance(content, dict) or "resolved" not in content:
         return None
-    refuse_more(content, file)
+    if not stored_teacher:
+        refuse_more(content, file)
     found = content.get("teacher" if stored_teacher else "student")
     return found if isinstance(found, dict) else None
 
@@ -87,7 +93,7 @@ def refuse_more(content: dict[str, Any], file: Path) -> None:
     trained."""
     method = content.get("method")
     target = str(method.get("_target_")) if isinstance(method, dict) else ""
-    if not file.name.startswith("teacher") and target.startswith("kdrun.methods.") and read_method(target).deploys:
+    if target.startswith("kdrun.methods.") and read_method(target).deploys:
         raise CheckpointError(
             f"{file} holds more than a student ({target.rpartition('.')[2]} needs more at inference): it cannot be "
             "another network's checkpoint; kdrun eval, predict and export take the run."

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from kdrun.config.own_code import OwnFile
 from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere, RunError
-from kdrun.files import read_json, refused, spreadsheet_safe, write_atomically, write_json, write_text
+from kdrun.files import read_json, refused, require_file, spreadsheet_safe, write_atomically, write_json, write_text
+from kdrun.runs.checkpoints import WEIGHTS, no_run
 from kdrun.runs.code_record import write_copies
 from kdrun.runs.result import RESULT_KEYS, RunResult, problem_of
 from kdrun.runs.trust import sign
@@ -229,6 +230,10 @@ def find_runs(word: str, output_root: Path) -> list[Path]:
             return found
         if found:
             raise ConfigError(f"RUN {word} is ambiguous: {', '.join(map(str, found[:5]))}.")
+    if path.is_dir():
+        raise ConfigError(no_run(path))
+    if path.exists() or path.suffix in WEIGHTS:
+        require_file(path, word)
     there = len(list((output_root / "runs").glob("*/*/*/*/config.yaml")))
     raise ConfigError(
         f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs holds {there} run(s): "

@@ -11,6 +11,7 @@ from pathlib import Path
 from kdrun.config.compose import load
 from kdrun.config.own_code import read_once
 from kdrun.config.schema import RunConfig
+from kdrun.data.datasets import located_once
 from kdrun.display import Track, duration, untracked
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
@@ -27,7 +28,7 @@ def run_sweep(
     sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None, display: SweepDisplay
 ) -> int:
     """Compose, write the ledger, run what is not done, and say what became of it."""
-    with read_once():
+    with read_once(), located_once():
         found = compose_cells(sweep.specs, config_dir, display.track)
     if not found:
         raise ConfigError(f"{sweep.name} has no cells.")

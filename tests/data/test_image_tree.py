@@ -179,6 +179,17 @@ def test_a_data_set_beside_other_folders(tmp_path):
         folder.locate(str(tmp_path / "set"))
 
 
+def test_class_folders_beside_folders_without_images(tmp_path):
+    """As CUB-200 and Food-101 have it: images/ and lists."""
+    classes(tmp_path / "cub" / "images", count=5)
+    for name in ("attributes", "parts/more"):
+        (tmp_path / "cub" / name).mkdir(parents=True)
+        (tmp_path / "cub" / name / "list.txt").write_text("x")
+    source = folder.locate(str(tmp_path / "cub"))
+    assert source.flat.class_names == ["cat", "dog"]
+    assert source.notes == [f"the data set lies in {tmp_path / 'cub' / 'images'}"]
+
+
 def test_a_class_may_be_called_train_and_none_test(tmp_path):
     root = classes(tmp_path / "vehicles", ("bus", "car", "train"))
     assert folder.locate(str(root)).flat.class_names == ["bus", "car", "train"]
@@ -299,7 +310,7 @@ def test_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(content, "SETTLED", -10.0)
     root, read = classes(tmp_path / "set"), []
     usual = content._hash_of
-    monkeypatch.setattr(content, "_hash_of", lambda root, file: read.append(file.path) or usual(root, file))
+    monkeypatch.setattr(content, "_hash_of", lambda root, file: read.append(file[0]) or usual(root, file))
     first = scan(root).fingerprint()
     assert len(read) == 6
     assert scan(root).fingerprint() == first

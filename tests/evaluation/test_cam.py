@@ -190,6 +190,12 @@ def test_runs_beside_their_teacher(kdrun, outputs, tmp_path):
     assert not (none / "evals").exists()
     (teacher,) = (outputs / "teachers").glob("*/*/*")
     assert "2 images × 1 network:" in look(kdrun, teacher, "images=2", "overlap=2")
+    words = [word for word in TINY if not word.startswith("student=")]
+    look(kdrun, kd / "student.safetensors", *words, "student=resnet8", "images=2", f"teacher.checkpoint={teacher}")
+    of_file = json.loads((outputs / "pictures" / "student.safetensors" / "gradcam.json").read_text())
+    look(kdrun, kd, "images=2", "overlap=200")
+    of_run = json.loads((kd / "evals" / "gradcam.json").read_text())
+    assert (of_file["iou"], of_file["pearson"]) == (of_run["iou"], of_run["pearson"])
     look(kdrun, kd, "model=teacher", "images=2", "overlap=2", "target=class 1", f"save={tmp_path / 't.png'}")
 
 

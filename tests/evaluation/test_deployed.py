@@ -41,7 +41,7 @@ def test_import_stays_light():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-@pytest.mark.parametrize("resize", ["stretch", "crop"])
+@pytest.mark.parametrize("resize", ["stretch", "fit", "crop"])
 def test_predictions_are_those_of_evaluation(kdrun, outputs, image_folder, tmp_path, resize):
     """Over the test files themselves: the confusion matrix of `kdrun eval`, image for image."""
     root = image_folder("images/train", classes=3, count=8, size=(22, 30))

@@ -205,6 +205,17 @@ def test_a_file_of_weights(kdrun, outputs, tmp_path):
     named = json.loads((tmp_path / "found" / "test.json").read_text())
     assert named["kl_teacher"] == json.loads((run / "evals" / "test.json").read_text())["kl_teacher"]
     assert contents(run) == before
+    both = tmp_path / "both.pt"
+    torch.save(
+        {"model": load_file(words[0]), "model_ema": load_file(teacher_of(outputs) / "teacher.safetensors")}, both
+    )
+    for setting, same in (("raw", "student"), ("ema", "teacher")):
+        evaluate_file = (both, *words[1:], f"student.checkpoint_weights={setting}", f"save={tmp_path / setting}")
+        assert kdrun("eval", *map(str, evaluate_file))[0] == 0
+        nll = json.loads((tmp_path / setting / "test.json").read_text())["nll"]
+        evaluate(kdrun, run, f"model={same}")
+        name = "test" if same == "student" else "test_teacher"
+        assert nll == json.loads((run / "evals" / f"{name}.json").read_text())["nll"]
 
 
 def test_streamed_images(kdrun, outputs, image_folder):

@@ -585,6 +585,9 @@ def test_doctor(kdrun, tmp_path):
     code, out, err = kdrun("doctor")
     assert (code, err) == (0, "")
     assert "precision=auto" in out
+    assert "weights of timm" in out
+    assert "HF_HOME or HF_HUB_CACHE moves it" in out
+    assert "TORCH_HOME moves it" in out
     (tmp_path / "file").write_text("")
     code, _, err = kdrun("doctor", f"output_root={tmp_path / 'file' / 'below'}")
     assert code == 1

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdrun.errors import CheckpointError
+from kdrun.models.weight_names import canonical
 from kdrun.models.weights import AS_STUDENT, Wanted, load_weights
 from kdrun.models.zoo import create_model
 
@@ -121,6 +122,7 @@ LAYOUTS: dict[str, tuple[object, State, State]] = {
     },
     "list": ([{"epoch": 1}, A], A, A),
     "deep": ({"checkpoint": {"model": {"state_dict": below("module.", A)}}}, A, A),
+    "compiled in part": ({name.replace("bn1.", "bn1._orig_mod."): value for name, value in A.items()}, A, A),
     "optimizer": ({"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "model": A}, A, A),
     "momentum of the same names": ({"model": A, "grads": B}, A, A),
     "dino": ({"student": below("module.", A), "teacher": B, "epoch": 1}, A, B),
@@ -164,6 +166,13 @@ def test_a_network_loads_its_own_state_whatever_its_attributes_are_called(attrib
             assert equal(loaded(content, tmp_path, wanted, Wrapped(attribute)), own)
 
 
+def test_a_network_that_is_a_wrapper_itself_loads_what_it_wraps(tmp_path, capsys):
+    own = below("module.", A)
+    for content in (A, {"state_dict": below("net.", A)}):
+        assert equal(loaded(content, tmp_path, model=nn.DataParallel(Small())), own)
+        assert "names below the network's own module." in capsys.readouterr().err
+
+
 def test_raw_or_average_is_one_setting_and_said(tmp_path, capsys):
     for content in ({"model": A, "model_ema": B}, {"state_dict": A, "state_dict_ema": B}):
         assert equal(loaded(content, tmp_path, RAW), A)
@@ -194,6 +203,19 @@ def test_several_that_fit_are_named(tmp_path, capsys):
     assert "model is loaded, not best_model, which fits as well" in capsys.readouterr().err
 
 
+def in_pytorchcv(name: str) -> str:
+    """layer1.0.conv2.weight -> features.stage1.unit1.body.conv2.conv.weight"""
+    stage, *rest = name.split(".")
+    if stage in ("conv1", "bn1"):
+        return f"features.init_block.{stage[:-1]}.{rest[0]}"
+    if stage == "fc":
+        return f"output.{rest[0]}"
+    place = f"features.stage{stage[5:]}.unit{int(rest[0]) + 1}"
+    if rest[1] == "downsample":
+        return f"{place}.identity_conv.{('conv', 'bn')[int(rest[2])]}.{rest[3]}"
+    return f"{place}.body.conv{rest[1][-1]}.{rest[1][:-1]}.{rest[2]}"
+
+
 # (zoo network, names of its layers in another project)
 OTHERS = {
     "kuangliu": ("resnet18", lambda name: name),
@@ -208,6 +230,7 @@ OTHERS = {
     ),
     "RepDistiller, chenyaofo, mdistiller": ("resnet20", lambda name: name),
     "kuangliu's names": ("resnet20", lambda name: name.replace("downsample", "shortcut").replace("fc.", "linear.")),
+    "pytorchcv": ("resnet20", lambda name: in_pytorchcv(name)),
     "akamaster": ("resnet20a", lambda name: f"module.{name}"),
 }
 
@@ -221,7 +244,7 @@ def test_names_of_other_projects(project, tmp_path):
     assert equal(loaded(content, tmp_path, model=create_model(name, num_classes=10)), source.state_dict())
 
 
-def test_names_of_weiaicunzai_give_the_same_outputs(tmp_path):
+def test_names_of_weiaicunzai(tmp_path):
     """His block as he writes it: one Sequential for the residual, one for the shortcut."""
 
     def other(name: str) -> str:
@@ -235,10 +258,12 @@ def test_names_of_weiaicunzai_give_the_same_outputs(tmp_path):
         return ".".join([f"conv{int(stage[5:]) + 1}_x", rest[0], *inner])
 
     torch.manual_seed(1)
-    source = create_model("resnet50", num_classes=100)
+    source = create_model("resnet18", num_classes=100)
     content = {other(key): value for key, value in source.state_dict().items()}
-    assert {"conv2_x.0.residual_function.7.weight", "conv3_x.0.shortcut.1.bias"} <= content.keys()
-    assert equal(loaded(content, tmp_path, model=create_model("resnet50", num_classes=100)), source.state_dict())
+    assert {"conv2_x.0.residual_function.4.weight", "conv3_x.0.shortcut.1.bias"} <= content.keys()
+    assert equal(loaded(content, tmp_path, model=create_model("resnet18", num_classes=100)), source.state_dict())
+    for layer in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "shortcut.0"):  # of a bottleneck
+        assert canonical(other(f"layer4.2.{layer}.weight"), False) == canonical(f"layer4.2.{layer}.weight", False)
 
 
 def test_layers_are_never_matched_by_order_or_shape(tmp_path):
@@ -378,6 +403,8 @@ FILES: dict[str, tuple[bytes, str]] = {
     "circle": (saved(circle()), "holds no state dict; its entries are model"),
     "deeply nested": (saved(nested(300)), "holds no state dict"),
     "nothing": (saved({}), "holds no state dict; it is empty"),
+    "strange names": (saved({f"{name}\x1b]0;x\x07\n": value for name, value in A.items()}), r"bn1.bias\\x1b\]0;x"),
+    "strange entries": (saved({"a\nb": 1}), r"its entries are a\\nb"),
     "a number": (saved(3), "holds a int, not a state dict"),
     "None": (saved(None), "holds a NoneType"),
     "a tensor": (saved(A["fc.weight"]), "holds a single tensor"),
@@ -419,7 +446,7 @@ def test_a_vit_of_another_size_names_the_size_that_fits(tmp_path):
         loaded(source, tmp_path, TEACHER, create_model("vit_cifar_tiny", num_classes=10, image_size=32))
 
 
-@pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:resnet18", "resnet8"])
+@pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:shufflenet_v2_x0_5", "resnet8"])
 def test_pretrained_takes_a_file_as_checkpoint_does(name, tmp_path, capsys):
     """A wrapped file with raw weights and their average, for other classes, and for its own."""
     states = []

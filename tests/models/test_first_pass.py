@@ -367,6 +367,55 @@ def test_a_lazy_network_draws_its_weights_from_the_run():
     assert not torch.equal(make(0)[2].weight, make(1)[2].weight)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_batch_stays_as_it_is_where_a_network_writes_over_its_images(own):
+    """Teacher, student and the lanes beside it see one tensor."""
+
+    class Overwrites(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2).sub_(1))
+
+    model, batch = Overwrites(), images()
+    traits = tried(model, own=own)
+    assert traits == Traits()
+    model(batch)
+    assert torch.equal(batch, images()) == own  # of the zoo, timm and torchvision none does
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_a_network_that_cannot_be_copied():
+    """The old weight_norm keeps a tensor that deepcopy refuses; its statistics and gradients stay as they were."""
+
+    class Normed(Tutorial):
+        def __init__(self):
+            super().__init__()
+            self.conv2 = nn.utils.weight_norm(self.conv2)
+            self.norm = nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(self.norm(self.conv1(x)), 2)
+            return self.fc(F.max_pool2d(F.relu(self.conv2(x)), 2).view(-1, 8 * 2 * 2))
+
+    model = Normed()
+    model(images().contiguous())
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert not tried(model).channels_last
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_torchscript_shows_no_layers():
+    scripted = torch.jit.trace(Small(), images(2))
+    with pytest.raises(ConfigError, match="student nets:Net is compiled TorchScript"):
+        tried(scripted)  # type: ignore[arg-type]
+    within = nn.Sequential(scripted)
+    assert tried(within) == Traits()
+    assert Tap(within, 16)(images()).logits.shape == (8, CLASSES)
+
+
 def test_hooks_travel_to_another_process():
     model = Returns(SAME["(logits, features)"])
     model.make = model.make_training = tuple_of  # a lambda would not

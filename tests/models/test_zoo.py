@@ -116,6 +116,21 @@ def test_logits_are_the_classifier_of_pooled():
         assert torch.allclose(model.get_classifier()(out.pooled), out.logits)
 
 
+def test_shortcuts_without_weights():
+    """akamaster's option A: every second pixel, and half of the new channels of zeros on each side."""
+    torch.manual_seed(0)
+    model = create_model("resnet20a", num_classes=10)
+    names = model.state_dict()
+    assert {"conv1.weight", "bn1.running_var", "layer3.2.conv2.weight", "linear.bias"} <= names.keys()
+    assert not [name for name in names if "shortcut" in name or "downsample" in name]
+    image = torch.randn(2, 16, 8, 8)
+    out = model.layer2[0].shortcut(image)
+    assert out.shape == (2, 32, 4, 4)
+    assert torch.equal(out[:, 8:24], image[:, :, ::2, ::2])
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
+
+
 def test_dropout_head():
     model = create_model("resnet8", num_classes=10, head="dropout_linear", head_dropout=0.3)
     assert isinstance(model.fc, nn.Sequential)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import kdrun as package
+from kdrun.errors import KdrunError
 from kdrun.models.zoo import create_model
+from kdrun.runs.directory import find_runs
 from tests.conftest import FIXTURES
 
 NAME = "s0-b7bbaf17"
@@ -48,6 +51,20 @@ def test_an_old_run_is_read_by_every_command(kdrun, old_run, outputs):
     assert trained.config.method["nckd_weight"] == 8.0
     frame = package.results(outputs)
     assert list(frame["method"]) == ["dkd"] and frame["top1_last"].dtype == "Float64"
+
+
+def test_a_word_that_is_no_run_says_what_it_is(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.safetensors").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for word, line in (
+        ("folder", "is a directory without a run's config.yaml: name a file in it, such as .*/model.safetensors"),
+        ("pipe", "is a named pipe"),
+        ("absent.pt", "absent.pt: no such file"),
+        ("abcd", "no run directory, glob or digest matches"),
+    ):
+        with pytest.raises(KdrunError, match=line):
+            find_runs(word if word == "abcd" else str(tmp_path / word), tmp_path)
 
 
 def test_an_old_run_is_never_taken_for_a_new_one(kdrun, old_run, outputs):
