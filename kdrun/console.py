@@ -14,14 +14,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration, legible, size
+from kdrun.errors import printable
 from kdrun.runs.directory import short_path
 from kdrun.runs.plan import Plan, code_notes, image_notes
 from kdrun.sweeps.messages import Advanced, Ended, Message, ShowMessage, Task
 
+
+class Terminal(Console):
+    """Shows control characters of names out of files instead of sending them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 # A pipe or a log file has no width of its own; 80 columns would fold every table.
-out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 
 
 SHOWN = 20  # unreadable files that are named
@@ -50,7 +60,7 @@ def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True) as progress:
-        task = progress.add_task(label, total=total)
+        task = progress.add_task(escape(printable(label)), total=total)
         for step in steps:
             yield step
             progress.advance(task)
@@ -168,7 +178,7 @@ class SweepView:
                 self.tasks[number] = self.progress.add_task("", total=1, text="")
             self.progress.update(
                 self.tasks[number],
-                description=f"  {task.label[:48]}",
+                description=f"  {escape(printable(task.label[:48]))}",
                 completed=report.position,
                 total=report.epochs,
                 text=text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable
 
@@ -54,16 +55,26 @@ class Interrupted(KeyboardInterrupt):
     exit_code = 75
 
 
+# What a name out of somebody else's file could move, recolour or reverse on a terminal, and what no encoding has.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as one would write them: \\x1b."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def print_error(line: str) -> None:
     """The one line of an error on stderr; in red on a terminal, unless NO_COLOR is set. Rich would take longer to
     import than the mistake takes to find."""
+    line = printable(line)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(f"\x1b[1;31merror:\x1b[0m {line}" if colour else f"error: {line}", file=sys.stderr)
 
 
 def print_note(line: str) -> None:
     """What one should know of the results that follow, beside them: on stderr."""
-    print(f"note: {line}", file=sys.stderr)
+    print(f"note: {printable(line)}", file=sys.stderr)
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:

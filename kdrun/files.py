@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +33,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
+        scratch.unlink(missing_ok=True)
+        with scratch.open("xb") as file:  # never through a link that lies in wait
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -99,6 +100,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object.")
     return content
+
+
+def spreadsheet_safe(row: Iterable[Any]) -> list[Any]:
+    """A row for a CSV file, where text that a spreadsheet would take for a formula gets an apostrophe in front, as
+    spreadsheets themselves write it; numbers stay."""
+    return [f"'{cell}" if isinstance(cell, str) and is_formula(cell) else cell for cell in row]
+
+
+def is_formula(cell: str) -> bool:
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
 
 
 def sha256_of(path: Path) -> str:

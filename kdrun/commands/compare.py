@@ -16,7 +16,7 @@ from kdrun import console
 from kdrun.config.arguments import output_root_setting, parse
 from kdrun.config.options import setting
 from kdrun.errors import ConfigError
-from kdrun.files import write_text
+from kdrun.files import spreadsheet_safe, write_text
 from kdrun.reporting.compare import MISSING, Row, Side, differing, figures, label_of, read_side
 from kdrun.runs.directory import find_runs, outputs_folder
 
@@ -121,7 +121,8 @@ def as_csv(sides: list[Side]) -> str:
     writer.writerow(["state", "state", *(side.state for side in sides)])
     for kind, rows in (("setting", differing(sides)), ("figure", figures(sides))):
         for row in rows:
-            writer.writerow([kind, row.key, *("" if value is MISSING else as_typed(value) for value in row.values)])
+            values = ("" if value is MISSING else as_typed(value) for value in row.values)
+            writer.writerow(spreadsheet_safe([kind, row.key, *values]))
     return text.getvalue()
 
 

@@ -62,10 +62,10 @@ def overview(config_dir: str | None) -> int:
 
 def list_methods(config_dir: str | None) -> None:
     """Print each method's name in the field, its paper and the first sentence of its docstring."""
-    rows = []
-    for name, path in sorted(group_files("method", config_dir).items()):
+    rows, files = [], group_files("method", config_dir)
+    for name, path in sorted(files.items()):
         parts = sections(read_method(read_yaml(path)["_target_"]).doc)
-        aliases = [alias for alias, target in ALIASES.items() if target == name]
+        aliases = [alias for alias, target in ALIASES.items() if target == name and alias not in files]
         called = f"{name} ({', '.join(aliases)})" if aliases else name
         rows.append([called, field_name(path), short_reference(parts.get("Paper", "")), " ".join(parts[""].split())])
     console.table("", ["method", "name", "paper", "what it does"], rows)
@@ -112,19 +112,19 @@ def list_testsets() -> None:
 def list_runs(root: Path, teachers: bool) -> None:
     """Finished, running and failed runs (or stored teachers) with their accuracy."""
     from kdrun.errors import CheckpointError
-    from kdrun.files import read_json
 
     rows = []
     for folder in sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*")):
         state, top1 = "unfinished", ""
-        if (folder / "result.json").is_file():
+        run = RunDirectory(folder, "teacher" if teachers else "student")
+        if run.finished:
             try:
-                result = read_json(folder / "result.json")
-                state, top1 = "done", f"{result['top1_last']:.2f}"
-            except (CheckpointError, KeyError) as error:
+                state, top1 = "done", f"{run.result()['top1_last']:.2f}"
+                state = state if run.weights_path.is_file() else f"done, without {run.weights_path.name}"
+            except CheckpointError as error:
                 state = f"damaged: {error}"
-        elif (folder / "failed.txt").is_file():
-            state = f"failed: {RunDirectory(folder).failure()}"
+        elif run.failed_path.is_file():
+            state = f"failed: {run.failure()}"
         rows.append([str(folder.relative_to(root)), top1, state])
     if not rows:
         console.note(f"{root} holds none yet.")

@@ -24,7 +24,7 @@ from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Card, deploy, find_target
 from kdrun.evaluation.loading import numerics_for
 from kdrun.evaluation.targets import Which
-from kdrun.files import write_atomically
+from kdrun.files import spreadsheet_safe, write_atomically
 from kdrun.runs.directory import short_path
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def write_records(place: Path, spool: IO[str]) -> None:
         writer.writerow(COLUMNS)
         for record in lines():
             *plain, ranked = record.values()
-            writer.writerow([*plain, json.dumps(ranked, ensure_ascii=False)])
+            writer.writerow(spreadsheet_safe([*plain, json.dumps(ranked, ensure_ascii=False)]))
         text.flush()
         text.detach()
 

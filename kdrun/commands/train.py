@@ -101,7 +101,7 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
     plan = make_plan(config, overrides)
-    if plan.run.finished:
+    if plan.run.finished and not plan.run.can_mend:
         result = plan.run.result()
         show_result("already done", plan, result)
         return result

@@ -17,7 +17,7 @@ from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.cam_images import Images, batches
 from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
 from kdrun.evaluation.targets import Target, WhichSplit, open_networks
-from kdrun.files import write_json, write_text
+from kdrun.files import spreadsheet_safe, write_json, write_text
 from kdrun.runs.directory import now
 from kdrun.training.build import Data
 
@@ -274,5 +274,5 @@ def as_csv(watched: CamSubject, teacher: CamSubject, result: Overlap, images: Im
             assert seen.predicted is not None and seen.shown is not None and seen.probability is not None
             row += [classes[seen.predicted[place]], classes[seen.shown[place]], f"{seen.probability[place]:.6f}"]
         row += ["" if np.isnan(values[place]) else f"{values[place]:.6f}" for values in result.each.values()]
-        writer.writerow(row)
+        writer.writerow(spreadsheet_safe(row))
     return text.getvalue()

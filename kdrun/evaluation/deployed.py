@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from kdrun.training.precision import Numerics
 
 
+LARGEST_SIDE = 8192  # pixels that a file may ask for
+
+
+def is_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def is_triple(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+
+
 @dataclass(frozen=True)
 class Card:
     """What a network must be told with. image_size, resize, streamed: see `Preparation`. input_size: side to which the
@@ -41,6 +52,18 @@ class Card:
     input_size: int
     mean: list[float]
     std: list[float]
+
+    @classmethod
+    def read(cls, told: Any) -> Card:
+        """The card that a file holds. Raises KeyError, TypeError or ValueError where it is none."""
+        card = cls(**{field.name: told[field.name] for field in fields(cls)})
+        if not is_names(card.class_names) or not all(map(is_triple, (card.mean, card.std))):
+            raise ValueError("class_names, mean or std")
+        if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in (card.image_size, card.input_size)):
+            raise ValueError("image_size or input_size")
+        if card.resize not in ("stretch", "crop") or not isinstance(card.network, str):
+            raise ValueError("resize or network")
+        return card
 
     @property
     def preparation(self) -> Preparation:
@@ -154,7 +177,9 @@ def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float
     if run is not None:
         try:
             known = read_json(run / "provenance.json")["data"]
-            return known["class_names"], (known["mean"], known["std"])
+            names, mean, std = (known[key] for key in ("class_names", "mean", "std"))
+            if is_names(names) and is_triple(mean) and is_triple(std):
+                return names, (mean, std)
         except (CheckpointError, KeyError, TypeError):  # written before class names were
             pass
     _, data = open_data(target.config, track)

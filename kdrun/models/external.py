@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,11 +12,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdrun.config.own_code import located, own_place
-from kdrun.errors import ConfigError, KdrunError, one_line, suggest
+from kdrun.errors import ConfigError, KdrunError, one_line, reason_of, suggest
 from kdrun.models import hub
 from kdrun.models.own_import import import_own
 
 IMAGENET_CLASSES = 1000
+# Constructor arguments by which timm and torchvision would read or fetch weights behind kdrun's back.
+WEIGHTS_BY_KWARGS = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "weights",
+    "weights_backbone",
+)
 
 
 def create_timm(
@@ -25,8 +36,9 @@ def create_timm(
     weights."""
     import timm
 
+    check_kwargs(f"timm:{name}", kwargs)
     bare = name.split(".")[0]
-    if not timm.is_model(bare):
+    if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(bare):
         raise ConfigError(f"timm:{name}: timm {timm.__version__} has no such model.{suggest(bare, timm.list_models())}")
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     options = dict(kwargs)
@@ -37,10 +49,12 @@ def create_timm(
             return timm.create_model(name, num_classes=num_classes, **options)
         with hub.reached(f"timm:{name}", hub.timm_weights(cfg), role):
             return timm.create_model(name, pretrained=True, num_classes=num_classes, **options)
+    except KdrunError:
+        raise
     except RuntimeError as error:
         raise ConfigError(f"timm:{name}: {one_line(error)}") from error
-    except (TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(f"timm:{name} cannot be built with {options}: {one_line(error)}") from error
+    except Exception as error:  # arguments that do not fit end in any kind of error
+        raise ConfigError(f"timm:{name} cannot be built with {options}: {reason_of(error)}") from error
 
 
 def timm_layouts(model: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
@@ -53,6 +67,7 @@ def create_torchvision(name: str, num_classes: int, pretrained: bool, role: str,
     """`torchvision:NAME`; a pretrained network is built with its own head first, then given a new one."""
     from torchvision import models
 
+    check_kwargs(f"torchvision:{name}", kwargs)
     warnings.filterwarnings("ignore", "The default weight initialization of", FutureWarning)
     known = models.list_models(module=models)
     if name not in known:
@@ -63,13 +78,22 @@ def create_torchvision(name: str, num_classes: int, pretrained: bool, role: str,
         url = models.get_model_weights(name)["DEFAULT"].url
         with hub.reached(f"torchvision:{name}", hub.Weights(url=url), role):
             model = models.get_model(name, weights="DEFAULT", **kwargs)
+    except KdrunError:
+        raise
     except RuntimeError as error:
         raise ConfigError(f"torchvision:{name}: {one_line(error)}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {one_line(error)}") from error
+    except Exception as error:  # arguments that do not fit end in any kind of error
+        raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {reason_of(error)}") from error
     if num_classes != IMAGENET_CLASSES:
         replace_head(model, num_classes)
     return model
+
+
+def check_kwargs(name: str, kwargs: dict[str, Any]) -> None:
+    """Raise ConfigError for an argument that names weights, which have settings of their own."""
+    for key in WEIGHTS_BY_KWARGS:
+        if key in kwargs:
+            raise ConfigError(f"{name}: kwargs.{key}: weights are named by pretrained= or checkpoint=, not by kwargs.")
 
 
 def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, Any]) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from kdrun.errors import ConfigError, suggest
+from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.models import external, mobilenet, resnet, shufflenet, tutorial, vgg, vit, wrn
 from kdrun.models.weights import AS_STUDENT, Wanted, load_weights
 
@@ -97,5 +97,5 @@ def create_zoo(
         kwargs.setdefault("image_size", image_size)
     try:
         return ZOO[name](num_classes=num_classes, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be built with {kwargs}: {error}") from error
+    except Exception as error:  # arguments that do not fit end in any kind of error
+        raise ConfigError(f"{name} cannot be built with {kwargs}: {one_line(error)}") from error

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from kdrun.config.method_schema import method_of, yaml_name
+from kdrun.config.method_schema import yaml_name
 from kdrun.errors import ConfigError, one_line
-from kdrun.runs.code_record import recorded
+from kdrun.runs.code_record import method_of_run, recorded
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.identity import digest_of
 
@@ -111,7 +111,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(place.read_text())
         resolved = content.pop("resolved")
-        method = method_of(content["method"])
+        method = method_of_run(path, content["method"])
     except Exception as error:  # yaml has its own kinds
         raise ConfigError(f"{place} cannot be read ({one_line(error)}).") from error
     flat = {key: value for key, value in flattened(content).items() if key not in UNLIKE}

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.files import write_atomically, write_json, write_text
+from kdrun.files import spreadsheet_safe, write_atomically, write_json, write_text
 
 if TYPE_CHECKING:
     from kdrun.evaluation.calibration import Calibration
@@ -72,8 +72,8 @@ def confusion_csv(table: Classification, classes: list[str]) -> str:
     """A row for each class, a column for each prediction."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", *classes])
-    writer.writerows([name, *row] for name, row in zip(classes, table.confusion, strict=True))
+    writer.writerow(["class", *spreadsheet_safe(classes)])
+    writer.writerows(spreadsheet_safe([name, *row]) for name, row in zip(classes, table.confusion, strict=True))
     return text.getvalue()
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import CheckpointError, one_line
+from kdrun.files import read_json
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import Cell, Ledger, state_of
+from kdrun.runs.result import problem_of
 
 SELECTIONS = {
     "top1_last": "top-1, %, of the last epoch",
@@ -60,7 +62,7 @@ def read_result(cell: Cell, root: Path) -> dict[str, Any] | str | None:
     """A finished run's result, None where it is not finished, or the line that says why it cannot be used."""
     run = RunDirectory(root / str(cell.run))
     try:
-        result = run.result()
+        result = read_json(run.result_path)
     except CheckpointError as error:
         if not run.finished:
             return None
@@ -73,6 +75,8 @@ def read_result(cell: Cell, root: Path) -> dict[str, Any] | str | None:
     for key in SELECTIONS:
         if not isinstance(result[key], int | float) and (key != "top1_val_selected" or result[key] is not None):
             return f"{cell.run}/result.json: {key} is {result[key]!r}, not a number."
+    if problem := problem_of(result):
+        return f"{cell.run}/result.json: damaged ({problem})."
     belongs = run.path.name == f"s{result['seed']}-{str(result['digest'])[:8]}"
     if not belongs or result["seed"] != cell.seed:
         return f"{cell.run}/result.json: of another run (seed {result['seed']}, digest {str(result['digest'])[:8]})."

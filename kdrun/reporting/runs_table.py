@@ -10,6 +10,7 @@ from typing import Any
 
 from kdrun.errors import CheckpointError
 from kdrun.files import read_json
+from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import Cell, Ledger, TableShape, changes_numbers
 
 OWN_PLACE = ("seed", "method", "teacher", "student", "dataset")  # a run's row, column and seed say these already
@@ -82,7 +83,7 @@ def describe(path: Path, root: Path) -> Found:
     home = root.absolute()
     run = str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
     try:
-        result = read_json(path / "result.json")
+        result = RunDirectory(path).result()
         told = {key: result[key] for key in ("dataset", "teacher", "student", "method", "benchmark", "seed")}
         overrides = [str(word) for word in result["overrides"] or []]
         if not isinstance(told["seed"], int) or not isinstance(told["method"], str):
@@ -115,18 +116,20 @@ def from_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     for key in ("dataset", "teacher", "student"):
         named[key] = config[key] if isinstance(config.get(key), dict) else {}
     seed = re.match(r"s(\d+)-", path.name)
+    benchmark, number = config.get("benchmark"), config.get("seed")
     told = {
-        "dataset": named["dataset"].get("name", path.parent.parent.parent.name),
-        "teacher": None if pair.startswith("none-") else named["teacher"].get("name", pair.partition("-")[0]),
-        "student": named["student"].get("name", pair.partition("-")[2]),
+        "dataset": str(named["dataset"].get("name", path.parent.parent.parent.name)),
+        "teacher": None if pair.startswith("none-") else str(named["teacher"].get("name", pair.partition("-")[0])),
+        "student": str(named["student"].get("name", pair.partition("-")[2])),
         "method": path.parent.name,
-        "benchmark": config.get("benchmark"),
-        "seed": config.get("seed", int(seed[1]) if seed else 0),
+        "benchmark": None if benchmark is None else str(benchmark),
+        "seed": number if isinstance(number, int) else int(seed[1]) if seed else 0,
     }
     try:
         command = read_json(path / "provenance.json")["command"]
     except (CheckpointError, KeyError):
         command = []
+    command = command if isinstance(command, list) else []
     return told, [str(word) for word in command if "=" in str(word)]
 
 
@@ -136,7 +139,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.load((path / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 

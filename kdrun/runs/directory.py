@@ -8,7 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdrun.config.own_code import OwnFile
-from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere
-from kdrun.files import read_json, refused, require_file, write_atomically, write_json, write_text
+from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere, RunError
+from kdrun.files import read_json, refused, require_file, spreadsheet_safe, write_atomically, write_json, write_text
 from kdrun.runs.checkpoints import WEIGHTS, no_run
 from kdrun.runs.code_record import write_copies
-from kdrun.runs.result import RESULT_KEYS, RunResult
+from kdrun.runs.result import RESULT_KEYS, RunResult, problem_of
 from kdrun.runs.trust import sign
 
 METRIC_COLUMNS = ("epoch", "split", "metric", "value")
@@ -58,11 +58,24 @@ class RunDirectory:
         return self.result_path.is_file()
 
     @property
+    def can_mend(self) -> bool:
+        """Whether its last checkpoint can write the weights again that are gone."""
+        return not self.weights_path.is_file() and self.state_path.is_file()
+
+    @property
     def begun(self) -> bool:
         return (self.path / "config.yaml").is_file()
 
     def result(self) -> dict[str, Any]:
-        return read_json(self.result_path)
+        """Raises CheckpointError where result.json is damaged, or somebody else's."""
+        way_out = "delete it, and the command that trained this run writes it again"
+        try:
+            found = read_json(self.result_path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{str(error).rstrip('.')}: {way_out}.") from error.__cause__
+        if problem := problem_of(found):
+            raise CheckpointError(f"{self.result_path} is damaged ({problem}): {way_out}.")
+        return found
 
     def recorded_sha256(self) -> str:
         """The SHA-256 of a stored teacher's weights as they were trained; empty where none was recorded."""
@@ -76,6 +89,9 @@ class RunDirectory:
         """
         lock = FileLock(self.path / ".lock")
         owner = self.path / ".owner"
+        for place in (self.path / ".lock", owner):
+            if place.is_symlink():
+                raise RunError(f"{place} is a link, and kdrun writes there: remove the link.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -137,14 +153,15 @@ class RunDirectory:
             raise refused(error, self.metrics_path) from error
 
     def read_metrics(self) -> list[tuple[int, str, str, float]]:
-        """All complete rows; a last line that a kill cut short is left out."""
+        """All complete rows; a last line that a kill cut short, and what is no row, are left out."""
         if not self.metrics_path.is_file():
             return []
         rows = []
-        for line in self.metrics_path.read_text().splitlines(keepends=True)[1:]:
+        for line in self.metrics_path.read_text(errors="replace").splitlines(keepends=True)[1:]:
             parts = line.rstrip("\n").split(",")
             if line.endswith("\n") and len(parts) == len(METRIC_COLUMNS):
-                rows.append((int(parts[0]), parts[1], parts[2], float(parts[3])))
+                with suppress(ValueError):
+                    rows.append((int(parts[0]), parts[1], parts[2], float(parts[3])))
         return rows
 
     def truncate_metrics(self, epochs: int) -> None:
@@ -164,7 +181,7 @@ def finished_runs(output_root: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for path in sorted((output_root / "runs").glob("*/*/*/*/result.json")):
         try:
-            found.append((path.parent, read_json(path)))
+            found.append((path.parent, RunDirectory(path.parent).result()))
         except CheckpointError:
             continue
     return found
@@ -180,7 +197,8 @@ def rebuild_results(output_root: Path) -> Path:
         for _, result in finished_runs(output_root):
             row: dict[str, Any] = {key: result.get(key) for key in RESULT_KEYS}
             row["overrides"] = " ".join(row["overrides"] or [])
-            writer.writerow({key: "" if value is None else value for key, value in row.items()})
+            cells = spreadsheet_safe("" if value is None else value for value in row.values())
+            writer.writerow(dict(zip(row, cells, strict=True)))
         write_atomically(target, lambda file: file.write(text.getvalue().encode()))
     return target
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from filelock import FileLock, Timeout
 
@@ -88,7 +89,15 @@ class Ledger:
     schema: int = 1
 
 
+def check_name(name: str) -> str:
+    """A sweep's name, which is a folder's. Raises ConfigError for one that is none, or leads elsewhere."""
+    if not name.strip(". ") or any(sign in "/\\" or not sign.isprintable() for sign in name):
+        raise ConfigError(f"name={name}: it becomes a folder's: give one without slashes, such as first.")
+    return name
+
+
 def ledger_path(root: Path, name: str) -> Path:
+    check_name(name)
     return root / "sweeps" / name / "cells.json"
 
 
@@ -99,7 +108,8 @@ def write_ledger(root: Path, ledger: Ledger) -> Path:
 
 
 def known_ledgers(root: Path) -> list[str]:
-    return sorted(path.parent.name for path in (root / "sweeps").glob("*/cells.json"))
+    names = (path.parent.name for path in (root / "sweeps").glob("*/cells.json"))
+    return sorted(name for name in names if name.isprintable())
 
 
 def read_ledger(root: Path, name: str) -> Ledger:
@@ -115,11 +125,30 @@ def read_ledger(root: Path, name: str) -> Ledger:
         raise ConfigError(f"{name}: no such sweep.{suggest(name, [*known, *trainable])} {there}")
     content = read_json(place)
     try:
-        return Ledger(
-            **{**content, "shape": TableShape(**content["shape"]), "cells": [Cell(**cell) for cell in content["cells"]]}
-        )
-    except (KeyError, TypeError) as error:
+        cells = [Cell(**cell) for cell in content["cells"]]
+        ledger = Ledger(**{**content, "name": name, "shape": TableShape(**content["shape"]), "cells": cells})
+        check_types(ledger)
+        return ledger
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place} is damaged ({error}); run the sweep's command again.") from error
+
+
+def check_types(ledger: Ledger) -> None:
+    """Raise ValueError for a value of another type than its field's, and for a run that is not below the output
+    folder."""
+    for part in (ledger, ledger.shape, *ledger.cells):
+        for name, hint in hints_of(type(part)).items():
+            value, kinds = getattr(part, name), get_args(hint) if type(None) in get_args(hint) else (hint,)
+            if not any(isinstance(value, get_origin(kind) or kind) for kind in kinds):
+                raise ValueError(f"{name} is {value!r}")
+            if list[str] in kinds and not all(isinstance(item, str) for item in value):
+                raise ValueError(f"{name} is {value!r}")
+    for cell in ledger.cells:
+        if cell.run is not None and (Path(cell.run).is_absolute() or ".." in Path(cell.run).parts or "\0" in cell.run):
+            raise ValueError(f"the run {cell.run!r} is not below the output folder")
+
+
+hints_of = cache(get_type_hints)
 
 
 def state_of(cell: Cell, root: Path) -> tuple[str, str]:
@@ -141,7 +170,7 @@ def state_of(cell: Cell, root: Path) -> tuple[str, str]:
 def is_locked(run: Path) -> bool:
     """Whether another process is at a run. Asked only where an owner has signed, who has left without a word if the
     lock is free; for the moment of the question a starting run waits."""
-    if not (run / ".owner").is_file():
+    if not (run / ".owner").is_file() or (run / ".lock").is_symlink():  # opening a lock empties what it links to
         return False
     lock = FileLock(run / ".lock")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 
@@ -44,7 +45,29 @@ class RunResult:
         return dataclasses.asdict(self)
 
 
+NEEDED = ("seed", "dataset", "student", "method", "digest", "top1_last")  # by whatever shows a run
+
+
+def problem_of(result: dict[str, Any]) -> str:
+    """What is wrong with the content of a result.json, in words; an empty string for nothing. What is not needed may be
+    unknown."""
+    lacking = [key for key in NEEDED if result.get(key) is None]
+    if lacking:
+        return f"no {', '.join(lacking)}"
+    for key, kind in kinds_of_values().items():
+        value = result.get(key)
+        if value is not None and not isinstance(value, (int, float) if kind is float else kind):
+            return f"{key} is {value!r}"
+    return ""
+
+
 RESULT_KEYS = [field.name for field in dataclasses.fields(RunResult)]
+
+
+@cache
+def kinds_of_values() -> dict[str, type]:
+    """As `value_types`, for thousands of files."""
+    return value_types()
 
 
 def value_types() -> dict[str, type]:

@@ -26,7 +26,7 @@ from kdrun.config.arguments import split_arguments
 from kdrun.config.groups import group_files
 from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.runs.identity import digest_of
-from kdrun.runs.ledger import TableShape, changes_numbers
+from kdrun.runs.ledger import TableShape, changes_numbers, check_name
 from kdrun.runs.published import published
 
 GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
@@ -269,4 +269,6 @@ def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[s
     """(flags, {"sweep": …, "name": …} where given, the other overrides, --config-dir)."""
     flags, overrides, config_dir = split_arguments(words)
     own = {word.partition("=")[0]: word.partition("=")[2] for word in overrides if word.startswith(("sweep=", "name="))}
+    if "name" in own:
+        check_name(own["name"])
     return flags, own, [word for word in overrides if word.partition("=")[0] not in own], config_dir

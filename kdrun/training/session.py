@@ -26,6 +26,7 @@ from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan, listed
 from kdrun.streams import Streams
 from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
+from kdrun.training.checkpoint import save_weights
 from kdrun.training.cost import free_memory
 from kdrun.training.loggers import check_loggers
 from kdrun.training.loop import evaluate
@@ -259,6 +260,8 @@ class Session:
                 yield training, error
                 continue
             if training.epoch == epochs:
+                if not training.run.weights_path.is_file():  # somebody has removed them since
+                    save_weights(training.run.weights_path, training.lane.evaluated.state_dict())
                 yield training, None
             else:
                 waiting.append(training)

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +161,7 @@ class OnnxNetwork:
     def _read_card(self, path: Path) -> Card:
         try:
             told = json.loads(self.session.get_modelmeta().custom_metadata_map[KEY])
-            card = Card(**{field.name: told[field.name] for field in fields(Card)})
+            card = Card.read(told)
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{path} does not say its class names, mean, std and image size: only files of kdrun export have them."
