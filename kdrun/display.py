@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
+
+from kdrun.errors import printable
 
 Track = Callable[[Iterator[int], int, str], Iterator[int]]  # (steps, how many, label) -> the same steps
 
@@ -68,9 +69,8 @@ def legible(name: str | os.PathLike[str]) -> str:
     text = os.fspath(name)
     if text.isprintable():
         return text
-    decoded = (chr(ord(sign) - 0xDC00) if "\udc80" <= sign <= "\udcff" else sign for sign in text)
-    hidden = ("Cc", "Cs", "Zl", "Zp")
-    return "".join(f"\\x{ord(sign):02x}" if unicodedata.category(sign) in hidden else sign for sign in decoded)
+    decoded = "".join(chr(ord(sign) - 0xDC00) if "\udc80" <= sign <= "\udcff" else sign for sign in text)
+    return printable(decoded).replace("\n", "\\x0a").replace("\t", "\\x09")
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from kdrun.config.method_schema import read_method
 from kdrun.config.options import ModelOptions
+from kdrun.config.schema import plain_yaml
 from kdrun.errors import CheckpointError
 from kdrun.files import require_file
 
@@ -68,10 +69,10 @@ def shown(value: Any) -> str:
 def stored_options(file: Path) -> dict[str, Any] | None:
     """The options of the network in a run's file, as its config.yaml has them; None for a file of no run."""
     place = file.parent / "config.yaml"
-    if not place.is_file() or place.stat().st_size > 2**20:
+    if not place.is_file():
         return None
     try:
-        content = yaml.safe_load(place.read_text())
+        content = plain_yaml(place)
     except (OSError, ValueError, yaml.YAMLError):
         return None
     stored_teacher = (file.parent / "teacher.safetensors").is_file()
@@ -80,7 +81,7 @@ def stored_options(file: Path) -> dict[str, Any] | None:
         if stored_teacher
         else ("student.safetensors", "student_best.safetensors")
     )
-    if file.name not in (*files, "last.pt") or not isinstance(content, dict) or "resolved" not in content:
+    if file.name not in (*files, "last.pt") or "resolved" not in content:
         return None
     if not stored_teacher:
         refuse_more(content, file)
