@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+RESIZES = ("stretch", "fit", "crop")
 LOGGERS = ("tensorboard", "wandb")  # beside metrics.csv
 
 
@@ -78,7 +79,7 @@ class DatasetOptions:
     mean: list[float] | None = setting(None, length=3, low=0, high=1)
     std: list[float] | None = setting(None, length=3, over=0, high=1)
     augment: Augment = field(default_factory=Augment)
-    resize: str = setting("stretch", choices=("stretch", "fit", "crop"))
+    resize: str = setting("stretch", choices=RESIZES)
     train_fraction: float | None = setting(None, over=0, under=1)
     val_fraction: float = setting(0.0, low=0, under=1)
     split_seed: int = setting(0, low=0)

@@ -21,7 +21,7 @@ from kdrun.hardware import available_cores
 
 @dataclass(frozen=True)
 class Preparation:
-    """image_size: side of the result. resize: stretch or crop, as in `DatasetOptions`. streamed: whether the data set's
+    """image_size: side of the result. resize: as in `DatasetOptions`. streamed: whether the data set's
     files are resized as tensors while training, or by Pillow when they are decoded once; the pixels differ slightly."""
 
     image_size: int

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdrun.config.compose import load
+from kdrun.config.options import RESIZES
 from kdrun.data.datasets import STREAMED
 from kdrun.data.inference import Preparation
 from kdrun.data.splits import ArraySet, Dataset
@@ -61,7 +62,7 @@ class Card:
             raise ValueError("class_names, mean or std")
         if not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in (card.image_size, card.input_size)):
             raise ValueError("image_size or input_size")
-        if card.resize not in ("stretch", "crop") or not isinstance(card.network, str):
+        if card.resize not in RESIZES or not isinstance(card.network, str):
             raise ValueError("resize or network")
         return card
 

@@ -66,6 +66,7 @@ def test_contents_of_a_run(kdrun, outputs):
     assert names == {
         "config.yaml",
         "provenance.json",
+        "signature.json",
         "metrics.csv",
         "last.pt",
         "student.safetensors",
