@@ -433,7 +433,9 @@ def test_damaged_results_are_passed_over(kdrun, outputs):
 
 
 def test_multirun_goes_on_after_a_failure(kdrun, outputs):
-    code, out, err = train(kdrun, "-m", "epochs=1", "method=none", "optimizer.lr=1e30,0.1", "seed=0,1")
+    code, out, err = train(
+        kdrun, "-m", "epochs=1", "method=none", "optimizer.lr=1e30,0.1", "seed=0,1", "launcher.processes=0"
+    )
     assert code == 1
     assert out.count("loss/ce is") == 2
     assert "2 run(s) failed" in err

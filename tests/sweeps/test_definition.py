@@ -58,9 +58,10 @@ def figures(benchmark: str) -> dict[tuple[str | None, str, str, str, str], Publi
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values != ("cifar100_table",)])
 def test_every_cell_composes(name):
-    """One seed of each: seeds change nothing else."""
+    """One seed of each: seeds change nothing else. The cells of cifar100_table are composed where its published values
+    are looked for."""
     for spec in expand(name, "seed=0").specs:
         config = load(spec.overrides)
         assert config.seed == 0, (spec.row, spec.column)

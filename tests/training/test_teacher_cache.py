@@ -20,9 +20,10 @@ from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
 from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_cache import TeacherCache, fill
-from tests.conftest import TINY
+from tests.conftest import NATIVE_BF16, TINY
 
 PLAIN = ["dataset.augment.crop=none", "dataset.augment.flip=0"]
+BF16 = ["precision=bf16"] if NATIVE_BF16 else []
 STILL = Augment(crop="none", flip=0)
 SHIFTED = Augment(crop="padded", crop_padding=2, flip=0.5)
 
@@ -59,12 +60,12 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ["method=kd", "teacher_view=clean"],
         ["method=kd", "teacher_view=independent", *PLAIN],
         ["method=kd", "precision=bf16", *PLAIN],
-        ["method=hint_regressor", "precision=bf16", *PLAIN],
+        ["method=hint_regressor", *BF16, *PLAIN],
         ["method=at", *PLAIN],
-        ["method=reviewkd", "precision=bf16", *PLAIN],
+        ["method=reviewkd", *BF16, *PLAIN],
         ["method=srd", *PLAIN],
         ["method=fitnet", "method.hint_epochs=1", *PLAIN],
-        ["method=kd", "teacher=vit_cifar_tiny", "precision=bf16", *PLAIN],
+        ["method=kd", "teacher=vit_cifar_tiny", *BF16, *PLAIN],
         ["method=capd", "teacher=vit_cifar_tiny", *PLAIN],
     ],
     ids=" ".join,
