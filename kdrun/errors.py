@@ -83,6 +83,12 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Return a, b, c and 4 more."""
+    shown = list(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none."""
     text = str(error).strip().splitlines()

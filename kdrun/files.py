@@ -19,12 +19,6 @@ LEAST_ROOM = 2**20  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def cache_home() -> Path:
-    """The user's own folder for what can be made again: $KDRUN_CACHE, else kdrun/ among the user's caches."""
-    given = os.environ.get("KDRUN_CACHE")
-    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "kdrun")).expanduser()
-
-
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file in the same folder, flush it to disk, and rename it to `path`.
 

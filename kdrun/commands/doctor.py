@@ -15,7 +15,7 @@ from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.groups import conf_dir
 from kdrun.display import legible, size
-from kdrun.errors import KdrunError, print_error
+from kdrun.errors import KdrunError, listed, print_error
 from kdrun.hardware import available_cores, compiler_missing, cpu_kind, cpu_name
 from kdrun.models import hub
 
@@ -175,5 +175,4 @@ def weights_rows() -> list[list[str]]:
 
 def held(names: list[str]) -> str:
     """How many there are, and the first of them."""
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"{', '.join(names[:4])}{more}" if names else "none"
+    return listed(names, 4) or "none"

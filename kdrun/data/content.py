@@ -15,8 +15,8 @@ from kdrun.data.listing import GONE, ImageFile
 from kdrun.display import legible
 from kdrun.display import size as in_words
 from kdrun.errors import CheckpointError, RunError, print_note
-from kdrun.files import cache_home, read_json, write_atomically, write_json
-from kdrun.hardware import available_cores
+from kdrun.files import read_json, write_atomically, write_json
+from kdrun.hardware import available_cores, cache_home
 
 WHOLE = 16 << 30  # bytes of a tree; a larger one is known by its names and sizes alone, and is never read for this
 ANNOUNCED = 1 << 30  # bytes whose reading takes long enough for a word

@@ -6,7 +6,8 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,17 +45,11 @@ def create_timm(
     options = dict(kwargs)
     if cfg is not None and cfg.fixed_input_size:
         options.setdefault("img_size", image_size)
-    try:
+    with building(f"timm:{name}", options):
         if not pretrained:
             return timm.create_model(name, num_classes=num_classes, **options)
         with hub.reached(f"timm:{name}", hub.timm_weights(cfg), role):
             return timm.create_model(name, pretrained=True, num_classes=num_classes, **options)
-    except KdrunError:
-        raise
-    except RuntimeError as error:
-        raise ConfigError(f"timm:{name}: {one_line(error)}") from error
-    except Exception as error:  # arguments that do not fit end in any kind of error
-        raise ConfigError(f"timm:{name} cannot be built with {options}: {reason_of(error)}") from error
 
 
 def timm_layouts(model: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
@@ -72,21 +67,28 @@ def create_torchvision(name: str, num_classes: int, pretrained: bool, role: str,
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(f"torchvision:{name}: torchvision has no such classification model.{suggest(name, known)}")
-    try:
+    with building(f"torchvision:{name}", kwargs):
         if not pretrained:
             return models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
         url = models.get_model_weights(name)["DEFAULT"].url
         with hub.reached(f"torchvision:{name}", hub.Weights(url=url), role):
             model = models.get_model(name, weights="DEFAULT", **kwargs)
-    except KdrunError:
-        raise
-    except RuntimeError as error:
-        raise ConfigError(f"torchvision:{name}: {one_line(error)}") from error
-    except Exception as error:  # arguments that do not fit end in any kind of error
-        raise ConfigError(f"torchvision:{name} cannot be built with {kwargs}: {reason_of(error)}") from error
     if num_classes != IMAGENET_CLASSES:
         replace_head(model, num_classes)
     return model
+
+
+@contextmanager
+def building(name: str, arguments: dict[str, Any]) -> Iterator[None]:
+    """Turn what a library's constructor raises into one line. Raises ConfigError."""
+    try:
+        yield
+    except KdrunError:
+        raise
+    except RuntimeError as error:
+        raise ConfigError(f"{name}: {one_line(error)}") from error
+    except Exception as error:  # arguments that do not fit end in any kind of error
+        raise ConfigError(f"{name} cannot be built with {arguments}: {reason_of(error)}") from error
 
 
 def check_kwargs(name: str, kwargs: dict[str, Any]) -> None:

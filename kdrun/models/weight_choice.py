@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from kdrun.errors import listed
 from kdrun.models.weight_names import NO_WEIGHTS, Group, Misfits, is_known, rename
 
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -180,8 +181,7 @@ def told(group: Group) -> list[str]:
         notes.append(f"read from its entry {'.'.join(group.place)}")
     if group.renamed:
         pairs = list(dict.fromkeys(shortened(old, new) for new, old in group.renamed.items()))
-        more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
-        notes.append(f"renamed {', '.join(f'{old} to {new}' for old, new in pairs[:4])}{more}")
+        notes.append(f"renamed {listed([f'{old} to {new}' for old, new in pairs], 4)}")
     if group.passed:
         notes.append(f"passed over {listed(group.passed)}")
     return notes
@@ -196,9 +196,3 @@ def shortened(old: str, new: str) -> tuple[str, str]:
     while len(a) > 1 and len(b) > 1 and a[0] == b[0]:
         a, b = a[1:], b[1:]
     return re.sub(r"\.\d+\.", ".N.", ".".join(a)), re.sub(r"\.\d+\.", ".N.", ".".join(b))
-
-
-def listed(names: Collection[str], most: int = 3) -> str:
-    """a, b, c and 4 more."""
-    shown = list(names)
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdrun.errors import CheckpointError, print_note
-from kdrun.models.weight_choice import Choice, Convert, Network, Wanted, choose, fitted, listed
+from kdrun.errors import CheckpointError, listed, print_note
+from kdrun.models.weight_choice import Choice, Convert, Network, Wanted, choose, fitted
 from kdrun.models.weight_files import read_content
 from kdrun.models.weight_names import Group, entries, groups, is_known, one_line_of
 

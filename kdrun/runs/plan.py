@@ -10,6 +10,7 @@ from kdrun.config.method_schema import MethodSource, method_of
 from kdrun.config.own_code import digests, own_code
 from kdrun.config.schema import RunConfig
 from kdrun.data.datasets import DataSource
+from kdrun.errors import listed
 from kdrun.runs.code_record import Code, Siblings
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.identity import code_modules, digest_of, run_identity, slug, teacher_identity
@@ -147,8 +148,3 @@ def image_notes(plans: list[Plan]) -> list[str]:
             line += f"; to go on from its epoch {epochs} instead: mv {short_path(old.path)} {short_path(run.path)}"
         lines.append(line)
     return lines
-
-
-def listed(names: list[str]) -> str:
-    """a, b, c and 4 more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

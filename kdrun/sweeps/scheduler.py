@@ -12,7 +12,7 @@ from typing import Any
 
 from kdrun.data.processes import ShieldedContext
 from kdrun.display import Display
-from kdrun.errors import ConfigError, RunError
+from kdrun.errors import ConfigError, RunError, listed
 from kdrun.hardware import available_cores, environment
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.grouping import group_plans, split_to_fill
@@ -303,5 +303,4 @@ def label_of(plans: list[Plan]) -> str:
         for plan in plans
     }
     what = pairs.pop() if len(pairs) == 1 else f"{len(pairs)} pairs"
-    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{what} seed {config.seed}: {listed}"
+    return f"{what} seed {config.seed}: {listed(names, 4)}"

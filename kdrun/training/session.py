@@ -14,7 +14,7 @@ from typing import Any
 from kdrun.config.own_code import located
 from kdrun.config.schema import read_resolved, to_yaml
 from kdrun.display import Display, EpochEnd, Step, legible
-from kdrun.errors import CheckpointError, DiskFull, Interrupted, KdrunError, RunError
+from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError, listed
 from kdrun.files import sha256_of
 from kdrun.methods.base import Method
 from kdrun.methods.factory import make_method
@@ -23,7 +23,7 @@ from kdrun.models.own_import import unfollowed
 from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
-from kdrun.runs.plan import Plan, listed
+from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
 from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.checkpoint import save_weights
@@ -153,7 +153,7 @@ class Session:
         try:
             yield
         except Exception as error:
-            if len(self.plans) == 1 or isinstance(error, DiskFull | Interrupted):
+            if len(self.plans) == 1 or isinstance(error, DiskFull):
                 raise
             ours = isinstance(error, KdrunError)
             plan.run.fail(str(error) if ours else f"{located(error)}\n{traceback.format_exc()}")
