@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def command(words: list[str]) -> int:
     for problem in problems:
         print_error(problem)
     root = config.dataset.root
-    command = "kdrun train" if root is None else f"kdrun train dataset=folder dataset.root={escape(root)}"
+    command = "kdrun train" if root is None else f"kdrun train dataset=folder dataset.root={escape(shlex.quote(root))}"
     console.say("[bold red]a run would not work[/]" if problems else f"[bold green]all good[/]: {command}")
     return 1 if problems else 0
 
@@ -161,7 +162,7 @@ def folder_row(root: str, found: bool, problems: list[str]) -> list[str]:
         return ["class folders", "none" if found else "no data set", "" if found else f"dataset.root={root}"]
     tree, images = source.trees[0], sum(len(tree.paths) for tree in source.trees)
     inside = f"{len(tree.class_names):,} classes ({names_in_short(tree.class_names)}), {images:,} images"
-    return ["class folders", legible(source.root), f"{inside}: kdrun data {root}"]
+    return ["class folders", legible(source.root), f"{inside}: kdrun data {shlex.quote(root)}"]
 
 
 def weights_rows() -> list[list[str]]:
