@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.config.schema import RunConfig, check_ranges
+from kdrun.config.options import RunConfig
+from kdrun.config.schema import check_ranges
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
 from kdrun.evaluation.loading import numerics_for

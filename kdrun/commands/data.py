@@ -12,8 +12,7 @@ from rich.markup import escape
 from kdrun import console
 from kdrun.config.arguments import Parsed, parse
 from kdrun.config.compose import load
-from kdrun.config.options import DatasetOptions, setting
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import DatasetOptions, RunConfig, setting
 from kdrun.data.contact_sheet import contact_sheet
 from kdrun.data.datasets import DataSource
 from kdrun.data.image_tree import Tree

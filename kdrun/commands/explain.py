@@ -8,9 +8,9 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
-from kdrun.config.compose import rewrite
 from kdrun.config.groups import group_files, read_yaml
 from kdrun.config.method_schema import hyperparameters, read_method, sections
+from kdrun.config.words import resolve_alias
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs.published import Published, published
 
@@ -24,11 +24,11 @@ public implementations disagree.
 
 def command(words: list[str]) -> int:
     parsed = parse("explain", words, NoOptions, passes=("method",))
-    asked = [f"method={name}" for name in (*parsed.names, *parsed.rest.values())]
+    asked = [resolve_alias(name, parsed.config_dir) for name in (*parsed.names, *parsed.rest.values())]
     files = group_files("method", parsed.config_dir)
     if not asked:
         raise ConfigError(f"explain what? Give method=NAME; there are: {', '.join(sorted(files))}.")
-    for name in (word.partition("=")[2] for word in rewrite(asked, parsed.config_dir)):
+    for name in asked:
         if name not in files:
             raise ConfigError(
                 f"method={name}: no such method.{suggest(name, files)} There are: {', '.join(sorted(files))}."

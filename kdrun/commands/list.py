@@ -8,9 +8,9 @@ from pathlib import Path
 
 from kdrun import console
 from kdrun.config.arguments import output_root_setting, parse
-from kdrun.config.compose import ALIASES
 from kdrun.config.groups import choices, group_files, read_yaml
 from kdrun.config.method_schema import read_method, sections
+from kdrun.config.words import ALIASES
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs.directory import RunDirectory, outputs_folder
 

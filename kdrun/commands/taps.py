@@ -7,7 +7,7 @@ from typing import Any
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import RunConfig
 from kdrun.data.datasets import DataSource
 from kdrun.training.build import make_tap
 

@@ -7,21 +7,23 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kdrun.config.arguments import split_arguments
+from kdrun.config.arguments import WITH_VALUE, flag_fault, split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
+from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
-from kdrun.config.schema import RunConfig
 from kdrun.console import RichDisplay, announce, show_result
 from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, suggest
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.plan import make_plan, output_root
 
+FLAGS = ("-m", "--multirun", "--resolve", *WITH_VALUE)  # the last three are Hydra's
 LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
 
 def command(words: list[str]) -> int:
     """A single run is composed here; sweeps (-m) and Hydra's own flags (--cfg job …) go through Hydra's application."""
     flags, overrides, config_dir = split_arguments(words)
+    check_flags(flags, overrides)
     named = any(word.startswith("sweep=") for word in overrides)
     hydras_own = ("hydra/launcher=joblib", "hydra/launcher=basic", "hydra/launcher=submitit", "hydra/sweeper=")
     other = any(word.startswith(hydras_own) for word in overrides)
@@ -35,6 +37,22 @@ def command(words: list[str]) -> int:
         train(config, overrides)
         return 0
     return multirun(words, config_dir)
+
+
+def check_flags(flags: list[str], overrides: list[str]) -> None:
+    """Raise ConfigError for a flag that there is none of, or that does not go with the others."""
+    pending = iter(flags)
+    for flag in pending:
+        name, equals, value = flag.partition("=")
+        if name not in FLAGS:
+            raise ConfigError(f"train: {flag}: {flag_fault(flag)}")
+        if name in WITH_VALUE:
+            value = value if equals else next(pending, "")
+            known = ("job", "hydra", "all") if name in ("--cfg", "-c") else (value or "a package",)
+            if value not in known:
+                raise ConfigError(f"train: {f'{name} {value}'.strip()}: choose {' or '.join(known)}.")
+            if not {"-m", "--multirun"}.isdisjoint(flags) or any(word.startswith("sweep=") for word in overrides):
+                raise ConfigError(f"train: {name} shows one run: leave -m and sweep= out.")
 
 
 def multirun(words: list[str], config_dir: str | None) -> int:
@@ -90,6 +108,9 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
         raise ConfigError(
             f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} There are: {', '.join(LAUNCHERS)}."
         )
+    processes = launcher.get("processes", "auto")
+    if processes != "auto" and not processes.isdecimal():
+        raise ConfigError(f"launcher.processes={processes}: must be auto or a whole number, at least 0.")
     for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
         raise ConfigError(
             f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.errors import ConfigError, RunError, suggest
@@ -39,6 +41,6 @@ def command(words: list[str]) -> int:
         )
         raise ConfigError(f"where teacher: no directory holds it: {why}.")
     if not found.finished:
-        raise RunError(f"{short_path(found.path)} is not finished: kdrun train {' '.join(rest)}".rstrip())
+        raise RunError(f"{short_path(found.path)} is not finished: kdrun train {shlex.join(rest)}".rstrip())
     print(short_path(found.path))
     return 0

@@ -17,11 +17,13 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
-from kdrun.config.options import setting
-from kdrun.config.schema import RunConfig, check_value
+from kdrun.config.options import RunConfig, setting
+from kdrun.config.schema import check_value
+from kdrun.config.settings import nearest, settings
 from kdrun.errors import ConfigError, suggest
 
 Options = TypeVar("Options")
+WITH_VALUE = ("--cfg", "-c", "--package", "-p")  # flags that are followed by one
 
 
 @dataclass
@@ -60,7 +62,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str
             config_dir = word.partition("=")[2]
         elif word.startswith("-"):
             flags.append(word)
-            if word in ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--info", "-i") and pending:
+            if word in WITH_VALUE and pending:
                 flags.append(pending.pop(0))
         else:
             overrides.append(word)
@@ -80,11 +82,11 @@ def parse(
     Raises ConfigError for a flag or a setting that it does not take, and for a value that breaks its field's rules.
     """
     flags, overrides, config_dir = split_arguments(words)
+    own = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for flag in flags:
-        raise ConfigError(f"{command}: {flag}: no such flag; there is --config-dir FOLDER.")
+        raise ConfigError(f"{command}: {flag}: {flag_fault(flag, own)}")
     names = [word for word in overrides if is_name(word)]
     given = {key: value for key, _, value in (word.partition("=") for word in overrides if word not in names)}
-    own = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     known = [*own, *also, *(passes if isinstance(passes, Sequence) else ())]
     of_runs = {field.name for field in dataclasses.fields(RunConfig)} if passes is True else set()
     for key in given:
@@ -98,6 +100,18 @@ def parse(
         if field.default == MISSING and key not in values:
             raise ConfigError(f"{key} is not set: give {key}={shown_value(field, plain_type(hints[key]))}.")
     return Parsed(names, kind(**values), given, config_dir)
+
+
+def flag_fault(flag: str, own: Iterable[str] = ()) -> str:
+    """Return what to write instead of a flag that there is none of. own: settings of the command itself."""
+    name = flag.lstrip("-").partition("=")[0].replace("-", "_")
+    if name in ("resume", "continue"):
+        return "there is no such flag, since the same command resumes an interrupted run."
+    if name in own or name in settings():
+        return f"a setting is written without dashes: {name}=VALUE."
+    if flag.startswith("--") and (near := nearest(name)):
+        return f"no such flag; settings are written without dashes, KEY=VALUE.{near}"
+    return "no such flag; there is --config-dir FOLDER."
 
 
 def is_name(word: str) -> bool:

@@ -3,11 +3,10 @@ one line each."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +21,13 @@ from kdrun.config.groups import (
     group_files,
     has_recipe,
     published_methods,
-    roots,
 )
 from kdrun.config.method_schema import method_of, yaml_name
-from kdrun.config.schema import RunConfig, check
+from kdrun.config.options import RunConfig
+from kdrun.config.schema import check
+from kdrun.config.settings import fault, unknown
+from kdrun.config.words import resolve_alias, rewrite, search_override, unreadable
 from kdrun.errors import ConfigError, one_line, suggest
-
-FREE = re.compile(r"(student|teacher)\.kwargs(\.|$)")  # settings whose names are not in the schema
-ALIASES = {"si": "none", "independent": "none", "lm": "kd", "hints": "fitnet_joint"}
-
-
-def resolve_alias(name: str, config_dir: str | None) -> str:
-    """The method that an alias means, unless the user has a method of that very name."""
-    return name if name in group_files("method", config_dir) else ALIASES.get(name, name)
-
-
-def rewrite(overrides: Iterable[str], config_dir: str | None = None) -> list[str]:
-    """Aliases of methods resolved, and `method.x=…` as `++method.x=…`, so that a misspelt hyperparameter reaches the
-    check that knows the method's constructor; so does `student.kwargs.x=…`, whose names the network alone knows."""
-    rewritten = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if key == "method" and equals:
-            value = ",".join(resolve_alias(name.strip(), config_dir) for name in value.split(","))
-        if (key.startswith("method.") or FREE.match(key)) and equals:
-            key = f"++{key}"
-        rewritten.append(f"{key}{equals}{value}")
-    return rewritten
 
 
 def register() -> None:
@@ -152,14 +131,6 @@ def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
         cfg.method.parts = named
 
 
-def search_override(config_dir: str | None) -> list[str]:
-    """Hydra's override that adds the user's own configuration folder."""
-    if config_dir is None:
-        return []
-    own = str(roots(config_dir)[-1].resolve()).replace("'", "\\'")  # between quotes in Hydra's grammar
-    return [f"hydra.searchpath=[kdrun://models,'kdrun://{own}','file://{own}']"]
-
-
 def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
     """Hand the command line to Hydra, which composes and calls `task` once, or once per job of a multirun."""
     import hydra
@@ -167,38 +138,14 @@ def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register()
     flags, overrides, config_dir = split_arguments(arguments)
-    saved, sys.argv = sys.argv, ["kdrun train", *flags, *rewrite(overrides, config_dir), *search_override(config_dir)]
+    words = rewrite(overrides, config_dir, several=not {"-m", "--multirun"}.isdisjoint(flags), hydra=True)
+    saved, sys.argv = sys.argv, ["kdrun train", *flags, *words, *search_override(config_dir)]
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
     except Exception as error:
         raise translate(error) from error
     finally:
         sys.argv = saved
-
-
-def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema."""
-    keys = []
-    for field in dataclasses.fields(schema):
-        keys.append(f"{prefix}{field.name}")
-        kind = NESTED.get(f"{prefix}{field.name}")
-        if kind is not None:
-            keys += known_keys(kind, f"{prefix}{field.name}.")
-    return keys
-
-
-def _nested(schema: type, prefix: str = "") -> dict[str, type]:
-    import typing
-
-    found: dict[str, type] = {}
-    for name, kind in typing.get_type_hints(schema).items():
-        if dataclasses.is_dataclass(kind):
-            found[f"{prefix}{name}"] = kind  # type: ignore[assignment]
-            found |= _nested(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
-
-
-NESTED = _nested(RunConfig)
 
 
 def translate(error: BaseException) -> Exception:
@@ -208,47 +155,31 @@ def translate(error: BaseException) -> Exception:
     from yaml import YAMLError
 
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override!r}: expected key=value ({error.message.splitlines()[0]}).")
+        return unreadable(str(error.override))
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OmegaConfBaseException):
-        return ConfigError(_omegaconf_line(error))
+        return ConfigError(fault(error))
     if isinstance(error, YAMLError):
         mark = getattr(error, "problem_mark", None)
         where = f"{Path(mark.name).name}, line {mark.line + 1}" if mark else "a YAML file"
         return ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or one_line(error)}).")
-    if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return ConfigError("a group is chosen by a name: GROUP=NAME (leave it out for its default, ~GROUP removes it).")
     if not isinstance(error, HydraException):
         return error if isinstance(error, Exception) else ConfigError(one_line(error))
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found.group(1))
+        return ConfigError(unknown(found.group(1)))
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         word = found.group(1)
         return ConfigError(f"{word}: several values need a multirun: kdrun train -m {word} (a list is written [a,b]).")
     if "Error resolving interpolation" in text and "${method}" in text:
         return ConfigError("method, benchmark and pair cannot be removed: choose method=none for no distillation.")
     if found := re.search(r"In '([^']+)': .*Key '([^']+)' not in .*full_key: (\S+)", text, re.DOTALL):
-        return ConfigError(f"{found.group(1)}.yaml: {_unknown_key(found.group(3))}")
+        return ConfigError(f"{found.group(1)}.yaml: {unknown(found.group(3))}")
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException):
-        return ConfigError(_omegaconf_line(cause))
+        return ConfigError(fault(cause))
     return ConfigError(" ".join(line.strip() for line in text.splitlines() if line.strip())[:300])
-
-
-def _unknown_key(key: str) -> ConfigError:
-    """Suggest the nearest sibling of a misspelt key."""
-    parent = key.rpartition(".")[0]
-    siblings = [name for name in known_keys() if name.rpartition(".")[0] == parent]
-    return ConfigError(f"{key}: no such setting.{suggest(key, siblings)}")
-
-
-def _omegaconf_line(error: Any) -> str:
-    key, first = error.full_key or "", one_line(error)
-    if unknown := re.search(r"Key '([^']+)' (?:is )?not in ", first):
-        return str(_unknown_key(key or unknown.group(1)))
-    return f"{key}: {first}" if key else first
 
 
 def _missing_choice(error: Any) -> ConfigError:

@@ -15,6 +15,7 @@ import yaml
 from kdrun.errors import ConfigError
 
 MODEL_GROUPS = ("teacher", "student")
+GROUPS = (*MODEL_GROUPS, "method", "dataset", "optimizer", "benchmark", "pair", "recipe", "experiment")
 
 
 def conf_dir() -> Path:

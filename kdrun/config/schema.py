@@ -7,68 +7,19 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.annotations import annotated_type
-from kdrun.config.method_schema import is_ours, read_method, yaml_name
-from kdrun.config.options import LOGGERS, DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions, setting
+from kdrun.config.method_schema import MethodSource, is_ours, read_method, yaml_name
+from kdrun.config.options import RunConfig, method_rules
+from kdrun.config.settings import KINDS, fault, settings, unknown
 from kdrun.errors import ConfigError, one_line, suggest
-
-
-@dataclass
-class PairOptions:
-    """The pair that a publication names, so that another teacher or student under its name is noticed."""
-
-    name: str = setting()
-    teacher: str = setting()
-    student: str = setting()
-
-
-@dataclass
-class RunConfig:
-    """One run. conf/config.yaml says what each value means and holds its default."""
-
-    teacher: TeacherOptions = MISSING
-    student: ModelOptions = MISSING
-    method: Any = MISSING
-    dataset: DatasetOptions = MISSING
-    optimizer: OptimizerOptions = MISSING
-    benchmark: str | None = None
-    pair: PairOptions | None = None
-    experiment: str | None = None
-    seed: int = setting(low=0)
-    epochs: int = setting(low=1)
-    batch_size: int = setting(low=1)
-    eval_batch_size: int | None = setting(low=1)
-    eval_every: int = setting(low=1)
-    device: str = setting()
-    precision: str = setting(choices=("auto", "fp32", "tf32", "bf16"))
-    compile: str = setting(choices=("auto", "true", "false"))
-    threads: int | None = setting(low=1)
-    deterministic: bool = setting()
-    teacher_view: str = setting(choices=("same", "clean", "independent"))
-    output_root: str = setting()
-    save_every_minutes: float = setting(over=0)
-    teacher_cache: bool = True
-    logger: list[str] = dataclasses.field(default_factory=list)
-
-
-# Bounds of hyperparameters by name or ending: names are the field's terms, so they mean the same in every method.
-METHOD_RULES: dict[str, dict[str, Any]] = {
-    "temperature": {"over": 0},
-    "smoothing": {"low": 0, "under": 1},
-    "_epochs": {"low": 0},
-    "_weight": {"low": 0},
-    "_lr": {"over": 0},
-    "bottleneck": {"low": 1},
-}
 
 RESOLVED = {"device": str, "precision": str, "compile": bool, "threads": int, "deterministic": bool}
 LARGEST = 1 << 20  # bytes of a run's config.yaml
@@ -77,12 +28,13 @@ LARGEST = 1 << 20  # bytes of a run's config.yaml
 def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
     """The composed configuration as typed objects, or ConfigError in one line: unknown key, missing value, wrong
     type, value out of range, or a combination that cannot run. begun: it is a run's, as of `check_method`."""
+    _check_references(cfg)
     _check_keys(cfg, RunConfig, "")
     _check_missing(cfg, "")
     try:
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {one_line(error)}") from error
+        raise ConfigError(fault(error)) from error
     assert isinstance(config, RunConfig)
     config.compile = config.compile.lower()
     for model in (config.teacher, config.student):
@@ -96,13 +48,34 @@ def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
     return config
 
 
+def _check_references(cfg: DictConfig) -> None:
+    """Replace every ${…} by what it refers to. Raises ConfigError for what there is not."""
+    for key, text in _references(OmegaConf.to_container(cfg, resolve=False), ""):
+        try:
+            OmegaConf.select(cfg, key, throw_on_resolution_failure=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(fault(error, key, text)) from error
+    OmegaConf.resolve(cfg)
+
+
+def _references(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield (full name, text) of every value that holds ${…}."""
+    if isinstance(node, str) and "${" in node:
+        yield prefix, node
+    elif isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            place = (
+                f"{prefix}.{key}" if prefix and isinstance(node, dict) else f"{prefix}[{key}]" if prefix else str(key)
+            )
+            yield from _references(value, place)
+
+
 def _check_keys(node: DictConfig, schema: type, prefix: str) -> None:
     """Refuse keys that `+key=value` slipped past Hydra."""
     fields = {field.name: field for field in dataclasses.fields(schema)}
     for key in node:
         if key not in fields:
-            known = [f"{prefix}{name}" for name in fields]
-            raise ConfigError(f"{prefix}{key}: no such setting.{suggest(f'{prefix}{key}', known)}")
+            raise ConfigError(unknown(f"{prefix}{key}"))
         inner = None if OmegaConf.is_missing(node, key) else OmegaConf.get_type(node, str(key))
         if inner is not None and dataclasses.is_dataclass(inner):
             _check_keys(node[key], inner, f"{prefix}{key}.")
@@ -128,10 +101,13 @@ def check_ranges(options: Any, prefix: str = "") -> None:
 
 def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
     """Raise ConfigError unless `value` (or each number of a list) keeps the rules of `kdrun.config.options.setting`."""
-    if "choices" in rules and value not in rules["choices"]:
-        raise ConfigError(
-            f"{key}={value}: choose {' or '.join(rules['choices'])}.{suggest(str(value), rules['choices'])}"
-        )
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{key}= is empty: give a value, or leave it out for its default.")
+    for one in value if isinstance(value, list) else [value]:
+        if "choices" in rules and one not in rules["choices"]:
+            raise ConfigError(
+                f"{key}={one}: choose {' or '.join(rules['choices'])}.{suggest(str(one), rules['choices'])}"
+            )
     if "length" in rules and len(value) != rules["length"]:
         raise ConfigError(f"{key}={value}: expected {rules['length']} numbers, got {len(value)}.")
     for number in value if isinstance(value, list) else [value]:
@@ -167,15 +143,22 @@ def check_method(node: Any, prefix: str = "method", begun: bool = False) -> dict
             raise ConfigError(f"{prefix}.{key} is not set: {name} needs it.")
     converted = {key: _convert(key, value, source.parameters[key], prefix) for key, value in given.items()}
     for key, value in converted.items():
-        for ending, rules in METHOD_RULES.items():
-            if key == ending or (ending.startswith("_") and key.endswith(ending)):
-                check_value(f"{prefix}.{key}", value, rules)
+        check_value(f"{prefix}.{key}", value, method_rules(key, is_ours(source.target)))
     if source.combines:
         parts = enumerate(converted["parts"])
         converted["parts"] = [_check_part(part, f"{prefix}.parts[{place}]", begun) for place, part in parts]
         if not converted["parts"]:
             raise ConfigError(f"{prefix}.parts is empty: name at least one method, as in 'method.parts=[kd,at]'.")
+    _check_weights(converted, source, name, prefix)
     return {**kept, **converted}
+
+
+def _check_weights(values: dict[str, Any], source: MethodSource, name: str, prefix: str) -> None:
+    """Refuse a loss of which every term has the weight 0."""
+    terms = [key for key in source.parameters if key.endswith("_weight")]
+    weights = [values.get(key, 1.0) for key in terms] + [part["weight"] for part in values.get("parts", ())]
+    if "ce_weight" in terms and not any(weights):
+        raise ConfigError(f"{prefix}.ce_weight=0: every weight of {name} is 0, so that nothing is trained.")
 
 
 def _check_part(part: dict[str, Any], prefix: str, begun: bool) -> dict[str, Any]:
@@ -185,7 +168,7 @@ def _check_part(part: dict[str, Any], prefix: str, begun: bool) -> dict[str, Any
     weight = part.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ConfigError(f"{prefix}.weight={weight}: must be a number.")
-    check_value(f"{prefix}.weight", weight, METHOD_RULES["_weight"])
+    check_value(f"{prefix}.weight", weight, method_rules("_weight", ours=True))
     method = {key: value for key, value in part.items() if key != "weight"}
     return {**check_method(method, prefix, begun), "weight": weight}
 
@@ -197,17 +180,17 @@ def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
         if value not in choices:
             raise ConfigError(f"{prefix}.{key}={value}: must be {' or '.join(map(str, choices))}.")
         return value
-    schema = dataclasses.make_dataclass("Parameter", [(key, annotated_type(annotation))])
+    wanted = annotated_type(annotation)
+    schema = dataclasses.make_dataclass("Parameter", [(key, wanted)])
     try:
         return OmegaConf.to_container(OmegaConf.structured(schema(value)))[key]  # type: ignore[index,call-overload]
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{prefix}.{key}={value}: {one_line(error)}") from error
+        reason = f"must be {KINDS[wanted]}." if wanted in KINDS else one_line(error)
+        raise ConfigError(f"{prefix}.{key}={value}: {reason}") from error
 
 
 def _check_combinations(config: RunConfig) -> None:
     """Settings that are fine alone and wrong together."""
-    for name in config.logger:
-        check_value("logger", name, {"choices": LOGGERS})
     for prefix, model in (("teacher", config.teacher), ("student", config.student)):
         if model.pretrained != "false" and model.checkpoint is not None:
             raise ConfigError(f"{prefix}.pretrained and {prefix}.checkpoint are both set: choose one.")
@@ -245,6 +228,7 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         for key, kind in RESOLVED.items():
             if not isinstance(resolved[key], kind):
                 raise ValueError(f"resolved.{key} is {resolved[key]!r}")
+        check_value("resolved.threads", resolved["threads"], settings()["threads"].rules)
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), content)
         assert isinstance(merged, DictConfig)
         return check(merged, begun=True), resolved

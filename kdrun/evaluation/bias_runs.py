@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import RunConfig
 from kdrun.data.splits import ArraySet
 from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError

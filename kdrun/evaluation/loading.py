@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdrun.config.options import ModelOptions
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import ModelOptions, RunConfig
 from kdrun.data.overview import unreadable_in_words
 from kdrun.display import Track, untracked
 from kdrun.errors import print_note
@@ -46,8 +46,10 @@ def load_network(
 
 
 def numerics_for(config: RunConfig, precision: str | None = None) -> Numerics:
-    """Resolve the numerics for measuring a trained network: as configured, or in `precision`; never compiled."""
+    """Resolve the numerics for measuring a trained network: as configured, or in `precision`; never compiled, and with
+    no more threads than this machine has cores, wherever it was trained."""
     from kdrun.training.precision import resolve
 
     asked = precision or config.precision
-    return resolve(config.device, asked, "false", config.threads, config.deterministic).numerics
+    threads = min(config.threads, os.cpu_count() or 1) if config.threads else None
+    return resolve(config.device, asked, "false", threads, config.deterministic).numerics

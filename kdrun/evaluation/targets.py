@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from kdrun.config.arguments import read_value
 from kdrun.config.method_schema import MethodSource
-from kdrun.config.options import ModelOptions, TeacherOptions, setting
-from kdrun.config.schema import RunConfig, read_config
+from kdrun.config.options import ModelOptions, RunConfig, TeacherOptions, setting
+from kdrun.config.schema import read_config
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
 from kdrun.evaluation.loading import load_network
 from kdrun.evaluation.trusted import changed_code, permit, refusal

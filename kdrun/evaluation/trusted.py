@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kdrun.config.method_schema import is_ours
+from kdrun.config.options import RunConfig
 from kdrun.config.own_code import Finder, changed, digests, module_of, own_code
-from kdrun.config.schema import RunConfig
 from kdrun.errors import ConfigError, listed, print_note
 from kdrun.runs.code_record import recorded
 from kdrun.runs.directory import short_path

@@ -23,6 +23,8 @@ def weights_file(given: str, setting: str) -> Path:
     Raises CheckpointError where there is none.
     """
     place = Path(given).expanduser()
+    if setting.endswith("pretrained") and not place.exists():
+        raise CheckpointError(f"{setting}={given}: no such file; give true, false or a file of weights.")
     if not place.is_dir():
         require_file(place, f"{setting}={given}")
         return place

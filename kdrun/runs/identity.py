@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdrun.config.method_schema import method_of
-from kdrun.config.options import DatasetOptions, ModelOptions, TeacherOptions
+from kdrun.config.options import DatasetOptions, ModelOptions, RunConfig, TeacherOptions
 from kdrun.config.own_code import module_of
-from kdrun.config.schema import RunConfig
 from kdrun.files import sha256_of
 from kdrun.runs.checkpoints import weights_file
 from kdrun.streams import VERSION as STREAMS

@@ -7,8 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from kdrun.config.method_schema import MethodSource, method_of
+from kdrun.config.options import RunConfig
 from kdrun.config.own_code import digests, own_code
-from kdrun.config.schema import RunConfig
 from kdrun.data.datasets import DataSource
 from kdrun.errors import listed
 from kdrun.runs.code_record import Code, Siblings

@@ -251,16 +251,17 @@ def multirun_sweep(overrides: Sequence[str], given_name: str | None, config_dir:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from kdrun.config.compose import rewrite, translate
+    from kdrun.config.compose import translate
+    from kdrun.config.words import rewrite, unquoted
 
     try:
-        parsed = OverridesParser.create().parse_overrides(rewrite(overrides, config_dir))
+        parsed = OverridesParser.create().parse_overrides(rewrite(overrides, config_dir, several=True))
         jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     except Exception as error:
         raise translate(error) from error
-    jobs = [[word.removeprefix("++") for word in job] for job in jobs]
+    jobs = [[unquoted(word.removeprefix("++")) for word in job] for job in jobs]
     name = given_name or f"multirun-{digest_of(changing_words(overrides))[:8]}"
-    varying = {word.partition("=")[0] for word in overrides if "," in word} - set(GROUP_KEYS)
+    varying = {word.key_or_group for word in parsed if word.is_sweep_override()} - set(GROUP_KEYS)
     specs = [CellSpec(" ".join(word for word in job if word.partition("=")[0] in varying), "", job) for job in jobs]
     return Sweep(name, name, specs)
 

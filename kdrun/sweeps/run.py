@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdrun.config.compose import load
+from kdrun.config.options import RunConfig
 from kdrun.config.own_code import read_once
-from kdrun.config.schema import RunConfig
+from kdrun.config.schema import check_value
+from kdrun.config.settings import settings
 from kdrun.data.datasets import located_once
 from kdrun.display import Track, duration, untracked
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error
@@ -36,9 +38,7 @@ def run_sweep(
     check_distinct(sweep, cells)
     plans = [plan for _, plan in found if plan is not None]
     broken = [cell for spec, cell in zip(sweep.specs, cells, strict=True) if cell.run is None and spec.chosen]
-    for cell in broken:
-        place = place_of(cell)
-        print_error(cell.reason if cell.reason.startswith(f"{place}:") else f"{place}: {cell.reason}")
+    show_broken(broken)
     if not plans:
         return 2
     root = output_root(plans[0].config)
@@ -70,6 +70,21 @@ def run_sweep(
     rebuild_results(root)
     display.fact("the table so far:", f"kdrun table {sweep.name}")
     return max(code, 2 if broken else 0)
+
+
+def show_broken(cells: list[Cell]) -> None:
+    """Print why cells cannot be made, in a line for each reason."""
+    places: dict[str, list[str]] = {}
+    for cell in cells:
+        places.setdefault(cell.reason, []).append(place_of(cell))
+    for reason, (first, *others) in places.items():
+        if others and len(places) == 1:
+            print_error(f"{reason} The same in {len(cells)} cells.")
+        elif others:
+            print_error(f"{first} and {len(others)} more: {reason}")
+        else:
+            key = first.partition("=")[0]  # the reason may begin with the word that the cell is called by
+            print_error(reason if reason.startswith((f"{first}:", f"{key}=")) else f"{first}: {reason}")
 
 
 def launch(
@@ -118,17 +133,19 @@ def compose_cells(
         seed = int(seeds[-1].partition("=")[2]) if seeds else None
         cell = Cell(spec.row, spec.column, seed or 0, spec.overrides, published=spec.published)
         plan = None
-        if isinstance(config, str):
-            cell.reason = config
+        try:
+            if isinstance(config, str):
+                raise ConfigError(config)
+            if seed is not None:
+                check_value("seed", seed, settings()["seed"].rules)
+                config = replace(config, seed=seed)
+            plan = make_plan(config, spec.overrides)
+            fill(cell, plan)
+        except KdrunError as error:
+            cell.reason = one_line(error)
             if not cell.column:  # a multirun's places follow from its runs, and this is none
                 own = [word for word in spec.overrides if any(word not in other.overrides for other in specs)]
                 cell.row, cell.column = " ".join(own or spec.overrides), NO_RUN
-        else:
-            try:
-                plan = make_plan(config if seed is None else replace(config, seed=seed), spec.overrides)
-                fill(cell, plan)
-            except KdrunError as error:
-                cell.reason = one_line(error)
         found.append((cell, plan))
     return found
 

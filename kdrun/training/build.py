@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, TeacherOptions
+from kdrun.config.options import DatasetOptions, ModelOptions, OptimizerOptions, RunConfig, TeacherOptions
 from kdrun.config.own_code import module_of
-from kdrun.config.schema import RunConfig
 from kdrun.data.overview import unreadable_in_words
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked

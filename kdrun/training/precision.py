@@ -101,6 +101,11 @@ def resolve(device: str, precision: str, compile: str, threads: int | None, dete
     missing = compiler_missing(place)
     if compile == "true" and missing:
         raise ConfigError(f"compile=true: {missing}; install g++ or set compile=false.")
+    cores = os.cpu_count() or 1
+    if threads and threads > cores:
+        raise ConfigError(
+            f"threads={threads}: this machine has {cores} cores; leave threads out to use those that are free."
+        )
     share = Share(threads, "as set") if threads else resolve_threads()
     numerics = Numerics(place, resolve_precision(precision, place), compile == "true", share.threads, deterministic)
     notes = [f"{place}, {numerics.precision}, {share.threads} thread{'s' * (share.threads > 1)} ({share.reason})"]

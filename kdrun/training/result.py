@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import RunConfig
+from kdrun.data.splits import Dataset
 from kdrun.runs.directory import now
 from kdrun.runs.result import RunResult
 from kdrun.training.cost import count_flops, peak_memory
@@ -71,8 +72,9 @@ def parameters_of(lane: Lane) -> int:
     return sum(parameter.numel() for parameter in lane.deployed.parameters())
 
 
-def warnings(config: RunConfig) -> list[str]:
+def warnings(config: RunConfig, splits: Dataset) -> list[str]:
     """Settings that are legal and probably not meant."""
+    steps = -(-len(splits.train) // config.batch_size)
     found = []
     options = config.optimizer
     beyond = [milestone for milestone in options.milestones if milestone >= config.epochs]
@@ -80,5 +82,15 @@ def warnings(config: RunConfig) -> list[str]:
         found.append(
             f"note: the learning rate never drops: optimizer.milestones={options.milestones} lie beyond "
             f"epochs={config.epochs}. For short runs set optimizer.schedule=cosine or one_cycle."
+        )
+    if options.warmup_epochs >= config.epochs:
+        found.append(
+            f"note: optimizer.warmup_epochs={options.warmup_epochs:g} does not end within epochs={config.epochs}, so "
+            f"the learning rate never reaches optimizer.lr={options.lr:g}."
+        )
+    if options.accumulate_steps > steps:
+        found.append(
+            f"note: optimizer.accumulate_steps={options.accumulate_steps} is more than the {steps} steps of an epoch: "
+            "each epoch makes one update, of a smaller gradient."
         )
     return found

@@ -72,7 +72,7 @@ class Session:
             self.display.note(line)
         self.data = load_data(self.plan, display.track)
         self.display.fact(*self.data.overview)
-        for line in (*(f"note: {line}" for line in self.data.notes), *warnings(config)):
+        for line in (*(f"note: {line}" for line in self.data.notes), *warnings(config, self.data.splits)):
             self.display.note(line)
 
     def run(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import RunConfig
 from kdrun.data.resident import ResidentTrain
 from kdrun.display import Display
 from kdrun.methods.base import stages_read

@@ -10,10 +10,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from kdrun.config.compose import ALIASES, load
+from kdrun.config.compose import load
 from kdrun.config.groups import choices, conf_dir, group_file, published_methods
 from kdrun.config.method_schema import hyperparameters, read_method, sections
-from kdrun.config.schema import RunConfig, to_yaml
+from kdrun.config.options import RunConfig
+from kdrun.config.schema import to_yaml
+from kdrun.config.words import ALIASES
 from kdrun.errors import ConfigError
 from kdrun.models.zoo import ZOO, create_model
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import RunConfig
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.evaluation.measure import chosen_split, shuffled
 from kdrun.models.zoo import create_model

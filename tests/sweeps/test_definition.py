@@ -14,7 +14,7 @@ import yaml
 from kdrun.config.compose import load
 from kdrun.config.groups import choices, conf_dir, published_methods
 from kdrun.config.method_schema import read_method
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import RunConfig
 from kdrun.errors import ConfigError
 from kdrun.runs.ledger import TableShape, changes_numbers
 from kdrun.runs.published import Published, published

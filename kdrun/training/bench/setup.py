@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from kdrun.config.schema import RunConfig
+from kdrun.config.options import RunConfig
 from kdrun.data.splits import ArraySet
 from kdrun.display import Display
 from kdrun.errors import ConfigError
