@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def results(outputs: str | Path = "outputs") -> pd.DataFrame:
     NA. Raises ConfigError where there is no such folder."""
     import pandas as pd
 
-    root = Path(outputs).expanduser()
+    root = Path(os.path.expanduser(outputs))
     if not root.is_dir():
         raise ConfigError(f"outputs={outputs}: no such folder.")
     rows = [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
+import locale
 import os
 import sys
 from collections.abc import Sequence
@@ -55,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal after saving (run the same command again)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     spin_briefly()
+    write_in_any_encoding()
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -80,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        print_error(
+            f"there is not enough memory ({str(error) or 'no size is known'}): ask for fewer or smaller images."
+        )
+        return 1
     except BrokenPipeError:  # the reader of `kdrun list | head` has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -110,6 +119,45 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
+PLAIN = {
+    "→": "->",
+    "±": "+-",
+    "×": "x",
+    "…": "...",
+    "·": "|",
+    "−": "-",
+    "–": "-",
+    "Δ": "d",
+    "²": "^2",
+    "≤": "<=",
+    "≥": ">=",
+}
+
+
+def write_in_any_encoding() -> None:
+    """Show signs that a terminal's or a log's encoding lacks by ones that it has: → as ->, others as \\u4e2d."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        lacking = error.object[error.start : error.end]
+        return "".join(PLAIN.get(sign) or sign.encode("unicode_escape").decode() for sign in lacking), error.end
+
+    codecs.register_error("kdrun", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="kdrun")
+
+
+def write_files_in_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding for files: what is written here is read
+    elsewhere, and names are in any script. What is printed stays in the locale's encoding."""
+    if locale.getpreferredencoding(False).lower().replace("-", "") != "utf8":
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def leave_current_folder() -> None:
     """Import no library from the folder that kdrun was started in, which may hold somebody else's files: neither here,
     where `python -m` looks there first, nor in the processes that are started. One's own code is still found there
@@ -123,5 +171,6 @@ def leave_current_folder() -> None:
 
 def console() -> None:
     """The console script."""
+    write_files_in_utf8()
     leave_current_folder()
     sys.exit(main())

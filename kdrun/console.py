@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,26 +32,40 @@ class Terminal(Console):
         return super().render_str(printable(text), **options)
 
 
-# A pipe or a log file has no width of its own; 80 columns would fold every table.
-out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+UNFOLDED = 10_000  # columns of a pipe or a log file, which have no width: a folded line is lost to grep
+
+out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNFOLDED)
 
 
 SHOWN = 20  # unreadable files that are named
 
 
-def note(line: str) -> None:
-    out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
-
-
 def say(line: str) -> None:
-    """A line in rich markup; values must be escaped by the caller."""
-    out.print(line, soft_wrap=True)
+    """A line in rich markup, of which values must be escaped by the caller: on a terminal it breaks between words and
+    never within a path, a pipe gets it whole."""
+    whole = out.render_str(line)
+    for part in whole.split("\n", allow_blank=True):
+        out.print(between_words(part, out.width) if out.is_terminal else part, soft_wrap=True)
+
+
+def between_words(line: Text, width: int) -> Text:
+    """Return a line folded between words; one that is longer than `width` stays whole, so that it can be copied."""
+    pieces = textwrap.wrap(
+        line.plain, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=False, expand_tabs=False
+    )
+    folded = line.divide(list(itertools.accumulate(map(len, pieces))))
+    for piece in folded:
+        piece.rstrip()
+    return Text("\n").join(folded[: len(pieces)])
+
+
+def note(line: str) -> None:
+    say(f"[dim]{escape(line)}[/]")
 
 
 def fact(name: str, line: str) -> None:
-    """A line that begins with the name of what it is about: on a terminal it breaks between words, a pipe gets it
-    whole."""
-    out.print(f"[bold]{escape(name)}[/] {escape(line)}", soft_wrap=not out.is_terminal)
+    """A line that begins with the name of what it is about."""
+    say(f"[bold]{escape(name)}[/] {escape(line)}")
 
 
 def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
@@ -74,7 +90,12 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         made.add_column(column, justify="right" if numeric and position else "left", overflow="fold")
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
-    out.print(made)
+    if out.is_terminal:
+        out.print(made)
+        return
+    with out.capture() as lines:
+        out.print(made)
+    out.out("\n".join(line.rstrip() for line in lines.get().splitlines()), highlight=False)
 
 
 def unreadable(found: Sequence[tuple[Path, str]], readable: int, so: str = "") -> None:
@@ -116,7 +137,7 @@ class TrainingView(TrainingLines):
 
     def show(self, event: Step | EpochEnd) -> None:
         if isinstance(event, EpochEnd):
-            say(self.epoch_line(event, lambda text: f"[bold]{text}[/]"))
+            say(self.epoch_line(event, lambda text: f"[bold]{text}[/]", narrow=out.width < 100))
             self.last_line = time.monotonic()
         elif self.progress is None or self.task is None:
             self.step(event)

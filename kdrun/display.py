@@ -123,20 +123,22 @@ class TrainingLines:
             )
         self.last_line = time.monotonic()
 
-    def epoch_line(self, event: EpochEnd, strong: Callable[[str], str] = str) -> str:
-        """Return an epoch's line; `strong` marks the accuracy on the test set."""
+    def epoch_line(self, event: EpochEnd, strong: Callable[[str], str] = str, narrow: bool = False) -> str:
+        """Return an epoch's line. strong: marks the accuracy on the test set; narrow: leaves out what 80 columns lack
+        room for."""
         train, test = event.metrics["train"], event.metrics.get("test")
         width = len(str(self.epochs))
         what = f"{event.run.parent.name} {event.run.name.partition('-')[0]}" if self.name_runs else self.what
         cells = [f"{what} epoch {event.epoch:{width}d}/{self.epochs}", f"loss {train['loss']:.3f}"]
-        if "top1" in train:
+        if "top1" in train and not narrow:
             cells.append(f"train {train['top1']:6.2f} %")
         if test is not None:
             shown = f"test {test['top1']:6.2f} %"
             cells.append(f"{strong(shown)} best {event.best:.2f}")
         if "val" in event.metrics:
             cells.append(f"val {event.metrics['val']['top1']:.2f} %")
-        cells.append(f"{train['images_per_second']:,.0f} images/s")
+        if not narrow:
+            cells.append(f"{train['images_per_second']:,.0f} images/s")
         if event.epoch < self.epochs and (left := self.time_left(event)):
             cells.append(left)
         return "  ".join(cells)

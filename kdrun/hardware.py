@@ -135,10 +135,10 @@ def keep_freed_memory() -> bool:
 
 def user_cache() -> Path:
     """Return the folder for what belongs to this user and machine rather than to a project: $XDG_CACHE_HOME/kdrun."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "kdrun"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "kdrun"
 
 
 def cache_home() -> Path:
     """Return the folder for what can be made again, and may be large: $KDRUN_CACHE, else the user's cache."""
     given = os.environ.get("KDRUN_CACHE")
-    return Path(given).expanduser() if given else user_cache()
+    return Path(os.path.expanduser(given)) if given else user_cache()

@@ -46,8 +46,8 @@ METHODS = ["dataset.fake_train=50000"]  # memory banks are as large as the train
 
 @dataclass
 class Options:
-    rounds: int | None = setting(None, low=1, help="of all rows in turn: 15, or 7 of methods and lanes")
-    steps: int = setting(4, low=1, help="of a row in each round")
+    rounds: int | None = setting(None, low=1, high=1000, help="of all rows in turn: 15, or 7 of methods and lanes")
+    steps: int = setting(4, low=1, high=10_000, help="of a row in each round")
     rows: list[str] = setting([], choices=ROWS, help="precisions; those of precision=auto here without it")
     methods: list[str] = setting([], help="of bench methods and bench lanes")
     save: Path | None = setting(None, suffixes=(".csv",), help="also write the table")

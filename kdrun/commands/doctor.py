@@ -51,7 +51,7 @@ def command(words: list[str]) -> int:
     config = load([*parsed.names, *parsed.overrides], parsed.config_dir)
     rows, problems = libraries()
     rows += hardware_rows()
-    rows += output_rows(Path(config.output_root).expanduser(), problems)
+    rows += output_rows(Path(os.path.expanduser(config.output_root)), problems)
     rows += data_rows(config.dataset.root, problems)
     rows += weights_rows()
     console.table("", ["what", "found", ""], rows)

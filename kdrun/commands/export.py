@@ -57,9 +57,9 @@ CALIBRATED = 512  # training images
 class Options(Which):
     quantize: str = setting("none", choices=QUANTIZED, help="INT8 files beside the float32 one")
     format: str = setting("onnx", choices=tuple(FORMATS), help="the kind of file")
-    max_drop: float = setting(1.0, low=0, help="how many points of top-1 an INT8 file may lose")
+    max_drop: float = setting(1.0, low=0, high=100, help="how many points of top-1 an INT8 file may lose")
     images: int | None = setting(None, low=1, help="how many test images are compared; all without it")
-    opset: int | None = setting(None, low=18, help="of ONNX")
+    opset: int | None = setting(None, low=18, high=99, help="of ONNX")
     save: Path | None = setting(None, help="instead of exports/ of the run", shows="FILE|FOLDER")
 
     @property

@@ -90,13 +90,13 @@ def short_reference(paper: str) -> str:
 
 
 def list_group(group: str, config_dir: str | None) -> None:
-    """Print the title of each file, or its first comment line."""
+    """Print the title of each file, or the first sentence of its comment."""
     rows = []
     for name, path in sorted(group_files(group, config_dir).items()):
         lines = path.read_text().splitlines()
-        comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+        comment = " ".join(line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line)
         title = next((line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("title:")), None)
-        rows.append([name, title or (comments[0] if comments else "")])
+        rows.append([name, title or re.split(r"(?<=\.) ", comment)[0]])
     console.table("", [group, ""], rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import Parsed, parse
-from kdrun.config.options import setting
+from kdrun.config.options import LARGEST_BATCH, setting
 from kdrun.data.image_tree import class_name
 from kdrun.data.inference import Read, find_images, read_batches
 from kdrun.display import legible
@@ -61,7 +62,7 @@ class Predictor(Protocol):
 class Options(Which):
     path: Path = setting(help="the images: one file, or a folder of them", shows="FOLDER|FILE")
     top: int | None = setting(5, low=1, words={"all": None}, help="how many classes of each image are written")
-    batch_size: int = setting(64, low=1, help="images at a time")
+    batch_size: int = setting(64, low=1, high=LARGEST_BATCH, help="images at a time")
     save: list[Path] = setting([], suffixes=(".csv", ".json"), help="write every image")
 
 
@@ -110,7 +111,7 @@ def make_predictor(parsed: Parsed[Options]) -> tuple[Predictor, str]:
         if parsed.rest.keys() - {"threads"} or not threads.isdigit():
             wrong = next(iter(parsed.rest.keys() - {"threads"}), "threads")
             raise ConfigError(f"{wrong}: an ONNX file takes path, top, batch_size, save and threads (a whole number).")
-        place = Path(word).expanduser()
+        place = Path(os.path.expanduser(word))
         if not place.is_file():
             raise ConfigError(f"{word}: no such file; kdrun export RUN writes one.")
         return OnnxNetwork(place, int(threads)), short_path(place)

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdrun import console
 from kdrun.config.arguments import parse as parse_words
 from kdrun.config.compose import load
-from kdrun.config.options import setting
+from kdrun.config.options import LARGEST_SEED, setting
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.errors import ConfigError
 from kdrun.evaluation.testsets.base import NamedSet
@@ -39,8 +39,8 @@ kdrun testset cifar_c files=CIFAR-10-C kind=fog severity=5 dataset=cifar10 datas
 
 @dataclass
 class Options:
-    seed: int = setting(0, low=0, help="of every draw")
-    processes: int | None = setting(None, low=1, help="at once; one for each core without it")
+    seed: int = setting(0, low=0, high=LARGEST_SEED, help="of every draw")
+    processes: int | None = setting(None, low=1, high=1024, help="at once; one for each core without it")
     save: Path | None = setting(
         None, shows="FOLDER|FILE.zip", help="write the images as PNG class folders, or one archive"
     )

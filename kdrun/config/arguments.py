@@ -9,6 +9,7 @@ number.
 from __future__ import annotations
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,14 +124,14 @@ def is_name(word: str) -> bool:
 def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
     """Return the value that `text` means for a field. Raise ConfigError."""
     kind = plain_type(hint)
+    if not text:
+        raise ConfigError(f"{key}= is empty.")
     if get_origin(kind) is list:
         return [read_value(key, part, get_args(kind)[0], rules) for part in text.split(",") if part]
     if text in rules.get("words", {}):
         return rules["words"][text]
-    if not text:
-        raise ConfigError(f"{key}= is empty.")
     if kind is Path:
-        path, endings = Path(text).expanduser(), rules.get("suffixes", ())
+        path, endings = Path(os.path.expanduser(text)), rules.get("suffixes", ())
         if endings and path.suffix.lower() not in endings:
             raise ConfigError(f"{key}={text}: give a file that ends in {' or '.join(endings)}.")
         return path

@@ -3,12 +3,13 @@ typed, and what Hydra would misread or take in silence is refused in one line.""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from kdrun.config.groups import GROUPS, group_files, has_recipe, roots
-from kdrun.config.settings import nearest, settings
+from kdrun.config.settings import nearest, settings, unknown
 from kdrun.errors import ConfigError, suggest
 
 FREE = re.compile(r"(student|teacher)\.kwargs(\.|$)")  # settings whose names are not in the schema
@@ -40,7 +41,7 @@ def _rewritten(word: str, config_dir: str | None, several: bool) -> str:
     key, equals, value = word.partition("=")
     key = key.lstrip("+")
     check_word(word, key, equals)
-    if (group := key.partition("@")[0]) in GROUPS:
+    if (group := key.partition("@")[0]) in GROUPS and key in (group, "optimizer@teacher.recipe"):
         return f"{key}={_choice(group, value, config_dir, several)}"
     known = settings().get(key)
     if known is not None and "path" in known.rules:
@@ -50,14 +51,14 @@ def _rewritten(word: str, config_dir: str | None, several: bool) -> str:
         raise ConfigError(f"{word}: {key} takes one value{each}.")
     if not value.isascii() and value[:1] not in "'\"[{":
         value = quoted(value)
-    return f"{'++' if key.startswith('method.') or FREE.match(key) else ''}{key}={value}"
+    return f"{'++' if key.startswith('method.') or FREE.match(key) else ''}{key}{equals}{value}"
 
 
 def check_word(word: str, key: str, equals: str) -> None:
     """Raise ConfigError unless a word sets something."""
-    if key.startswith("~"):
+    if key.startswith("~") and not key.startswith("~method."):  # which a row of a sweep may take back from its base
         raise ConfigError(f"{word}: a setting cannot be removed; leave it out for its default.")
-    if not equals:
+    if not equals and not key.startswith("~"):
         hint = f"a setting is written {key}=VALUE." if key in settings() else f"not a setting: KEY=VALUE.{nearest(key)}"
         raise ConfigError(f"{word}: {hint}")
     if not key:
@@ -66,8 +67,10 @@ def check_word(word: str, key: str, equals: str) -> None:
         raise ConfigError(
             f"{word}: Hydra's settings are for its launchers (kdrun train -m hydra/launcher=…); here it does nothing."
         )
-    if key == "method._name_":
-        raise ConfigError(f"{word}: a method is chosen by method=NAME.")
+    if key.startswith("pair.") or key == "method._name_":
+        raise ConfigError(f"{word}: it is chosen by its name: {key.partition('.')[0]}=NAME.")
+    if "@" in key and key != "optimizer@teacher.recipe":
+        raise ConfigError(unknown(key))
     if key.partition(".")[0] in OF_SWEEPS:
         raise ConfigError(f"{word}: {key} is a setting of sweeps: kdrun train -m … or sweep=NAME.")
 
@@ -103,7 +106,7 @@ def _path(value: str, several: bool) -> str:
     """Return a path in quotes, or where several may be given, each of them unless all together are one file."""
     if value in ("null", "true", "false") or (is_quoted(value) and not Path(value).exists()):
         return value
-    if several and "," in value and not Path(value).expanduser().exists():
+    if several and "," in value and not Path(os.path.expanduser(value)).exists():
         return ",".join(_path(part, False) for part in value.split(","))
     return quoted(value)
 

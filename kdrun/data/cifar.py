@@ -94,7 +94,7 @@ def locate(name: str, root: str | None, may_lack: bool = False) -> Source:
     if given is None:
         return Source(name)
     archive = ARCHIVES[name]
-    base = Path(given).expanduser()
+    base = Path(os.path.expanduser(given))
     for place in (base, base / name):
         splits = split_folders(place) if place.is_dir() else {}
         if "train" in splits and "test" in splits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def locate(root: str | None, may_lack: bool = False) -> Source:
     whether val/ and test/ may lack classes of train/."""
     if root is None:
         raise DataError("dataset.root is not set: give the folder that holds train/ and val/, or one folder per class.")
-    given = Path(root).expanduser()
+    given = Path(os.path.expanduser(root))
     if not given.is_dir():
         what = "is a file: unpack it, and give the folder" if given.exists() else "no such folder"
         raise DataError(f"dataset.root={root}: {what}. Expected train/ and val/ (and test/), or class folders.")

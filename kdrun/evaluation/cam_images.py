@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def files_named(word: str) -> list[Path]:
     """The image files that images=… means. Raises ConfigError or DataError."""
     found: list[Path] = []
     for part in word.split(","):
-        path = Path(part).expanduser()
+        path = Path(os.path.expanduser(part))
         if not path.exists():
             raise ConfigError(f"images={part}: no such file or folder (or give a number of the run's own images).")
         found += find_images(path, "images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ class Deployed:
 def find_target(word: str, which: Which, settings: dict[str, str], config_dir: str | None = None) -> Target:
     """Return the one network that `word` means: a RUN of the command line or a file of weights. settings: values that
     a finished run may be given, or a file's whole configuration."""
-    if Path(word).expanduser().is_file():
+    if Path(os.path.expanduser(word)).is_file():
         rest = [f"{key}={value}" for key, value in settings.items()]
         return target_of_file(word, load([*rest, f"student.checkpoint={word}", "method=none"], config_dir), which)
     found = find_runs(word, outputs_folder(settings.get("output_root")))

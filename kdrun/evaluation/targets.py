@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -205,7 +206,7 @@ def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[Te
         if options.pretrained != "false" and signed_code(run) is None:
             return None, "learned from pretrained weights, which are fetched for runs of this account alone"
         return TeacherSource(options, None), ""
-    for root in (home_of(run), Path(config.output_root).expanduser()):
+    for root in (home_of(run), Path(os.path.expanduser(config.output_root))):
         if root is None:
             continue
         stored = stored_teacher(root, config.dataset.name, options.name, about.get("sha256"))

@@ -65,7 +65,7 @@ def timm_weights(cfg: Any) -> Weights | None:
 def hub_folder() -> Path:
     """torch.hub's folder of checkpoints by torch.hub's own rule, without importing torch: a mistake answers at once."""
     home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    return Path(os.path.expanduser(home)) / "hub" / "checkpoints"
 
 
 def hub_cache() -> Path:

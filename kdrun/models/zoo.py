@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,7 @@ def create_model(
         model = create_zoo(name, num_classes, image_size, preact_last_map, kwargs)
     if pretrained and not fetched:
         convert = external.timm_layouts(model) if source == "timm" else None
-        load_weights(model, Path(pretrained).expanduser(), name, new_head=True, wanted=wanted, convert=convert)
+        load_weights(model, Path(os.path.expanduser(pretrained)), name, new_head=True, wanted=wanted, convert=convert)
     if head == "dropout_linear":
         external.replace_head(model, num_classes, head_dropout)
     return model

@@ -3,6 +3,7 @@ run's own config.yaml, of which only plain values are read."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def weights_file(given: str, setting: str) -> Path:
 
     Raises CheckpointError where there is none.
     """
-    place = Path(given).expanduser()
+    place = Path(os.path.expanduser(given))
     if setting.endswith("pretrained") and not place.exists():
         raise CheckpointError(f"{setting}={given}: no such file; give true, false or a file of weights.")
     if not place.is_dir():

@@ -206,7 +206,7 @@ def rebuild_results(output_root: Path) -> Path:
 def outputs_folder(given: str | Path | None) -> Path:
     """Where `output_root=` points, else $KDRUN_OUTPUTS, else ./outputs: conf/config.yaml's rule for what composes no
     configuration."""
-    return Path(given or os.environ.get("KDRUN_OUTPUTS", "outputs")).expanduser()
+    return Path(os.path.expanduser(given or os.environ.get("KDRUN_OUTPUTS", "outputs")))
 
 
 def find_runs(word: str, output_root: Path) -> list[Path]:
@@ -214,7 +214,7 @@ def find_runs(word: str, output_root: Path) -> list[Path]:
 
     Raises ConfigError where nothing matches.
     """
-    path = Path(word).expanduser()
+    path = Path(os.path.expanduser(word))
     if path.is_dir() and (path / "config.yaml").is_file():
         return [path]
     if any(sign in word for sign in "*?["):

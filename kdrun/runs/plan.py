@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -43,7 +44,7 @@ class Plan:
 
 
 def output_root(config: RunConfig) -> Path:
-    return Path(config.output_root).expanduser().resolve()
+    return Path(os.path.expanduser(config.output_root)).resolve()
 
 
 def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
@@ -57,7 +58,7 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
     hashes, teacher_hashes = digests(files), digests(teacher_files)
     digest = digest_of(run_identity(config, fingerprint, hashes, teacher_hashes))
     code = Code(files, digest_of(run_identity(config, fingerprint, {}, {})))
-    place_of_images = str(Path(config.dataset.root or "").expanduser().resolve())
+    place_of_images = str(Path(os.path.expanduser(config.dataset.root or "")).resolve())
     other_images = digest_of([place_of_images, run_identity(config, "", hashes, teacher_hashes)])
     root, data = output_root(config), slug(config.dataset.name)
     teacher = slug(config.teacher.name) if method.needs_teacher else "none"

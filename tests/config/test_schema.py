@@ -130,7 +130,9 @@ MISTAKES = {
     "method.ce_weight=0 method.kd_weight=0": [
         "method.ce_weight=0: every weight of kd is 0, so that nothing is trained."
     ],
-    "method._name_=x": ["a method is chosen by method=NAME"],
+    "method._name_=x": ["it is chosen by its name: method=NAME."],
+    "pair.name=x": ["it is chosen by its name: pair=NAME."],
+    "@seed=1": ["@seed: no such setting."],
     "hydra.run.dir=xx": ["hydra.run.dir=xx: Hydra's settings are for its launchers"],
     "teacher.pretrained=yes": ["teacher.pretrained=yes: no such file; give true, false or a file of weights."],
     "student.pretrained=/absent.pth": ["student.pretrained=/absent.pth: no such file"],

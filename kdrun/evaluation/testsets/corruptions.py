@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -152,7 +153,7 @@ class PublishedCorruption(NamedSet):
                 "cifar_c.files is not set: give the unpacked folder of CIFAR-10-C.tar (Zenodo 2535967) or "
                 "CIFAR-100-C.tar (3555552); the set `corruptions` makes a likeness offline."
             )
-        folder = Path(self.files).expanduser()
+        folder = Path(os.path.expanduser(self.files))
         found = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
         if self.kind not in found:
             there = (

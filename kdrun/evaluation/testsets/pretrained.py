@@ -3,6 +3,7 @@ goes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Pretrained:
 
         setting: what asks for it, instead: what needs no weights; both as typed. Raises DataError in one line.
         """
-        place = hub_folder() / self.file if weights is None else Path(weights).expanduser()
+        place = hub_folder() / self.file if weights is None else Path(os.path.expanduser(weights))
         if place.is_file():
             return place
         ways = f"or use {instead}, which needs no network."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,7 +60,7 @@ def painted(file: str) -> Image.Image:
     from PIL import Image
 
     try:
-        with Image.open(Path(file).expanduser()) as picture:
+        with Image.open(Path(os.path.expanduser(file))) as picture:
             return picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"style.painting={file}: no picture that can be read ({one_line(error)}).") from error
@@ -169,7 +170,7 @@ class Style(Transferred):
     def needed_files(self) -> dict[str, Path]:
         if self.painting is None:
             return super().needed_files()
-        place = Path(self.painting).expanduser()
+        place = Path(os.path.expanduser(self.painting))
         if not place.is_file():
             raise DataError(
                 f"style.painting={self.painting}: no such file; give a picture, or leave it out for a "
