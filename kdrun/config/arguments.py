@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
     if not text:
         raise ConfigError(f"{key}= is empty.")
     if get_origin(kind) is list:
-        return [read_value(key, part, get_args(kind)[0], rules) for part in text.split(",") if part]
+        return [read_value(key, part, get_args(kind)[0], rules) for part in parts_of(text, get_args(kind)[0], rules)]
     if text in rules.get("words", {}):
         return rules["words"][text]
     if kind is Path:
@@ -150,6 +151,15 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
             raise ConfigError(f"{key}={text}: must be {number}{least}{other}.") from None
     check_value(key, value, rules)
     return value
+
+
+def parts_of(text: str, kind: Any, rules: Mapping[str, Any]) -> list[str]:
+    """Return the values of a list, which stand between commas. A comma in a file's name separates nothing: where all
+    of it names a file, or before an ending is reached."""
+    if kind is Path and Path(os.path.expanduser(text)).exists():
+        return [text]
+    after = "|".join(f"(?<={re.escape(ending)})" for ending in rules.get("suffixes", ()))
+    return [part for part in re.split(f"(?:{after}),", text) if part]
 
 
 def plain_type(hint: Any) -> Any:

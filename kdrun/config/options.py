@@ -2,7 +2,8 @@
 the modules that they configure take them as they are. No torch here: composing a configuration must stay quick.
 
 A field without a default has its number in conf/. Metadata: low/high bound a number or a list's numbers, choices an
-enumeration; `over` and `under` are exclusive bounds.
+enumeration; `over` and `under` are exclusive bounds; path marks a file's or folder's name; pattern is a regular
+expression, which `shows` says in words.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class RunConfig:
     batch_size: int = setting(low=1, high=LARGEST_BATCH)
     eval_batch_size: int | None = setting(low=1, high=LARGEST_BATCH)
     eval_every: int = setting(low=1, high=MOST_EPOCHS)
-    device: str = setting()
+    device: str = setting(pattern=r"auto|cpu|cuda(:\d{1,3})?", shows="auto, cpu, cuda or cuda:N")
     precision: str = setting(choices=("auto", "fp32", "tf32", "bf16"))
     compile: str = setting(choices=("auto", "true", "false"))
     threads: int | None = setting(low=1, high=1024)

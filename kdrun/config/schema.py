@@ -41,8 +41,6 @@ def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
         if model.pretrained.lower() in ("true", "false"):
             model.pretrained = model.pretrained.lower()
     check_ranges(config, "")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        raise ConfigError(f"device={config.device}: choose auto, cpu, cuda or cuda:N.")
     config.method = check_method(config.method, begun=begun)
     _check_combinations(config)
     return config
@@ -108,6 +106,8 @@ def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={one}: choose {' or '.join(rules['choices'])}.{suggest(str(one), rules['choices'])}"
             )
+    if "pattern" in rules and not re.fullmatch(rules["pattern"], str(value)):
+        raise ConfigError(f"{key}={value}: choose {rules['shows']}.")
     if "length" in rules and len(value) != rules["length"]:
         raise ConfigError(f"{key}={value}: expected {rules['length']} numbers, got {len(value)}.")
     for number in value if isinstance(value, list) else [value]:

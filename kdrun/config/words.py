@@ -43,15 +43,22 @@ def _rewritten(word: str, config_dir: str | None, several: bool) -> str:
     check_word(word, key, equals)
     if (group := key.partition("@")[0]) in GROUPS and key in (group, "optimizer@teacher.recipe"):
         return f"{key}={_choice(group, value, config_dir, several)}"
+    if key.lstrip("~").startswith("method.") or FREE.match(key):
+        return f"{'' if key.startswith('~') else '++'}{key}{equals}{_text(value)}"
     known = settings().get(key)
-    if known is not None and "path" in known.rules:
+    if known is None:
+        raise ConfigError(unknown(key))
+    if "path" in known.rules:
         return f"{key}={_path(value, several)}"
-    if known is not None and known.holds_one and value.startswith(("[", "{")):
+    if known.holds_one and value.startswith(("[", "{")):
         each = f"; for a run of each: kdrun train -m {key}={value.strip('[]')}" if value[0] == "[" else ""
         raise ConfigError(f"{word}: {key} takes one value{each}.")
-    if not value.isascii() and value[:1] not in "'\"[{":
-        value = quoted(value)
-    return f"{'++' if key.startswith('method.') or FREE.match(key) else ''}{key}{equals}{value}"
+    return f"{key}={_text(value)}"
+
+
+def _text(value: str) -> str:
+    """Return a value in quotes where its letters are none of Hydra's grammar."""
+    return value if value.isascii() or value[0] in "'\"[{" else quoted(value)
 
 
 def check_word(word: str, key: str, equals: str) -> None:
@@ -69,8 +76,6 @@ def check_word(word: str, key: str, equals: str) -> None:
         )
     if key.startswith("pair.") or key == "method._name_":
         raise ConfigError(f"{word}: it is chosen by its name: {key.partition('.')[0]}=NAME.")
-    if "@" in key and key != "optimizer@teacher.recipe":
-        raise ConfigError(unknown(key))
     if key.partition(".")[0] in OF_SWEEPS:
         raise ConfigError(f"{word}: {key} is a setting of sweeps: kdrun train -m … or sweep=NAME.")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdrun.config.arguments import parts_of
 from kdrun.config.options import DatasetOptions
 from kdrun.data.datasets import STREAMED
 from kdrun.data.decode import cannot_be_read
@@ -57,7 +58,7 @@ def spread(labels: np.ndarray) -> np.ndarray:
 def files_named(word: str) -> list[Path]:
     """The image files that images=… means. Raises ConfigError or DataError."""
     found: list[Path] = []
-    for part in word.split(","):
+    for part in parts_of(word, Path, {}):
         path = Path(os.path.expanduser(part))
         if not path.exists():
             raise ConfigError(f"images={part}: no such file or folder (or give a number of the run's own images).")

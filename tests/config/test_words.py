@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from kdrun.config.arguments import parts_of
 from kdrun.config.compose import load
 from kdrun.config.options import METHOD_RULES, OUR_METHOD_RULES, method_rules
 from kdrun.config.settings import KINDS, method_settings, nearest, settings
@@ -160,3 +163,23 @@ def test_every_number_of_a_method_has_bounds():
     assert not METHOD_RULES.keys() & OUR_METHOD_RULES.keys()
     assert len(method_settings()) > 40
     assert KINDS
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a.csv", ["a.csv"]),
+        ("a.csv,b.json", ["a.csv", "b.json"]),
+        ("a,b.csv,c.json", ["a,b.csv", "c.json"]),
+        ("a.csv,", ["a.csv"]),
+        ("~/a b,c.json", ["~/a b,c.json"]),
+    ],
+)
+def test_commas_in_names_of_files_separate_nothing(text, found):
+    assert parts_of(text, Path, {"suffixes": (".csv", ".json")}) == found
+
+
+def test_a_file_that_is_there_may_have_any_commas(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    assert parts_of(str(tmp_path / "a,b"), Path, {}) == [str(tmp_path / "a,b")]
+    assert parts_of("a,b", Path, {}) == ["a", "b"]
