@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.data.arrays import read_array, sha256_of_values
 from kdrun.data.image_tree import Tree, refuse_empty_classes
 from kdrun.data.processes import process_pool
 from kdrun.data.splits import ArraySet
@@ -134,9 +135,9 @@ def _read(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[i
         meta = read_json(folder / "meta.json")
         left_out = [(int(position), str(reason)) for position, reason in meta["unreadable"]]
         # Copy-on-write mapping: the pages stay shared with the file, and torch may wrap them without a warning.
-        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-    except (CheckpointError, OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError) as error:
+        images = read_array(folder / "images.npy", mmap_mode="c")
+        labels = read_array(folder / "labels.npy")
+    except (CheckpointError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is damaged ({one_line(error)}); {again}.") from error
     count = meta.get("images")
     if images.dtype != np.uint8 or images.shape != (count, size, size, 3) or labels.shape != (count,):
@@ -145,10 +146,6 @@ def _read(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[i
     if meta.get("labels_sha256", sha256_of_values(labels)) != sha256_of_values(labels):
         raise DataError(f"{folder}/labels.npy has changed since it was written; {again}.")
     return images, labels, left_out
-
-
-def sha256_of_values(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Track) -> None:
@@ -170,7 +167,7 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
         if unreadable:
             np.save(scratch, images[: len(kept)].copy())
         images.flush()
-        digest = hashlib.sha256(images[: len(kept)].data).hexdigest()
+        digest = sha256_of_values(images[: len(kept)])
         del images
         os.replace(scratch, folder / "images.npy")
     finally:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from kdrun.data.decode import sha256_of_values
+from kdrun.data.arrays import read_array, sha256_of_values
 from kdrun.display import Track, untracked
 from kdrun.errors import KdrunError, one_line
 from kdrun.files import check_archive, read_json
@@ -58,7 +56,7 @@ def described(place: Path) -> str:
 def other_array(array: Path, description: Path, key: str) -> str:
     """How an array differs from its description, in words."""
     recorded = read_json(description).get(key)
-    if recorded is None or sha256_of_values(np.load(array, mmap_mode="r", allow_pickle=False)) == recorded:
+    if recorded is None or sha256_of_values(read_array(array, mmap_mode="r")) == recorded:
         return ""
     return f"has changed since it was written (its SHA-256 is another one): delete {array.parent}, and it is made again"
 
