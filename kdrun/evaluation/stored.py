@@ -26,12 +26,13 @@ def check_stored(root: Path, track: Track = untracked) -> tuple[int, list[str]]:
         file, check = checks[number]
         try:
             problem = check()
-        except KdrunError as error:
-            problem = str(error)
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        except KdrunError as error:  # names the file itself
+            lines.append(str(error))
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
             problem = f"cannot be read ({one_line(error)})"
         if problem:
-            lines.append(problem if str(file.parent) in problem else f"{file} {problem}")
+            lines.append(f"{file} {problem}")
     return len(checks), lines
 
 
