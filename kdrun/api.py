@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.config.options import RunConfig
 from kdrun.config.schema import check_ranges
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, print_note
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
 from kdrun.evaluation.loading import numerics_for
 from kdrun.evaluation.targets import Which
@@ -81,16 +81,19 @@ def metrics_of(directory: RunDirectory) -> pd.DataFrame:
 
 def results(outputs: str | Path = "outputs") -> pd.DataFrame:
     """One row per finished run below `outputs`: the keys of result.json, and `run`, its directory. Missing values are
-    NA. Raises ConfigError where there is no such folder."""
+    NA. Damaged results are counted on stderr. Raises ConfigError where there is no such folder."""
     import pandas as pd
 
     root = Path(os.path.expanduser(outputs))
     if not root.is_dir():
         raise ConfigError(f"outputs={outputs}: no such folder.")
+    found = finished_runs(root)
+    if damaged := len(list(root.glob("runs/*/*/*/*/result.json"))) - len(found):
+        print_note(f"{damaged} damaged result(s) passed over; kdrun list runs output_root={root} names them")
     rows = [
         {key: result.get(key) for key in RESULT_KEYS}
         | {"overrides": " ".join(result.get("overrides") or []), "run": str(place)}
-        for place, result in finished_runs(root)
+        for place, result in found
     ]
     frame = pd.DataFrame(rows, columns=["run", *RESULT_KEYS])
     kinds = {key: DTYPES[kind] for key, kind in value_types().items() if key != "finished_at"}

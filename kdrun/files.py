@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import stat
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,9 @@ from kdrun.errors import CheckpointError, DiskFull, RunError, one_line
 
 LEAST_ROOM = 2**20  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What zipfile, and numpy.load on it, raise for an archive that is damaged somewhere.
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+CHECKSUM = "checksum"  # the key of a JSON file under which it is
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -81,19 +86,30 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object with a checksum of its content as the last entry, which `read_json` checks and takes out."""
+    plain = json.loads(json.dumps(content, default=str))
+    write_text(path, json.dumps({**plain, CHECKSUM: checksum_of(plain)}, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from disk. Raises CheckpointError where the file is damaged."""
+    """A JSON object from disk. Raises CheckpointError where the file is damaged, or has changed since it was written;
+    one without a checksum is somebody else's, or of an earlier version."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object.")
+    told = content.pop(CHECKSUM, None)
+    if told is not None and told != checksum_of(content):
+        raise CheckpointError(f"{path} has changed since it was written (its checksum is another one).")
     return content
+
+
+def checksum_of(content: Any) -> str:
+    """Return 64 bits of the SHA-256 of plain values, in hexadecimal, whatever their order and spacing in a file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def spreadsheet_safe(row: Iterable[Any]) -> list[Any]:
@@ -116,6 +132,18 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_archive(path: Path) -> None:
+    """Raise ValueError where a file of torch.save, which is a zip archive, has changed since it was written, by the
+    checksums in it that torch.load passes over."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except DAMAGED_ARCHIVE as error:
+        raise ValueError(f"it has changed since it was written: {one_line(error)}") from error
+    if damaged is not None:
+        raise ValueError(f"it has changed since it was written: {damaged} in it has another checksum")
 
 
 def require_file(path: Path, called: str) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from kdrun import console
 from kdrun.config.arguments import output_root_setting, parse
 from kdrun.config.options import setting
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, KdrunError
 from kdrun.files import spreadsheet_safe, write_text
 from kdrun.reporting.compare import MISSING, Row, Side, differing, figures, label_of, read_side
 from kdrun.runs.directory import find_runs, outputs_folder
@@ -43,12 +43,29 @@ def command(words: list[str]) -> int:
     places = list(dict.fromkeys(place for name in parsed.names for place in find_runs(name, root)))
     if len(places) < 2:
         raise ConfigError(f"compare needs two runs or more, and this is {len(places)} (kdrun list runs).")
-    sides = [read_side(place) for place in places]
+    sides, damaged = read_sides(places)
     show(sides)
+    for line in damaged:
+        console.note(f"passed over: {line}")
     if place is not None:
         write_text(place, as_markdown(sides) if place.suffix.lower() == ".md" else as_csv(sides))
         console.note(f"written to {place}")
     return 0
+
+
+def read_sides(places: Sequence[Path]) -> tuple[list[Side], list[str]]:
+    """(the runs that can be read, a line for each that is damaged). Raises the first one's error where fewer than two
+    are left."""
+    sides: list[Side] = []
+    errors: list[KdrunError] = []
+    for place in places:
+        try:
+            sides.append(read_side(place))
+        except KdrunError as error:
+            errors.append(error)
+    if len(sides) < 2:
+        raise errors[0]
+    return sides, [str(error) for error in errors]
 
 
 def show(sides: list[Side]) -> None:

@@ -15,7 +15,7 @@ from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.groups import conf_dir
-from kdrun.display import legible, size
+from kdrun.display import legible, size, untracked
 from kdrun.errors import KdrunError, listed, print_error
 from kdrun.hardware import available_cores, compiler_missing, cpu_kind, cpu_name
 from kdrun.models import hub
@@ -25,7 +25,8 @@ usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]
 
 Checks Python, libraries, CPU and GPU, the C++ compiler that torch.compile needs, the output folder and the data sets
 (dataset.root: class folders of your own too), lists the published weights that pretrained=true has downloaded, and says
-what device=auto, precision=auto and compile=auto mean on this machine. Exit code 1 if a run could not work.
+what device=auto, precision=auto and compile=auto mean on this machine. With output_root= it also reads everything in
+that folder and names the files that have changed since they were written. Exit code 1 if a run could not work.
 """
 
 LIBRARIES = (
@@ -51,14 +52,17 @@ def command(words: list[str]) -> int:
     config = load([*parsed.names, *parsed.overrides], parsed.config_dir)
     rows, problems = libraries()
     rows += hardware_rows()
-    rows += output_rows(Path(os.path.expanduser(config.output_root)), problems)
+    root = Path(os.path.expanduser(config.output_root))
+    rows += output_rows(root, problems)
+    if any(word.startswith("output_root=") for word in parsed.overrides):
+        rows += stored_rows(root, problems)
     rows += data_rows(config.dataset.root, problems)
     rows += weights_rows()
     console.table("", ["what", "found", ""], rows)
     for problem in problems:
         print_error(problem)
-    root = config.dataset.root
-    command = "kdrun train" if root is None else f"kdrun train dataset=folder dataset.root={escape(shlex.quote(root))}"
+    data = config.dataset.root
+    command = "kdrun train" if data is None else f"kdrun train dataset=folder dataset.root={escape(shlex.quote(data))}"
     console.say("[bold red]a run would not work[/]" if problems else f"[bold green]all good[/]: {command}")
     return 1 if problems else 0
 
@@ -121,6 +125,15 @@ def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
     runs = len(list((root / "runs").glob("*/*/*/*/result.json")))
     teachers = len(list((root / "teachers").glob("*/*/*/result.json")))
     return [["output_root", str(root), f"{size(free)} free, {runs} finished run(s), {teachers} teacher(s)"]]
+
+
+def stored_rows(root: Path, problems: list[str]) -> list[list[str]]:
+    """Every file below the output folder against its checksum."""
+    from kdrun.evaluation.stored import check_stored
+
+    count, lines = check_stored(root, console.track if console.out.is_terminal else untracked)
+    problems += lines
+    return [["checksums", f"{count:,} files", f"{len(lines):,} damaged" if lines else "all as they were written"]]
 
 
 def data_rows(root: str | None, problems: list[str]) -> list[list[str]]:

@@ -19,7 +19,7 @@ from kdrun.evaluation.deployed import Card, Deployed, deploy, find_target
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
 from kdrun.evaluation.loading import numerics_for, open_data
 from kdrun.evaluation.targets import Which
-from kdrun.files import explain_os_error, write_json
+from kdrun.files import explain_os_error, sha256_of, write_json
 from kdrun.runs.directory import now, short_path
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ def facts(form: Form) -> dict[str, Any]:
     return {
         "form": form.name,
         "file": None if form.path is None else form.path.name,
+        "sha256": None if form.path is None or not form.path.is_file() else sha256_of(form.path),
         "max_logit_difference": form.difference,
         "top1": form.top1,
         "size": form.size,

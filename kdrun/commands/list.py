@@ -118,9 +118,9 @@ def list_runs(root: Path, teachers: bool) -> None:
         state, top1 = "unfinished", ""
         run = RunDirectory(folder, "teacher" if teachers else "student")
         if run.finished:
+            damage = run.damage()
             try:
-                state, top1 = "done", f"{run.result()['top1_last']:.2f}"
-                state = state if run.weights_path.is_file() else f"done, without {run.weights_path.name}"
+                state, top1 = f"done, {damage}" if damage else "done", f"{run.result()['top1_last']:.2f}"
             except CheckpointError as error:
                 state = f"damaged: {error}"
         elif run.failed_path.is_file():

@@ -12,9 +12,10 @@ from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run
 from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
 from kdrun.console import RichDisplay, announce, show_result
-from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, suggest
+from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note, suggest
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.plan import make_plan, output_root
+from kdrun.runs.recorded import way_out
 
 FLAGS = ("-m", "--multirun", "--resolve", *WITH_VALUE)  # the last three are Hydra's
 LAUNCHERS = ("lanes", "slurm", "submitit_local")
@@ -122,9 +123,11 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
     plan = make_plan(config, overrides)
-    if plan.run.finished and not plan.run.can_mend:
+    if plan.run.finished and not plan.run.can_mend(thorough=True):
         result = plan.run.result()
         show_result("already done", plan, result)
+        if damage := plan.run.damage(thorough=True):
+            print_note(f"{damage}; {way_out(plan.run.weights_path)}.")
         return result
     announce(plan)
     from kdrun.models.own_import import pinned  # torch: only for what has to be trained

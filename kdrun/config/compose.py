@@ -58,6 +58,8 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
             found = hydra_compose(
                 "config", [*rewrite(overrides, config_dir), *search_override(config_dir)], return_hydra_config=True
             )
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{no_text(config_dir)}: not valid YAML ({one_line(error)}).") from error
     except Exception as error:
         raise translate(error) from error
     with open_dict(found):
@@ -88,6 +90,16 @@ def check_own_name(group: str, name: Any, config_dir: str | None) -> None:
 def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
     """Composed and checked. Raises ConfigError."""
     return checked(compose(overrides, config_dir), config_dir)
+
+
+def no_text(config_dir: str | None) -> str:
+    """The user's YAML file that is no text, of which the codec's error gives no name."""
+    for path in sorted(Path(config_dir).rglob("*.yaml")) if config_dir else []:
+        try:
+            path.read_text()
+        except (OSError, ValueError):
+            return str(path)
+    return "a YAML file"
 
 
 def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, one_line
 
 MODEL_GROUPS = ("teacher", "student")
 GROUPS = (*MODEL_GROUPS, "method", "dataset", "optimizer", "benchmark", "pair", "recipe", "experiment")
@@ -84,6 +84,9 @@ def published_methods(benchmark: str, pair: str, config_dir: str | None = None) 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file that holds a mapping."""
-    content = yaml.safe_load(path.read_text())
+    """Return the content of a YAML file that holds a mapping. Raise ConfigError where it is damaged."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({getattr(error, 'problem', None) or one_line(error)}).") from error
     return content if isinstance(content, dict) else {}

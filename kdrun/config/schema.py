@@ -253,8 +253,3 @@ def plain_yaml(place: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it holds no settings")
     return content  # type: ignore[return-value]
-
-
-def read_resolved(folder: Path) -> dict[str, Any] | None:
-    """The numerics that a started run is pinned to; None where none was started."""
-    return read_config(folder)[1] if (folder / "config.yaml").is_file() else None

@@ -108,10 +108,13 @@ def _known_digest(place: Path, stamp: str) -> str | None:
 def _known_hashes(place: Path) -> dict[bytes, str]:
     """What the index holds: size, mark and path of a file -> its hash."""
     try:
-        lines = place.with_suffix(".index").read_bytes().split(b"\0")
-    except OSError:
+        index = place.with_suffix(".index").read_bytes()
+        recorded = read_json(place.with_suffix(".json")).get("index")
+    except (OSError, CheckpointError):
         return {}
-    return {line[33:]: line[:32].decode(errors="replace") for line in lines if len(line) > 33}
+    if recorded != hashlib.sha256(index).hexdigest():  # damaged, or of an earlier version: everything is read again
+        return {}
+    return {line[33:]: line[:32].decode(errors="replace") for line in index.split(b"\0") if len(line) > 33}
 
 
 def _remember(
@@ -123,6 +126,7 @@ def _remember(
     )
     try:
         write_atomically(place.with_suffix(".index"), lambda file: file.write(lines))
-        write_json(place.with_suffix(".json"), {"root": legible(root), "stamp": stamp, "digest": digest})
+        about = {"root": legible(root), "stamp": stamp, "digest": digest, "index": hashlib.sha256(lines).hexdigest()}
+        write_json(place.with_suffix(".json"), about)
     except RunError:
         return

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.data.arrays import read_array, sha256_of_values
 from kdrun.data.image_tree import Tree, refuse_empty_classes
 from kdrun.data.processes import process_pool
 from kdrun.data.splits import ArraySet
 from kdrun.display import Track, legible, untracked
-from kdrun.errors import DataError, one_line
+from kdrun.errors import CheckpointError, DataError, one_line
 from kdrun.files import read_json, write_json
 from kdrun.hardware import available_cores
 
@@ -118,15 +119,33 @@ def decode_tree(
     folder = cache / hashlib.sha256(f"{tree.fingerprint()} {size}".encode()).hexdigest()[:16]
     if not (folder / "meta.json").is_file():
         _decode_into(folder, tree, size, on_error, track)
-    meta = read_json(folder / "meta.json")
-    unreadable = [(tree.paths[position], reason) for position, reason in meta["unreadable"]]
+    images, labels, left_out = _read(folder, size)
+    unreadable = [(tree.paths[position], reason) for position, reason in left_out]
     if unreadable and on_error == "stop":
         raise cannot_be_read(tree.root / unreadable[0][0], unreadable[0][1])
-    # Copy-on-write mapping: the pages stay shared with the file, and torch may wrap them without a warning.
-    images = np.load(folder / "images.npy", mmap_mode="c")
-    labels = np.load(folder / "labels.npy")
     refuse_empty_classes(tree, labels)
     return ArraySet(images, labels), [(f"{tree.root.name}/{path}", reason) for path, reason in unreadable]
+
+
+def _read(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
+    """(images, labels, [(position, reason)] of what was left out). Raises DataError where they are not what meta.json
+    says. The images are mapped and not read here: `kdrun doctor output_root=…` compares their checksum."""
+    again = f"delete {folder} and run again"
+    try:
+        meta = read_json(folder / "meta.json")
+        left_out = [(int(position), str(reason)) for position, reason in meta["unreadable"]]
+        # Copy-on-write mapping: the pages stay shared with the file, and torch may wrap them without a warning.
+        images = read_array(folder / "images.npy", mmap_mode="c")
+        labels = read_array(folder / "labels.npy")
+    except (CheckpointError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is damaged ({one_line(error)}); {again}.") from error
+    count = meta.get("images")
+    if images.dtype != np.uint8 or images.shape != (count, size, size, 3) or labels.shape != (count,):
+        shapes = f"images {list(images.shape)} and labels {list(labels.shape)}"
+        raise DataError(f"{folder} holds {shapes}, not what its meta.json says; {again}.")
+    if meta.get("labels_sha256", sha256_of_values(labels)) != sha256_of_values(labels):
+        raise DataError(f"{folder}/labels.npy has changed since it was written; {again}.")
+    return images, labels, left_out
 
 
 def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Track) -> None:
@@ -148,14 +167,15 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
         if unreadable:
             np.save(scratch, images[: len(kept)].copy())
         images.flush()
-        digest = hashlib.sha256(images[: len(kept)].data).hexdigest()
+        digest = sha256_of_values(images[: len(kept)])
         del images
         os.replace(scratch, folder / "images.npy")
     finally:
         scratch.unlink(missing_ok=True)
-    np.save(folder / "labels.npy", tree.labels[kept])
+    labels = tree.labels[kept]
+    np.save(folder / "labels.npy", labels)
     meta = {"root": legible(tree.root), "images": len(kept), "sha256": digest, "unreadable": unreadable}
-    write_json(folder / "meta.json", meta)
+    write_json(folder / "meta.json", {**meta, "labels_sha256": sha256_of_values(labels)})
 
 
 def _decoded_chunks(tree: Tree, size: int, track: Track) -> Iterator[tuple[int, np.ndarray, list[tuple[int, str]]]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kdrun.data.splits import ArraySet
-from kdrun.files import write_atomically
+from kdrun.files import DAMAGED_ARCHIVE, write_atomically
 
 CONTENT = "scikit-learn digits, 1797 images of 8x8 in 17 grey levels, bilinear"
 CLASS_NAMES = [str(digit) for digit in range(10)]
@@ -24,7 +24,7 @@ def load(image_size: int, cache: Path) -> ArraySet:
     try:
         with np.load(place) as found:
             return ArraySet(found["images"], found["labels"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, *DAMAGED_ARCHIVE):  # not there, or damaged
         made = enlarged(image_size)
     write_atomically(place, lambda file: np.savez(file, images=made.images, labels=made.labels))
     return made

@@ -73,7 +73,7 @@ def readable_part(tree: Tree, cache: Path, track: Track = untracked) -> tuple[Tr
     place = cache / f"unreadable-{tree.fingerprint()[:16]}.json"
     try:
         bad = [(int(position), str(reason)) for position, reason in read_json(place)["unreadable"]]
-    except CheckpointError:
+    except (CheckpointError, KeyError, TypeError, ValueError):
         bad = check(tree, track).unreadable
         write_json(place, {"unreadable": bad})
     return without(tree, [position for position, _ in bad]), [

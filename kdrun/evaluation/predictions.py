@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.files import write_atomically
+from kdrun.files import DAMAGED_ARCHIVE, write_atomically
 
 if TYPE_CHECKING:
     from kdrun.evaluation.examine import Subject
@@ -77,5 +76,5 @@ def read_answers(place: Path, identity: dict[str, Any]) -> Answers | None:
                 return None
             textures = found.get("textures")
             return Answers(found["log_probabilities"], found["predicted"], found["labels"], textures)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, *DAMAGED_ARCHIVE):
         return None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from kdrun.config.arguments import read_value
 from kdrun.config.method_schema import MethodSource
 from kdrun.config.options import ModelOptions, RunConfig, TeacherOptions, setting
-from kdrun.config.schema import read_config
 from kdrun.errors import CheckpointError, ConfigError, KdrunError, print_note, suggest
 from kdrun.evaluation.loading import load_network
 from kdrun.evaluation.trusted import changed_code, permit, refusal
@@ -21,6 +20,7 @@ from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.code_record import method_of_run
 from kdrun.runs.directory import RunDirectory, outputs_folder, short_path
 from kdrun.runs.plan import slug
+from kdrun.runs.recorded import check_unchanged, read_run
 from kdrun.runs.trust import signed_code
 from kdrun.streams import VERSION as STREAMS
 from kdrun.streams import Streams
@@ -120,7 +120,7 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
 def target_of_run(run: Path, which: Which, settings: dict[str, str], split: str = "test") -> Target:
     """Return a run's student or teacher, or a stored teacher, under the run's own configuration. settings: where it is
     measured, not what. Raises ConfigError for code of its own that is not trusted."""
-    config, resolved = read_config(run)
+    config, resolved = read_run(run)
     for name in ("evals", "exports"):
         if (run / name).is_symlink():
             raise ConfigError(f"{run / name} is a link, and kdrun writes there: remove the link.")
@@ -232,10 +232,13 @@ def home_of(run: Path) -> Path | None:
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """A run's provenance.json; empty where it is missing or damaged."""
+    """A run's provenance.json; empty where it is missing, or damaged, which is then said."""
+    place = run / "provenance.json"
     try:
-        return read_json(run / "provenance.json")
-    except CheckpointError:
+        return read_json(place)
+    except CheckpointError as error:
+        if place.is_file():
+            print_note(f"{error} What it says of the run's teacher and code is not known.")
         return {}
 
 
@@ -258,6 +261,7 @@ def deployed_network(target: Target, data: Data, student: Network) -> nn.Module:
         streams=streams,
         spec=data_spec(data, loaders.train),
     )
+    check_unchanged(weights)
     load_weights(lane.deployed, weights, config.student.name)
     return lane.deployed
 

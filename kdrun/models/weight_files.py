@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kdrun.errors import CheckpointError, one_line
-from kdrun.files import require_file
+from kdrun.files import check_archive, require_file
 
 # The first bytes of torch.save before PyTorch 1.6: a pickled magic number.
 OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -54,6 +54,8 @@ def read_content(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
+        if head.startswith(b"PK"):
+            check_archive(path)
         return load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(path, error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 import yaml
 
 from kdrun.config.method_schema import yaml_name
-from kdrun.errors import ConfigError, one_line
+from kdrun.errors import CheckpointError, ConfigError, listed, one_line
+from kdrun.files import read_json
 from kdrun.runs.code_record import method_of_run, recorded
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.identity import digest_of
+from kdrun.runs.recorded import edits
 
 UNLIKE = (
     "output_root",
@@ -99,9 +100,11 @@ def read_side(path: Path) -> Side:
         state, figures = unfinished(run, settings)
     for place in sorted((path / "evals").glob("*.json")):
         try:
-            figures |= {f"{place.stem}/{key}": value for key, value in scalars(json.loads(place.read_text())).items()}
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{place} cannot be read ({one_line(error)}); measure it again.") from error
+            figures |= {f"{place.stem}/{key}": value for key, value in scalars(read_json(place)).items()}
+        except CheckpointError as error:
+            state += f"; passed over: {str(error).rstrip('.')}: measure it again"
+    if edited := edits(path):
+        state += f"; config.yaml was edited since: {listed(key for key, _, _ in edited)}"
     return Side(path, state, settings, figures)
 
 
@@ -151,7 +154,7 @@ def unfinished(run: RunDirectory, settings: Mapping[str, Any]) -> tuple[str, dic
     of = settings.get("teacher.recipe.epochs" if run.role == "teacher" else "epochs")
     state = f"unfinished, epoch {epoch} of {of}"
     if run.failed_path.is_file():
-        state = f"failed: {run.failed_path.read_text().strip().partition(' ')[2]}"
+        state = f"failed: {run.failure()}"
     known = [(row[0], row[3]) for row in rows if row[1:3] == ("test", "top1")]
     return state, {"top1_so_far": known[-1][1]} if known else {}
 

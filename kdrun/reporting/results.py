@@ -10,6 +10,7 @@ from kdrun.errors import CheckpointError, one_line
 from kdrun.files import read_json
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import Cell, Ledger, state_of
+from kdrun.runs.recorded import changed_since
 from kdrun.runs.result import problem_of
 
 SELECTIONS = {
@@ -75,7 +76,11 @@ def read_result(cell: Cell, root: Path) -> dict[str, Any] | str | None:
     for key in SELECTIONS:
         if not isinstance(result[key], int | float) and (key != "top1_val_selected" or result[key] is not None):
             return f"{cell.run}/result.json: {key} is {result[key]!r}, not a number."
-    if problem := problem_of(result):
+    try:
+        problem = problem_of(result) or changed_since(run.result_path)
+    except CheckpointError as error:
+        return str(error)
+    if problem:
         return f"{cell.run}/result.json: damaged ({problem})."
     belongs = run.path.name == f"s{result['seed']}-{str(result['digest'])[:8]}"
     if not belongs or result["seed"] != cell.seed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import socket
@@ -17,9 +18,19 @@ from filelock import FileLock, Timeout
 
 from kdrun.config.own_code import OwnFile
 from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere, RunError
-from kdrun.files import read_json, refused, require_file, spreadsheet_safe, write_atomically, write_json, write_text
+from kdrun.files import (
+    checksum_of,
+    read_json,
+    refused,
+    require_file,
+    spreadsheet_safe,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from kdrun.runs.checkpoints import WEIGHTS, no_run
 from kdrun.runs.code_record import write_copies
+from kdrun.runs.recorded import changed_since, is_whole, record
 from kdrun.runs.result import RESULT_KEYS, RunResult, problem_of
 from kdrun.runs.trust import sign
 
@@ -57,10 +68,25 @@ class RunDirectory:
         """result.json is written last: its presence means finished."""
         return self.result_path.is_file()
 
-    @property
-    def can_mend(self) -> bool:
-        """Whether its last checkpoint can write the weights again that are gone."""
-        return not self.weights_path.is_file() and self.state_path.is_file()
+    def can_mend(self, thorough: bool = False) -> bool:
+        """Whether a finished run's last checkpoint can write again what is missing or damaged: its result or
+        weights."""
+        return self.finished and self.state_path.is_file() and bool(self.damage(thorough))
+
+    def damage(self, thorough: bool = False) -> str:
+        """What is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough: the
+        weights are read, and not only their length."""
+        try:
+            self.result()
+        except CheckpointError as error:
+            return str(error)
+        name = self.weights_path.name
+        if not self.weights_path.is_file():
+            return f"without {name}"
+        if not is_whole(self.weights_path):
+            return f"{name} is cut or damaged"
+        problem = changed_since(self.weights_path) if thorough else ""
+        return f"{name} {problem}" if problem else ""
 
     @property
     def begun(self) -> bool:
@@ -73,13 +99,13 @@ class RunDirectory:
             found = read_json(self.result_path)
         except CheckpointError as error:
             raise CheckpointError(f"{str(error).rstrip('.')}: {way_out}.") from error.__cause__
-        if problem := problem_of(found):
+        if problem := problem_of(found) or changed_since(self.result_path):
             raise CheckpointError(f"{self.result_path} is damaged ({problem}): {way_out}.")
         return found
 
     def recorded_sha256(self) -> str:
         """The SHA-256 of a stored teacher's weights as they were trained; empty where none was recorded."""
-        return self.sha256_path.read_text().strip() if self.sha256_path.is_file() else ""
+        return self.sha256_path.read_text(errors="replace").strip() if self.sha256_path.is_file() else ""
 
     @contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -136,9 +162,11 @@ class RunDirectory:
         return lines[0].partition(" ")[2] if lines else "failed.txt is empty"
 
     def finish(self, result: RunResult) -> None:
-        """Write result.json, whose presence means finished."""
+        """Write the checksums of what the run leaves, then result.json, whose presence means finished."""
         self.failed_path.unlink(missing_ok=True)
-        write_json(self.result_path, result.as_dict())
+        text = json.dumps(result.as_dict(), indent=2, default=str) + "\n"
+        record(self.path, (self.weights_path, self.best_weights_path, self.metrics_path), {self.result_path: text})
+        write_text(self.result_path, text)
 
     def append_metrics(self, rows: Iterable[tuple[int, str, str, float]]) -> None:
         """Add (epoch, split, metric, value) rows."""
@@ -163,6 +191,19 @@ class RunDirectory:
                 with suppress(ValueError):
                     rows.append((int(parts[0]), parts[1], parts[2], float(parts[3])))
         return rows
+
+    def sync_metrics(self) -> None:
+        """Have the rows on disk before the checkpoint that comes after them."""
+        with suppress(OSError), self.metrics_path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def metrics_checksum(self, epochs: int) -> str:
+        """Of the rows up to epoch `epochs`."""
+        return checksum_of([row for row in self.read_metrics() if row[0] <= epochs])
+
+    def epochs_without_rows(self, epochs: int) -> list[int]:
+        """Those up to `epochs` of which nothing was kept."""
+        return sorted(set(range(1, epochs + 1)) - {row[0] for row in self.read_metrics()})
 
     def truncate_metrics(self, epochs: int) -> None:
         """Drop rows of epochs after `epochs` (counted from 1): training resumes from a checkpoint before them."""

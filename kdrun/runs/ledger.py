@@ -157,6 +157,10 @@ def state_of(cell: Cell, root: Path) -> tuple[str, str]:
         return "failed", cell.reason
     run = RunDirectory(root / cell.run)
     if run.finished:
+        try:
+            run.result()
+        except CheckpointError as error:
+            return "failed", str(error)
         return "done", ""
     if not run.path.is_dir():
         return "missing", ""

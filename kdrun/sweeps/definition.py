@@ -89,7 +89,7 @@ def read_sweep(name: str, config_dir: str | None, seen: tuple[str, ...] = ()) ->
         raise ConfigError(f"sweep={name}: no such sweep.{suggest(name, files)} There are: {', '.join(sorted(files))}.")
     try:
         content = yaml.load(files[name].read_text(), UniqueKeys)
-    except yaml.YAMLError as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or one_line(error)

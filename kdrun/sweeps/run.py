@@ -45,8 +45,8 @@ def run_sweep(
     ledger = Ledger(sweep.name, sweep.title, command, shape_of(sweep, cells), cells)
     write_ledger(root, ledger)
     chosen = [plan for spec, (_, plan) in zip(sweep.specs, found, strict=True) if plan is not None and spec.chosen]
-    pending = [plan for plan in chosen if not plan.run.finished]
-    done = len({str(plan.run.path) for plan in chosen if plan.run.finished})
+    pending = [plan for plan in chosen if not plan.run.finished or plan.run.can_mend()]
+    done = len({str(plan.run.path) for plan in chosen} - {str(plan.run.path) for plan in pending})
     total = len({str(plan.run.path) for plan in chosen})
     already = f", {done} of them done already" if done else ""
     wanted = sum(spec.chosen for spec in sweep.specs)

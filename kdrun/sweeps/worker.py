@@ -117,7 +117,7 @@ def train_lanes(task: Task, report: Report, stop: Stop, display: Display) -> Non
             except RunError as error:
                 report(Ended(str(plan.run.path), None, str(error), elsewhere=isinstance(error, LockedElsewhere)))
                 continue
-            if plan.run.finished:  # by another machine, in the meantime
+            if plan.run.finished and not plan.run.can_mend():  # by another machine, in the meantime
                 report(Ended(str(plan.run.path), plan.run.result()))
             else:
                 plans.append(plan)

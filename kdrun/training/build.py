@@ -16,6 +16,7 @@ from kdrun.errors import CheckpointError, ConfigError, PairingError
 from kdrun.runs.checkpoints import differences, weights_file
 from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import Plan
+from kdrun.runs.recorded import check_unchanged
 from kdrun.streams import Streams
 
 if TYPE_CHECKING:
@@ -77,9 +78,11 @@ def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
         ]
     )
     place = plan.cache / f"stats-{key[:16]}.json"
-    if place.is_file():
+    try:
         found = read_json(place)
-        return found["mean"], found["std"]
+        return [float(value) for value in found["mean"]], [float(value) for value in found["std"]]
+    except (CheckpointError, KeyError, TypeError, ValueError):  # not measured yet, or damaged
+        pass
     if isinstance(splits.train, ArraySet):
         from kdrun.data import resident
 
@@ -191,7 +194,9 @@ def pretrained_of(options: ModelOptions) -> str | None:
     """`pretrained` as `create_model` takes it: None, "true", or the file that it means."""
     if options.pretrained in ("true", "false"):
         return "true" if options.pretrained == "true" else None
-    return str(weights_file(options.pretrained, f"{role_of(options)}.pretrained"))
+    file = weights_file(options.pretrained, f"{role_of(options)}.pretrained")
+    check_unchanged(file)
+    return str(file)
 
 
 def load_checkpoint(options: ModelOptions, model: nn.Module) -> None:
@@ -202,6 +207,7 @@ def load_checkpoint(options: ModelOptions, model: nn.Module) -> None:
     assert options.checkpoint is not None
     role = role_of(options)
     file = weights_file(options.checkpoint, f"{role}.checkpoint")
+    check_unchanged(file)
     other = differences(options, role, file)
     try:
         load_weights(model, file, options.name, wanted=wanted_of(options))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from kdrun.errors import CheckpointError, one_line
-from kdrun.files import write_atomically
+from kdrun.files import check_archive, write_atomically
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -20,11 +20,18 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises CheckpointError with the way out where the file is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more here
-        raise CheckpointError(
-            f"{path} cannot be read ({one_line(error)}); delete it and the run starts again from its beginning."
-        ) from error
+        raise unusable(path, f"cannot be read ({one_line(error)})") from error
+    if not isinstance(state, dict):
+        raise unusable(path, "holds no state of a run")
+    return state
+
+
+def unusable(path: Path, problem: str) -> CheckpointError:
+    """The error for a resume state that no run can go on from, with the way out."""
+    return CheckpointError(f"{path} {problem}; delete it and the run starts again from its beginning.")
 
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from kdrun import __version__
 from kdrun.config.method_schema import MethodSource
+from kdrun.config.options import RunConfig
 from kdrun.hardware import cpu_kind, cpu_name
 from kdrun.runs.code_record import Code, about_method
 from kdrun.runs.directory import now
@@ -40,9 +42,11 @@ def provenance(
     method: MethodSource | None,
     code: Code,
     other_images: str,
+    config: RunConfig,
 ) -> dict[str, Any]:
     """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights, what its
-    method asks for and the user's own code. method: None of a teacher that is trained alone."""
+    method asks for, the user's own code, and every setting, by which an edited config.yaml is noticed. method: None of
+    a teacher that is trained alone."""
     return {
         "started_at": now(),
         "command": sys.argv,
@@ -58,6 +62,7 @@ def provenance(
         "method": None if method is None else about_method(method),
         **code.about(),
         "other_images": other_images,
+        "config": asdict(config),
     }
 
 

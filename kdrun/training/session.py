@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdrun.config.own_code import located
-from kdrun.config.schema import read_resolved, to_yaml
+from kdrun.config.schema import to_yaml
 from kdrun.display import Display, EpochEnd, Step, legible
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError, listed
 from kdrun.files import sha256_of
@@ -24,6 +24,7 @@ from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan
+from kdrun.runs.recorded import read_resolved
 from kdrun.streams import Streams
 from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.checkpoint import save_weights
@@ -260,8 +261,7 @@ class Session:
                 yield training, error
                 continue
             if training.epoch == epochs:
-                if not training.run.weights_path.is_file():  # somebody has removed them since
-                    save_weights(training.run.weights_path, training.lane.evaluated.state_dict())
+                save_weights(training.run.weights_path, training.lane.evaluated.state_dict())  # gone, or damaged since
                 yield training, None
             else:
                 waiting.append(training)
@@ -304,12 +304,12 @@ class Session:
         }
         resumed = training.resume(loaders.train.steps_per_epoch)
         if resumed:
-            self.display.note(
-                f"resuming {what} after epoch {training.epoch}" + (f", step {training.step}" if training.step else "")
-            )
+            step = f", step {training.step}" if training.step else ""
+            for line in (f"resuming {what} after epoch {training.epoch}{step}", *training.notes):
+                self.display.note(line)
         numerics, alone = training.lane.student.numerics, what == "teacher"
         code, method = (plan.teacher_code, None) if alone else (plan.code, plan.method)
-        about = provenance(numerics, data, training.teacher, method, code, training.other_images)
+        about = provenance(numerics, data, training.teacher, method, code, training.other_images, plan.config)
         training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
         preparation = training.lane.method.preparation()
         if preparation is not None and not resumed:

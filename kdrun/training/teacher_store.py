@@ -12,6 +12,7 @@ from kdrun.errors import CheckpointError
 from kdrun.files import sha256_of
 from kdrun.models.weights import load_weights
 from kdrun.runs.directory import RunDirectory
+from kdrun.runs.recorded import check_unchanged
 
 
 def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
@@ -28,6 +29,7 @@ def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
             f"{run.weights_path} is not the file that was trained (sha256 {found[:12]}…, recorded "
             f"{recorded[:12] or 'none'}…); delete {run.path} and the teacher is trained again."
         )
+    check_unchanged(run.weights_path)  # by checksums.json too, where both were replaced
     load_weights(model, run.weights_path, name)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 
 from kdrun.config.options import OptimizerOptions
 from kdrun.display import Step
-from kdrun.errors import Interrupted, KdrunError
+from kdrun.errors import Interrupted, KdrunError, RunError
 from kdrun.runs.directory import short_path
 from kdrun.training.checkpoint import save_weights
 from kdrun.training.loop import Lane, Preparation, TrainLoader, evaluate, train_epoch
@@ -51,7 +52,9 @@ def prepare(
     """
     lane = training.lane
     own = Lane(lane.student, Preparation(lane.method), options, options.epochs, lane.streams, lane.device)
-    stage = TrainingRun(training.plan, training.run, training.digest, own, stage="preparation")
+    stage = TrainingRun(
+        training.plan, training.run, training.digest, own, teacher=training.teacher, stage="preparation"
+    )
     stage.resume(loader.steps_per_epoch)
     saved = time.monotonic()
     for epoch in range(stage.epoch, options.epochs):
@@ -110,12 +113,13 @@ def fit(
         # Short epochs need not each pay for a checkpoint: a resume repeats them bit for bit.
         save = epoch + 1 == epochs or bool(stop.signal) or time.monotonic() - saved > SAVE_SECONDS
         for training in trainings:
+            tested = evaluated(training, loaders) if epoch + 1 == epochs or (epoch + 1) % eval_every == 0 else {}
             if training.lane.failed is not None:
                 waiting.remove(training)
                 yield mark_failed(training)
                 continue
             training.train_seconds += lap
-            yield Epoch(training, epoch + 1, close_epoch(training, loaders, epoch, epochs, eval_every, clock, save))
+            yield Epoch(training, epoch + 1, close_epoch(training, tested, epoch, epochs, clock, save))
         saved = time.monotonic() if save else saved
         if not waiting:
             return
@@ -180,23 +184,36 @@ def mark_failed(training: TrainingRun) -> Failed:
     return Failed(training, f"{error}{traced}")
 
 
+def evaluated(training: TrainingRun, loaders: Loaders) -> dict[str, dict[str, float]]:
+    """Accuracy and loss on the test and the validation images; a loss that is not finite is the lane's failure. Nothing
+    of one that has failed."""
+    lane = training.lane
+    if lane.failed is not None:
+        return {}
+    prepare, numerics = lane.student.tap.prepare, lane.student.numerics
+    parts = {"test": loaders.test} if loaders.val is None else {"test": loaders.test, "val": loaders.val}
+    found = {split: evaluate(lane.evaluated, prepare, loader, numerics) for split, loader in parts.items()}
+    for split, metrics in found.items():
+        if lane.failed is None and not math.isfinite(metrics["nll"]):
+            lane.failed = RunError(
+                f"the loss on the {split} images is {metrics['nll']} after the last update: the network is of no use. "
+                "Lower optimizer.lr, set optimizer.clip_norm, or try precision=fp32."
+            )
+    return found
+
+
 def close_epoch(
-    training: TrainingRun, loaders: Loaders, epoch: int, epochs: int, eval_every: int, clock: Clock, save: bool
+    training: TrainingRun, tested: dict[str, dict[str, float]], epoch: int, epochs: int, clock: Clock, save: bool
 ) -> dict[str, dict[str, float]]:
-    """Evaluate, write metrics, then weights, then the resume state that refers to them."""
+    """Write metrics, then weights, then the resume state that refers to them."""
     lane = training.lane
     train = lane.meter.result()
     train["images_per_second"] = clock.images / max(clock.spent, 1e-9)
     training.images += clock.images
-    metrics = {"train": train}
+    metrics = {"train": train, **tested}
     last = epoch + 1 == epochs
-    if last or (epoch + 1) % eval_every == 0:
-        prepare, numerics = lane.student.tap.prepare, lane.student.numerics
-        metrics["test"] = evaluate(lane.evaluated, prepare, loaders.test, numerics)
-        if loaders.val is not None:
-            metrics["val"] = evaluate(lane.evaluated, prepare, loaders.val, numerics)
-        if training.score.update(epoch + 1, metrics["test"], metrics.get("val")):
-            save_weights(training.run.best_weights_path, lane.evaluated.state_dict())
+    if tested and training.score.update(epoch + 1, metrics["test"], metrics.get("val")):
+        save_weights(training.run.best_weights_path, lane.evaluated.state_dict())
     training.run.append_metrics(
         (epoch + 1, split, name, value) for split, values in metrics.items() for name, value in values.items()
     )
@@ -209,9 +226,11 @@ def close_epoch(
 
 
 def store_pretrained(training: TrainingRun, loaders: Loaders) -> None:
-    """A run of no epochs: a pretrained network is evaluated and stored as it came."""
+    """A run of no epochs: a pretrained network is evaluated and stored as it came. Raises RunError for one whose loss
+    is not finite."""
     lane = training.lane
-    training.score.update(
-        0, evaluate(lane.evaluated, lane.student.tap.prepare, loaders.test, lane.student.numerics), None
-    )
+    tested = evaluated(training, loaders)
+    if lane.failed is not None:
+        raise lane.failed
+    training.score.update(0, tested["test"], None)
     save_weights(training.run.weights_path, lane.evaluated.state_dict())

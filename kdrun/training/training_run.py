@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdrun.errors import CheckpointError
-from kdrun.runs.directory import RunDirectory
+from kdrun.errors import CheckpointError, listed, one_line
+from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan
-from kdrun.training.checkpoint import load_state, save_state
+from kdrun.training.checkpoint import load_state, save_state, unusable
 from kdrun.training.loop import EvalLoader, Lane, TrainLoader
 from kdrun.training.meters import TrainMeter
 
@@ -69,6 +69,7 @@ class TrainingRun:
     train_seconds: float = 0.0
     images: int = 0
     stage: str = ""  # the preparation has a checkpoint of its own
+    notes: list[str] = field(default_factory=list)  # what a resume found
 
     @property
     def state_path(self) -> Path:
@@ -96,7 +97,13 @@ class TrainingRun:
             "score": vars(self.score),
             "train_seconds": self.train_seconds,
             "images": self.images,
+            "teacher": self.teacher_sha256,
+            "metrics": self.run.metrics_checksum(self.epoch),
         }
+
+    @property
+    def teacher_sha256(self) -> str | None:
+        return None if self.teacher is None else self.teacher.get("sha256")
 
     def resume(self, steps: int) -> bool:
         """Load last.pt where there is one; whether training resumes. Raises CheckpointError."""
@@ -105,9 +112,43 @@ class TrainingRun:
             return False
         state = load_state(self.state_path)
         # The same run on images that have been repaired since may go on where its directory was moved.
-        if state["digest"] != self.digest and state.get("other_images") != self.other_images:
-            raise CheckpointError(f"{self.state_path} belongs to another run; move it away.")
+        if state.get("digest") != self.digest and state.get("other_images") != self.other_images:
+            raise CheckpointError(
+                f"{self.state_path} belongs to another run, or to none; move it away and the run starts again from "
+                "its beginning."
+            )
+        self.check_origin(state)
+        try:
+            self.load(state, steps)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            problem = f"does not fit this run ({type(error).__name__}: {one_line(error)})"
+            raise unusable(self.state_path, problem) from error
+        self.check_metrics(state.get("metrics"))
+        return True
+
+    def check_origin(self, state: dict[str, Any]) -> None:
+        """Raise CheckpointError where the run would go on with another teacher or other numerics than it began with."""
+        before, now = state.get("teacher"), self.teacher_sha256
+        if before and now and before != now:
+            raise CheckpointError(
+                f"the teacher's weights are others than those that {self.run.path} has learned from so far (sha256 "
+                f"{now[:12]}…, then {str(before)[:12]}…): restore them, or delete that directory."
+            )
+        begun, own = state.get("numerics"), self.lane.student.numerics.as_dict()
+        if not isinstance(begun, dict):
+            return
+        for key in own.keys() & begun.keys() - {"device"}:
+            if own[key] != begun[key]:
+                raise CheckpointError(
+                    f"{self.run.path} was trained with {key}={begun[key]} so far and would go on with "
+                    f"{key}={own[key]}: set resolved.{key} in its config.yaml back, or delete that directory."
+                )
+
+    def load(self, state: dict[str, Any], steps: int) -> None:
+        """Take over what `state` holds. Raises KeyError, TypeError and what PyTorch raises where it does not fit."""
         lane = self.lane
+        if not 0 <= state["epoch"] <= lane.epochs or state["step"] < 0:
+            raise ValueError(f"epoch {state['epoch']}, step {state['step']}")
         lane.model.load_state_dict(state["model"])
         lane.method.load_state_dict(state["method"])
         lane.optimizer.load_state_dict(state["optimizer"])
@@ -119,8 +160,18 @@ class TrainingRun:
         if self.step:
             lane.meter = TrainMeter(lane.device, steps)
             lane.meter.load(state["meter"])
+
+    def check_metrics(self, recorded: str | None) -> None:
+        """Drop the rows after the checkpoint, and note where those before it are not what they were."""
+        if self.stage:
+            return
         self.run.truncate_metrics(self.epoch)
-        return True
+        if recorded is None or recorded == self.run.metrics_checksum(self.epoch):
+            return
+        lost = self.run.epochs_without_rows(self.epoch)
+        what = f"has no rows of epoch {listed(map(str, lost))}" if lost else "holds other rows than were written"
+        self.notes.append(f"note: {short_path(self.run.metrics_path)} {what}; training goes on, its curves do not")
 
     def save(self) -> None:
+        self.run.sync_metrics()
         save_state(self.state_path, self.state())

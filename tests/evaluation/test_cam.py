@@ -204,6 +204,7 @@ def test_a_student_that_is_its_teacher(kdrun, outputs):
     (run,) = runs(outputs)
     (teacher,) = (outputs / "teachers").glob("*/*/*/teacher.safetensors")
     (run / "student.safetensors").write_bytes(teacher.read_bytes())
+    (run / "checksums.json").unlink()  # else they are refused: not those that the run wrote
     look(kdrun, run, "overlap=8", "images=1")
     found = json.loads((run / "evals" / "gradcam.json").read_text())
     assert (found["iou"], found["pearson"], found["spearman"], found["agreement"]) == pytest.approx((1, 1, 1, 100))

@@ -227,7 +227,11 @@ def test_files_from_elsewhere(kdrun, outputs, image_folder, tmp_path):
         del proto.metadata_props[:]
         onnx.helper.set_model_props(proto, props)
         onnx.save(proto, tmp_path / f"{name}.onnx")
+    changed = bytearray((tmp_path / "net.onnx").read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / "net.onnx").write_bytes(changed)
     for words, part in (
+        (["net.onnx"], "has changed since net.json was written of it: export it again, or remove net.json"),
         (["bare.onnx"], "does not say its class names, mean, std and image size"),
         (["fewer.onnx"], "names 1 classes and returns 4 logits"),
         (["text.onnx"], "is no ONNX file that can be loaded"),

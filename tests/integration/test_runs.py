@@ -73,6 +73,7 @@ def test_contents_of_a_run(kdrun, outputs):
         "student_best.safetensors",
         "curves.png",
         "result.json",
+        "checksums.json",
     }
     result = json.loads((run / "result.json").read_text())
     assert list(result) == RESULT_KEYS

@@ -18,6 +18,7 @@ import numpy as np
 from kdrun import __version__
 from kdrun.errors import CheckpointError, ConfigError, RunError, one_line
 from kdrun.evaluation.deployed import Card
+from kdrun.files import read_json, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -142,11 +143,29 @@ def quantise_dynamic(source: Path, target: Path, card: Card) -> None:
     write_card(target, card)
 
 
+def check_unchanged(path: Path) -> None:
+    """Raise CheckpointError for an exported file that is not the one which the JSON beside it describes."""
+    for place in sorted(path.parent.glob("*.json")):
+        if not path.name.startswith(place.stem):
+            continue
+        try:
+            forms = read_json(place).get("forms")
+        except CheckpointError:
+            continue
+        for form in forms if isinstance(forms, list) else []:
+            mine = isinstance(form, dict) and form.get("file") == path.name and form.get("sha256")
+            if mine and form["sha256"] != sha256_of(path):
+                raise CheckpointError(
+                    f"{path} has changed since {place.name} was written of it: export it again, or remove {place.name}."
+                )
+
+
 class OnnxNetwork:
     """An exported file under ONNX Runtime. Raises CheckpointError where it cannot be loaded, or is not from kdrun."""
 
     def __init__(self, path: Path, threads: int | None = None):
         require("read")
+        check_unchanged(path)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

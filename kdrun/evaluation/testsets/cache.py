@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kdrun.data.arrays import read_array, sha256_of_values
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, DataError, RunError
@@ -143,11 +144,9 @@ def read_published(wished: PublishedCorruption, test: ArraySet) -> Derived:
 
 def fingerprint(test: ArraySet) -> str:
     """SHA-256 of pixels and labels."""
-    return hashlib.sha256(f"{sha256(test.images)} {sha256(test.labels.astype(np.int64))}".encode()).hexdigest()
-
-
-def sha256(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+    return hashlib.sha256(
+        f"{sha256_of_values(test.images)} {sha256_of_values(test.labels.astype(np.int64))}".encode()
+    ).hexdigest()
 
 
 def build(orders: list[Order], test: ArraySet, seed: int, track: Track, processes: int | None) -> None:
@@ -162,7 +161,10 @@ def build(orders: list[Order], test: ArraySet, seed: int, track: Track, processe
         write_atomically(order.folder / "images.npy", partial(np.save, arr=whole))
         if others is not None:
             write_atomically(order.folder / "partners.npy", partial(np.save, arr=others))
-        sums = {"sha256": sha256(whole), "partners_sha256": None if others is None else sha256(others)}
+        sums = {
+            "sha256": sha256_of_values(whole),
+            "partners_sha256": None if others is None else sha256_of_values(others),
+        }
         write_json(order.folder / "manifest.json", {**order.wanted, **sums})
 
 
@@ -171,10 +173,10 @@ def read(folder: Path, wanted: dict[str, Any], labels: np.ndarray, cached: bool)
     again = f"delete {folder} and run again"
     try:
         manifest = read_json(folder / "manifest.json")
-        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
+        images = read_array(folder / "images.npy", mmap_mode="c")
         paired = manifest.get("partners_sha256") is not None
-        others = np.load(folder / "partners.npy", allow_pickle=False) if paired else None
-    except (CheckpointError, OSError, ValueError, EOFError) as error:
+        others = read_array(folder / "partners.npy") if paired else None
+    except (CheckpointError, ValueError) as error:
         raise DataError(f"{folder} is damaged ({error}); {again}.") from error
     for name, value in wanted.items():
         if manifest.get(name) != value:
@@ -183,11 +185,11 @@ def read(folder: Path, wanted: dict[str, Any], labels: np.ndarray, cached: bool)
         raise DataError(
             f"{folder}/images.npy is {images.dtype} {list(images.shape)}, not what its manifest says; {again}."
         )
-    if sha256(images) != manifest.get("sha256"):
+    if sha256_of_values(images) != manifest.get("sha256"):
         raise DataError(f"{folder}/images.npy is not the file that its manifest.json describes; {again}.")
     texture_labels = None
     if others is not None:
-        if sha256(others) != manifest["partners_sha256"]:
+        if sha256_of_values(others) != manifest["partners_sha256"]:
             raise DataError(f"{folder}/partners.npy is not the file that its manifest.json describes; {again}.")
         texture_labels = np.asarray(labels)[others]
     return Derived(ArraySet(images, np.asarray(labels)), texture_labels, manifest, folder, cached)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kdrun.config.options import setting
+from kdrun.data.arrays import read_array
 from kdrun.data.splits import ArraySet
 from kdrun.errors import DataError, one_line
 from kdrun.evaluation.testsets.base import DerivedSet, Draw, NamedSet
@@ -182,6 +183,6 @@ class PublishedCorruption(NamedSet):
 def _array(place: Path) -> np.ndarray:
     """A memory-mapped array; nothing is ever unpickled."""
     try:
-        return np.load(place, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return read_array(place, mmap_mode="c")
+    except ValueError as error:
         raise DataError(f"{place} cannot be read ({one_line(error)}); fetch it anew.") from error

@@ -74,6 +74,7 @@ def read_files(files: RunFiles, folder: Path, finished: bool) -> RunFiles:
         files.reason = RunDirectory(folder).failure()
     files.config = read_words(folder / "config.yaml")
     files.provenance = read_object(folder / "provenance.json")
+    files.provenance.pop("config", None)  # the page shows config.yaml
     files.curves = read_curves(read_words(folder / "metrics.csv"))
     return files
 

@@ -1,0 +1,119 @@
+"""What a run wrote down of its own files, so that one that has changed since is named: its settings and the teacher in
+provenance.json, the checksums of its weights, metrics and result in checksums.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kdrun.config.options import RunConfig
+from kdrun.config.schema import plain_yaml, read_config
+from kdrun.errors import CheckpointError, ConfigError, listed
+from kdrun.files import read_json, sha256_of, write_json
+
+# What may differ between two starts of the same run, and what a teacher owes to the run that happened to train it.
+MAY_DIFFER = (
+    *("output_root", "save_every_minutes", "logger", "benchmark", "pair", "experiment", "method._name_"),
+    *("resolved.device", "teacher.checkpoint", "student.checkpoint"),  # these by what they hold
+    *("dataset.root", "dataset.workers", "dataset.on_error", "dataset.allow_missing_classes"),
+)
+CHECKSUMS = "checksums.json"
+OF_A_TEACHER = ("teacher.", "dataset.", "resolved.")
+
+
+def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """(configuration, resolved numerics) of a run or a stored teacher. Raises ConfigError where config.yaml is damaged,
+    or was edited since the run began: its numbers belong to the settings that it was trained with."""
+    found = read_config(folder)
+    if edited := edits(folder):
+        said = listed(f"{key}={now} ({before} when it was trained)" for key, before, now in edited)
+        raise ConfigError(f"{folder / 'config.yaml'} was edited: {said}. Set it back; other settings are another run.")
+    return found
+
+
+def read_resolved(folder: Path) -> dict[str, Any] | None:
+    """The numerics that a started run is pinned to; None where none was started. Raises ConfigError as `read_run`."""
+    return read_run(folder)[1] if (folder / "config.yaml").is_file() else None
+
+
+def edits(folder: Path) -> list[tuple[str, Any, Any]]:
+    """(key, what it was when the run began, what config.yaml says now) of the settings that decide numbers. None are
+    known where provenance.json cannot be read, and of the runs of earlier versions their numerics alone."""
+    try:
+        told = read_json(folder / "provenance.json")
+    except CheckpointError:
+        return []
+    recorded, numerics = told.get("config"), told.get("numerics")
+    if not isinstance(numerics, dict):
+        return []
+    before = flat({**(recorded if isinstance(recorded, dict) else {}), "resolved": numerics})
+    now = flat(json.loads(json.dumps(plain_yaml(folder / "config.yaml"), default=str)))
+    keys = [key for key in {**before, **now} if key not in MAY_DIFFER and not key.startswith("pair.")]
+    if not isinstance(recorded, dict):  # of an earlier version
+        keys = [key for key in keys if key.startswith("resolved.")]
+    if "teachers" in folder.absolute().parts[-4:-3]:
+        keys = [key for key in keys if key.startswith(OF_A_TEACHER) and key != "dataset.test_limit"]
+    return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists and empty mappings are values."""
+    if not isinstance(node, dict) or not node:
+        return {prefix[:-1]: node}
+    return {path: value for key, child in node.items() for path, value in flat(child, f"{prefix}{key}.").items()}
+
+
+def record(folder: Path, files: Iterable[Path], texts: dict[Path, str]) -> None:
+    """Write down the SHA-256 of a finished run's files as they are, and of what is about to be written."""
+    sums = {file.name: sha256_of(file) for file in files if file.is_file()}
+    sums |= {file.name: hashlib.sha256(text.encode()).hexdigest() for file, text in texts.items()}
+    write_json(folder / CHECKSUMS, sums)
+
+
+def changed_since(file: Path) -> str:
+    """How a run's file differs from what was recorded at the run's end, in words; an empty string where it does not, or
+    where nothing was recorded. Raises CheckpointError where the checksums themselves are damaged."""
+    place = file.parent / CHECKSUMS
+    try:
+        told = read_json(place).get(file.name) if place.is_file() else None
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{str(error).rstrip('.')}: delete it and result.json, and the command that trained this run writes both "
+            "again."
+        ) from error
+    if told is None:
+        return ""
+    if not file.is_file():
+        return "is missing"
+    return "" if sha256_of(file) == told else "has changed since it was written (its SHA-256 is another one)"
+
+
+def check_unchanged(file: Path) -> None:
+    """Raise CheckpointError for weights in a run's directory that are not those that the run wrote."""
+    if problem := changed_since(file):
+        raise CheckpointError(f"{file} {problem}; {way_out(file)}.")
+
+
+def way_out(file: Path) -> str:
+    """How weights come back."""
+    if file.name.startswith("teacher"):
+        return f"delete {file.parent} and the teacher is trained again"
+    if file.name.endswith("_best.safetensors") or not (file.parent / "last.pt").is_file():
+        return f"delete {file.parent}, and the command that trained it trains it again"
+    return "the command that trained this run writes it again from last.pt"
+
+
+def is_whole(file: Path) -> bool:
+    """Return True if a safetensors file is as long as its header says: a glance, without reading the weights."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0) == size
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
+        return False
