@@ -93,7 +93,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from disk. Raises CheckpointError where the file is damaged, or has changed since it was written;
+    """Read a JSON object. Raises CheckpointError where the file is damaged, or has changed since it was written;
     one without a checksum is somebody else's, or of an earlier version."""
     try:
         content = json.loads(path.read_text())

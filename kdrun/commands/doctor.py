@@ -128,7 +128,7 @@ def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
 
 
 def stored_rows(root: Path, problems: list[str]) -> list[list[str]]:
-    """Every file below the output folder against its checksum."""
+    """Compare every file below the output folder with its checksum."""
     from kdrun.evaluation.stored import check_stored
 
     count, lines = check_stored(root, console.track if console.out.is_terminal else untracked)

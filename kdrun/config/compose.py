@@ -93,7 +93,7 @@ def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
 
 
 def no_text(config_dir: str | None) -> str:
-    """The user's YAML file that is no text, of which the codec's error gives no name."""
+    """Return the user's YAML file that is no text, of which the codec's error gives no name."""
     for path in sorted(Path(config_dir).rglob("*.yaml")) if config_dir else []:
         try:
             path.read_text()

@@ -12,7 +12,7 @@ from kdrun.errors import one_line
 
 
 def read_array(place: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.ndarray:
-    """An array of numpy.save; nothing is ever unpickled. Raises ValueError where the file is damaged or missing."""
+    """Read an array of numpy.save; nothing is ever unpickled. Raises ValueError where the file is damaged or missing."""
     try:
         found: Any = np.load(place, mmap_mode=mmap_mode, allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python and lets through what its parser raises
@@ -23,5 +23,5 @@ def read_array(place: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.nd
 
 
 def sha256_of_values(values: np.ndarray) -> str:
-    """Of an array's values, in hexadecimal."""
+    """Return the SHA-256 of an array's values, in hexadecimal."""
     return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

@@ -19,7 +19,7 @@ Check = tuple[Path, Callable[[], str]]  # a file, and what finds in words what i
 
 
 def check_stored(root: Path, track: Track = untracked) -> tuple[int, list[str]]:
-    """(how many files were compared, a line for each that is damaged) below an output folder. Reads all of them."""
+    """Read every file below an output folder. Return (how many were compared, a line for each that is damaged)."""
     checks = [*caches(root), *runs(root), *ledgers(root)]
     lines = []
     for number in track(iter(range(len(checks))), len(checks), "comparing checksums"):
@@ -37,7 +37,7 @@ def check_stored(root: Path, track: Track = untracked) -> tuple[int, list[str]]:
 
 
 def caches(root: Path) -> Iterator[Check]:
-    """Decoded images and derived test sets: an array each, whose checksum stands in the description beside it."""
+    """Yield decoded images and derived test sets: an array each, whose checksum stands in the description beside it."""
     for pattern in ("data/*/meta.json", "testsets/*/manifest.json"):
         for place in sorted((root / "caches").glob(pattern)):
             yield place, partial(described, place)
@@ -55,7 +55,7 @@ def described(place: Path) -> str:
 
 
 def other_array(array: Path, description: Path, key: str) -> str:
-    """How an array differs from its description, in words."""
+    """Say how an array differs from its description, in words."""
     recorded = read_json(description).get(key)
     if recorded is None or sha256_of_values(read_array(array, mmap_mode="r")) == recorded:
         return ""
@@ -63,7 +63,7 @@ def other_array(array: Path, description: Path, key: str) -> str:
 
 
 def runs(root: Path) -> Iterator[Check]:
-    """Students and stored teachers: weights, metrics, result, settings, resume state and measurements."""
+    """Yield the files of runs and stored teachers: weights, metrics, result, settings, resume state and measurements."""
     for role, pattern in (("student", "runs/*/*/*/*/config.yaml"), ("teacher", "teachers/*/*/*/config.yaml")):
         for config in sorted(root.glob(pattern)):
             run = RunDirectory(config.parent, role)

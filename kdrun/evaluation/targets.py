@@ -232,7 +232,7 @@ def home_of(run: Path) -> Path | None:
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """A run's provenance.json; empty where it is missing, or damaged, which is then said."""
+    """Read a run's provenance.json; empty where it is missing, or damaged, which is then said."""
     place = run / "provenance.json"
     try:
         return read_json(place)

@@ -128,7 +128,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists and empty mappings are values."""
+    """Return nested mappings as dotted keys; lists and empty mappings are values."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:

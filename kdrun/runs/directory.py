@@ -69,12 +69,12 @@ class RunDirectory:
         return self.result_path.is_file()
 
     def can_mend(self, thorough: bool = False) -> bool:
-        """Whether a finished run's last checkpoint can write again what is missing or damaged: its result or
+        """Return True if a finished run's last checkpoint can write again what is missing or damaged: its result or
         weights."""
         return self.finished and self.state_path.is_file() and bool(self.damage(thorough))
 
     def damage(self, thorough: bool = False) -> str:
-        """What is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough: the
+        """Say what is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough: the
         weights are read, and not only their length."""
         try:
             self.result()
@@ -198,11 +198,11 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def metrics_checksum(self, epochs: int) -> str:
-        """Of the rows up to epoch `epochs`."""
+        """Return the checksum of the rows up to epoch `epochs`."""
         return checksum_of([row for row in self.read_metrics() if row[0] <= epochs])
 
     def epochs_without_rows(self, epochs: int) -> list[int]:
-        """Those up to `epochs` of which nothing was kept."""
+        """Return the epochs up to `epochs` of which no row was kept."""
         return sorted(set(range(1, epochs + 1)) - {row[0] for row in self.read_metrics()})
 
     def truncate_metrics(self, epochs: int) -> None:

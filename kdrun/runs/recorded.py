@@ -25,7 +25,7 @@ OF_A_TEACHER = ("teacher.", "dataset.", "resolved.")
 
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """(configuration, resolved numerics) of a run or a stored teacher. Raises ConfigError where config.yaml is damaged,
+    """Return (configuration, resolved numerics) of a run or a stored teacher. Raises ConfigError where it is damaged,
     or was edited since the run began: its numbers belong to the settings that it was trained with."""
     found = read_config(folder)
     if edited := edits(folder):
@@ -35,12 +35,12 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def read_resolved(folder: Path) -> dict[str, Any] | None:
-    """The numerics that a started run is pinned to; None where none was started. Raises ConfigError as `read_run`."""
+    """Return the numerics that a started run is pinned to, or None. Raises ConfigError as `read_run`."""
     return read_run(folder)[1] if (folder / "config.yaml").is_file() else None
 
 
 def edits(folder: Path) -> list[tuple[str, Any, Any]]:
-    """(key, what it was when the run began, what config.yaml says now) of the settings that decide numbers. None are
+    """Return (key, what it was when the run began, what config.yaml says now) of what decides numbers. None are
     known where provenance.json cannot be read, and of the runs of earlier versions their numerics alone."""
     try:
         told = read_json(folder / "provenance.json")
@@ -60,7 +60,7 @@ def edits(folder: Path) -> list[tuple[str, Any, Any]]:
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists and empty mappings are values."""
+    """Return nested mappings as dotted keys; lists and empty mappings are values."""
     if not isinstance(node, dict) or not node:
         return {prefix[:-1]: node}
     return {path: value for key, child in node.items() for path, value in flat(child, f"{prefix}{key}.").items()}
@@ -74,7 +74,7 @@ def record(folder: Path, files: Iterable[Path], texts: dict[Path, str]) -> None:
 
 
 def changed_since(file: Path) -> str:
-    """How a run's file differs from what was recorded at the run's end, in words; an empty string where it does not, or
+    """Say how a run's file differs from what was recorded at the run's end; an empty string where it does not, or
     where nothing was recorded. Raises CheckpointError where the checksums themselves are damaged."""
     place = file.parent / CHECKSUMS
     try:
@@ -98,7 +98,7 @@ def check_unchanged(file: Path) -> None:
 
 
 def way_out(file: Path) -> str:
-    """How weights come back."""
+    """Say how weights come back."""
     if file.name.startswith("teacher"):
         return f"delete {file.parent} and the teacher is trained again"
     if file.name.endswith("_best.safetensors") or not (file.parent / "last.pt").is_file():

@@ -30,7 +30,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def unusable(path: Path, problem: str) -> CheckpointError:
-    """The error for a resume state that no run can go on from, with the way out."""
+    """Return the error for a resume state that no run can go on from, with the way out."""
     return CheckpointError(f"{path} {problem}; delete it and the run starts again from its beginning.")
 
 

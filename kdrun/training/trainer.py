@@ -185,7 +185,7 @@ def mark_failed(training: TrainingRun) -> Failed:
 
 
 def evaluated(training: TrainingRun, loaders: Loaders) -> dict[str, dict[str, float]]:
-    """Accuracy and loss on the test and the validation images; a loss that is not finite is the lane's failure. Nothing
+    """Measure accuracy and loss on the test and the validation images; a loss that is not finite is the lane's failure. Nothing
     of one that has failed."""
     lane = training.lane
     if lane.failed is not None:
@@ -226,7 +226,7 @@ def close_epoch(
 
 
 def store_pretrained(training: TrainingRun, loaders: Loaders) -> None:
-    """A run of no epochs: a pretrained network is evaluated and stored as it came. Raises RunError for one whose loss
+    """End a run of no epochs: a pretrained network is evaluated and stored as it came. Raises RunError for one whose loss
     is not finite."""
     lane = training.lane
     tested = evaluated(training, loaders)
