@@ -54,8 +54,8 @@ def command(words: list[str]) -> int:
 
 
 def read_sides(places: Sequence[Path]) -> tuple[list[Side], list[str]]:
-    """Return (the runs that can be read, a line for each that is damaged). Raises the first one's error where fewer than two
-    are left."""
+    """Return (the runs that can be read, a line for each that is damaged). Raises the first one's error where
+    fewer than two are left."""
     sides: list[Side] = []
     errors: list[KdrunError] = []
     for place in places:

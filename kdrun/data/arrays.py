@@ -12,7 +12,7 @@ from kdrun.errors import one_line
 
 
 def read_array(place: Path, mmap_mode: Literal["r", "c"] | None = None) -> np.ndarray:
-    """Read an array of numpy.save; nothing is ever unpickled. Raises ValueError where the file is damaged or missing."""
+    """Read an array of numpy.save; nothing is ever unpickled. Raises ValueError where it is damaged or missing."""
     try:
         found: Any = np.load(place, mmap_mode=mmap_mode, allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python and lets through what its parser raises

@@ -63,7 +63,7 @@ def other_array(array: Path, description: Path, key: str) -> str:
 
 
 def runs(root: Path) -> Iterator[Check]:
-    """Yield the files of runs and stored teachers: weights, metrics, result, settings, resume state and measurements."""
+    """Yield the files of runs and stored teachers: settings, result, weights, metrics, resume state, measurements."""
     for role, pattern in (("student", "runs/*/*/*/*/config.yaml"), ("teacher", "teachers/*/*/*/config.yaml")):
         for config in sorted(root.glob(pattern)):
             run = RunDirectory(config.parent, role)

@@ -74,8 +74,8 @@ class RunDirectory:
         return self.finished and self.state_path.is_file() and bool(self.damage(thorough))
 
     def damage(self, thorough: bool = False) -> str:
-        """Say what is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough: the
-        weights are read, and not only their length."""
+        """Say what is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough:
+        the weights are read, and not only their length."""
         try:
             self.result()
         except CheckpointError as error:

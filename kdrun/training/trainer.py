@@ -185,8 +185,8 @@ def mark_failed(training: TrainingRun) -> Failed:
 
 
 def evaluated(training: TrainingRun, loaders: Loaders) -> dict[str, dict[str, float]]:
-    """Measure accuracy and loss on the test and the validation images; a loss that is not finite is the lane's failure. Nothing
-    of one that has failed."""
+    """Measure accuracy and loss on the test and the validation images; a loss that is not finite is the lane's
+    failure. Nothing is measured of one that has failed."""
     lane = training.lane
     if lane.failed is not None:
         return {}
@@ -226,8 +226,8 @@ def close_epoch(
 
 
 def store_pretrained(training: TrainingRun, loaders: Loaders) -> None:
-    """End a run of no epochs: a pretrained network is evaluated and stored as it came. Raises RunError for one whose loss
-    is not finite."""
+    """End a run of no epochs: a pretrained network is evaluated and stored as it came. Raises RunError for one
+    whose loss is not finite."""
     lane = training.lane
     tested = evaluated(training, loaders)
     if lane.failed is not None:
