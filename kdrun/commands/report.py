@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def command(words: list[str]) -> int:
     if not names:
         known = known_ledgers(root)
         there = f"There are: {', '.join(known)}." if known else f"{root}/sweeps holds none yet."
-        raise ConfigError(f"report: of which sweep or runs? {there} Of any runs: kdrun report '{root}/runs/*/*/*/*'")
+        pattern = shlex.quote(f"{root}/runs/*/*/*/*")
+        raise ConfigError(f"report: of which sweep or runs? {there} Of any runs: kdrun report {pattern}")
     ledger, foreign = ledgers.chosen_ledger(names, options, root)
     place = options.save or default_place(ledger.name, names, root)
     text = report_page(ledger, root, foreign)

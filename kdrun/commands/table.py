@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def show_known(root: Path) -> None:
     if names:
         console.say("[bold]tables[/]  " + ", ".join(names))
     else:
-        console.note(f"{root}/sweeps holds no sweep yet. Of any runs: kdrun table '{root}/runs/*/*/*/*'")
+        pattern = shlex.quote(f"{root}/runs/*/*/*/*")
+        console.note(f"{root}/sweeps holds no sweep yet. Of any runs: kdrun table {pattern}")
 
 
 def show(table: Table) -> None:

@@ -119,7 +119,7 @@ def flag_fault(flag: str, own: Iterable[str] = ()) -> str:
 def is_name(word: str) -> bool:
     """Return True for a word that is no key=value: a folder may hold an equals sign, and NAME:key=value is a name."""
     key, equals, _ = word.partition("=")
-    return not equals or ":" in key or Path(word).exists()
+    return not equals or ":" in key or "/" in key or Path(word).exists()
 
 
 def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:

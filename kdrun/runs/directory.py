@@ -259,8 +259,8 @@ def find_runs(word: str, output_root: Path) -> list[Path]:
     if path.is_dir() and (path / "config.yaml").is_file():
         return [path]
     if any(sign in word for sign in "*?["):
-        base = Path(path.anchor) if path.is_absolute() else Path()
-        pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else word
+        base = next(place for place in (path, *path.parents) if place.is_dir())  # a folder may hold brackets itself
+        pattern = str(path.relative_to(base))
         found = sorted(match for match in base.glob(pattern) if (match / "config.yaml").is_file())
         if found:
             return found

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import kdrun as package
+from kdrun.config.arguments import is_name
 from kdrun.errors import KdrunError
 from kdrun.models.zoo import create_model
 from kdrun.runs.directory import find_runs
@@ -74,3 +75,15 @@ def test_an_old_run_is_never_taken_for_a_new_one(kdrun, old_run, outputs):
     assert code == 0, err
     runs = {path.name for path in old_run.parent.iterdir()}
     assert NAME in runs and len(runs) == 2
+
+
+@pytest.mark.parametrize("name", ["plain", "a [b] c", "x=1, y", "what?", "[!x]*"])
+def test_a_folder_may_hold_the_signs_of_a_pattern(name, tmp_path):
+    runs = [tmp_path / name / "runs" / "digits" / "pair" / "kd" / f"s{seed}-0123" for seed in (0, 1)]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "config.yaml").touch()
+    assert find_runs(str(tmp_path / name / "runs/*/*/*/*"), tmp_path) == runs
+    assert find_runs(str(tmp_path / name / "runs/digits/pair/k?/s[1-9]-*"), tmp_path) == runs[1:]
+    assert find_runs(str(tmp_path / "*/runs/*/*/*/s0-*"), tmp_path) == runs[:1]
+    assert is_name(str(tmp_path / name / "runs/*"))
