@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kdrun.evaluation.differences import Test
 from kdrun.evaluation.stats import MAX_SEEDS, MIN_SEEDS, Seeds, Verdict
+from kdrun.reporting.remarks import SETTINGS
 from kdrun.reporting.table import Entry, Table
 
 EMPTY = "–"
@@ -23,13 +24,14 @@ class Section:
 
 
 def cell_text(entry: Entry) -> str:
-    """57.21 ± 0.34 (3); one seed 57.21 (1); nothing yet –."""
+    """57.21 ± 0.34 (3); one seed 57.21 (1); nothing yet –; ‡ behind what departs from a publication's settings."""
     if entry.mean is None:
         return "failed" if entry.failed else EMPTY
+    mark = f" {SETTINGS}" if entry.departs else ""
     if not entry.runs:  # a teacher: measured once
-        return f"{entry.mean:.2f}"
+        return f"{entry.mean:.2f}{mark}"
     spread = "" if entry.std is None else f" ± {entry.std:.2f}"
-    return f"{entry.mean:.2f}{spread} ({len(entry.values)})"
+    return f"{entry.mean:.2f}{spread} ({len(entry.values)}){mark}"
 
 
 def points(number: float | None, digits: int = 2) -> str:
@@ -126,18 +128,27 @@ def published_sections(table: Table) -> list[Section]:
 def published_notes(table: Table) -> list[str]:
     """What the words mean, and what else is not alike."""
     margin = f"{table.shape.margin:g}"
-    remarked: dict[str, list[str]] = {}
-    for entry in table.filled():
-        for remark in entry.remarks if entry.verdict is not None else []:
-            place = f"{entry.row}, {entry.column}" if len(table.columns) > 1 else entry.row
-            remarked.setdefault(remark, []).append(place)
+    judged = [entry for entry in table.filled() if entry.verdict is not None]
+    noted = sorted({remark for entry in judged for remark in entry.remarks})
     return [
         "The interval is the 90 % one of our mean, less the published value, which is taken as the number it is. "
         f"reproduced: it lies within ±{margin} points. differs: it excludes 0, and is not within ±{margin}. Else "
         f"unclear, with the seeds that would settle it with 80 % power, if mean and spread stay as they are (and the "
         f"range that holds the true number in four of five cases). No verdict below {MIN_SEEDS} seeds.",
-        *(f"{remark}: {'; '.join(places)}." for remark, places in sorted(remarked.items())),
+        *(f"{remark}: {where([entry for entry in judged if remark in entry.remarks], judged)}." for remark in noted),
     ]
+
+
+def where(some: list[Entry], of: list[Entry]) -> str:
+    """The rows of some entries, by column where they are not the same in all; `all` where these are all entries."""
+    if len(some) == len(of):
+        return "all"
+    rows: dict[str, list[str]] = {}
+    for entry in some:
+        rows.setdefault(entry.column, []).append(entry.row)
+    if len({entry.column for entry in of}) == 1:
+        return ", ".join(entry.row for entry in some)
+    return "; ".join(f"{', '.join(labels)} ({column})" for column, labels in rows.items())
 
 
 def beside_words(entry: Entry) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.differences import Pair, Sample, Spread, Test, estimate, family
 from kdrun.evaluation.stats import Verdict, mean_std, verdict
+from kdrun.reporting.departures import published_settings
+from kdrun.reporting.remarks import SETTINGS, remarks, teachers_note
 from kdrun.reporting.results import SELECTIONS, Place, gather
 from kdrun.runs.ledger import Cell, Ledger, TableShape
 from kdrun.runs.published import Published, published
@@ -42,6 +44,11 @@ class Entry:
     remarks: list[str] = field(default_factory=list)
     test: Test | None = None
     best: bool = False
+
+    @property
+    def departs(self) -> bool:
+        """Whether its settings are not those of the published figure beside it."""
+        return any(remark.startswith(SETTINGS) for remark in self.remarks)
 
     @property
     def planned(self) -> bool:
@@ -90,18 +97,20 @@ def table_of(ledger: Ledger, root: Path) -> Table:
     columns = in_order(shape.columns, (cell.column for cell in ledger.cells))
     results = [result for place in places.values() for result in place.results.values()]
     entries = {
-        (row, column): measured(row, column, places.get((row, column), Place()), shape, skipped)
+        (row, column): measured(row, column, places.get((row, column), Place()), shape, root, skipped)
         for row in rows
         for column in columns
     }
-    notes = []
+    notes: list[str] = []
     if shape.teacher_row is not None:
         rows = [shape.teacher_row, *(row for row in rows if row != shape.teacher_row)]
         if shape.value != "top1_last":
             notes.append(f"{shape.teacher_row}: of its last epoch.")
         for column in columns:
             here = {row: place for (row, other), place in places.items() if other == column}
-            entries[shape.teacher_row, column] = teachers(column, here, shape, notes)
+            entries[shape.teacher_row, column] = teachers(column, here, shape, root, notes)
+    taught = [place for place in places.values() if place.cells[0].teacher and not place.cells[0].own_teacher]
+    notes += teachers_note([root / run for run in place.runs.values()] for place in taught)
     spread = spread_of(entries.values())
     entries = {place: with_delta(entry, entries, shape, spread) for place, entry in entries.items()}
     families = dict.fromkeys(columns, 0)
@@ -154,7 +163,7 @@ def in_order(labels: list[str], used: Iterable[str]) -> list[str]:
     ]
 
 
-def measured(row: str, column: str, place: Place, shape: TableShape, skipped: list[str]) -> Entry:
+def measured(row: str, column: str, place: Place, shape: TableShape, root: Path, skipped: list[str]) -> Entry:
     """Mean, spread and the published value of one place."""
     values = {}
     for seed, result in sorted(place.results.items()):
@@ -180,14 +189,28 @@ def measured(row: str, column: str, place: Place, shape: TableShape, skipped: li
         mean,
         std,
     )
-    return beside(entry, find_published(cell, cell.teacher, cell.student, cell.method, shape), shape.margin)
+    tops = [result["teacher_top1"] for result in place.results.values()]
+    return beside(entry, cell, next((top for top in tops if top is not None), None), shape, root)
 
 
-def beside(entry: Entry, reference: Published | None, margin: float) -> Entry:
-    """The entry with a published value and the verdict on ours."""
-    if reference is None or not entry.values:
-        return replace(entry, published=reference)
-    return replace(entry, published=reference, verdict=verdict(list(entry.values.values()), reference.value, margin))
+def beside(entry: Entry, cell: Cell, teacher_top1: float | None, shape: TableShape, root: Path) -> Entry:
+    """The entry with the published value, the verdict on ours, and what is not alike between the two. cell: one that it
+    was measured in."""
+    theirs = find_published(cell, entry.teacher, entry.student, entry.method, shape)
+    if theirs is None or not entry.values:
+        return replace(entry, published=theirs)
+    found = verdict(list(entry.values.values()), theirs.value, shape.margin)
+    itself = not entry.runs  # the teacher's own row: of its settings, what taught says
+    runs = dict.fromkeys([str(cell.run)] if itself else entry.runs)
+    said = (published_settings().departures(root / run, theirs, cell.teacher if itself else None) for run in runs)
+    settings = list(dict.fromkeys(word for words in said for word in words))
+    teacher = None
+    if teacher_top1 is not None and entry.teacher and not cell.own_teacher:
+        known = find_published(cell, None, entry.teacher, "none", shape)
+        teacher = None if known is None else (teacher_top1, known.value)
+    value = "top1_last" if itself else shape.value
+    noted = remarks(theirs, value, settings, teacher, shape.margin)
+    return replace(entry, published=theirs, verdict=found, remarks=noted)
 
 
 def find_published(cell: Cell, teacher: str | None, student: str, method: str, shape: TableShape) -> Published | None:
@@ -214,7 +237,7 @@ def published_by_key() -> dict[tuple[str, ...], list[Published]]:
 _BY_KEY: dict[tuple[str, ...], list[Published]] = {}
 
 
-def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: list[str]) -> Entry:
+def teachers(column: str, places: dict[str, Place], shape: TableShape, root: Path, notes: list[str]) -> Entry:
     """The accuracy of the column's teacher at its last epoch, measured once: its runs share it."""
     row = str(shape.teacher_row)
     taught = [place for place in places.values() if not any(cell.own_teacher for cell in place.cells)]
@@ -240,7 +263,7 @@ def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: li
     entry = Entry(
         row, column, cell.dataset, None, str(cell.teacher), "none", values, [], int(not tops), [], values.get(0), None
     )
-    return beside(entry, find_published(cell, None, str(cell.teacher), "none", shape), shape.margin)
+    return beside(entry, cell, None, shape, root)
 
 
 def spread_of(entries: Iterable[Entry]) -> Spread | None:

@@ -97,6 +97,7 @@ def cell(
     root: Path, row: str, column: str, method: str, seed: int, top1: float | None = None, make: bool = True, **more
 ):
     teacher, student = PAIR[column]
+    more.setdefault("epochs", 240)  # as published
     run = make_run(root, method, seed, top1, teacher=teacher, student=student, **more) if make else None
     return Cell(row, column, seed, [], run, "cifar100", None if method == "none" else teacher, student, method)
 
@@ -190,6 +191,59 @@ def test_one_row_has_no_runner_up(outputs):
 
 def test_a_dash_between_figures_is_no_minus():
     assert latex("seeds 1–3, -0.22, wrn-40") == "seeds 1--3, $-$0.22, wrn-40"
+
+
+def test_settings_that_depart_from_the_publications_are_marked(ledger, outputs):
+    """In the cell, beside the published value, and in words; in every format."""
+    for run in (cell.run for cell in ledger.cells if cell.row == "SRD" and cell.column == FIRST):
+        place = outputs / run / "config.yaml"
+        place.write_text(
+            place.read_text().replace("epochs: 240", "epochs: 2") + "optimizer:\n  lr: 0.05\n  gamma: 0.2\n"
+        )
+    table = table_of(ledger, outputs)
+    assert [entry.row for entry in table.filled() if entry.departs] == ["SRD"]
+    words = "settings other than the publication's (epochs 2, published 240; optimizer.gamma 0.2, published 0.1)"
+    assert table.entries["SRD", FIRST].remarks == [f"‡ {words}"]
+    assert f"‡ {words}: SRD ({FIRST})." in to_text(table, 300)
+    assert "77.77 ± 0.06 (3) ‡ *" in to_text(table, 120) and "74.67 ‡" in to_text(table, 120)
+    assert "**77.77 ± 0.06 (3) ‡**" in to_markdown(table) and "77.77 ± 0.06 (3) ‡" in to_html(table)
+    assert r"77.77 $\pm$ 0.06 (3) $^\ddagger$" in to_latex(table)
+    assert words in to_csv(table)
+
+
+def test_a_teacher_and_a_rule_that_are_not_the_published_ones_are_said(ledger, outputs):
+    """wrn_40_4 has 79.16 in the publication and 76.46 here; the published figures are of the last epoch."""
+    table = table_of(ledger, outputs)
+    assert table.entries["KD", SECOND].remarks == ["§ the teacher has 76.46, the published one 79.16"]
+    assert table.entries["KD", FIRST].remarks == table.entries["Student", SECOND].remarks == []
+    ledger.shape.value = "top1_best"
+    table = table_of(ledger, outputs)
+    assert table.entries["Student", FIRST].remarks == [
+        "† published: of the last epoch; ours: of the best epoch on the test set"
+    ]
+    assert table.entries["Teacher", FIRST].remarks == []
+
+
+def test_one_teacher_or_several_is_said(ledger, outputs):
+    def note() -> str:
+        return table_of(ledger, outputs).notes[-1]
+
+    assert note().startswith("One teacher taught all seeds")
+    for one in ledger.cells:
+        place = outputs / one.run / "config.yaml"
+        place.write_text(place.read_text().replace("teacher:\n", f"teacher:\n  seed: {one.seed}\n"))
+    assert note().startswith("Each seed has a teacher of its own")
+    place.write_text(place.read_text().replace("seed: 2\n", "seed: 1\n", 1))
+    assert note() == "Of 4 cells, 3 have a teacher for each seed, 1 one teacher for several seeds."
+
+
+def test_margin_is_a_setting(ledger, outputs, kdrun):
+    ledger.shape.margin = 1  # as a YAML has it
+    write_ledger(outputs, ledger)
+    assert "it lies within ±1 points" in kdrun("table", "p3_table")[1]
+    assert "it lies within ±0.1 points" in kdrun("table", "p3_table", "margin=0.1")[1]
+    code, _, err = kdrun("table", "p3_table", "margin=0")
+    assert code == 2 and "margin" in err and err.count("\n") == 1
 
 
 def test_unpublished_cells_and_the_cells_own_benchmark(ledger, outputs):
