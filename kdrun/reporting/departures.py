@@ -153,7 +153,9 @@ def differing_words(ours: dict[str, Any], theirs: dict[str, Any], taught: bool) 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values are, in whatever spelling: 1e-3 and 0.001, 1 and 1.0."""
-    if isinstance(one, list) and isinstance(other, list):
+    if isinstance(one, list) or isinstance(other, list):
+        if not isinstance(one, list) or not isinstance(other, list):
+            return False
         return len(one) == len(other) and all(map(same, one, other))
     try:
         return one == other or float(one) == float(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_tests.py"
 def script():
     spec = importlib.util.spec_from_file_location("compare_tests", SCRIPT)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["compare_tests"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
