@@ -18,8 +18,8 @@ HELP = """
 usage: kdrun report NAME [key=value …]
        kdrun report RUN … [key=value …]
 
-One HTML file that opens from disk with no network: the table of `kdrun table` with shades and sortable columns, paired
-tests, learning curves, accuracy over cost, and each run's result, configuration and provenance. NAME is a sweep's or a
+One HTML file that opens from disk with no network: the table of `kdrun table` with shades and sortable columns, tests,
+learning curves, accuracy over cost, and each run's result, configuration and provenance. NAME is a sweep's or a
 multirun's ledger, RUN a run directory, a quoted glob of them, or a digest prefix. It can be made at any time; cells
 that are not done are empty.
 """

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from kdrun.evaluation.stats import MAX_SEEDS, Seeds
 from kdrun.reporting.labels import Section, cell_text, grid, header_lines, sections
 from kdrun.reporting.table import Entry, Table
 from kdrun.reporting.text import numeric_columns
@@ -23,15 +24,29 @@ CSV_COLUMNS = (
     "mean",
     "std",
     "delta",
+    "delta_low",
+    "delta_high",
     "published",
     "published_std",
+    "published_n",
     "difference",
-    "z",
+    "low",
+    "high",
+    "margin",
     "verdict",
+    "verdict_seeds",
+    "verdict_seeds_low",
+    "verdict_seeds_high",
+    "remarks",
     "against",
+    "against_difference",
+    "against_low",
+    "against_high",
     "p",
     "p_holm",
     "seeds",
+    "seeds_low",
+    "seeds_high",
 )
 
 
@@ -48,31 +63,37 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for entry in table.filled():
-        theirs, test = entry.published, entry.test
-        writer.writerow(
-            [
-                entry.row,
-                entry.column,
-                entry.teacher or "",
-                entry.student,
-                entry.method,
-                len(entry.values),
-                number(entry.mean),
-                number(entry.std),
-                number(entry.delta),
-                number(theirs.value if theirs else None),
-                number(theirs.std if theirs else None),
-                number(entry.difference),
-                number(entry.z),
-                entry.verdict,
-                *(
-                    ("", "", "", "")
-                    if test is None
-                    else (test.against, *("" if p is None else f"{p:.6g}" for p in (test.p, test.p_holm)), test.seeds)
-                ),
-            ]
-        )
+        about = [entry.row, entry.column, entry.teacher or "", entry.student, entry.method, len(entry.values)]
+        figures = map(number, (entry.mean, entry.std, entry.delta, *(entry.delta_interval or (None, None))))
+        writer.writerow([*about, *figures, *published_columns(table, entry), *test_columns(entry)])
     return text.getvalue()
+
+
+def published_columns(table: Table, entry: Entry) -> list[str]:
+    """The published value and the verdict; empty where there is none."""
+    theirs, found = entry.published, entry.verdict
+    value = ["", "", ""] if theirs is None else [number(theirs.value), number(theirs.std), number(theirs.n)]
+    if found is None:
+        return [*value, *[""] * 9]
+    interval = map(number, (found.difference, found.low, found.high, table.shape.margin))
+    return [*value, *interval, found.word, *seeds_columns(found.seeds), "; ".join(entry.remarks)]
+
+
+def test_columns(entry: Entry) -> list[str]:
+    """The test against a row; empty where there is none."""
+    test = entry.test
+    if test is None:
+        return [""] * 9
+    p_values = ["" if p is None else f"{p:.6g}" for p in (test.p, test.p_holm)]
+    interval = map(number, (test.difference, test.low, test.high))
+    return [test.against, *interval, *p_values, *seeds_columns(test.seeds)]
+
+
+def seeds_columns(seeds: Seeds | None) -> list[str]:
+    """How many, from, to; over 1000 where it is more than anybody would train."""
+    if seeds is None:
+        return ["", "", ""]
+    return [f"over {MAX_SEEDS}" if one is None else str(one) for one in (seeds.number, seeds.low, seeds.high)]
 
 
 def to_markdown(table: Table) -> str:
@@ -125,6 +146,8 @@ LATEX = {
     "σ": r"$\sigma$",
     "–": "--",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "§": r"\S{}",
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",

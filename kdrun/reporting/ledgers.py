@@ -20,17 +20,19 @@ class Options:
     """What kdrun table and kdrun report take alike."""
 
     value: str | None = setting(None, choices=tuple(SELECTIONS), help="the accuracy that is shown")
-    against: str | None = setting(None, help="paired tests compare with this row", shows="ROW")
+    against: str | None = setting(None, help="tests compare with this row", shows="ROW")
     baseline: str | None = setting(None, help="differences are taken to this row", shows="ROW")
+    margin: float | None = setting(None, over=0, help="points within which a published value is reproduced")
     output_root: Path | None = output_root_setting()
 
 
 def chosen_ledger(names: list[str], options: Options, root: Path) -> tuple[Ledger, list[str]]:
-    """Return what `find_ledger` finds, in the shape that value=, against= and baseline= ask for. Raise ConfigError."""
+    """Return what `find_ledger` finds, in the shape that the options ask for. Raise ConfigError."""
     ledger, foreign = find_ledger(names, root)
     given = {"against": options.against, "baseline": options.baseline}
     rows = {key: row_named(key, name, ledger) for key, name in given.items() if name is not None}
-    ledger.shape = replace(ledger.shape, value=options.value or ledger.shape.value, **rows)
+    margin = ledger.shape.margin if options.margin is None else options.margin
+    ledger.shape = replace(ledger.shape, value=options.value or ledger.shape.value, margin=margin, **rows)
     return ledger, foreign
 
 

@@ -1,4 +1,4 @@
-"""The table of a ledger: what each row and column came to, beside published values, with paired tests. No torch."""
+"""The table of a ledger: what each row and column came to, beside published values, with tests. No torch here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdrun.errors import ConfigError, suggest
-from kdrun.evaluation.stats import Comparison, PairedTest, compare, corrected, mean_std, paired_test
+from kdrun.evaluation.differences import Pair, Sample, Spread, Test, estimate, family
+from kdrun.evaluation.stats import Verdict, mean_std, verdict
+from kdrun.reporting.departures import published_settings
+from kdrun.reporting.remarks import SETTINGS, remarks, teachers_note
 from kdrun.reporting.results import SELECTIONS, Place, gather
 from kdrun.runs.ledger import Cell, Ledger, TableShape
 from kdrun.runs.published import Published, published
@@ -18,8 +21,9 @@ from kdrun.runs.published import Published, published
 class Entry:
     """One place of the table. values: seed -> percent, of finished runs; runs: their directories relative to the output
     root; missing: cells neither finished nor failed; failed: a line for each. std: sample standard deviation, None
-    below two seeds. delta: points above the baseline's mean of the same column. best: the column's highest mean, and
-    distinguishable from the next. teacher_of: it shows the teachers' own accuracy."""
+    below two seeds. delta: points above the baseline's mean of the same column; delta_interval: its 95 % interval.
+    remarks: what else is not alike between ours and the published value. best: the column's highest mean, and
+    distinguishable from the next."""
 
     row: str
     column: str
@@ -34,12 +38,17 @@ class Entry:
     mean: float | None = None
     std: float | None = None
     delta: float | None = None
+    delta_interval: tuple[float, float] | None = None
     published: Published | None = None
-    difference: float | None = None
-    z: float | None = None
-    verdict: str = ""
-    test: PairedTest | None = None
+    verdict: Verdict | None = None
+    remarks: list[str] = field(default_factory=list)
+    test: Test | None = None
     best: bool = False
+
+    @property
+    def departs(self) -> bool:
+        """Whether its settings are not those of the published figure beside it."""
+        return any(remark.startswith(SETTINGS) for remark in self.remarks)
 
     @property
     def planned(self) -> bool:
@@ -49,8 +58,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """A ledger's results. rows and columns in the ledger's order; entries: every (row, column); precisions, devices:
-    name -> finished runs; notes: what a reader must know beside the numbers; skipped: damaged and foreign files."""
+    """A ledger's results. rows and columns in the ledger's order; entries: every (row, column); families: column -> how
+    many tests are corrected together; precisions, devices: name -> finished runs; notes: what a reader must know beside
+    the numbers; skipped: damaged and foreign files."""
 
     name: str
     title: str
@@ -60,6 +70,7 @@ class Table:
     rows: list[str]
     columns: list[str]
     entries: dict[tuple[str, str], Entry]
+    families: dict[str, int]
     precisions: dict[str, int]
     devices: dict[str, int]
     done: int
@@ -86,19 +97,25 @@ def table_of(ledger: Ledger, root: Path) -> Table:
     columns = in_order(shape.columns, (cell.column for cell in ledger.cells))
     results = [result for place in places.values() for result in place.results.values()]
     entries = {
-        (row, column): measured(row, column, places.get((row, column), Place()), shape, skipped)
+        (row, column): measured(row, column, places.get((row, column), Place()), shape, root, skipped)
         for row in rows
         for column in columns
     }
-    notes = []
+    notes: list[str] = []
     if shape.teacher_row is not None:
         rows = [shape.teacher_row, *(row for row in rows if row != shape.teacher_row)]
         if shape.value != "top1_last":
             notes.append(f"{shape.teacher_row}: of its last epoch.")
         for column in columns:
             here = {row: place for (row, other), place in places.items() if other == column}
-            entries[shape.teacher_row, column] = teachers(column, here, shape, notes)
-    entries = tested({place: with_delta(entry, entries, shape) for place, entry in entries.items()}, columns, shape)
+            entries[shape.teacher_row, column] = teachers(column, here, shape, root, notes)
+    taught = [place for place in places.values() if place.cells[0].teacher and not place.cells[0].own_teacher]
+    notes += teachers_note([root / run for run in place.runs.values()] for place in taught)
+    spread = spread_of(entries.values())
+    entries = {place: with_delta(entry, entries, shape, spread) for place, entry in entries.items()}
+    families = dict.fromkeys(columns, 0)
+    for column in columns:
+        families[column] = test_column(column, entries, shape, spread)
     return Table(
         ledger.name,
         ledger.title,
@@ -108,6 +125,7 @@ def table_of(ledger: Ledger, root: Path) -> Table:
         rows,
         columns,
         entries,
+        families,
         dict(sorted(Counter(str(result["precision"]) for result in results).items())),
         dict(sorted(Counter(str(result["device"]) for result in results).items())),
         len(results),
@@ -145,7 +163,7 @@ def in_order(labels: list[str], used: Iterable[str]) -> list[str]:
     ]
 
 
-def measured(row: str, column: str, place: Place, shape: TableShape, skipped: list[str]) -> Entry:
+def measured(row: str, column: str, place: Place, shape: TableShape, root: Path, skipped: list[str]) -> Entry:
     """Mean, spread and the published value of one place."""
     values = {}
     for seed, result in sorted(place.results.items()):
@@ -171,15 +189,28 @@ def measured(row: str, column: str, place: Place, shape: TableShape, skipped: li
         mean,
         std,
     )
-    return beside(entry, find_published(cell, cell.teacher, cell.student, cell.method, shape))
+    tops = [result["teacher_top1"] for result in place.results.values()]
+    return beside(entry, cell, next((top for top in tops if top is not None), None), shape, root)
 
 
-def beside(entry: Entry, reference: Published | None) -> Entry:
-    """The entry with a published value and the verdict on ours."""
-    if reference is None or not entry.values:
-        return replace(entry, published=reference)
-    found: Comparison = compare(list(entry.values.values()), reference.value, reference.std)
-    return replace(entry, published=reference, difference=found.difference, z=found.z, verdict=found.verdict)
+def beside(entry: Entry, cell: Cell, teacher_top1: float | None, shape: TableShape, root: Path) -> Entry:
+    """The entry with the published value, the verdict on ours, and what is not alike between the two. cell: one that it
+    was measured in."""
+    theirs = find_published(cell, entry.teacher, entry.student, entry.method, shape)
+    if theirs is None or not entry.values:
+        return replace(entry, published=theirs)
+    found = verdict(list(entry.values.values()), theirs.value, shape.margin)
+    itself = not entry.runs  # the teacher's own row: of its settings, what taught says
+    runs = dict.fromkeys([str(cell.run)] if itself else entry.runs)
+    said = (published_settings().departures(root / run, theirs, cell.teacher if itself else None) for run in runs)
+    settings = list(dict.fromkeys(word for words in said for word in words))
+    teacher = None
+    if teacher_top1 is not None and entry.teacher and not cell.own_teacher:
+        known = find_published(cell, None, entry.teacher, "none", shape)
+        teacher = None if known is None else (teacher_top1, known.value)
+    value = "top1_last" if itself else shape.value
+    noted = remarks(theirs, value, settings, teacher, shape.margin)
+    return replace(entry, published=theirs, verdict=found, remarks=noted)
 
 
 def find_published(cell: Cell, teacher: str | None, student: str, method: str, shape: TableShape) -> Published | None:
@@ -206,7 +237,7 @@ def published_by_key() -> dict[tuple[str, ...], list[Published]]:
 _BY_KEY: dict[tuple[str, ...], list[Published]] = {}
 
 
-def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: list[str]) -> Entry:
+def teachers(column: str, places: dict[str, Place], shape: TableShape, root: Path, notes: list[str]) -> Entry:
     """The accuracy of the column's teacher at its last epoch, measured once: its runs share it."""
     row = str(shape.teacher_row)
     taught = [place for place in places.values() if not any(cell.own_teacher for cell in place.cells)]
@@ -232,51 +263,41 @@ def teachers(column: str, places: dict[str, Place], shape: TableShape, notes: li
     entry = Entry(
         row, column, cell.dataset, None, str(cell.teacher), "none", values, [], int(not tops), [], values.get(0), None
     )
-    return beside(entry, find_published(cell, None, str(cell.teacher), "none", shape))
+    return beside(entry, cell, None, shape, root)
 
 
-def with_delta(entry: Entry, entries: dict[tuple[str, str], Entry], shape: TableShape) -> Entry:
+def spread_of(entries: Iterable[Entry]) -> Spread | None:
+    """What the cells of a table spread; runs that stand in several columns count once, teachers not at all."""
+    samples = {tuple(entry.runs): Sample.of(list(entry.values.values())) for entry in entries if entry.runs}
+    return Spread.of(sample for sample in samples.values() if sample is not None)
+
+
+def with_delta(entry: Entry, entries: dict[tuple[str, str], Entry], shape: TableShape, spread: Spread | None) -> Entry:
     """The entry with its distance to the baseline of its column."""
     base = entries.get((shape.baseline or "", entry.column))
     if base is None or base is entry or base.mean is None or entry.mean is None:
         return entry
-    return replace(entry, delta=entry.mean - base.mean)
+    found = estimate(list(entry.values.values()), list(base.values.values()), spread)
+    return replace(entry, delta=entry.mean - base.mean, delta_interval=found.interval() if found else None)
 
 
-def tested(
-    entries: dict[tuple[str, str], Entry], columns: list[str], shape: TableShape
-) -> dict[tuple[str, str], Entry]:
-    """The entries with their tests against `shape.against`, and the best of each column marked where it can be told
-    from the next. All these tests are one family for Holm's correction."""
-    tests: dict[tuple[str, str, str], PairedTest] = {}
-    leaders: dict[str, tuple[Entry, Entry]] = {}
-    for column in columns:
-        here = [entry for (row, other), entry in entries.items() if other == column and row != shape.teacher_row]
-        base = entries.get((shape.against or "", column))
-        pairs = [(entry, base) for entry in here if base is not None and entry is not base]
-        ranked = sorted((entry for entry in here if entry.mean is not None), key=lambda entry: -(entry.mean or 0.0))
-        if len(ranked) > 1:
-            leaders[column] = (ranked[0], ranked[1])
-            if shape.against not in (ranked[0].row, ranked[1].row):
-                pairs.append(leaders[column])
-        for one, other in pairs:
-            test = paired_test(one.row, one.values, other.row, other.values)
-            if test is not None:
-                tests[column, one.row, other.row] = test
-    # A student without a teacher stands in several columns: the same runs compared twice are one test.
-    same = {
-        (column, one, other): (*entries[one, column].runs, "", *entries[other, column].runs)
-        for column, one, other in tests
+def test_column(column: str, entries: dict[tuple[str, str], Entry], shape: TableShape, spread: Spread | None) -> int:
+    """Put into a column's entries their tests against `shape.against`, and mark the best where it can be told from the
+    next. Return how many tests those are: one family for Holm's correction."""
+    here = {
+        row: list(entry.values.values())
+        for (row, other), entry in entries.items()
+        if other == column and row != shape.teacher_row and entry.values
     }
-    unique = {same[key]: test for key, test in tests.items()}
-    unique = dict(zip(unique, corrected(list(unique.values())), strict=True))
-    tests = {key: replace(unique[same[key]], row=key[1], against=key[2]) for key in tests}
-    made = {
-        (row, column): replace(entry, test=tests.get((column, row, shape.against or "")))
-        for (row, column), entry in entries.items()
-    }
-    for column, (first, second) in leaders.items():
-        test = tests.get((column, first.row, second.row)) or tests.get((column, second.row, first.row))
-        if test is not None and test.distinguishable:
-            made[first.row, column] = replace(made[first.row, column], best=True)
-    return made
+    ranked = sorted(here, key=lambda row: -(entries[row, column].mean or 0.0))
+    against = shape.against or ""
+    pairs = [(row, against) for row in here if row != against] if against in here else []
+    if len(ranked) > 1 and against not in ranked[:2]:
+        pairs.append((ranked[0], ranked[1]))
+    tests = family([Pair(one, here[one], other, here[other]) for one, other in pairs], spread)
+    for test in tests:
+        if test.against == against:
+            entries[test.row, column] = replace(entries[test.row, column], test=test)
+        if {test.row, test.against} == set(ranked[:2]) and test.distinguishable:
+            entries[ranked[0], column] = replace(entries[ranked[0], column], best=True)
+    return sum(test.p is not None for test in tests)

@@ -43,8 +43,9 @@ def changes_numbers(key: str) -> bool:
 @dataclass
 class TableShape:
     """value: a key of result.json; baseline: the row of independent students, which deltas are taken to; against: the
-    row that paired tests compare with; teacher_row: the label under which the teachers' own accuracy is shown;
-    benchmark: whose published figures stand beside ours; testsets: derived sets that `kdrun bias` measures."""
+    row that tests compare with; teacher_row: the label under which the teachers' own accuracy is shown; benchmark:
+    whose published figures stand beside ours; margin: points within which these count as reproduced; testsets:
+    derived sets that `kdrun bias` measures."""
 
     rows: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
@@ -53,6 +54,7 @@ class TableShape:
     against: str | None = None
     teacher_row: str | None = None
     benchmark: str | None = None
+    margin: float = 0.5
     testsets: list[str] = field(default_factory=list)
 
 
@@ -139,7 +141,9 @@ def check_types(ledger: Ledger) -> None:
     for part in (ledger, ledger.shape, *ledger.cells):
         for name, hint in hints_of(type(part)).items():
             value, kinds = getattr(part, name), get_args(hint) if type(None) in get_args(hint) else (hint,)
-            if not any(isinstance(value, get_origin(kind) or kind) for kind in kinds):
+            if not any(
+                isinstance(value, (int, float) if kind is float else get_origin(kind) or kind) for kind in kinds
+            ):
                 raise ValueError(f"{name} is {value!r}")
             if list[str] in kinds and not all(isinstance(item, str) for item in value):
                 raise ValueError(f"{name} is {value!r}")

@@ -9,12 +9,14 @@ A sweep's YAML holds
     columns    label -> overrides
     cells      {row, column, overrides, published}: instead of the cell of the same row and column, or beside the grid
     skip       {row, column, why}: cells of the grid that nobody can run, or that the publication leaves blank
-    table      the shape of its table: value, baseline, against, teacher_row, benchmark, testsets
+    table      the shape of its table: value, baseline, against, teacher_row, benchmark, margin,
+               testsets
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -166,6 +168,9 @@ def check_places(name: str, content: dict[str, Any]) -> None:
             parse(testset)
         except ConfigError as error:
             raise ConfigError(f"sweep/{name}.yaml: table.testsets: {error}") from error
+    margin = table.get("margin", 1.0)
+    if type(margin) not in (int, float) or not 0 < margin < math.inf:
+        raise ConfigError(f"sweep/{name}.yaml: table.margin: {margin}: expected points above 0, as 0.5.")
     benchmarks = sorted({row.benchmark for row in published()})
     for key, known in (("baseline", rows), ("against", rows), ("benchmark", benchmarks)):
         if table.get(key) is not None and table[key] not in known:

@@ -17,13 +17,13 @@ from kdrun.reporting.html.charts import MAX_POINTS
 from kdrun.reporting.html.figures import cost_charts, learning_curves, legend, styles_of
 from kdrun.reporting.html.run_files import Places, RunFiles, read_runs
 from kdrun.reporting.html.run_pages import MAX_CURVES, anchors, run_pages
-from kdrun.reporting.labels import Section, cell_text, header_lines, points, sections
+from kdrun.reporting.labels import Section, cell_text, delta_words, header_lines, sections
 from kdrun.reporting.table import Entry, Table, table_of
 from kdrun.runs.ledger import Ledger
 
 FOLDER = Path(__file__).parent
 OPEN_SECTIONS = 2  # grids of notes that begin unfolded
-SIGNS = {"reproduced": "✓", "above": "▲", "below": "▼"}
+SIGNS = {"reproduced": "✓", "differs": "≠"}
 # Nothing is loaded from anywhere, not even by a run's name that reads like markup.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -141,7 +141,7 @@ def results(table: Table, places: Places) -> str:
         lines.append(f'<tr{kind}><th scope="row" data-sort="{html.escape(row)}">{html.escape(row)}</th>{cells}</tr>')
     words = ["Shade: from the lowest (pale) to the highest mean (strong) of a column."]
     if any(entry.delta is not None for entry in table.entries.values()):
-        words.append(f"Δ: points above {table.shape.baseline}.")
+        words.append(f"Δ: points above {table.shape.baseline}, and their 95 % interval.")
     words.append("A heading sorts; a figure leads to its runs.")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="Results">'
@@ -188,24 +188,21 @@ def cell(table: Table, entry: Entry, anchor: str | None, limits: tuple[float, fl
 
 def second_line(entry: Entry) -> str:
     """Delta, published value and verdict, cells that are not there."""
-    parts = [] if entry.delta is None else [f"Δ {points(entry.delta)}"]
+    parts = [] if entry.delta is None else [f"Δ {delta_words(entry)}"]
     if entry.published is not None:
         source = html.escape(entry.published.source)
         parts.append(f'<span title="{source}">published {entry.published.value:.2f}</span>')
-    if entry.verdict:
-        sign = SIGNS.get(entry.verdict, "")
-        parts.append(
-            f'<span class="verdict">{sign}&nbsp;{html.escape(entry.verdict)}</span>'
-            if sign
-            else html.escape(entry.verdict)
-        )
+    if entry.verdict is not None:
+        word = html.escape(entry.verdict.word)
+        sign = SIGNS.get(entry.verdict.word, "")
+        parts.append(f'<span class="verdict">{sign}&nbsp;{word}</span>' if sign else word)
     parts += [f'<span class="bad">{len(entry.failed)} failed</span>'] if entry.failed and entry.mean is not None else []
     parts += [f"{entry.missing} missing"] if entry.missing else []
     return f"<small>{' · '.join(parts)}</small>" if parts else ""
 
 
 def notes(table: Table) -> str:
-    """Everything that `kdrun table` says below its grid: verdicts, paired tests, failures, what was passed over."""
+    """Everything that `kdrun table` says below its grid: verdicts, tests, failures, what was passed over."""
     parts: list[str] = []
     grids = 0
     for section in sections(table):
