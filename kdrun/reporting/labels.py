@@ -240,7 +240,7 @@ def test_notes(table: Table) -> list[str]:
         rate = 100 * (1 - 0.95**count)
         notes.append(
             f"{count} columns are {count} families at 5 % each: if no row differed, up to {rate:.0f} % of such tables "
-            "would have a false finding somewhere."
+            "would have a false finding somewhere, and more of them where rows differ much in spread."
         )
     return notes
 
