@@ -144,6 +144,8 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
             raise
         except KdrunError:
             raise
+        except MemoryError as error:
+            raise RunError(f"there is not enough memory ({error}): ask for fewer or smaller images.") from error
         except Exception as error:
             if stop.signal:
                 raise Interrupted(f"stopped by {stop.signal}. The same command resumes from the last save.") from error

@@ -135,6 +135,8 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
         path, endings = Path(os.path.expanduser(text)), rules.get("suffixes", ())
         if endings and path.suffix.lower() not in endings:
             raise ConfigError(f"{key}={text}: give a file that ends in {' or '.join(endings)}.")
+        if key in ("save", "sheet"):
+            check_place(key, path, rules.get("shows", "FILE"))
         return path
     value: Any = text
     if kind is bool:
@@ -151,6 +153,18 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
             raise ConfigError(f"{key}={text}: must be {number}{least}{other}.") from None
     check_value(key, value, rules)
     return value
+
+
+def check_place(key: str, path: Path, kind: str) -> None:
+    """Raise ConfigError where no FILE, or FOLDER, can be written: after the work would be too late to say so."""
+    if "FOLDER" not in kind and path.is_dir():
+        raise ConfigError(f"{key}={path} is a folder: name a file in it.")
+    within = path if kind == "FOLDER" else path.parent
+    there = next(place for place in (within, *within.parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{key}={path}: {there} is a file, where a folder is needed.")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"{key}={path}: {there} cannot be written to.")
 
 
 def parts_of(text: str, kind: Any, rules: Mapping[str, Any]) -> list[str]:

@@ -132,7 +132,7 @@ def own_place(error: BaseException | None) -> str:
         frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
         if isinstance(error, SyntaxError) and error.filename:  # no frame of what cannot be parsed
             frames.append((error.filename, error.lineno or 1))
-        own = [(path, line) for path, line in frames if not path.startswith("<") and is_own(os.path.abspath(path))]
+        own = [(path, line) for path, line in frames if path.endswith(".py") and is_own(os.path.abspath(path))]
         if own:
             return short_place(*own[-1])
         error = error.__cause__

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from kdrun.config.arguments import parts_of
+from kdrun.config.arguments import check_place, parts_of
 from kdrun.config.compose import load
 from kdrun.config.options import METHOD_RULES, OUR_METHOD_RULES, method_rules
 from kdrun.config.settings import KINDS, method_settings, nearest, settings
@@ -183,3 +184,19 @@ def test_a_file_that_is_there_may_have_any_commas(tmp_path):
     (tmp_path / "a,b").mkdir()
     assert parts_of(str(tmp_path / "a,b"), Path, {}) == [str(tmp_path / "a,b")]
     assert parts_of("a,b", Path, {}) == ["a", "b"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "table.csv"
+    file.touch()
+    folder.mkdir()
+    for path, kind, line in (
+        (file, "FOLDER", f"save={file}: {file} is a file, where a folder is needed."),
+        (file / "x" / "table.csv", "FILE", f"{file} is a file, where a folder is needed."),
+        (folder, "FILE", f"save={folder} is a folder: name a file in it."),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(line)):
+            check_place("save", path, kind)
+    for path, kind in ((tmp_path / "new" / "folder", "FOLDER"), (tmp_path / "new" / "a.csv", "FILE"), (file, "FILE")):
+        check_place("save", path, kind)
+    check_place("save", folder, "FILE|FOLDER")
