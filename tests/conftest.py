@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
 
+from kdrun.config.groups import conf_dir
 from kdrun.hardware import cpu_kind
 
 torch.set_num_threads(1)  # networks this small lose time to a second thread, and the tests run in two processes
 
 # Elsewhere PyTorch emulates bf16 at a tenth of the speed: what holds in fp32 is not shown there again and again.
 NATIVE_BF16 = cpu_kind() in ("AMX", "AVX512_BF16")
+
+Compose = Callable[..., DictConfig]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -46,6 +53,46 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDRUN_CACHE", str(tmp_path / "cache_home"))
     monkeypatch.delenv("KDRUN_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(autouse=True)
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are composed and written, but blank: painting its curves takes half of a tiny run's time. The tests that
+    look at pictures are marked so."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_blank)
+
+
+def save_blank(figure: Figure, file: IO[bytes], *, format: str, dpi: int) -> None:
+    from PIL import Image
+
+    width, height = figure.get_size_inches() * dpi
+    Image.new("1", (round(width), round(height))).save(file, format)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once() -> Iterator[None]:
+    """The same words give the same configuration; Hydra takes a fifth of a second for them."""
+    from kdrun.config import compose as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "compose", remembering(module.compose))
+        yield
+
+
+def remembering(compose: Compose) -> Compose:
+    """`compose`, which copies what it has composed before."""
+    kept: dict[tuple[str, ...], DictConfig] = {}
+
+    def remember(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+        if config_dir is not None:  # files of one's own may have changed
+            return compose(overrides, config_dir)
+        words = (str(conf_dir()), *overrides)
+        if words not in kept:
+            kept[words] = compose(overrides)
+        return deepcopy(kept[words])
+
+    return remember
 
 
 @pytest.fixture

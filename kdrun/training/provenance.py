@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def provenance(
     }
 
 
+@cache
 def version_of(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -73,8 +75,9 @@ def version_of(name: str) -> str | None:
         return None
 
 
+@cache
 def git_revision() -> str | None:
-    """The checkout's commit, with + where files differ from it; None for an installed package."""
+    """The checkout's commit when first asked, with + where files differ from it; None for an installed package."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

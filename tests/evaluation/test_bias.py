@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from kdrun.cli import main
 from kdrun.commands.eval import change_words
 from kdrun.errors import DataError
 from kdrun.evaluation.bias import (
@@ -338,15 +341,25 @@ SWEEP = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("bias")
+    (root / "conf" / "sweep").mkdir(parents=True)
+    (root / "conf" / "sweep" / "tiny.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDRUN_OUTPUTS", str(root / "outputs"))
+        words = ["train", "-m", "sweep=tiny", "launcher.processes=0", "--config-dir", str(root / "conf")]
+        assert main(words) == 0
+    return root / "outputs"
+
+
 @pytest.fixture
-def trained(tmp_path, kdrun) -> str:
-    (tmp_path / "conf" / "sweep").mkdir(parents=True)
-    (tmp_path / "conf" / "sweep" / "tiny.yaml").write_text(yaml.safe_dump(SWEEP, sort_keys=False))
-    code, out, err = kdrun("train", "-m", "sweep=tiny", "launcher.processes=0", "--config-dir", str(tmp_path / "conf"))
-    assert code == 0, out + err
+def trained(trained_once, outputs) -> str:
+    shutil.copytree(trained_once, outputs)
     return "tiny"
 
 
+@pytest.mark.pictures
 def test_the_grid_of_a_sweep(trained, kdrun, outputs):
     code, out, err = kdrun("bias", trained)
     assert code == 0, out + err

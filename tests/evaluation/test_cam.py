@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +19,8 @@ from kdrun.models.features import Tap
 from kdrun.models.zoo import create_model
 from kdrun.training.method_trial import TinyCNN
 from tests.conftest import TINY
+from tests.evaluation.test_measure import runs
+from tests.ready import train
 
 
 def view_of(model: nn.Module, **settings) -> View:
@@ -151,15 +152,6 @@ def test_one_image_of_every_class_first():
     order = spread(labels)
     assert sorted(labels[order[:5]].tolist()) == [0, 1, 2, 3, 4]
     assert sorted(order.tolist()) == list(range(40))
-
-
-def train(kdrun, *words: str) -> None:
-    code, _, err = kdrun("train", *TINY, "epochs=1", *words)
-    assert (code, err) == (0, "")
-
-
-def runs(outputs: Path) -> list[Path]:
-    return sorted(path.parent for path in (outputs / "runs").glob("*/*/*/*/result.json"))
 
 
 def look(kdrun, *words: object) -> str:

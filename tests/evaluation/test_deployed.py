@@ -18,7 +18,8 @@ from kdrun.data.decode import read_image
 from kdrun.data.inference import Preparation, find_images, read_batches
 from kdrun.errors import ConfigError
 from tests.conftest import TINY
-from tests.evaluation.test_measure import contents, evaluate, runs, teacher_of, train
+from tests.evaluation.test_measure import contents, evaluate, runs, teacher_of
+from tests.ready import train
 
 FOLDER = ("dataset=folder", "dataset.image_size=16", "dataset.workers=0")
 

@@ -18,13 +18,9 @@ from kdrun.evaluation.measure import chosen_split, shuffled
 from kdrun.models.zoo import create_model
 from kdrun.training.build import Data
 from tests.conftest import TINY
+from tests.ready import train
 
 PICTURES = ("reliability", "confusion", "cka")
-
-
-def train(kdrun, *words: str) -> None:
-    code, _, err = kdrun("train", *TINY, "epochs=1", *words)
-    assert (code, err) == (0, "")
 
 
 def runs(outputs: Path) -> list[Path]:
@@ -46,6 +42,7 @@ def evaluate(kdrun, *words: str) -> str:
     return out
 
 
+@pytest.mark.pictures
 def test_a_run_beside_its_teacher(kdrun, outputs):
     """Everything that is printed and written, and a finished run whose own files stay as they are."""
     train(kdrun, "method=kd")

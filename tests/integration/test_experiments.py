@@ -214,6 +214,7 @@ def test_p4_from_images_to_curves(tmp_path):
     assert (run / "evals/test.json").is_file()
 
 
+@pytest.mark.pictures
 def test_curves_hold_loss_and_accuracy_of_every_split(tmp_path, monkeypatch):
     """The lines that are drawn, by their labels and last values."""
     import matplotlib.pyplot as plt

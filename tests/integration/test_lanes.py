@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +26,6 @@ def by_place(outputs: Path) -> dict[str, dict]:
     for path in (outputs / "runs").glob("*/*/*/*/result.json"):
         folder = path.parent
         found[f"{folder.parent.name}/{folder.name}"] = numbers(folder)
-        found[f"{folder.parent.name}/{folder.name}"]["result"].pop("overrides")  # as typed
     return found
 
 
@@ -362,18 +359,6 @@ SWEEP = [
 ]
 
 
-def start(outputs: Path) -> subprocess.Popen:
-    environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdrun", *SWEEP],
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[2],
-    )
-
-
 UNSTEADY = ("finished_at", "train_seconds", "images_per_second", "peak_memory")
 
 
@@ -388,30 +373,33 @@ def steady_rows(outputs: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_sigkill_of_the_whole_group(tmp_path, kdrun):
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0
+def test_sigkill_of_the_whole_group(tmp_path, zygote, kdrun):
+    """The sweep and its processes, which are forked here instead of started anew."""
+    zygote.start(tmp_path / "whole", SWEEP)
+    assert zygote.number() == 0, (tmp_path / "whole.log").read_text()
     expected = steady_rows(tmp_path / "whole")
     assert len(expected) == 9
 
     random.seed(1)
     broken, kills = tmp_path / "broken", 0
     for _ in range(5):
-        process = start(broken)
+        process = zygote.start(broken, SWEEP, often=True)
         before = progress(broken)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and progress(broken) == before and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda process=process, before=before: progress(broken) != before or gone(process))
         time.sleep(random.uniform(0, 1.5))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        kills += zygote.number() == signal.SIGKILL
     assert kills >= 3
-    assert start(broken).wait() == 0
+    zygote.start(broken, SWEEP)
+    assert zygote.number() == 0
     assert steady_rows(broken) == expected
     code, out, _ = kdrun("status", "killed", f"output_root={broken}")
     assert code == 0 and "8" in out
+
+
+def gone(process: int) -> bool:
+    return not Path(f"/proc/{process}").exists()
 
 
 def progress(outputs: Path) -> int:
@@ -441,19 +429,19 @@ def test_ledger_says_where_each_cell_stands(kdrun, outputs):
 def test_a_submitted_job_saves_requeues_and_resumes(kdrun, outputs, tmp_path):
     """The signal before a time limit, sent by hand: the job comes back by itself and ends as if undisturbed."""
     pytest.importorskip("submitit")
-    words = ["train", "-m", *TINY, "epochs=40", "method=none,ls", "save_every_minutes=60", "name=jobs"]
+    words = ["train", "-m", *TINY, "epochs=16", "method=none", "save_every_minutes=60", "name=jobs"]
     assert kdrun(*words, HERE, f"output_root={tmp_path / 'whole'}")[0] == 0
     code, out, err = kdrun(*words, "launcher=submitit_local", "launcher.timeout_min=5")
     assert (code, err) == (0, "")
     assert "1 jobs for 1 groups" in out
     pickled = outputs / "sweeps" / "jobs" / "jobs"
     log = wait_for(
-        lambda: next((path for path in pickled.glob("*_0_log.out") if "epoch  2/40" in path.read_text()), None)
+        lambda: next((path for path in pickled.glob("*_0_log.out") if "epoch  2/16" in path.read_text()), None)
     )
     worker = int(log.name.partition("_")[0])
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGUSR2)
-    wait_for(lambda: len(by_place(outputs)) == 2)
+    wait_for(lambda: by_place(outputs))
     assert "Requeued job" in log.read_text() + "".join(path.read_text() for path in pickled.glob("*.err"))
     assert by_place(outputs) == by_place(tmp_path / "whole")
 

@@ -23,7 +23,13 @@ from kdrun.training.checkpoint import load_state
 from kdrun.training.loop import Lane
 from tests.conftest import TINY
 
-TIMES = {"finished_at", "train_seconds", "images_per_second", "peak_memory"}
+UNSTEADY = {
+    "finished_at",
+    "train_seconds",
+    "images_per_second",
+    "peak_memory",
+    "overrides",
+}  # times, and what was typed
 
 
 class Killed(BaseException):
@@ -41,21 +47,26 @@ def only_teacher(outputs: Path) -> Path:
 
 
 def numbers(run: Path) -> dict[str, object]:
-    """Everything in a run directory that must repeat: weights byte for byte, metrics and result without times."""
-    result = json.loads((run / "result.json").read_text())
+    """Everything in a run directory that must repeat: weights byte for byte, metrics and result without times and the words that were typed."""
     rows = [line for line in (run / "metrics.csv").read_text().splitlines() if "images_per_second" not in line]
     return {
         "weights": (run / "student.safetensors").read_bytes(),
         "best": (run / "student_best.safetensors").read_bytes(),
         "metrics": rows,
-        "result": {key: value for key, value in result.items() if key not in TIMES},
+        "result": steady_result(run),
     }
+
+
+def steady_result(folder: Path) -> dict[str, object]:
+    result = json.loads((folder / "result.json").read_text())
+    return {key: value for key, value in result.items() if key not in UNSTEADY}
 
 
 def train(kdrun, *words: str) -> tuple[int, str, str]:
     return kdrun("train", *TINY, *words)
 
 
+@pytest.mark.pictures
 def test_contents_of_a_run(kdrun, outputs):
     code, out, err = train(kdrun, "epochs=2", "seed=3")
     assert (code, err) == (0, "")
@@ -139,7 +150,6 @@ def test_identity(tmp_path, image_folder):
         return make_plan(load([*TINY, *words]), []).digest
 
     base = digest()
-    assert digest() == base
     same = ["output_root=/tmp/elsewhere", "save_every_minutes=1", "dataset.workers=3"]
     assert all(digest(word) == base for word in same)
     other = [
@@ -201,31 +211,37 @@ def killed() -> None:
     raise Killed
 
 
+INTERRUPTED = ["epochs=3", "method=kd", "optimizer.ema_decay=0.9", "save_every_minutes=1e-9"]  # a save after every step
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, object]:
+    """The numbers of a run that nothing disturbed."""
+    from kdrun.cli import main
+
+    place = tmp_path_factory.mktemp("uninterrupted")
+    assert main(["train", *TINY, *INTERRUPTED, f"output_root={place}"]) == 0
+    return numbers(only_run(place))
+
+
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 7, 9, 12])
-def test_killed_runs_end_as_if_never_killed(step, kdrun, outputs, tmp_path, monkeypatch):
+def test_killed_runs_end_as_if_never_killed(step, kdrun, outputs, uninterrupted, monkeypatch):
     """Steps 1-3 train the teacher, 4-12 the student's three epochs."""
-    # Save after every step, so that resuming inside an epoch is what is tested.
-    words = ["epochs=3", "method=kd", "optimizer.ema_decay=0.9", "save_every_minutes=1e-9"]
-    train(kdrun, *words)
-    expected = numbers(only_run(outputs))
-    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+    words = INTERRUPTED
     with monkeypatch.context() as patch:
         interrupted_at(patch, step, killed)
         with pytest.raises(Killed):
             train(kdrun, *words)
     code, out, err = train(kdrun, *words)
     assert code == 0, err
-    assert numbers(only_run(tmp_path / "again")) == expected
+    assert numbers(only_run(outputs)) == uninterrupted
     if step > 5:
         assert "resuming student" in out
 
 
 @pytest.mark.parametrize("place", ["fsync", "replace"])
-def test_killed_inside_a_save(place, kdrun, outputs, tmp_path, monkeypatch):
-    words = ["epochs=3", "method=none", "save_every_minutes=1e-9"]
-    train(kdrun, *words)
-    expected = numbers(only_run(outputs))
-    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+def test_killed_inside_a_save(place, kdrun, outputs, uninterrupted, monkeypatch):
+    words = INTERRUPTED
     original = getattr(os, place)
     for call in (2, 3, 5, 6):
         calls = {"count": 0}
@@ -241,28 +257,25 @@ def test_killed_inside_a_save(place, kdrun, outputs, tmp_path, monkeypatch):
             with pytest.raises(Killed):
                 train(kdrun, *words)
     assert train(kdrun, *words)[0] == 0
-    assert numbers(only_run(tmp_path / "again")) == expected
-    assert not list((tmp_path / "again").rglob("*.tmp"))
+    assert numbers(only_run(outputs)) == uninterrupted
+    assert not list(outputs.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGUSR1, 6), (signal.SIGINT, 8)])
-def test_signals_save_and_ask_to_be_requeued(number, step, kdrun, outputs, tmp_path, monkeypatch):
-    words = ["epochs=3", "method=kd"]
-    train(kdrun, *words)
-    expected = numbers(only_run(outputs))
-    monkeypatch.setenv("KDRUN_OUTPUTS", str(tmp_path / "again"))
+def test_signals_save_and_ask_to_be_requeued(number, step, kdrun, outputs, uninterrupted, monkeypatch):
+    words = INTERRUPTED[:3]  # nothing else saves inside an epoch
     with monkeypatch.context() as patch:
         interrupted_at(patch, step, lambda: os.kill(os.getpid(), number))
         code, _, err = train(kdrun, *words)
     assert code == 75
     assert f"stopped by {number.name}" in err
     assert "The same command resumes" in err
-    run = only_run(tmp_path / "again")
+    run = only_run(outputs)
     state = load_state(run / "last.pt")
     assert (state["epoch"], state["step"]) == divmod(step - 3, 3)
     assert not (run / "failed.txt").exists()
     assert train(kdrun, *words)[0] == 0
-    assert numbers(run) == expected
+    assert numbers(run) == uninterrupted
 
 
 def test_gradient_accumulation_resumes_inside_a_group(kdrun, outputs, tmp_path, monkeypatch):

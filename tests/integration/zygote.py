@@ -1,14 +1,21 @@
-"""Imports everything once, then forks one training process per line on stdin: a kill costs no new start-up.
+"""Imports everything once, then forks one `kdrun` per line on stdin: it costs no start-up, and dies where it is told.
 
-Prints each child's process id, and its wait status when it has ended.
+A line is JSON: the words, the folder of outputs, whether to save after every step, and where to die: at the n-th moment
+of a kind. Prints the child's process id, and its wait status when it has ended.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
+import multiprocessing
 import os
+import signal
 import sys
-import time
+from collections import Counter
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 # torch.optim imports torch._dynamo at its first step; a child that did so would spend its short life on it.
 USED = (
@@ -24,24 +31,97 @@ USED = (
 )
 
 
+class Course:
+    """What a run goes through, counted; it dies at the chosen moment. Kinds: start, teacher, stage and save."""
+
+    def __init__(self, kind: str | None, number: int):
+        self.kind, self.number = kind, number
+        self.passed: Counter[str] = Counter()
+        self.in_teacher = False
+
+    def reach(self, kind: str) -> None:
+        self.passed[kind] += 1
+        if kind == self.kind and self.passed[kind] == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, owner: Any, name: str, kind: Callable[[], str]) -> None:
+        """A moment before and one after each call."""
+        real = getattr(owner, name)
+
+        @wraps(real)
+        def watched(*arguments: Any, **named: Any) -> Any:
+            self.reach(kind())
+            found = real(*arguments, **named)
+            self.reach(kind())
+            return found
+
+        setattr(owner, name, watched)
+
+    def watch(self) -> None:
+        from kdrun.runs import directory
+        from kdrun.training import session, trainer
+        from kdrun.training.loop import Lane
+
+        teach = session.Session.train_teacher
+
+        def train_teacher(*arguments: Any) -> None:
+            self.in_teacher = True
+            teach(*arguments)
+            self.in_teacher = False
+
+        session.Session.train_teacher = train_teacher  # type: ignore[method-assign]
+        for owner, name in (
+            (session, "load_data"),
+            (session, "make_loaders"),
+            (session.TrainingRun, "resume"),
+            (session.RunDirectory, "begin"),
+            (session, "keep_outputs"),
+        ):
+            self.around(owner, name, lambda: "start")
+        for owner, name in ((Lane, "step"), (Lane, "update"), (trainer, "close_epoch")):
+            self.around(owner, name, lambda: "teacher" if self.in_teacher else "stage")
+        # Inside write_atomically: before and after what is written is on the disk, and the renaming.
+        self.around(os, "fsync", lambda: "save")
+        self.around(os, "replace", lambda: "save")
+        self.around(directory.RunDirectory, "append_metrics", lambda: "save")
+
+
+def run(order: dict[str, Any]) -> int:
+    """In the child."""
+    from kdrun.cli import main
+    from kdrun.sweeps import scheduler
+    from kdrun.training import trainer
+
+    os.setsid()  # with its own children, a group that is killed at once
+    os.environ["KDRUN_OUTPUTS"] = order["outputs"]
+    scheduler.CONTEXT = multiprocessing.get_context("fork")  # type: ignore[assignment]
+    log = os.open(order["outputs"] + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if order.get("often"):
+        trainer.SAVE_SECONDS = -1
+    kind, number = order.get("die", (None, 0))
+    Course(kind, number).watch()
+    return main(order["words"])
+
+
 def main() -> None:
-    from kdrun.cli import main as command
+    from matplotlib.figure import Figure
+
+    from kdrun.config import compose
+    from tests.conftest import remembering, save_blank
 
     for name in USED:
         importlib.import_module(name)
-
-    sync = os.fsync
-
-    def slow_sync(handle: int) -> None:
-        """A slow disk, so that a random moment often lies inside a save."""
-        time.sleep(0.03)
-        sync(handle)
-
-    os.fsync = slow_sync
+    Figure.savefig = save_blank  # type: ignore[assignment]
+    compose.compose = remembering(compose.compose)
     for line in sys.stdin:
+        order = json.loads(line)
+        if "-m" not in order["words"]:
+            compose.load(order["words"][1:])  # composed here, it is remembered in every child
         child = os.fork()
         if child == 0:
-            os._exit(command(line.split()))
+            os._exit(run(order))
         print(child, flush=True)
         print(os.waitpid(child, 0)[1], flush=True)
 

@@ -11,12 +11,7 @@ from pathlib import Path
 import yaml
 
 from kdrun.reporting.compare import Row, best_of, read_side
-from tests.conftest import TINY
-
-
-def train(kdrun, *words: str) -> None:
-    code, _, err = kdrun("train", *TINY, "epochs=1", *words)
-    assert (code, err) == (0, "")
+from tests.ready import train
 
 
 def runs(outputs: Path) -> list[Path]:

@@ -28,6 +28,19 @@ STILL = Augment(crop="none", flip=0)
 SHIFTED = Augment(crop="padded", crop_padding=2, flip=0.5)
 
 
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs a teacher trains it for all."""
+    return tmp_path_factory.mktemp("teachers")
+
+
+def place_for(name: str, tmp_path: Path, teachers: Path) -> str:
+    """The word for an output folder of its own beside the shared teachers."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "teachers").symlink_to(teachers)
+    return f"output_root={tmp_path / name}"
+
+
 def students(outputs: Path) -> dict[str, dict[str, torch.Tensor]]:
     """method -> the student's weights, of the runs below `outputs`."""
     found = {path.parent.parent.name: load_file(path) for path in outputs.glob("runs/*/*/*/*/student.safetensors")}
@@ -70,21 +83,20 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
     ids=" ".join,
 )
-def test_a_student_is_the_same_bit_for_bit(kdrun, tmp_path, monkeypatch, words):
+def test_a_student_is_the_same_bit_for_bit(kdrun, tmp_path, teachers, monkeypatch, words):
     """Three batches of 32, 32 and 8 an epoch; kept, they are seen once, and computed anew in each of three epochs. The
     last one is filled up. On a machine whose rows do not stand alone nothing is kept, which the run says."""
     seen = passes(monkeypatch)
     trained = []
     for kept in ("true", "false"):
         seen.clear()
-        place = tmp_path / kept
-        command = ("train", *TINY, "epochs=3", *words, f"teacher_cache={kept}", f"output_root={place}")
-        code, out, err = kdrun(*command)
+        words_of_both = [*TINY, "epochs=3", *words, place_for(kept, tmp_path, teachers)]
+        code, out, err = kdrun("train", *words_of_both, f"teacher_cache={kept}")
         assert (code, err) == (0, "")
         assert ("teacher outputs of 72 images, the same in every epoch" in out) is (kept == "true")
         if "place in the batch: the teacher computes them in every epoch" in out:
             pytest.skip("rows of this CPU's matrix products depend on their place: kdrun keeps no outputs here")
-        trained.append((students(place)[words[0].removeprefix("method=")], len(seen)))
+        trained.append((students(tmp_path / kept)[words[0].removeprefix("method=")], len(seen)))
     (kept_weights, few), (weights, many) = trained
     assert same(kept_weights, weights)
     assert few == 3 + 1  # and one that looks at the rows' places
@@ -101,28 +113,29 @@ def test_a_student_is_the_same_bit_for_bit(kdrun, tmp_path, monkeypatch, words):
     ],
     ids=" ".join,
 )
-def test_nothing_is_kept_where_nothing_repeats(kdrun, words):
+def test_nothing_is_kept_where_nothing_repeats(kdrun, tmp_path, teachers, words):
     """Augmented images, a single epoch, a method that shows the teacher its own rotations."""
-    code, out, err = kdrun("train", *TINY, "epochs=2", *words)
+    code, out, err = kdrun("train", *TINY, "epochs=2", *words, place_for("out", tmp_path, teachers))
     assert (code, err) == (0, "")
     assert "teacher outputs" not in out
 
 
-def test_what_does_not_fit_is_computed_in_every_epoch(kdrun, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_computed_in_every_epoch(kdrun, tmp_path, teachers, monkeypatch):
     words = ("train", *TINY, "epochs=2", "method=kd", *PLAIN)
-    kdrun(*words, f"output_root={tmp_path / 'kept'}")
+    kdrun(*words, place_for("kept", tmp_path, teachers))
     monkeypatch.setattr(cache_module, "MOST", 72 * 4 * 4 - 1)  # one byte less than 72 samples of four float32 logits
-    code, out, err = kdrun(*words, f"output_root={tmp_path / 'large'}")
+    code, out, err = kdrun(*words, place_for("large", tmp_path, teachers))
     assert (code, err) == (0, "")
     assert "they do not fit into memory: the teacher computes them in every epoch" in out
     assert same(students(tmp_path / "kept")["kd"], students(tmp_path / "large")["kd"])
 
 
-def test_lanes_share_what_is_kept(kdrun, tmp_path):
+def test_lanes_share_what_is_kept(kdrun, tmp_path, teachers):
     """One pass for lanes that read different maps, and the weights of runs alone."""
     methods = ("kd", "hint_regressor", "at")
+    alone, together = place_for("a", tmp_path, teachers), place_for("b", tmp_path, teachers)
     for method in methods:
-        assert kdrun("train", *TINY, *PLAIN, "epochs=2", f"method={method}", f"output_root={tmp_path / 'a'}")[0] == 0
+        assert kdrun("train", *TINY, *PLAIN, "epochs=2", f"method={method}", alone)[0] == 0
     code, out, _ = kdrun(
         "train",
         "-m",
@@ -131,13 +144,13 @@ def test_lanes_share_what_is_kept(kdrun, tmp_path):
         "epochs=2",
         f"method={','.join(methods)}",
         "launcher.processes=0",
-        f"output_root={tmp_path / 'b'}",
+        together,
     )
     assert code == 0
     assert out.count("teacher outputs of 72 images") <= 1
-    alone, together = students(tmp_path / "a"), students(tmp_path / "b")
-    assert sorted(alone) == sorted(together) == sorted(methods)
-    assert all(same(alone[method], together[method]) for method in methods)
+    one, other = students(tmp_path / "a"), students(tmp_path / "b")
+    assert sorted(one) == sorted(other) == sorted(methods)
+    assert all(same(one[method], other[method]) for method in methods)
 
 
 def test_only_the_switched_off_one_has_a_name_of_its_own(kdrun, outputs):
