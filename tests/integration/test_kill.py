@@ -24,6 +24,9 @@ KILLS = int(os.environ.get("KDRUN_KILLS", "4"))
 SHORT = ("start", "teacher", "save", "stage")
 LONG = ("start", "teacher", "save", "teacher", "start", "stage", "save", "stage")
 
+# How many moments of a kind a run may pass before it dies: a step has four, a file six.
+FURTHEST = {"start": 20, "teacher": 30, "save": 24, "stage": 24 if KILLS < 10 else 60}
+
 # Those with state of their own between steps, epochs or stages.
 METHODS = {
     "fitnet": ["method.hint_epochs=3"],
@@ -73,7 +76,7 @@ class Broken:
         """The kind where it hit, None where the run came to its end."""
         often = self.random.random() < 0.7
         words = [*self.words, *(["save_every_minutes=1e-9"] if often else [])]
-        die = {} if kind is None else {"die": [kind, self.random.randint(1, 8)]}
+        die = {} if kind is None else {"die": [kind, self.random.randint(1, FURTHEST[kind])]}
         self.zygote.start(self.outputs, words, often=often, **die)
         status = self.zygote.number()
         if status == 0:
@@ -93,19 +96,11 @@ def test_a_killed_run_ends_as_if_never_killed(zygote, tmp_path, method):
     assert zygote.number() == 0, (tmp_path / "whole.log").read_text()
     expected = everything(tmp_path / "whole")
     broken = Broken(zygote, tmp_path, words, method)
+    wanted = {kind for kind in SHORT if method != "dml" or kind != "teacher"}
     while (left := KILLS - broken.hits.total()) > 0:
         kinds = SHORT if left < len(LONG) else LONG
-        broken.complete([kind for kind in kinds if method != "dml" or kind != "teacher"][:left])
+        broken.complete([kind for kind in kinds if kind in wanted][:left])
         assert everything(broken.outputs) == expected, f"{method}, {broken.outputs}"
         assert not list(broken.outputs.rglob("*.tmp"))
     print(method, dict(broken.hits), f"{broken.runs} runs")
-
-
-def test_the_moments_are_hit(zygote, tmp_path):
-    """One kill of each kind, in the order in which a run comes to them."""
-    words = ["train", *TINY, "method=kd", "epochs=2", "save_every_minutes=1e-9"]
-    for kind, number in (("start", 3), ("teacher", 4), ("save", 8), ("stage", 4)):
-        zygote.start(tmp_path / "outputs", words, die=[kind, number])
-        assert zygote.number() == signal.SIGKILL, kind
-    (run,) = (tmp_path / "outputs").glob("runs/*/*/*/*")
-    assert (run / "last.pt").is_file() and not (run / "result.json").exists()
+    assert set(broken.hits) == wanted  # every kind of moment came

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 # torch.optim imports torch._dynamo at its first step; a child that did so would spend its short life on it.
@@ -38,21 +39,32 @@ class Course:
         self.kind, self.number = kind, number
         self.passed: Counter[str] = Counter()
         self.in_teacher = False
+        self.writes = ""  # the file that is being written
 
     def reach(self, kind: str) -> None:
         self.passed[kind] += 1
         if kind == self.kind and self.passed[kind] == self.number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(self, owner: Any, name: str, kind: Callable[[], str]) -> None:
+    def step(self, *_: Any) -> str:
+        return "teacher" if self.in_teacher else "stage"
+
+    def file(self, *arguments: Any) -> str:
+        """What is known before training belongs to the start. Of a folder that is synced: what was written there."""
+        place = Path(f"/proc/self/fd/{arguments[0]}").readlink() if isinstance(arguments[0], int) else arguments[0]
+        self.writes = self.writes if Path(place).is_dir() else Path(place).name
+        return "start" if any(name in self.writes for name in ("config", "provenance", "signature")) else "save"
+
+    def around(self, owner: Any, name: str, kind: Callable[..., str]) -> None:
         """A moment before and one after each call."""
         real = getattr(owner, name)
 
         @wraps(real)
         def watched(*arguments: Any, **named: Any) -> Any:
-            self.reach(kind())
+            now = kind(*arguments)
+            self.reach(now)
             found = real(*arguments, **named)
-            self.reach(kind())
+            self.reach(now)
             return found
 
         setattr(owner, name, watched)
@@ -77,13 +89,13 @@ class Course:
             (session.RunDirectory, "begin"),
             (session, "keep_outputs"),
         ):
-            self.around(owner, name, lambda: "start")
+            self.around(owner, name, lambda *_: "start")
         for owner, name in ((Lane, "step"), (Lane, "update"), (trainer, "close_epoch")):
-            self.around(owner, name, lambda: "teacher" if self.in_teacher else "stage")
+            self.around(owner, name, self.step)
         # Inside write_atomically: before and after what is written is on the disk, and the renaming.
-        self.around(os, "fsync", lambda: "save")
-        self.around(os, "replace", lambda: "save")
-        self.around(directory.RunDirectory, "append_metrics", lambda: "save")
+        self.around(os, "fsync", self.file)
+        self.around(os, "replace", self.file)
+        self.around(directory.RunDirectory, "append_metrics", lambda *_: "save")
 
 
 def run(order: dict[str, Any]) -> int:
