@@ -96,6 +96,15 @@ def remembering(compose: Compose) -> Compose:
 
 
 @pytest.fixture
+def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """optimizer.lr=77 trains with a rate beyond every bound, so that losses are no numbers after an update."""
+    from kdrun.training import loop
+
+    usual = loop.learning_rate
+    monkeypatch.setattr(loop, "learning_rate", lambda options, *at: 1e30 if options.lr == 77 else usual(options, *at))
+
+
+@pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 

@@ -85,7 +85,8 @@ def lines_of_commands() -> list[tuple[str, ...]]:
         hints = get_type_hints(kind)
         for field in dataclasses.fields(kind):
             of = plain_type(hints[field.name])
-            wrong = ["x", "1.5", "-1", "", "[1]", "nan", "9" * 30 + ".5"] if of in (int, float) else []
+            wrong = ["x", "-1", "", "[1]", "nan", "9" * 30 + ".5"] if of in (int, float) else []
+            wrong += ["1.5"] if of is int else []
             wrong += ["perhaps", "", "1"] if of is bool or "choices" in field.metadata else []
             wrong += ["", "file.nope"] if "suffixes" in field.metadata else []
             lines += [

@@ -22,7 +22,7 @@ class Options:
     value: str | None = setting(None, choices=tuple(SELECTIONS), help="the accuracy that is shown")
     against: str | None = setting(None, help="tests compare with this row", shows="ROW")
     baseline: str | None = setting(None, help="differences are taken to this row", shows="ROW")
-    margin: float | None = setting(None, over=0, help="points within which a published value is reproduced")
+    margin: float | None = setting(None, over=0, high=100, help="points within which a published value is reproduced")
     output_root: Path | None = output_root_setting()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from kdrun.evaluation.deployed import Card
 from kdrun.evaluation.export.gate import TOLERANCE, Form, deployable, judge, module_forward
+from kdrun.files import sha256_of, write_json
 from kdrun.models.zoo import create_model
 from tests.conftest import TINY
 from tests.evaluation.test_deployed import folder_run, predict
@@ -238,6 +239,7 @@ def test_files_from_elsewhere(kdrun, image_folder, tmp_path):
         del proto.metadata_props[:]
         onnx.helper.set_model_props(proto, props)
         onnx.save(proto, tmp_path / f"{name}.onnx")
+    write_json(tmp_path / "net.json", {"forms": [{"file": "net.onnx", "sha256": sha256_of(tmp_path / "net.onnx")}]})
     changed = bytearray((tmp_path / "net.onnx").read_bytes())
     changed[len(changed) // 2] ^= 1
     (tmp_path / "net.onnx").write_bytes(changed)

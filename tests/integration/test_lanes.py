@@ -52,16 +52,16 @@ def test_lanes_are_bit_identical_to_runs_alone(kdrun, outputs, tmp_path, teacher
         assert together[place] == apart[place], f"{place} differs"
 
 
-def test_a_failing_lane_ends_alone(kdrun, outputs):
+def test_a_failing_lane_ends_alone(kdrun, outputs, diverging):
     """A loss that is not finite, and a network that cannot be made: recorded, shown, and the others go on."""
-    code, out, err = kdrun("train", "-m", *TINY, "epochs=2", "method=kd,dkd", "optimizer.lr=1e30,0.05", HERE)
+    code, out, err = kdrun("train", "-m", *TINY, "epochs=2", "method=kd,dkd", "optimizer.lr=77,0.05", HERE)
     assert code == 1
     assert out.count("failed  ") == 2
     assert "loss" in out and "2 run(s) failed" in err
     assert len(by_place(outputs)) == 2
     reasons = [path.read_text() for path in (outputs / "runs").glob("*/*/*/*/failed.txt")]
     assert len(reasons) == 2
-    code, out, _ = kdrun("train", "-m", *TINY, "epochs=2", "method=kd,dkd", "optimizer.lr=1e30,0.05", HERE)
+    code, out, _ = kdrun("train", "-m", *TINY, "epochs=2", "method=kd,dkd", "optimizer.lr=77,0.05", HERE)
     assert "2 of them done already" in out
     assert code == 1
 
@@ -70,7 +70,7 @@ def test_cells_that_cannot_run_are_listed_before_training(kdrun, outputs):
     words = [*TINY, "epochs=1", "method=kd,fitnet_joint,deit", "student=resnet8,no_such_net", HERE]
     code, out, err = kdrun("train", "-m", *words)
     assert code == 2
-    assert err.count("no_such_net") >= 3
+    assert err.count("no_such_net: no such student") == 1 and "The same in 3 cells." in err
     assert "distillation" in out.partition("done  ")[0]  # deit needs a distilled ViT student, found by rehearsal
     assert len(by_place(outputs)) == 2
     assert not list((outputs / "runs").glob("*/*/deit/*/metrics.csv"))
@@ -84,9 +84,8 @@ def test_only_the_cells_that_were_asked_for_are_complained_of(kdrun):
     assert "1 run(s) done" in out
     code, _, err = kdrun("train", "-m", "sweep=digits_table", "row=KD,RKD", "seed=1,2", *words)
     assert code == 2
-    found = [line for line in err.splitlines() if "method.temperature: rkd has no such setting" in line]
-    assert len(found) == 2
-    assert ["seed 1:" in found[0], "seed 2:" in found[1]] == [True, True]
+    (found,) = err.splitlines()
+    assert "method.temperature: rkd has no such setting" in found and found.endswith("The same in 2 cells.")
 
 
 def test_one_cell_without_a_seed_word(kdrun, outputs):
@@ -407,19 +406,19 @@ def progress(outputs: Path) -> int:
     return sum(path.stat().st_mtime_ns for path in outputs.rglob("*.pt")) + len(list(outputs.rglob("result.json")))
 
 
-def test_ledger_says_where_each_cell_stands(kdrun, outputs):
+def test_ledger_says_where_each_cell_stands(kdrun, outputs, diverging):
     from kdrun.runs.ledger import read_ledger, result_of, state_of
 
-    kdrun("train", "-m", *TINY, "epochs=1", "method=kd,none", "optimizer.lr=0.1,1e30", HERE, "name=mine")
+    kdrun("train", "-m", *TINY, "epochs=1", "method=kd,none", "optimizer.lr=0.1,77", HERE, "name=mine")
     ledger = read_ledger(outputs, "mine")
     states = [state_of(cell, outputs) for cell in ledger.cells]
     assert sorted(state for state, _ in states) == ["done", "done", "failed", "failed"]
-    assert all("loss" in reason for state, reason in states if state == "failed")
+    assert all("loss" in reason for state, reason in states if state == "failed"), states
     assert {cell.row for cell in ledger.cells} == {
         "kd optimizer.lr=0.1",
-        "kd optimizer.lr=1e+30",
+        "kd optimizer.lr=77",
         "none optimizer.lr=0.1",
-        "none optimizer.lr=1e+30",
+        "none optimizer.lr=77",
     }
     done = [result_of(cell, outputs) for cell in ledger.cells if state_of(cell, outputs)[0] == "done"]
     assert all(result is not None and result["epochs"] == 1 for result in done)
