@@ -131,6 +131,60 @@ def test_ambiguous_cells_have_their_own_settings():
     assert peers == {"DML": "wrn_40_4", "DML (peer WRN-16-4)": "wrn_16_4"}
 
 
+FIGURES = {  # method -> the row of its source, pairs in the order of PAIRS; "-" where it has none
+    # HobbitLong/RepDistiller README
+    "cc": "73.56 72.21 69.63 69.48 71.48 72.97 70.71 64.86 65.43 70.25 71.14 71.29 71.38",
+    # xuguodong03/SSKD README
+    "sskd": "76.04 76.13 71.49 - - 76.20 75.33 71.53 72.57 75.76 78.44 78.61 77.40",
+    # sunshangquan/logit-standardization-KD README
+    "mlkd": "76.63 75.35 72.19 71.89 74.11 77.08 75.18 70.57 71.04 - - 78.44 -",
+}
+PAIRS = [
+    "wrn_40_2_wrn_16_2",
+    "wrn_40_2_wrn_40_1",
+    "resnet56_resnet20",
+    "resnet110_resnet20",
+    "resnet110_resnet32",
+    "resnet32x4_resnet8x4",
+    "vgg13_vgg8",
+    "vgg13_mobilenet_v2_x0_5",
+    "resnet50_mobilenet_v2_x0_5",
+    "resnet50_vgg8",
+    "resnet32x4_shufflenet_v1",
+    "resnet32x4_shufflenet_v2",
+    "wrn_40_2_shufflenet_v1",
+]
+
+
+@pytest.mark.parametrize("method", FIGURES)
+def test_rows_of_mdistiller_are_those_of_their_readme(method):
+    found = {
+        f"{item.teacher}_{item.student}": item.value
+        for item in published()
+        if (item.benchmark, item.method) == ("mdistiller", method)
+    }
+    row = dict(zip(PAIRS, FIGURES[method].split(), strict=True))
+    assert found == {pair: float(value) for pair, value in row.items() if value != "-"}
+    assert set(found) == {pair for pair in choices("pair") if method in published_methods("mdistiller", pair)}
+
+
+def test_the_heads_of_mdistillers_sweeps_hold_the_published_values():
+    for name, pairs in (("mdistiller_same", PAIRS[:7]), ("mdistiller_different", PAIRS[7:])):
+        head = (CONF / "sweep" / f"{name}.yaml").read_text().split("title:")[0]
+        rows = {row: words["method"] for row, words in methods_of(name).items()}
+        values = {(f"{key[2]}_{key[3]}", key[4]): item.value for key, item in figures("mdistiller").items()}
+        for row, method in rows.items():
+            line = re.search(rf"^#   {row} +([-0-9. ]+?)(?:±.*)?$", head, re.MULTILINE)
+            shown = [None if word == "-" else float(word) for word in line[1].split()]
+            assert method == "none" or shown == [values.get((pair, method)) for pair in pairs], row
+
+
+def methods_of(name: str) -> dict[str, dict[str, str]]:
+    """Row -> its overrides by key."""
+    rows = read_sweep(name, None)["rows"]
+    return {row: dict(word.split("=", 1) for word in words) for row, words in rows.items()}
+
+
 def test_the_tutorial_reaches_every_published_cell():
     cells = [(key_of(load(spec.overrides)), spec.row) for spec in expand("tutorial", "seed=0").specs]
     values = {row: figures("p1")[key].value for key, row in cells if key in figures("p1")}
