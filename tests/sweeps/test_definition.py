@@ -105,8 +105,11 @@ def test_the_compression_table_reaches_every_published_cell():
     }
     reached = {key for key, shown in cells.values() if shown}
     teachers = {("p3", "cifar100", "", key[2], "none") for key, _ in cells.values() if key[2]}
-    capacity = {("p3", "cifar100", "", f"resnet{depth}", "none") for depth in (20, 32, 56, 110)}
-    assert set(wanted) - reached - teachers == capacity
+    alone = [f"resnet{depth}" for depth in (8, 14, 20, 32, 56, 110)] + ["wrn_16_1", "mobilenet_v2_x0_5"]
+    others = {("p3", "cifar100", "", name, "none") for name in alone} | {
+        ("p3", "cifar100", "resnet110", "resnet32", "kd")
+    }
+    assert set(wanted) - reached - teachers == others
     column = "WRN-40-4 → WRN-16-4"
     assert wanted[cells["SRDwithDIST", column][0]].value == 80.39
     assert not cells["SRDwithDIST (B = 4)", column][1]
@@ -118,6 +121,91 @@ def test_the_compression_table_reaches_every_published_cell():
         for row in ("AT", "SRD", "SRDwithDIST")
         for teacher in ("ResNet-18", "WRN-40-4")
     ]
+
+
+def test_networks_on_their_own_are_as_in_p3s_notebook():
+    """TestAcc of notebooks/Plot_Results.ipynb, in its order."""
+    names = [
+        "resnet8",
+        "resnet14",
+        "resnet20",
+        "resnet32",
+        "resnet56",
+        "resnet110",
+        "wrn_16_1",
+        "wrn_16_2",
+        "wrn_16_4",
+        "wrn_40_1",
+        "wrn_40_2",
+        "wrn_40_4",
+        "resnet18",
+        "mobilenet_v2",
+        "mobilenet_v2_x0_5",
+    ]
+    values = [
+        "61.53",
+        "68.08",
+        "69.18",
+        "71.28",
+        "72.34",
+        "74.61",
+        "67.85",
+        "73.45",
+        "76.91",
+        "71.3",
+        "76.68",
+        "79.16",
+        "78.13",
+        "69.66",
+        "65.87",
+    ]
+    found = {key[3]: item.value for key, item in figures("p3").items() if not key[2]}
+    assert found == dict(zip(names, map(float, values), strict=True))
+
+
+def test_the_assistant_teaches_with_p3s_settings():
+    (config,) = [load(spec.overrides) for spec in expand("teacher_assistant", "row=KD", "seed=0").specs]
+    assert (config.teacher.name, config.student.name, config.teacher.checkpoint) == ("resnet32", "resnet14", "RUN")
+    assert (config.epochs, config.batch_size, config.optimizer.milestones) == (350, 128, [150, 250, 320])
+    assert [config.method[name] for name in ("temperature", "ce_weight", "kd_weight")] == [4.0, 0.1, 0.9]
+
+
+P0 = {  # row -> epochs, batch, optimizer, lr and the method's settings of the cells of P0's notebooks
+    "bias_cnn_to_vit_p0": {
+        "LM": (10, 32, "adam", 1e-3, {"temperature": 3, "ce_weight": 1, "kd_weight": 1}),
+        "CRD": (5, 32, "adam", 1e-3, {"negatives": 4096, "temperature": 0.1, "crd_weight": 1}),
+        "CSKD": (1, 32, "adam", 1e-3, {"deit_variant": "soft", "temperature": 2, "alpha": 0.5, "decay": "linear"}),
+        "VLFKD": (5, 32, "adam", 1e-3, {"global_weight": 0.5, "patch_weight": 0.3, "linguistic_weight": 0.2}),
+        "Independent": (5, 32, "adam", 1e-3, {}),
+    },
+    "bias_vit_to_cnn_p0": {
+        "LM": (2, 32, "adam", 1e-4, {"temperature": 3, "ce_weight": 1, "kd_weight": 1}),
+        "CRD": (5, 32, "adam", 1e-4, {"negatives": 4096, "temperature": 0.1, "crd_weight": 1}),
+        "CAPD": (5, 64, "adam", 1e-4, {"adversarial_weight": 0.1}),
+        "SSKD": (3, 64, "sgd", 0.05, {"prepare_epochs": 1, "rotated_weight": 2.7, "similarity_dropped": 0.25}),
+        "Independent": (2, 32, "adam", 1e-3, {}),
+    },
+}
+
+
+@pytest.mark.parametrize("name", P0)
+def test_p0s_notebooks_settings(name):
+    found = {spec.row: load(spec.overrides) for spec in expand(name, "seed=0").specs}
+    assert set(found) == set(P0[name])
+    for row, (epochs, batch, optimizer, rate, method) in P0[name].items():
+        config = found[row]
+        assert (config.epochs, config.batch_size) == (epochs, batch), row
+        assert (config.optimizer.name, config.optimizer.lr) == (optimizer, rate), row
+        assert {key: config.method[key] for key in method} == method, row
+        assert config.teacher.recipe.epochs == (10 if name == "bias_cnn_to_vit_p0" else 1)
+        assert not config.dataset.augment.changes
+
+
+def test_p0s_report_trains_every_student_for_three_epochs():
+    """final_report.pdf, section 3.1."""
+    for name in ("bias_cnn_to_vit_224", "bias_vit_to_cnn_224"):
+        found = [load(spec.overrides) for spec in expand(name, "seed=0", "row=LM,Independent").specs]
+        assert {(config.epochs, config.teacher.recipe.epochs) for config in found} == {(3, 1)}
 
 
 def test_ambiguous_cells_have_their_own_settings():
