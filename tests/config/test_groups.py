@@ -129,10 +129,52 @@ def test_published_protocols():
     assert rd.optimizer.milestones == [150, 180, 210]
 
 
+REVIEWKD = {  # --kd-loss-weight of dvlab-research/ReviewKD CIFAR-100/script/reviewKD.sh
+    "wrn_40_2_wrn_16_2": 5.0,
+    "wrn_40_2_wrn_40_1": 5.0,
+    "wrn_40_2_shufflenet_v1": 5.0,
+    "resnet32x4_resnet8x4": 5.0,
+    "resnet32x4_shufflenet_v1": 5.0,
+    "resnet32x4_shufflenet_v2": 8.0,
+    "resnet56_resnet20": 0.6,
+    "resnet110_resnet32": 1.0,
+}
+MLKD = {  # EPOCHS, LR of Jin-Ying/Multi-Level-Logit-Distillation configs/cifar100/ours at 5ee473f
+    "wrn_40_2_wrn_16_2": (240, 0.025),
+    "wrn_40_2_wrn_40_1": (240, 0.025),
+    "resnet56_resnet20": (240, 0.025),
+    "resnet110_resnet32": (240, 0.025),
+    "resnet32x4_resnet8x4": (240, 0.025),
+    "vgg13_vgg8": (240, 0.025),
+    "vgg13_mobilenet_v2_x0_5": (480, 0.01),
+    "resnet50_mobilenet_v2_x0_5": (480, 0.01),
+    "resnet32x4_shufflenet_v2": (960, 0.01),
+    "resnet110_resnet20": (480, 0.025),  # sunshangquan/logit-standardization-KD configs/cifar100/mlkd
+}
+
+
+def cell(pair: str, method: str) -> RunConfig:
+    return load(["benchmark=mdistiller", f"pair={pair}", f"method={method}"])
+
+
+@pytest.mark.parametrize("pair", REVIEWKD)
+def test_reviewkd_has_its_authors_weights_in_mdistillers_protocol(pair):
+    config = cell(pair, "reviewkd")
+    assert (config.method["review_weight"], config.method["warmup_epochs"]) == (REVIEWKD[pair], 20)
+    assert (config.batch_size, config.optimizer.nesterov) == (64, False)
+
+
+@pytest.mark.parametrize("pair", MLKD)
+def test_mlkd_trains_as_long_as_its_authors_configurations(pair):
+    config = cell(pair, "mlkd")
+    assert (config.epochs, config.optimizer.lr) == MLKD[pair]
+    assert config.optimizer.milestones == [150, 180, 210]
+
+
 def test_every_published_cell_has_one_recipe():
-    """224 cells: those of RepDistiller and mdistiller (177), of P1, P2 and P3. No file lists a pair that has its own."""
+    """236 cells: those of RepDistiller and mdistiller (189), of P1, P2 and P3. No file lists a pair that has its own."""
     found = cells()
-    assert Counter(benchmark for benchmark, _, _ in found) == {"mdistiller": 177, "p1": 3, "p2": 8, "p3": 36}
+    assert Counter(benchmark for benchmark, _, _ in found) == {"mdistiller": 189, "p1": 3, "p2": 8, "p3": 36}
     files = [shared_or_own(cell) for cell in found]
     assert set(files) == set((CONF / "recipe").glob("*.yaml"))
     for benchmark, pair, method in found:

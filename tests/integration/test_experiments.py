@@ -96,6 +96,17 @@ def test_p4_is_as_published():
     assert config.method["ce_weight"] + config.method["kd_weight"] == 1
 
 
+def test_p4s_notebook_has_its_own_settings():
+    """Final_Year_Project.ipynb: AdamW 1e-3, StepLR(5, 0.1), T = 5, alpha = 0.7, batch 32, a teacher's head as drawn."""
+    config = load(["experiment=p4_notebook", "dataset.root=x"])
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", 1e-3, 0.01)
+    assert (optimizer.schedule, optimizer.step_epochs, optimizer.gamma) == ("step", 5, 0.1)
+    assert [config.method[name] for name in ("temperature", "ce_weight", "kd_weight")] == [5.0, 0.3, 0.7]
+    assert (config.epochs, config.batch_size, config.student.head_dropout) == (20, 32, 0.5)
+    assert config.teacher.random and config.teacher.pretrained == "true"
+
+
 # --- the scripts ---
 
 

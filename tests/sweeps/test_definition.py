@@ -119,8 +119,11 @@ def test_the_compression_table_reaches_every_published_cell():
     }
     reached = {key for key, shown in cells.values() if shown}
     teachers = {("p3", "cifar100", "", key[2], "none") for key, _ in cells.values() if key[2]}
-    capacity = {("p3", "cifar100", "", f"resnet{depth}", "none") for depth in (20, 32, 56, 110)}
-    assert set(wanted) - reached - teachers == capacity
+    alone = [f"resnet{depth}" for depth in (8, 14, 20, 32, 56, 110)] + ["wrn_16_1", "mobilenet_v2_x0_5"]
+    others = {("p3", "cifar100", "", name, "none") for name in alone} | {
+        ("p3", "cifar100", "resnet110", "resnet32", "kd")
+    }
+    assert set(wanted) - reached - teachers == others
     column = "WRN-40-4 → WRN-16-4"
     assert wanted[cells["SRDwithDIST", column][0]].value == 80.39
     assert not cells["SRDwithDIST (B = 4)", column][1]
@@ -134,6 +137,91 @@ def test_the_compression_table_reaches_every_published_cell():
     ]
 
 
+def test_networks_on_their_own_are_as_in_p3s_notebook():
+    """TestAcc of notebooks/Plot_Results.ipynb, in its order."""
+    names = [
+        "resnet8",
+        "resnet14",
+        "resnet20",
+        "resnet32",
+        "resnet56",
+        "resnet110",
+        "wrn_16_1",
+        "wrn_16_2",
+        "wrn_16_4",
+        "wrn_40_1",
+        "wrn_40_2",
+        "wrn_40_4",
+        "resnet18",
+        "mobilenet_v2",
+        "mobilenet_v2_x0_5",
+    ]
+    values = [
+        "61.53",
+        "68.08",
+        "69.18",
+        "71.28",
+        "72.34",
+        "74.61",
+        "67.85",
+        "73.45",
+        "76.91",
+        "71.3",
+        "76.68",
+        "79.16",
+        "78.13",
+        "69.66",
+        "65.87",
+    ]
+    found = {key[3]: item.value for key, item in figures("p3").items() if not key[2]}
+    assert found == dict(zip(names, map(float, values), strict=True))
+
+
+def test_the_assistant_teaches_with_p3s_settings():
+    (config,) = [load(spec.overrides) for spec in expand("teacher_assistant", "row=KD", "seed=0").specs]
+    assert (config.teacher.name, config.student.name, config.teacher.checkpoint) == ("resnet32", "resnet14", "RUN")
+    assert (config.epochs, config.batch_size, config.optimizer.milestones) == (350, 128, [150, 250, 320])
+    assert [config.method[name] for name in ("temperature", "ce_weight", "kd_weight")] == [4.0, 0.1, 0.9]
+
+
+P0 = {  # row -> epochs, batch, optimizer, lr and the method's settings of the cells of P0's notebooks
+    "bias_cnn_to_vit_p0": {
+        "LM": (10, 32, "adam", 1e-3, {"temperature": 3, "ce_weight": 1, "kd_weight": 1}),
+        "CRD": (5, 32, "adam", 1e-3, {"negatives": 4096, "temperature": 0.1, "crd_weight": 1}),
+        "CSKD": (1, 32, "adam", 1e-3, {"deit_variant": "soft", "temperature": 2, "alpha": 0.5, "decay": "linear"}),
+        "VLFKD": (5, 32, "adam", 1e-3, {"global_weight": 0.5, "patch_weight": 0.3, "linguistic_weight": 0.2}),
+        "Independent": (5, 32, "adam", 1e-3, {}),
+    },
+    "bias_vit_to_cnn_p0": {
+        "LM": (2, 32, "adam", 1e-4, {"temperature": 3, "ce_weight": 1, "kd_weight": 1}),
+        "CRD": (5, 32, "adam", 1e-4, {"negatives": 4096, "temperature": 0.1, "crd_weight": 1}),
+        "CAPD": (5, 64, "adam", 1e-4, {"adversarial_weight": 0.1}),
+        "SSKD": (3, 64, "sgd", 0.05, {"prepare_epochs": 1, "rotated_weight": 2.7, "similarity_dropped": 0.25}),
+        "Independent": (2, 32, "adam", 1e-3, {}),
+    },
+}
+
+
+@pytest.mark.parametrize("name", P0)
+def test_p0s_notebooks_settings(name):
+    found = {spec.row: load(spec.overrides) for spec in expand(name, "seed=0").specs}
+    assert set(found) == set(P0[name])
+    for row, (epochs, batch, optimizer, rate, method) in P0[name].items():
+        config = found[row]
+        assert (config.epochs, config.batch_size) == (epochs, batch), row
+        assert (config.optimizer.name, config.optimizer.lr) == (optimizer, rate), row
+        assert {key: config.method[key] for key in method} == method, row
+        assert config.teacher.recipe.epochs == (10 if name == "bias_cnn_to_vit_p0" else 1)
+        assert not config.dataset.augment.changes
+
+
+def test_p0s_report_trains_every_student_for_three_epochs():
+    """final_report.pdf, section 3.1."""
+    for name in ("bias_cnn_to_vit_224", "bias_vit_to_cnn_224"):
+        found = [load(spec.overrides) for spec in expand(name, "seed=0", "row=LM,Independent").specs]
+        assert {(config.epochs, config.teacher.recipe.epochs) for config in found} == {(3, 1)}
+
+
 def test_ambiguous_cells_have_their_own_settings():
     found = {
         (spec.row, spec.column): load(spec.overrides)
@@ -143,6 +231,60 @@ def test_ambiguous_cells_have_their_own_settings():
     assert weights == {"SRDwithDIST": 10.0, "SRDwithDIST (B = 4)": 4.0}
     peers = {row: config.teacher.name for (row, _), config in found.items() if row.startswith("DML")}
     assert peers == {"DML": "wrn_40_4", "DML (peer WRN-16-4)": "wrn_16_4"}
+
+
+FIGURES = {  # method -> the row of its source, pairs in the order of PAIRS; "-" where it has none
+    # HobbitLong/RepDistiller README
+    "cc": "73.56 72.21 69.63 69.48 71.48 72.97 70.71 64.86 65.43 70.25 71.14 71.29 71.38",
+    # xuguodong03/SSKD README
+    "sskd": "76.04 76.13 71.49 - - 76.20 75.33 71.53 72.57 75.76 78.44 78.61 77.40",
+    # sunshangquan/logit-standardization-KD README
+    "mlkd": "76.63 75.35 72.19 71.89 74.11 77.08 75.18 70.57 71.04 - - 78.44 -",
+}
+PAIRS = [
+    "wrn_40_2_wrn_16_2",
+    "wrn_40_2_wrn_40_1",
+    "resnet56_resnet20",
+    "resnet110_resnet20",
+    "resnet110_resnet32",
+    "resnet32x4_resnet8x4",
+    "vgg13_vgg8",
+    "vgg13_mobilenet_v2_x0_5",
+    "resnet50_mobilenet_v2_x0_5",
+    "resnet50_vgg8",
+    "resnet32x4_shufflenet_v1",
+    "resnet32x4_shufflenet_v2",
+    "wrn_40_2_shufflenet_v1",
+]
+
+
+@pytest.mark.parametrize("method", FIGURES)
+def test_rows_of_mdistiller_are_those_of_their_readme(method):
+    found = {
+        f"{item.teacher}_{item.student}": item.value
+        for item in published()
+        if (item.benchmark, item.method) == ("mdistiller", method)
+    }
+    row = dict(zip(PAIRS, FIGURES[method].split(), strict=True))
+    assert found == {pair: float(value) for pair, value in row.items() if value != "-"}
+    assert set(found) == {pair for pair in choices("pair") if method in published_methods("mdistiller", pair)}
+
+
+def test_the_heads_of_mdistillers_sweeps_hold_the_published_values():
+    for name, pairs in (("mdistiller_same", PAIRS[:7]), ("mdistiller_different", PAIRS[7:])):
+        head = (CONF / "sweep" / f"{name}.yaml").read_text().split("title:")[0]
+        rows = {row: words["method"] for row, words in methods_of(name).items()}
+        values = {(f"{key[2]}_{key[3]}", key[4]): item.value for key, item in figures("mdistiller").items()}
+        for row, method in rows.items():
+            line = re.search(rf"^#   {row} +([-0-9. ]+?)(?:±.*)?$", head, re.MULTILINE)
+            shown = [None if word == "-" else float(word) for word in line[1].split()]
+            assert method == "none" or shown == [values.get((pair, method)) for pair in pairs], row
+
+
+def methods_of(name: str) -> dict[str, dict[str, str]]:
+    """Row -> its overrides by key."""
+    rows = read_sweep(name, None)["rows"]
+    return {row: dict(word.split("=", 1) for word in words) for row, words in rows.items()}
 
 
 def test_the_tutorial_reaches_every_published_cell():
