@@ -161,12 +161,14 @@ class TeacherOptions(ModelOptions):
     """The teacher, and the recipe by which it is trained where no checkpoint is given.
 
     random: distil from the untrained network (a control). seed: of its training, whatever the run's seed, so that
-    paired seeds share one teacher. precision: in which it is trained.
+    paired seeds share one teacher. precision: in which it is trained. flip: probability of a horizontal flip while it
+    is trained; null: dataset.augment.flip.
     """
 
     random: bool = setting(False)
     seed: int = setting(0, low=0, high=LARGEST_SEED)
     precision: str = setting("auto", choices=("auto", "fp32", "tf32", "bf16"))
+    flip: float | None = setting(None, low=0, high=1)
     recipe: OptimizerOptions = field(default_factory=OptimizerOptions)
 
 

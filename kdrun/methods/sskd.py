@@ -84,9 +84,9 @@ class SSKD(Method):
         prepare_lr: its learning rate. 0.05 there.
 
     Disagreements:
-        The paper trains on crops without flips: set dataset.augment.flip=0. The authors' loader turns the uint8 image;
-        here the normalised one is turned, which is the same. Ties of ranks are broken by position, in their code by
-        chance.
+        The authors train the student on crops without flips and the teacher with them, as the recipe here does;
+        elsewhere set dataset.augment.flip=0 teacher.flip=0.5. Their loader turns the uint8 image; here the normalised
+        one is turned, which is the same. Ties of ranks are broken by position, in their code by chance.
     """
 
     student_needs = frozenset({"pooled"})

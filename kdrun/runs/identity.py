@@ -64,20 +64,28 @@ def teacher_identity(
     code: name -> SHA-256 of the files that are the user's own."""
     own = {"code": dict(code)} if code else {}
     if teacher.checkpoint is not None:
-        return own | model_identity(teacher, "teacher", {"recipe", "seed", "precision", *TAPS_ONLY})
+        return own | model_identity(teacher, "teacher", {"recipe", "seed", "precision", "flip", *TAPS_ONLY})
     if teacher.random:
-        untrained = model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY})
+        untrained = model_identity(teacher, "teacher", {"recipe", "precision", "flip", *TAPS_ONLY})
         return own | untrained | initialised(teacher)
     return own | {
-        "model": model_identity(teacher, "teacher", TAPS_ONLY),
-        "data": data_identity(data, fingerprint, {"test_limit"}),
+        "model": model_identity(teacher, "teacher", {"flip", *TAPS_ONLY}),
+        "data": data_identity(teachers_images(teacher, data), fingerprint, {"test_limit"}),
         "streams": STREAMS,
     }
 
 
+def teachers_images(teacher: TeacherOptions, data: DatasetOptions) -> DatasetOptions:
+    """Return the data set as the teacher is trained on it: with its own probability of a flip where it has one."""
+    if teacher.flip is None:
+        return data
+    return dataclasses.replace(data, augment=dataclasses.replace(data.augment, flip=teacher.flip))
+
+
 def peer_identity(teacher: TeacherOptions) -> dict[str, Any]:
     """A teacher that learns along is its architecture, its start and nothing it was trained with before."""
-    return {**model_identity(teacher, "teacher", {"recipe", "precision", *TAPS_ONLY}), **initialised(teacher)}
+    found = model_identity(teacher, "teacher", {"recipe", "precision", "flip", *TAPS_ONLY})
+    return {**found, **initialised(teacher)}
 
 
 def initialised(teacher: TeacherOptions) -> dict[str, Any]:

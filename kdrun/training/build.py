@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, PairingError
 from kdrun.runs.checkpoints import differences, weights_file
-from kdrun.runs.identity import digest_of
+from kdrun.runs.identity import digest_of, teachers_images
 from kdrun.runs.plan import Plan
 from kdrun.runs.recorded import check_unchanged
 from kdrun.streams import Streams
@@ -42,6 +42,11 @@ class Data:
     stats: Stats
     config: RunConfig
     overview: tuple[str, str] = ("", "")
+
+    def for_teacher(self) -> Data:
+        """Return what the teacher is trained on: the same images with its own probability of a flip."""
+        config = replace(self.config, dataset=teachers_images(self.config.teacher, self.config.dataset))
+        return replace(self, config=config)
 
     @property
     def notes(self) -> list[str]:

@@ -220,7 +220,7 @@ class Session:
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, numerics, recipe.batch_size)
         self.tell(network, trains=True)
-        loaders = make_loaders(self.data, recipe.batch_size, streams, "same", numerics)
+        loaders = make_loaders(self.data.for_teacher(), recipe.batch_size, streams, "same", numerics)
         lane = make_lane(
             student=network,
             teacher=None,

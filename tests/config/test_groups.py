@@ -18,6 +18,7 @@ from kdrun.config.schema import to_yaml
 from kdrun.config.words import ALIASES
 from kdrun.errors import ConfigError
 from kdrun.models.zoo import ZOO, create_model
+from kdrun.runs.identity import teacher_identity, teachers_images
 
 CONF = conf_dir()
 FILES = sorted(
@@ -162,6 +163,18 @@ def test_reviewkd_has_its_authors_weights_in_mdistillers_protocol(pair):
     config = cell(pair, "reviewkd")
     assert (config.method["review_weight"], config.method["warmup_epochs"]) == (REVIEWKD[pair], 20)
     assert (config.batch_size, config.optimizer.nesterov) == (64, False)
+
+
+def test_sskds_student_alone_trains_without_flips():
+    """As student.py and teacher.py of xuguodong03/SSKD; its teacher is the one that the other rows share."""
+    ours, others = cell("wrn_40_2_wrn_16_2", "sskd"), cell("wrn_40_2_wrn_16_2", "kd")
+    assert (ours.dataset.augment.flip, ours.teacher.flip, others.dataset.augment.flip) == (0.0, 0.5, 0.5)
+    assert ours.method["similarity_dropped"] == 0.25 and ours.method["rotated_weight"] == 2.7
+    assert teachers_images(ours.teacher, ours.dataset) == others.dataset
+    teachers = [teacher_identity(config.teacher, config.dataset, "images", {}) for config in (ours, others)]
+    assert teachers[0] == teachers[1]
+    ours.teacher.flip = None
+    assert teacher_identity(ours.teacher, ours.dataset, "images", {}) != teachers[1]
 
 
 @pytest.mark.parametrize("pair", MLKD)

@@ -277,6 +277,7 @@ def test_the_heads_of_mdistillers_sweeps_hold_the_published_values():
         values = {(f"{key[2]}_{key[3]}", key[4]): item.value for key, item in figures("mdistiller").items()}
         for row, method in rows.items():
             line = re.search(rf"^#   {row} +([-0-9. ]+?)(?:±.*)?$", head, re.MULTILINE)
+            assert line is not None, row
             shown = [None if word == "-" else float(word) for word in line[1].split()]
             assert method == "none" or shown == [values.get((pair, method)) for pair in pairs], row
 
