@@ -75,6 +75,7 @@ TORCH_FREE = (
     "evaluation.bias",
     "evaluation.bias_grid",
     "evaluation.bias_runs",
+    "evaluation.transfer",
     "evaluation.stats",
     "evaluation.predictions",
     "evaluation.testsets.registry",
