@@ -76,6 +76,7 @@ TORCH_FREE = (
     "evaluation.bias_grid",
     "evaluation.bias_runs",
     "evaluation.differences",
+    "evaluation.transfer",
     "evaluation.stats",
     "evaluation.predictions",
     "evaluation.testsets.registry",

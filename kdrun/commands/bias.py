@@ -21,16 +21,19 @@ from kdrun.runs.directory import outputs_folder, short_path
 from kdrun.runs.ledger import Ledger, known_ledgers, read_ledger, result_of
 
 HELP = """
-usage: kdrun bias NAME [value=ratio|transfer|accuracy|agreement|errors|kl|consistency] [testset=NAME[:key=value,…],…]
-                  [device=… precision=… eval_batch_size=… dataset.root=…] [save=FOLDER] [output_root=FOLDER]
+usage: kdrun bias NAME [value=ratio|kept|shift|transfer|accuracy|agreement|errors|kl|consistency]
+                  [testset=NAME[:key=value,…],…] [device=… precision=… eval_batch_size=… dataset.root=…]
+                  [save=FOLDER] [output_root=FOLDER]
        kdrun bias decisions=FILE.csv,…
 
 NAME is a sweep's ledger (kdrun train -m sweep=bias_cnn_to_vit), as far as it is trained. Every finished run and the
 teacher answer the derived test sets that the sweep names, or testset=, once: answers are kept beside the runs.
-Prints, for each set, the accuracy that is kept, how far distillation led from the independent student to the teacher
-(transfer ratio, with a bootstrap interval), agreement, agreement on the teacher's errors, KL and error consistency;
-value= shows one of them, without it the first two. All of them go into grid.csv and grid.md, with a heat map, in
-sweeps/NAME/bias/ of the output folder or save=.
+Prints, for each set, how far distillation shifted the share of accuracy that is kept (above chance, of that on clean
+images) from the independent student of the same network, in points, and what part that is of the way to the teacher
+(transfer ratio; only where that way is longer than noise), with intervals over seeds and images that hold together
+for all rows and sets. value= shows one measure; without it these two. All of them (accuracy kept, agreement, agreement
+on the teacher's errors, KL, error consistency) go into grid.csv and grid.md, with a heat map, in sweeps/NAME/bias/ of
+the output folder or save=.
 
 decisions= takes responses to cue-conflict images that somebody else collected (columns subj, object_response,
 imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias and coverage of every subject.
@@ -39,7 +42,7 @@ imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias an
 if TYPE_CHECKING:
     from kdrun.evaluation.bias_runs import Answering
 
-FIRST = ("ratio", "transfer")
+FIRST = ("shift", "transfer")
 
 
 @dataclass
@@ -94,7 +97,8 @@ def grid_of(ledger: Ledger, root: Path, options: Options, passed: dict[str, str]
 
 def show(ledger: Ledger, root: Path, columns: list[Column], answering: Answering, done: int, options: Options) -> None:
     from kdrun.evaluation.testsets.registry import parse
-    from kdrun.reporting.bias import Grid, footnotes, summary_grid, view_grid, write_grid
+    from kdrun.reporting.bias import Grid, footnotes, summary_grid, view_grid
+    from kdrun.reporting.bias_picture import write_grid
     from kdrun.reporting.html.bias_section import bias_folder
     from kdrun.reporting.text import text_grid
 
@@ -138,7 +142,6 @@ def about(ledger: Ledger, root: Path, done: int) -> list[str]:
     trained = f"trained in {', '.join(where)}"
     return [
         f"{done} of {len(ledger.cells)} cells done; {trained}; the weights of the last epoch",
-        "images and seeds are resampled together; with few seeds the intervals are too narrow",
         "s per epoch: of the process; runs that trained as lanes had it together",
     ]
 

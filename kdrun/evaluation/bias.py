@@ -1,31 +1,16 @@
-"""What a student took over from its teacher beside accuracy: measures over images and seeds. No torch here."""
+"""What a student took over from its teacher beside accuracy: measures over images. No torch here."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kdrun.evaluation.predictions import Answers
 
-RESAMPLES = 2000
-LEVEL = 0.95
 CHANCE_Z = 2.326  # one-sided 99 %
 FEW_ERRORS = 10  # of the teacher: below it their agreement is a handful of images
-NO_GAP = "teacher and independent student do not differ beyond noise"
-CHUNK = 100  # resamples whose weights are in memory at once
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its bootstrap interval; `reason` where it is blank."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str = ""
 
 
 def above_chance(answers: Answers) -> bool:
@@ -131,49 +116,3 @@ def change_of(clean: Answers, derived: Answers) -> Change:
         shape and shape.bias,
         shape and shape.coverage,
     )
-
-
-class Bootstrap:
-    """Resampled accuracies of several networks on the same images: images are drawn with replacement, the same draw for
-    every network, and so are seeds, the same draw for rows of the same seeds.
-
-    count: images. With one seed only the images vary, and the interval says nothing of other seeds.
-    """
-
-    def __init__(self, count: int, resamples: int = RESAMPLES):
-        self.count, self.resamples = count, resamples
-
-    def accuracies(self, rows: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-        """name -> one bool [N] for each seed; name -> resampled mean accuracy, [resamples], as a fraction."""
-        generator = np.random.default_rng(0)
-        images = np.concatenate([np.asarray(seeds, dtype=np.float32) for seeds in rows.values()])  # [networks, N]
-        drawn = np.empty((self.resamples, len(images)), dtype=np.float64)
-        for start in range(0, self.resamples, CHUNK):
-            size = min(CHUNK, self.resamples - start)
-            weights = generator.multinomial(self.count, np.full(self.count, 1 / self.count), size=size)
-            drawn[start : start + size] = weights.astype(np.float32) @ images.T / self.count
-        uniform = generator.random((self.resamples, max(len(seeds) for seeds in rows.values())))
-        found, first = {}, 0
-        for name, seeds in rows.items():
-            chosen = (uniform[:, : len(seeds)] * len(seeds)).astype(int)
-            found[name] = np.take_along_axis(drawn[:, first : first + len(seeds)], chosen, axis=1).mean(axis=1)
-            first += len(seeds)
-        return found
-
-
-def transfer_ratio(student: float, independent: float, teacher: float, drawn: Mapping[str, np.ndarray]) -> Interval:
-    """How much of the way from the independent student to the teacher distillation has led, with its percentile
-    interval: 0 at the independent student, 1 at the teacher.
-
-    Equation:
-        (student - independent) / (teacher - independent)
-    drawn: "student", "independent", "teacher" -> resampled values of the three. Blank where teacher and independent
-    student do not differ beyond the resamples' noise.
-    """
-    gap = drawn["teacher"] - drawn["independent"]
-    low, high = np.quantile(gap, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if low <= 0 <= high:
-        return Interval(None, reason=NO_GAP)
-    ratios = (drawn["student"] - drawn["independent"]) / np.where(gap == 0, np.nan, gap)
-    low, high = np.nanquantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval((student - independent) / (teacher - independent), float(low), float(high))

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdrun.evaluation.bias import (
-    Bootstrap,
-    Interval,
     above_chance,
     agreement,
     agreement_on_errors,
     divergence,
     error_consistency,
     shape_bias,
-    transfer_ratio,
 )
 from kdrun.evaluation.predictions import Answers
 from kdrun.evaluation.stats import mean_std
+from kdrun.evaluation.transfer import Interval, Kept, Shift, kept_of, moderated, shift_of, way_to
 from kdrun.runs.published import published
 
 CLEAN = "clean"
 TEACHER = "Teacher"
+ON_CLEAN = "of clean images all is kept"
 AT_CHANCE = "the teacher is at chance there: nothing to take over"
 
 
@@ -51,7 +49,8 @@ class Row:
 @dataclass
 class Column:
     """What `column_entries` compares. testsets: their titles, the clean one first; names: title -> the set's name.
-    teacher: test set -> answers, None where there is no common teacher. baseline: the row of independent students."""
+    teacher: test set -> answers, None where there is no common teacher. baseline: the row of independent students; rows
+    of another network have the independent row (method none) of theirs."""
 
     name: str
     dataset: str
@@ -66,9 +65,11 @@ class Column:
 
 @dataclass(frozen=True)
 class BiasEntry:
-    """One row on one test set. clean, accuracy: percent; ratio: accuracy / clean accuracy, for each seed; transfer: of
-    accuracy; agreement, errors: percent; kl: nats; published: ratio, and `published_seconds` an epoch. reason: why it
-    is blank."""
+    """One row on one test set. clean, accuracy: percent; ratio: accuracy / clean accuracy, for each seed; kept: that
+    above chance, percent; against: the row of independent students that it is compared with; shift: kept - theirs,
+    points, with its `standard_error`, as known with `df` degrees of freedom; of the teacher, the way to it; transfer:
+    shift / that way; agreement, errors: percent; kl: nats; published: ratio, and `published_seconds` an epoch. reason:
+    why it is blank."""
 
     row: str
     column: str
@@ -78,6 +79,11 @@ class BiasEntry:
     clean: Spread = Spread()
     accuracy: Spread = Spread()
     ratio: Spread = Spread()
+    kept: Spread = Spread()
+    against: str = ""
+    shift: Interval = Interval(None)
+    standard_error: float | None = None
+    df: float | None = None
     transfer: Interval = Interval(None)
     agreement: Spread = Spread()
     errors: Spread = Spread()
@@ -94,26 +100,97 @@ class BiasEntry:
 def column_entries(column: Column) -> list[BiasEntry]:
     """Every (row, test set) of a column, the teacher's first."""
     entries = []
+    kept = kept_by(column)
+    found = shifts(column, kept)
+    tests = interval_count(column, found)
     for testset in column.testsets:
-        drawn = resampled(column, testset)
         if column.teacher is not None:
-            entries.append(teacher_entry(column, testset))
-        entries += [entry_of(row, column, testset, drawn) for row in column.rows]
+            entries.append(teacher_entry(column, testset, found.get((TEACHER, testset)), tests))
+        for row in column.rows:
+            entry = entry_of(row, column, testset)
+            if (row.label, testset) in kept:
+                share = over([100 * float(value) for value in kept[row.label, testset].values])
+                compared = comparison(row, column, testset, found.get((row.label, testset)), tests)
+                entry = replace(entry, kept=share, **compared)
+            entries.append(entry)
     return entries
 
 
-def resampled(column: Column, testset: str) -> dict[str, Any]:
-    """Row label -> resampled accuracies in percent, the teacher's under TEACHER."""
-    right = {row.label: [answers[testset].right for answers in row.seeds.values()] for row in column.rows if row.seeds}
+def kept_by(column: Column) -> dict[tuple[str, str], Kept]:
+    """(row, test set) -> what is kept, the teacher's under TEACHER; without rows that have a seed at chance."""
+    seeds = {row.label: list(row.seeds.values()) for row in column.rows if row.seeds}
     if column.teacher is not None:
-        right[TEACHER] = [column.teacher[testset].right]
-    if not right:
-        return {}
-    count = len(next(iter(right.values()))[0])
-    return {name: 100 * values for name, values in Bootstrap(count).accuracies(right).items()}
+        seeds[TEACHER] = [column.teacher]
+    return {
+        (label, testset): kept_of([(answers[testset], answers[CLEAN]) for answers in every])
+        for label, every in seeds.items()
+        if all(above_chance(answers[CLEAN]) for answers in every)
+        for testset in column.testsets
+    }
 
 
-def teacher_entry(column: Column, testset: str) -> BiasEntry:
+def control_of(row: Row, column: Column) -> Row | None:
+    """The independent student of a row's own network: the baseline, or another row without a teacher."""
+    independent = [other for other in column.rows if other.label == column.baseline]
+    independent += [other for other in column.rows if other.method == "none"]
+    return next((other for other in independent if other.seeds and other.student == row.student), None)
+
+
+def shifts(column: Column, kept: dict[tuple[str, str], Kept]) -> dict[tuple[str, str], Shift]:
+    """(row, derived test set) -> the row beside its independent student; under TEACHER the way from the baseline."""
+    found = {}
+    derived = [testset for testset in column.testsets if testset != CLEAN]
+    trained = [row for row in column.rows if any((row.label, testset) in kept for testset in derived)]
+    variances = moderated([[kept[row.label, testset] for row in trained] for testset in derived])
+    for testset, each in zip(derived, variances, strict=True):
+        spread = dict(zip([row.label for row in trained], each, strict=True))
+        teacher = kept.get((TEACHER, testset))
+        for row in trained:
+            control = control_of(row, column)
+            if control is None or control.label not in spread:
+                continue
+            base = kept[control.label, testset]
+            if control is not row:
+                ours = kept[row.label, testset]
+                found[row.label, testset] = shift_of(ours, base, teacher, spread[row.label], spread[control.label])
+            elif row.label == column.baseline and teacher is not None:
+                found[TEACHER, testset] = way_to(teacher, base, spread[row.label])
+    return found
+
+
+def interval_count(column: Column, found: dict[tuple[str, str], Shift]) -> int:
+    """How many intervals of a column's rows hold together."""
+    return sum(label != TEACHER for label, _ in found)
+
+
+def comparison(row: Row, column: Column, testset: str, shift: Shift | None, tests: int) -> dict[str, Any]:
+    """What a row's entry says of its shift, or why it says nothing."""
+    if testset == CLEAN:
+        return {"shift": Interval(None, reason=ON_CLEAN), "transfer": Interval(None, reason=ON_CLEAN)}
+    if shift is None:
+        control = control_of(row, column)
+        reason = (
+            f"no independent student of {row.student or 'its network'} above chance"
+            if control is not row
+            else "it is the independent student"
+        )
+        return {"shift": Interval(None, reason=reason), "transfer": Interval(None, reason=reason)}
+    transfer = shift.ratio(tests)
+    if column.teacher is None:
+        transfer = Interval(None, reason="no common teacher")
+    elif not above_chance(column.teacher[testset]):
+        transfer = Interval(None, reason=AT_CHANCE)
+    control = control_of(row, column)
+    return {
+        "against": control.label if control else "",
+        "shift": shift.interval(tests),
+        "standard_error": shift.standard_error,
+        "df": shift.df,
+        "transfer": transfer,
+    }
+
+
+def teacher_entry(column: Column, testset: str, way: Shift | None, tests: int) -> BiasEntry:
     assert column.teacher is not None
     found, clean = column.teacher[testset], column.teacher[CLEAN]
     if not above_chance(clean):
@@ -128,12 +205,17 @@ def teacher_entry(column: Column, testset: str) -> BiasEntry:
         Spread(clean.accuracy),
         Spread(found.accuracy),
         Spread(found.accuracy / clean.accuracy),
+        Spread(100 * kept_of([(found, clean)]).mean),
+        against=column.baseline or "" if way else "",
+        shift=Interval(None) if way is None else way.interval(tests),
+        standard_error=way and way.standard_error,
+        df=way and way.df,
         shape_bias=Spread(shape.bias if shape else None),
         coverage=Spread(shape.coverage if shape else None),
     )
 
 
-def entry_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -> BiasEntry:
+def entry_of(row: Row, column: Column, testset: str) -> BiasEntry:
     """Blank with a reason where no seed is there, or where one is at chance on clean images."""
     blank = BiasEntry(row.label, column.name, testset, row.control, len(row.seeds))
     if not row.seeds:
@@ -165,7 +247,6 @@ def entry_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -
         over([clean.accuracy for _, clean in every]),
         over([found.accuracy for found, _ in every]),
         over([found.accuracy / clean.accuracy for found, clean in every]),
-        transfer_of(row, column, testset, drawn),
         **beside,
         shape_bias=over([shape.bias for shape in shapes]),
         coverage=over([shape.coverage for shape in shapes]),
@@ -178,24 +259,6 @@ def entry_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -
 def over(values: list[Any]) -> Spread:
     """Of the seeds that have a value."""
     return Spread(*mean_std([value for value in values if value is not None]))
-
-
-def transfer_of(row: Row, column: Column, testset: str, drawn: Mapping[str, Any]) -> Interval:
-    """Of mean accuracies over seeds; blank without a teacher or an independent student."""
-    base = next((other for other in column.rows if other.label == column.baseline and other.seeds), None)
-    if column.teacher is None or base is None:
-        return Interval(None, reason="no independent student" if base is None else "no common teacher")
-    if row.label == base.label:
-        return Interval(None, reason="it is the independent student")
-    if not above_chance(column.teacher[testset]):
-        return Interval(None, reason=AT_CHANCE)
-    student, independent = mean_accuracy(row, testset), mean_accuracy(base, testset)
-    three = {"student": drawn[row.label], "independent": drawn[base.label], "teacher": drawn[TEACHER]}
-    return transfer_ratio(student, independent, column.teacher[testset].accuracy, three)
-
-
-def mean_accuracy(row: Row, testset: str) -> float:
-    return sum(answers[testset].accuracy for answers in row.seeds.values()) / len(row.seeds)
 
 
 def figure(row: Row, column: Column, testset: str, metric: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The bias grid as text, CSV, Markdown and a picture."""
+"""The bias grid as text, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from kdrun.evaluation.bias import NO_GAP, Interval
 from kdrun.evaluation.bias_grid import AT_CHANCE, CLEAN, TEACHER, BiasEntry, Column, Spread
-from kdrun.files import write_atomically, write_text
-from kdrun.reporting.evaluation import as_png, new_figure
+from kdrun.evaluation.transfer import LIMITS, NO_GAP, NO_SPREAD, Interval
 from kdrun.reporting.formats import markdown_grid, number
 
 EMPTY = "–"
 CONTROL = " ¹"
-INK = "#222222"
+STAR = " *"
 
 
 @dataclass(frozen=True)
@@ -36,13 +32,17 @@ def spread_text(spread: Spread, digits: int, unit: float = 1.0) -> str:
     return text if spread.std is None else f"{text} ± {spread.std * unit:.{digits}f}"
 
 
-def interval_text(found: Interval) -> str:
-    """0.42 [0.10, 0.71]."""
-    if found.value is None or found.low is None or found.high is None:
+def interval_text(found: Interval, digits: int, limits: tuple[float, float] | None = None) -> str:
+    """0.42 [0.10, 0.71], with a star where it excludes 0, and < or > at a limit."""
+    if found.value is None:
         return EMPTY
-    return "{} [{}, {}]".format(
-        *(f"{number + 0.0:.2f}".replace("-0.00", "0.00") for number in (found.value, found.low, found.high))
-    )
+    every = [value for value in (found.value, found.low, found.high) if value is not None]
+    texts = [f"{value + 0.0:.{digits}f}" for value in every]
+    texts = [text.lstrip("-") if not float(text) else text for text in texts]
+    if limits is not None:
+        signs = ["≤ " if value <= limits[0] else "≥ " if value >= limits[1] else "" for value in every]
+        texts = [sign + text for sign, text in zip(signs, texts, strict=True)]
+    return texts[0] if len(texts) < 3 else f"{texts[0]} [{texts[1]}, {texts[2]}]{STAR if found.beyond else ''}"
 
 
 def with_published(entry: BiasEntry) -> str:
@@ -52,10 +52,20 @@ def with_published(entry: BiasEntry) -> str:
 
 VIEWS = {
     "ratio": View("accuracy on the set / accuracy on clean images, mean ± std over seeds", with_published, clean=False),
+    "kept": View(
+        "accuracy kept, %: above chance on the set / above chance on clean images, mean ± std over seeds",
+        lambda entry: spread_text(entry.kept, 1),
+        clean=False,
+    ),
+    "shift": View(
+        "shift, points of accuracy kept: student − independent student of its network (Teacher: the whole way)",
+        lambda entry: interval_text(entry.shift, 1),
+        clean=False,
+    ),
     "transfer": View(
-        "transfer ratio (student − independent) / (teacher − independent) of accuracy, with its 95 % "
-        "bootstrap interval: 0 the independent student, 1 the teacher",
-        lambda entry: interval_text(entry.transfer),
+        "transfer ratio, shift / the whole way to the teacher: 0 the independent student, 1 the teacher",
+        lambda entry: interval_text(entry.transfer, 2, LIMITS),
+        clean=False,
     ),
     "accuracy": View("accuracy, %", lambda entry: spread_text(entry.accuracy, 2)),
     "agreement": View("agreement with the teacher, % of images", lambda entry: spread_text(entry.agreement, 1)),
@@ -126,17 +136,33 @@ def footnotes(grid: Grid, column: Column) -> list[str]:
     """What a reader must know beside the numbers."""
     entries = grid.of(column.name)
     lines = []
+    tests = sum(entry.row != TEACHER and entry.shift.low is not None for entry in entries.values())
+    if tests:
+        lines.append(
+            f"[…]: intervals over seeds and images, all {tests} of this pair (rows × test sets) together right in 95 % "
+            "of experiments (Bonferroni); * excludes 0"
+        )
+    elif any(entry.shift.reason == NO_SPREAD for entry in entries.values()):
+        lines.append("no intervals of shift and transfer ratio: they take two seeds and more")
+    others = {entry.row: entry.against for entry in entries.values() if entry.against not in ("", column.baseline)}
+    lines += [f"{row}: compared with {control}, whose network it has" for row, control in others.items()]
     if any(entry.control for entry in entries.values()):
         lines.append(
             "¹ a control: it did not learn from this teacher. What it shares with it did not come of distillation."
         )
-    blanks: dict[str, list[str]] = {}
+    blanks: dict[str, dict[str, None]] = {}
+    gaps: dict[tuple[str, str], dict[str, None]] = {}
     for (row, testset), entry in entries.items():
         if entry.reason and testset == CLEAN:
-            blanks.setdefault(entry.reason, []).append(row)
+            blanks.setdefault(entry.reason, {})[row] = None
         elif not entry.reason and entry.transfer.reason in (AT_CHANCE, NO_GAP):
-            blanks.setdefault(f"no transfer ratio on {testset}: {entry.transfer.reason}", []).append("")
-    lines += [f"{', '.join(rows)}: {reason}" if any(rows) else reason for reason, rows in blanks.items()]
+            gaps.setdefault((entry.against, entry.transfer.reason), {})[testset] = None
+        elif not entry.reason and entry.transfer.reason.startswith("no independent student"):
+            blanks.setdefault(f"no shift: {entry.transfer.reason}", {})[row] = None
+    lines += [
+        f"no transfer ratio beside {control} on {', '.join(sets)}: {why}" for (control, why), sets in gaps.items()
+    ]
+    lines += [f"{', '.join(rows)}: {reason}" for reason, rows in blanks.items()]
     return lines
 
 
@@ -152,6 +178,14 @@ CSV_COLUMNS = (
     "accuracy_std",
     "ratio",
     "ratio_std",
+    "kept",
+    "kept_std",
+    "against",
+    "shift",
+    "shift_low",
+    "shift_high",
+    "shift_error",
+    "shift_df",
     "transfer",
     "transfer_low",
     "transfer_high",
@@ -180,6 +214,14 @@ def to_csv(grid: Grid) -> str:
             entry.accuracy.std,
             entry.ratio.mean,
             entry.ratio.std,
+            entry.kept.mean,
+            entry.kept.std,
+            entry.against,
+            entry.shift.value,
+            entry.shift.low,
+            entry.shift.high,
+            entry.standard_error,
+            entry.df,
             entry.transfer.value,
             entry.transfer.low,
             entry.transfer.high,
@@ -199,9 +241,9 @@ def to_csv(grid: Grid) -> str:
                 str(entry.control).lower(),
                 entry.testset,
                 entry.seeds,
-                *(number(value) for value in values),
+                *(value if isinstance(value, str) else number(value) for value in values),
                 grid.recipes.get(entry.testset, ""),
-                entry.reason or entry.transfer.reason,
+                entry.reason or entry.transfer.reason or entry.shift.reason,
             ]
         )
     return text.getvalue()
@@ -219,80 +261,3 @@ def to_markdown(grid: Grid) -> str:
     if grid.notes:
         lines += ["", "## Left out", "", *[f"- {line}" for line in grid.notes]]
     return "\n".join(lines) + "\n"
-
-
-def draw_heat_map(grid: Grid, column: Column) -> bytes:
-    """Two panels: accuracy kept on each set (ratio), and how far towards the teacher (transfer ratio)."""
-    entries = grid.of(column.name)
-    testsets = [name for name in column.testsets if name != CLEAN]
-    labels = list(dict.fromkeys(row for row, _ in entries))
-    height = 1.9 + 0.42 * len(labels)
-    figure, _ = new_figure(1, (max(3.2 + 2.1 * len(testsets), 10.5), height))  # the headings need as much
-    figure.clear()
-    left, right = figure.subplots(1, 2, sharey=True)
-    cells = [[entries[label, name] for name in testsets] for label in labels]
-    draw_panel(
-        left,
-        "ratio: accuracy on the set / on clean images",
-        ("viridis", 0.0, 1.0),
-        [[(entry.ratio.mean, spread_text(Spread(entry.ratio.mean), 2)) for entry in row] for row in cells],
-    )
-    draw_panel(
-        right,
-        "transfer ratio: 0 independent student, 1 teacher",
-        ("RdBu", -1.0, 1.0),
-        [[(entry.transfer.value, transfer_label(entry)) for entry in row] for row in cells],
-    )
-    for axes in (left, right):
-        axes.set_xticks(range(len(testsets)), [name.replace(":", "\n") for name in testsets], fontsize=8, rotation=0)
-    controls = {row for (row, _), entry in entries.items() if entry.control}
-    left.set_yticks(
-        range(len(labels)), [label + (CONTROL if label in controls else "") for label in labels], fontsize=9
-    )
-    seeds = max((entry.seeds for (row, _), entry in entries.items() if row != TEACHER), default=0)
-    figure.suptitle(
-        f"{grid.title}: {column.name}, {seeds} seed{'s' if seeds != 1 else ''}; brackets: 95 % bootstrap "
-        "interval; – : nothing to transfer, as grid.md says; ¹ : control",
-        fontsize=9,
-    )
-    return as_png(figure)
-
-
-def draw_panel(
-    axes: Any, heading: str, scale: tuple[str, float, float], cells: list[list[tuple[float | None, str]]]
-) -> None:
-    """Draw one heat map: cells of (value, its text), on a scale of (colour map, least, greatest)."""
-    colours, low, high = scale
-    shown = [[float("nan") if value is None else min(max(value, low), high) for value, _ in row] for row in cells]
-    picture = axes.imshow(shown, cmap=colours, vmin=low, vmax=high, aspect="auto")
-    axes.figure.colorbar(picture, ax=axes, fraction=0.03, pad=0.02)
-    for row, line in enumerate(cells):
-        for place, (value, text) in enumerate(line):
-            dark = value is not None and is_dark(picture, shown[row][place])
-            colour = "white" if dark else INK
-            axes.text(place, row, text, ha="center", va="center", fontsize=7, color=colour)
-    axes.set_title(heading, fontsize=9)
-    axes.tick_params(length=0)
-
-
-def transfer_label(entry: BiasEntry) -> str:
-    """The value above its interval."""
-    return interval_text(entry.transfer).replace(" [", "\n[")
-
-
-def is_dark(picture: Any, value: float) -> bool:
-    red, green, blue, _ = picture.cmap(picture.norm(value))
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-
-
-def write_grid(grid: Grid, folder: Path) -> list[Path]:
-    """grid.csv, grid.md and a picture for each column; their paths."""
-    write_text(folder / "grid.csv", to_csv(grid))
-    write_text(folder / "grid.md", to_markdown(grid))
-    written = [folder / "grid.csv", folder / "grid.md"]
-    for place, column in enumerate(grid.columns):
-        target = folder / ("grid.png" if len(grid.columns) == 1 else f"grid-{place + 1}.png")
-        picture = draw_heat_map(grid, column)
-        write_atomically(target, lambda file, picture=picture: file.write(picture))
-        written.append(target)
-    return written

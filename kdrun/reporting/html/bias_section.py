@@ -21,8 +21,9 @@ def bias_section(root: Path, name: str) -> str:
     if not grids:
         return ""
     words = (
-        "Left: the share of clean accuracy that is kept on each derived test set. Right: how far distillation led "
-        "from the independent student (0) to the teacher (1). Every figure is in grid.csv and grid.md beside the "
+        "Left: the share of clean accuracy that is kept on each derived test set, both above chance. Right: how far "
+        "distillation shifted it from the independent student, in points, and as a share of the way to the teacher (0 "
+        "to 1) where that is longer than noise. Every figure is in grid.csv and grid.md beside the "
         "sweep's ledger."
     )
     shown = "".join(picture(place, "heat map of the bias grid") for place in grids)
