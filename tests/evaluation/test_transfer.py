@@ -77,7 +77,7 @@ def test_random_answers_mixed_in_are_no_transfer(share):
     """A student that is merely worse: its raw accuracies would put it far beyond the independent one."""
     independent = [network(seed, 0.95, 0.85) for seed in range(3)]
     worse = [
-        {name: guessing(one, share, 100 * seed + place) for place, (name, one) in enumerate(answers.items())}
+        {name: guessing(one, share, 1000 + 100 * seed + place) for place, (name, one) in enumerate(answers.items())}
         for seed, answers in enumerate(independent)
     ]
     entries = column_entries(grid({"Worse": worse, "Independent": independent}, network(9, 0.95, 0.75)))
