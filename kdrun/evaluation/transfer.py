@@ -146,7 +146,9 @@ def prior_df(sets: Sequence[Sequence[Kept]]) -> float:
         return math.inf
     if excess >= special.polygamma(1, low):
         return 2 * low
-    return 2 * float(optimize.brentq(lambda half: special.polygamma(1, half) - excess, low, high))
+    found = optimize.brentq(lambda half: special.polygamma(1, half) - excess, low, high)
+    assert isinstance(found, float)
+    return 2 * found
 
 
 def log_variances(rows: Sequence[Kept]) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +203,8 @@ class Shift:
         c = self.value**2 - t**2 * self.variance
         root = math.sqrt(max(b**2 - a * c, 0.0))
         ends = (self.value / self.gap, (b - root) / a, (b + root) / a)
-        return Interval(*(min(max(end, LIMITS[0]), LIMITS[1]) for end in ends))
+        value, low, high = (min(max(end, LIMITS[0]), LIMITS[1]) for end in ends)
+        return Interval(value, low, high)
 
 
 def quantile(df: float, tests: int) -> float:
