@@ -65,11 +65,12 @@ def prepare(
         if own.failed is not None:
             raise own.failed
         stage.epoch = epoch + 1
-        if stop.signal or time.monotonic() - saved > SAVE_SECONDS:
+        stopping = stop.signal  # one that comes while this is saved is heeded after the next epoch
+        if stopping or time.monotonic() - saved > SAVE_SECONDS:
             stage.save()
             saved = time.monotonic()
-        if stop.signal:
-            raise Interrupted(f"stopped by {stop.signal} while preparing; saved. The same command resumes.")
+        if stopping:
+            raise Interrupted(f"stopped by {stopping} while preparing; saved. The same command resumes.")
     training.save()
     stage.state_path.unlink(missing_ok=True)
 
@@ -123,7 +124,8 @@ def fit(
         saved = time.monotonic() if save else saved
         if not waiting:
             return
-        if stop.signal and epoch + 1 < epochs:
+        # One that came during the evaluation, after this epoch was not to be saved, is heeded in the next one.
+        if stop.signal and save and epoch + 1 < epochs:
             raise Interrupted(f"stopped by {stop.signal} after epoch {epoch + 1}; saved. The same command resumes.")
 
 

@@ -103,7 +103,7 @@ def test_names_in_any_letters():
         ("recipe.lr", "teacher.recipe.lr"),
         ("teacher_lr", "teacher.recipe.lr"),
         ("padding", "dataset.augment.crop_padding"),
-        ("flip", "dataset.augment.flip"),
+        ("rotation", "dataset.augment.rotation"),
         ("kwargs.depth", "teacher.kwargs.depth or student.kwargs.depth"),
         ("checkpoint", "teacher.checkpoint or student.checkpoint"),
         ("sead", "seed"),

@@ -24,6 +24,7 @@ from kdrun.errors import Interrupted
 from kdrun.runs.plan import make_plan
 from kdrun.sweeps.messages import Ended, Task
 from kdrun.sweeps.scheduler import Scheduler, Slot
+from kdrun.training import trainer
 from kdrun.training.signals import stop_on_signals
 from tests.conftest import TINY
 
@@ -54,6 +55,21 @@ def test_training_sees_a_signal_between_two_steps():
         with pytest.raises(KeyboardInterrupt) as error, stop.later():
             send(signal.SIGINT)
     assert not isinstance(error.value, Interrupted)  # the second Ctrl-C waits for nothing
+
+
+def test_a_signal_during_an_evaluation_saves_all_the_same(kdrun, outputs, monkeypatch):
+    usual, sent = trainer.evaluated, []
+
+    def evaluated(*arguments):
+        if not sent:
+            send(signal.SIGTERM)
+            sent.append(True)
+        return usual(*arguments)
+
+    monkeypatch.setattr(trainer, "evaluated", evaluated)
+    code, _, err = kdrun("train", *TINY, "epochs=3", "method=none")
+    assert code == 75 and "stopped by SIGTERM in epoch 2; saved." in err, err
+    assert list(outputs.rglob("last.pt"))
 
 
 def test_nohup_is_left_alone():
