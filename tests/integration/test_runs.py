@@ -7,21 +7,19 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 
 from kdrun import files
 from kdrun.runs.result import RESULT_KEYS
 from kdrun.training.checkpoint import load_state
 from kdrun.training.loop import Lane
 from tests.conftest import TINY
+from tests.training.test_signals import held_elsewhere
 
 UNSTEADY = {
     "finished_at",
@@ -403,20 +401,11 @@ def test_two_processes_on_one_run(kdrun, outputs):
     run = make_plan(load([*TINY, *words]), []).run.path
     run.mkdir(parents=True)
     (run / ".owner").write_text("process 123 on somewhere since now")
-    with FileLock(run / ".lock"):
-        held = threading.Thread(target=lambda: None)
-        held.start()
-        code, _, err = subprocess_train(words, outputs)
+    with held_elsewhere(run / ".lock"):
+        code, _, err = train(kdrun, *words)
     assert code == 1
     assert "is being trained by process 123 on somewhere" in err
     assert train(kdrun, *words)[0] == 0
-
-
-def subprocess_train(words: list[str], outputs: Path) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "kdrun", "train", *TINY, *words]
-    environment = {**os.environ, "KDRUN_OUTPUTS": str(outputs)}
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    return found.returncode, found.stdout, found.stderr
 
 
 def test_damaged_state_says_what_to_do(kdrun, outputs, monkeypatch):
@@ -671,7 +660,6 @@ def test_tensorboard_gets_what_metrics_csv_has(kdrun, outputs):
 
 
 def test_wandb_gets_every_epoch(kdrun, outputs, monkeypatch):
-    import sys
     import types
 
     calls = []
