@@ -70,7 +70,7 @@ def prepare(
             stage.save()
             saved = time.monotonic()
         if stopping:
-            raise Interrupted(f"stopped by {stopping} while preparing; saved. The same command resumes.")
+            raise stopped(stopping, "while preparing")
     training.save()
     stage.state_path.unlink(missing_ok=True)
 
@@ -107,9 +107,7 @@ def fit(
                 saved = time.monotonic()
                 clock.resume()
                 if stop.signal:
-                    raise Interrupted(
-                        f"stopped by {stop.signal} in epoch {epoch + 1}; saved. The same command resumes."
-                    )
+                    raise stopped(stop.signal, f"in epoch {epoch + 1}")
         lap = clock.lap()
         # Short epochs need not each pay for a checkpoint: a resume repeats them bit for bit.
         save = epoch + 1 == epochs or bool(stop.signal) or time.monotonic() - saved > SAVE_SECONDS
@@ -126,7 +124,12 @@ def fit(
             return
         # One that came during the evaluation, after this epoch was not to be saved, is heeded in the next one.
         if stop.signal and save and epoch + 1 < epochs:
-            raise Interrupted(f"stopped by {stop.signal} after epoch {epoch + 1}; saved. The same command resumes.")
+            raise stopped(stop.signal, f"after epoch {epoch + 1}")
+
+
+def stopped(signal: str, where: str) -> Interrupted:
+    """Return what ends runs that a signal stopped and that have been saved."""
+    return Interrupted(f"stopped by {signal} {where}; saved. The same command resumes.")
 
 
 class Clock:
