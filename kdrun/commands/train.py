@@ -80,6 +80,7 @@ def multirun(words: list[str], config_dir: str | None) -> int:
 
 def sweep(words: list[str]) -> int:
     """Train `-m …` or `sweep=NAME …` on the lanes launcher; return the worst run's exit code."""
+    from kdrun.sweeps.before import train_before
     from kdrun.sweeps.definition import multirun_sweep, named_sweep, split_words
     from kdrun.sweeps.run import run_sweep
 
@@ -90,7 +91,9 @@ def sweep(words: list[str]) -> int:
     else:
         chosen = multirun_sweep(overrides, own.get("name"), config_dir)
     shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
-    return run_sweep(chosen, launcher, f"kdrun train -m {shown}", config_dir, RichDisplay(name_runs=True))
+    command, display = f"kdrun train -m {shown}", RichDisplay(name_runs=True)
+    chosen, code = train_before(chosen, launcher, command, config_dir, display)
+    return run_sweep(chosen, launcher, command, config_dir, display) if code is None else code
 
 
 def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -203,7 +203,7 @@ class RunConfig:
     compile: str = setting(choices=("auto", "true", "false"))
     threads: int | None = setting(low=1, high=1024)
     deterministic: bool = setting()
-    teacher_view: str = setting(choices=("same", "clean", "independent"))
+    teacher_view: str = setting(choices=("same", "clean", "independent", "fixed"))
     output_root: str = setting(path=True)
     save_every_minutes: float = setting(over=0, high=525_600)
     teacher_cache: bool = setting(True)
@@ -238,6 +238,7 @@ OUR_METHOD_RULES: dict[str, dict[str, Any]] = {
     "embedding": {"low": 1, "high": 65_536},
     "negatives": {"low": 1, "high": 2**24},
     "words": {"low": 1, "high": 65_536},
+    "power": {"low": 1, "high": 16},
 }
 
 
