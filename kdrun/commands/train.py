@@ -126,12 +126,14 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
     plan = make_plan(config, overrides)
-    if plan.run.finished and not plan.run.can_mend(thorough=True):
-        result = plan.run.result()
-        show_result("already done", plan, result)
-        if damage := plan.run.damage(thorough=True):
-            print_note(f"{damage}; {way_out(plan.run.weights_path)}.")
-        return result
+    if plan.run.finished:
+        damage = plan.run.damage(thorough=True)
+        if not damage or not plan.run.state_path.is_file():  # else the last checkpoint mends it
+            result = plan.run.result()
+            show_result("already done", plan, result)
+            if damage:
+                print_note(f"{damage}; {way_out(plan.run.weights_path)}.")
+            return result
     announce(plan)
     from kdrun.models.own_import import pinned  # torch: only for what has to be trained
     from kdrun.training.session import Session
@@ -145,10 +147,8 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         except RunError as error:
             plan.run.fail(str(error))
             raise
-        except KdrunError:
+        except (KdrunError, MemoryError):
             raise
-        except MemoryError as error:
-            raise RunError(f"there is not enough memory ({error}): ask for fewer or smaller images.") from error
         except Exception as error:
             if stop.signal:
                 raise Interrupted(f"stopped by {stop.signal}. The same command resumes from the last save.") from error

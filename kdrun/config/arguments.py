@@ -21,7 +21,7 @@ from omegaconf import MISSING
 
 from kdrun.config.options import RunConfig, setting
 from kdrun.config.schema import check_value
-from kdrun.config.settings import nearest, settings
+from kdrun.config.settings import KINDS, nearest, settings
 from kdrun.errors import ConfigError, suggest
 
 Options = TypeVar("Options")
@@ -149,8 +149,7 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
         except ValueError:
             least = f", at least {rules['low']}" if "low" in rules else ""
             other = "".join(f", or {word}" for word in rules.get("words", {}))
-            number = "a whole number" if kind is int else "a number"
-            raise ConfigError(f"{key}={text}: must be {number}{least}{other}.") from None
+            raise ConfigError(f"{key}={text}: must be {KINDS[kind]}{least}{other}.") from None
     check_value(key, value, rules)
     return value
 
@@ -178,11 +177,8 @@ def parts_of(text: str, kind: Any, rules: Mapping[str, Any]) -> list[str]:
 
 def plain_type(hint: Any) -> Any:
     """Return the type of an optional field's values."""
-    return (
-        next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-        if type(None) in get_args(hint)
-        else hint
-    )
+    optional = type(None) in get_args(hint)
+    return next(kind for kind in get_args(hint) if kind is not type(None)) if optional else hint
 
 
 def options_help(kind: type) -> str:

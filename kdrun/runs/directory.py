@@ -68,10 +68,10 @@ class RunDirectory:
         """result.json is written last: its presence means finished."""
         return self.result_path.is_file()
 
-    def can_mend(self, thorough: bool = False) -> bool:
+    def can_mend(self) -> bool:
         """Return True if a finished run's last checkpoint can write again what is missing or damaged: its result or
         weights."""
-        return self.finished and self.state_path.is_file() and bool(self.damage(thorough))
+        return self.finished and self.state_path.is_file() and bool(self.damage())
 
     def damage(self, thorough: bool = False) -> str:
         """Say what is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough:
