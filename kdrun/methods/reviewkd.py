@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.methods.base import Method
-from kdrun.methods.features import BatchNorm, need_pooled, stage_pairs
+from kdrun.methods.features import BatchNorm, average_pool, need_pooled, stage_pairs
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 GREATEST_WIDTH = 512  # of the fused maps
@@ -26,7 +27,7 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
         if side < student.shape[2]:
             weight /= 2
             total += weight
-            s, t = F.adaptive_avg_pool2d(student, side), F.adaptive_avg_pool2d(teacher, side)
+            s, t = average_pool(student, (side, side)), average_pool(teacher, (side, side))
             loss = loss + weight * F.mse_loss(s, t)
     return loss / total
 
@@ -89,6 +90,7 @@ class ReviewKD(Method):
         channels in both.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"maps", "pooled"})
     teacher_needs = frozenset({"maps", "preact", "pooled"})
 
@@ -112,7 +114,7 @@ class ReviewKD(Method):
         assert teacher is not None
         ramp = min((progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "review": ramp * self.review_weight * self.review(student, teacher),
         }
 

@@ -110,8 +110,10 @@ def test_teacher_views():
     assert torch.equal(batch.image, same.image)
 
 
-def test_a_fixed_view_is_one_augmented_view_of_each_image():
-    made, shown = loader(data(), teacher_view="fixed"), []
+@pytest.mark.parametrize("late", [{}, {"randaugment": 2, "erasing": 0.5}], ids=["crops", "policy and erasing"])
+def test_a_fixed_view_is_one_augmented_view_of_each_image(late):
+    augment = Augment(**late)
+    made, shown = loader(data(), augment, teacher_view="fixed"), []
     for epoch in (0, 5):
         of_epoch = {}
         for batch in made.epoch(epoch):
@@ -121,9 +123,9 @@ def test_a_fixed_view_is_one_augmented_view_of_each_image():
     assert all(torch.equal(image, shown[1][i]) for i, image in shown[0].items())
     kept = torch.cat(list(made.teacher_images()))
     assert all(torch.equal(image, kept[i]) for i, image in shown[0].items())
-    clean = torch.cat(list(loader(data(), teacher_view="clean").teacher_images()))
+    clean = torch.cat(list(loader(data(), augment, teacher_view="clean").teacher_images()))
     assert not torch.equal(kept, clean)
-    first = next(iter(loader(data(), teacher_view="independent").epoch(0)))
+    first = next(iter(loader(data(), augment, teacher_view="independent").epoch(0)))
     assert all(torch.equal(shown[0][int(i)], one) for i, one in zip(first.index, first.teacher_image, strict=True))
 
 
@@ -277,7 +279,7 @@ def pillow(name: str, image, level: float):
     }[name]()
 
 
-@pytest.mark.parametrize("operation", randaugment.OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("operation", randaugment.OPERATIONS, ids=lambda operation: operation.kernel.__name__)
 def test_operations_are_pillows(operation):
     from PIL import Image
 
@@ -286,7 +288,9 @@ def test_operations_are_pillows(operation):
     assert found.dtype == torch.uint8
     for i in range(20):
         image = Image.fromarray(before[i].permute(1, 2, 0).numpy())
-        expected = torch.from_numpy(np.array(pillow(operation.__name__, image, drawn[i].item()))).permute(2, 0, 1)
+        expected = torch.from_numpy(np.array(pillow(operation.kernel.__name__, image, drawn[i].item()))).permute(
+            2, 0, 1
+        )
         apart = (found[i].int() - expected.int()).abs() > 1  # rounding; a nearest neighbour on the border of two
         assert apart.float().mean() < 0.01, i
 
