@@ -15,7 +15,7 @@ from kdrun.errors import ConfigError, suggest
 from kdrun.runs.directory import RunDirectory, outputs_folder
 
 GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments", "sweeps")
-KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
+KINDS = ("methods", *GROUPS, "testsets", "settings", "runs", "teachers-trained")
 
 HELP = f"""
 usage: kdrun list [KIND …] [--config-dir FOLDER] [output_root=FOLDER]
@@ -41,6 +41,10 @@ def command(words: list[str]) -> int:
             raise ConfigError(f"list {kind}: no such list.{suggest(kind, KINDS)} There are: {', '.join(KINDS)}.")
         if kind == "methods":
             list_methods(config_dir)
+        elif kind == "sweeps":
+            list_sweeps(config_dir)
+        elif kind == "settings":
+            list_settings()
         elif kind in GROUPS:
             list_group(kind.removesuffix("s"), config_dir)
         elif kind == "testsets":
@@ -98,6 +102,29 @@ def list_group(group: str, config_dir: str | None) -> None:
         title = next((line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("title:")), None)
         rows.append([name, title or re.split(r"(?<=\.) ", comment)[0]])
     console.table("", [group, ""], rows)
+
+
+def list_sweeps(config_dir: str | None) -> None:
+    """Print each sweep's title, how many cells it has, the data that it needs and what it costs."""
+    from kdrun.sweeps.catalogue import catalogue
+
+    rows = [[item.name, item.title, f"{item.cells:,}", item.data, item.cost] for item in catalogue(config_dir)]
+    console.table("", ["sweep", "", "cells", "data", "cost, as its file says"], rows)
+    console.note(
+        "kdrun train -m sweep=NAME dry_run=true measures the cost here; kdrun table NAME shows what is published."
+    )
+
+
+def list_settings() -> None:
+    """Print every setting of a run with its type, default and meaning."""
+    from kdrun.config.explained import every_setting
+
+    rows = []
+    for item in every_setting():
+        kind = f"{item.kind} ({item.bounds})" if item.bounds else item.kind
+        rows.append([item.key, kind, item.default, item.meaning])
+    console.table("", ["setting", "type", "default", "meaning"], rows)
+    console.note("Of one: kdrun explain KEY. Of a method: kdrun explain method=NAME.")
 
 
 def list_testsets() -> None:
