@@ -27,10 +27,11 @@ COMMANDS = {
     "data": "what is in a folder of images, and which of them are damaged: kdrun data FOLDER",
     "list": "what there is: methods, teachers, students, datasets, benchmarks, pairs, runs …",
     "check": "the properties that a method must have, tried on yours: kdrun check method=mine",
-    "explain": "a method's paper, equation and settings: kdrun explain method=dkd",
+    "explain": "what a setting means, or a method's paper and equation: kdrun explain optimizer.lr",
     "taps": "the feature shapes of a pair, and which stages belong together: kdrun taps teacher=… student=…",
     "bench": "measure this machine: the engine against a plain PyTorch loop",
     "doctor": "check the installation and say what `auto` resolves to here",
+    "completion": "make Tab complete all of this in your shell: kdrun completion bash",
 }
 
 USAGE = f"""kdrun: knowledge distillation of image classifiers, from one YAML-configured command.
@@ -38,7 +39,7 @@ USAGE = f"""kdrun: knowledge distillation of image classifiers, from one YAML-co
 usage: kdrun COMMAND [key=value …]
 
 commands:
-{chr(10).join(f"  {name:<9} {text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
 
 kdrun train runs as it is: a resnet20 teaches a resnet8 handwritten digits, offline, in a minute or two.
 Groups choose files in conf/ (method=dkd teacher=vgg16 student=resnet8 dataset=cifar100 optimizer=…), every value can
