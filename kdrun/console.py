@@ -68,6 +68,16 @@ def fact(name: str, line: str) -> None:
     say(f"[bold]{escape(name)}[/] {escape(line)}")
 
 
+def confirm(question: str) -> bool:
+    """Ask on the terminal; no without one."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
     """A progress bar over `steps` with time left; one plain line where there is no terminal."""
     if not out.is_terminal:

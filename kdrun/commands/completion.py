@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, get_type_hints
 
+from kdrun.commands import COMMANDS
 from kdrun.config.arguments import NoOptions, plain_type
 from kdrun.config.explained import OF_TRAIN
 from kdrun.config.groups import GROUPS, choices
@@ -96,8 +97,6 @@ def up_to_a_dot(word: str, typed: str) -> str:
 
 
 def candidates(typed: list[str]) -> Iterable[str]:
-    from kdrun.cli import COMMANDS
-
     if len(typed) < 2:
         return COMMANDS
     name, last = typed[0], typed[-1]

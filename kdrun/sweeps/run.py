@@ -19,6 +19,7 @@ from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs.plan import Plan, code_notes, image_notes, make_plan, output_root
+from kdrun.sweeps.adding import added
 from kdrun.sweeps.definition import CellSpec, Sweep
 from kdrun.sweeps.messages import SweepDisplay
 
@@ -37,6 +38,10 @@ def run_sweep(
         return 2
     root = output_root(plans[0].config)
     ledger = Ledger(sweep.name, sweep.title, command, shape_of(sweep, cells), cells)
+    if sweep.adds:
+        ledger, line = added(ledger, root)
+        if line:
+            display.note(line)
     write_ledger(root, ledger)
     chosen = [plan for spec, (_, plan) in zip(sweep.specs, found, strict=True) if plan is not None and spec.chosen]
     pending = [plan for plan in chosen if not plan.run.finished or plan.run.can_mend()]
