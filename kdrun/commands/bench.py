@@ -10,8 +10,8 @@ from kdrun import console
 from kdrun.config.arguments import parse
 from kdrun.config.compose import load
 from kdrun.config.options import setting
-from kdrun.console import RichDisplay
 from kdrun.errors import ConfigError, suggest
+from kdrun.screen import RichDisplay
 
 HELP = """
 usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]

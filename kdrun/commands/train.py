@@ -11,12 +11,13 @@ from kdrun.config.arguments import WITH_VALUE, flag_fault, split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
 from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
-from kdrun.console import RichDisplay, announce, fact, note, show_result, table, track
+from kdrun.console import announce, fact, note, show_result, table, track
 from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note, suggest
 from kdrun.hardware import available_cores
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.plan import Plan, make_plan, output_root
 from kdrun.runs.recorded import way_out
+from kdrun.screen import RichDisplay
 
 if TYPE_CHECKING:
     from kdrun.runs.ledger import Cell

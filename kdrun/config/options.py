@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 RESIZES = ("stretch", "fit", "crop")
 LOGGERS = ("tensorboard", "wandb")  # beside metrics.csv
+VECTORS = ("pdf", "svg")  # pictures beside PNG
 
 # Far above what anybody trains with: beyond these a number is a slip, which would cost hours or all memory.
 LARGEST_SEED = 2**32 - 1  # what NumPy and others take, so that a seed means the same everywhere
@@ -292,6 +293,7 @@ class RunConfig:
     teacher_cache: bool = setting(
         True, help="compute the teacher's outputs once where it sees the same images in every epoch"
     )
+    figures: list[str] = setting([], choices=VECTORS, help="formats in which pictures are written beside PNG")
     logger: list[str] = setting(
         [], choices=LOGGERS, help="beside metrics.csv, which is always written (pip install 'kdrun[tensorboard]')"
     )

@@ -15,7 +15,7 @@ from kdrun.runs.recorded import flat
 # What result.json has already, what says where things are, and what follows from another setting.
 LEFT_OUT = (
     *("seed", "epochs", "benchmark", "experiment", "dataset.name", "teacher.name", "student.name"),
-    *("output_root", "save_every_minutes", "logger", "dataset.root", "dataset.workers", "method._target_"),
+    *("output_root", "save_every_minutes", "logger", "figures", "dataset.root", "dataset.workers", "method._target_"),
     *("method._name_", "optimizer.epochs", "optimizer.batch_size", "precision", "compile", "threads", "device"),
 )
 

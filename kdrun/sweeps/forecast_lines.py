@@ -10,7 +10,7 @@ from kdrun.runs.ledger import Cell
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.forecast import Forecast
 
-COLUMNS = ["seeds", "done", "epochs", "s/epoch", "time each", "params", "FLOPs", "memory", "disk each"]
+COLUMNS = ["seeds", "done", "epochs", "s/epoch", "time each", "params", "FLOPs", "memory", "disk"]
 BUSY = 1.25  # times as long as on a core of one's own, from which on it is said
 
 
@@ -25,7 +25,7 @@ def table_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> tuple[list[
         costs = [cost for _, plan in those if (cost := found.runs.get(str(plan.run.path))) is not None]
         done = len(those) - len(costs)
         config = those[0][1].config
-        seeds = ", ".join(str(cell.seed) for cell, _ in those)
+        seeds = in_short([cell.seed for cell, _ in those])
         name = [row, column] if several else [row]
         if not costs:
             rows.append([*name, seeds, f"{done}", f"{config.epochs}", *["–"] * 6])
@@ -45,7 +45,27 @@ def table_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> tuple[list[
                 size(cost.disk),
             ]
         )
-    return [*(["run", "pair"] if several else ["run"]), *COLUMNS], rows
+    heads = [*(["run", "pair"] if several else ["run"]), *COLUMNS]
+    return without_common(heads, rows)
+
+
+def without_common(heads: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Leave out the columns of what is done and of epochs where no row has anything to tell apart."""
+    common = {"done": "–", "epochs": rows[0][heads.index("epochs")] if len(rows) > 1 else ""}
+    kept = [
+        place
+        for place, head in enumerate(heads)
+        if head not in common or any(row[place] != common[head] for row in rows)
+    ]
+    return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def in_short(seeds: Sequence[int]) -> str:
+    """Return 0–4 of 0, 1, 2, 3, 4, and others as they are."""
+    ordered = sorted(seeds)
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}–{ordered[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def lines_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> list[tuple[str, str]]:

@@ -138,8 +138,8 @@ def test_rows_hold_all_seeds_and_what_is_done():
     found = Forecast({str(plan.run.path): COST for plan in plans[1:]})
     heads, rows = table_of(found, cells)
     assert dict(zip(heads, rows[0], strict=True)) == {
-        "run": "Student", "seeds": "0, 1, 2", "done": "1", "epochs": "4", "s/epoch": "2.00", "time each": "1 min 00 s",
-        "params": "1,000", "FLOPs": "2.00M", "memory": "1.00 GiB", "disk each": "3 MiB",
+        "run": "Student", "seeds": "0–2", "done": "1", "epochs": "4", "s/epoch": "2.00", "time each": "1 min 00 s",
+        "params": "1,000", "FLOPs": "2.00M", "memory": "1.00 GiB", "disk": "3 MiB",
     }  # fmt: skip
     assert ("runs:", "3, 1 of them done, 2 to be trained") in lines_of(found, cells)
 

@@ -18,10 +18,10 @@ from filelock import FileLock
 from PIL import Image
 
 from kdrun.config.compose import load
-from kdrun.console import RichDisplay
 from kdrun.display import PlainDisplay
 from kdrun.errors import Interrupted
 from kdrun.runs.plan import make_plan
+from kdrun.screen import RichDisplay
 from kdrun.sweeps.messages import Ended, Task
 from kdrun.sweeps.scheduler import Scheduler, Slot
 from kdrun.training import trainer
