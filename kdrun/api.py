@@ -13,6 +13,7 @@ from kdrun.errors import ConfigError, print_note
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
 from kdrun.evaluation.loading import numerics_for
 from kdrun.evaluation.targets import Which
+from kdrun.runs.differing import differing
 from kdrun.runs.directory import METRIC_COLUMNS, RunDirectory, finished_runs
 from kdrun.runs.result import RESULT_KEYS, value_types
 
@@ -80,8 +81,9 @@ def metrics_of(directory: RunDirectory) -> pd.DataFrame:
 
 
 def results(outputs: str | Path = "outputs") -> pd.DataFrame:
-    """One row per finished run below `outputs`: the keys of result.json, and `run`, its directory. Missing values are
-    NA. Damaged results are counted on stderr. Raises ConfigError where there is no such folder."""
+    """One row per finished run below `outputs`: `run`, its directory, the keys of result.json, and a column for each
+    setting that differs among them, such as optimizer.lr. Missing values are NA. Damaged results are counted on stderr.
+    Raises ConfigError where there is no such folder."""
     import pandas as pd
 
     root = Path(os.path.expanduser(outputs))
@@ -95,8 +97,11 @@ def results(outputs: str | Path = "outputs") -> pd.DataFrame:
         | {"overrides": " ".join(result.get("overrides") or []), "run": str(place)}
         for place, result in found
     ]
+    names, settings = differing(place for place, _ in found)
     frame = pd.DataFrame(rows, columns=["run", *RESULT_KEYS])
     kinds = {key: DTYPES[kind] for key, kind in value_types().items() if key != "finished_at"}
     frame = frame.astype({"run": "string", **kinds})
     frame["finished_at"] = pd.to_datetime(frame["finished_at"], utc=True)
+    for name in names:
+        frame[name] = pd.Series([settings[place].get(name) for place, _ in found], dtype="object").convert_dtypes()
     return frame

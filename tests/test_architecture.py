@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "display": ("errors",),
     "hardware": ("errors",),
     "config": ("errors", "streams"),
-    "data": (*GROUND, "config.options"),
+    "data": (*GROUND, "config.augment", "config.options"),
     "models": ("errors", "files", "structures", "config.own_code"),
     "methods": (
         "errors",

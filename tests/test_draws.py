@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.augment import area_shares, view_draws
 from kdrun.data.resident import shuffled
 from kdrun.draws import VIEW, Draws, bits, normal, permutation, seed_dropout, uniform

@@ -10,7 +10,7 @@ import pytest
 from rich.text import Text
 
 from kdrun.console import between_words
-from kdrun.display import EpochEnd, TrainingLines
+from kdrun.display import EpochEnd, Step, TrainingLines
 from kdrun.runs.directory import RunDirectory
 
 
@@ -67,3 +67,59 @@ def test_an_epoch_has_a_line_of_80_columns(tmp_path):
     lines = TrainingLines("student", 240, 0.0, print)
     lines.begun -= 3 * 86_400
     assert len(lines.epoch_line(event, narrow=True)) <= 80 < len(lines.epoch_line(event))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_bars_stay_within_the_terminal_and_name_loss_and_accuracy(width, monkeypatch):
+    """A sweep's bars, of a long name and five lanes, and a training's bar."""
+    import io
+
+    from kdrun import console
+    from kdrun.console.screen import SweepView, TrainingView
+    from kdrun.sweeps.messages import Advanced, Begun, Task
+
+    screen = console.Terminal(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "out", screen)
+    task = Task("lanes", [], "resnet32x4 → shufflenet_v2 seed 0: kd, dkd, dist, lskd and 8 more")
+    with SweepView(70, {}) as view:
+        view.show(0, task, Begun())
+        assert view.progress is not None
+        shown = shown_of(view.progress, screen)
+        assert "starting" in shown
+        runs = ("a", "b", "c")
+        view.show(0, task, Advanced("student", 120.5, 240, 12_345.0, runs, (0.5, 1.25), (66.1, 70.0)))
+        shown = shown_of(view.progress, screen)
+    assert "loss 0.50–1.25 · test 66.1–70.0 %" in shown
+    assert all(len(line) <= width for line in shown.splitlines())
+    with TrainingView("student", 240, 0.0) as training:
+        training.show(Step(120, 1563, 1563, 12_345.0))
+        assert training.progress is not None
+        shown = shown_of(training.progress, screen)
+    assert "step 1563/1563" in shown
+    assert len(shown.splitlines()) == 1 and len(shown.strip()) <= width
+
+
+def shown_of(progress, screen) -> str:
+    import io
+
+    from kdrun.console import Terminal
+
+    apart = Terminal(file=io.StringIO(), force_terminal=True, width=screen.width, color_system=None)
+    apart.print(progress.get_renderable())
+    return "\n".join(line.rstrip() for line in apart.file.getvalue().splitlines() if line.strip())
+
+
+def test_figures_of_a_table_stay_whole_at_80_columns(monkeypatch):
+    import io
+
+    from kdrun import console
+
+    screen = console.Terminal(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(console, "out", screen)
+    heads = ["run", "seeds", "s/epoch", "time each", "params", "FLOPs", "memory", "disk"]
+    row = ["SRDwithDIST of a rather long name", "0–4", "0.59", "1 min 11 s", "78,042", "25.00M", "479 MiB", "1 MiB"]
+    with screen.capture() as found:
+        console.table("", heads, [row])
+    lines = found.get().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert all(any(figure in line for line in lines) for figure in row[2:])

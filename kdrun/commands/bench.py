@@ -10,7 +10,7 @@ from kdrun import console
 from kdrun.config.arguments import parse
 from kdrun.config.compose import load
 from kdrun.config.options import setting
-from kdrun.console import RichDisplay
+from kdrun.console.screen import RichDisplay
 from kdrun.errors import ConfigError, suggest
 
 HELP = """

@@ -1,4 +1,5 @@
-"""kdrun explain: a method's paper, equation, settings and published numbers, from its own docstring and YAML."""
+"""kdrun explain: a method's paper, equation, settings and published numbers, from its own docstring and YAML; or what a
+setting means."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
+from kdrun.config.explained import Explained, explain_setting
 from kdrun.config.groups import group_files, read_yaml
 from kdrun.config.method_schema import hyperparameters, read_method, sections
 from kdrun.config.words import resolve_alias
@@ -16,25 +18,54 @@ from kdrun.runs.published import Published, published
 
 HELP = """
 usage: kdrun explain method=NAME [--config-dir FOLDER]
+       kdrun explain KEY …
 
-Paper, equation, every hyperparameter with its default here and where that comes from, published accuracies, and where
-public implementations disagree.
+Of a method: paper, equation, every hyperparameter with its default here and where that comes from, published
+accuracies, and where public implementations disagree. Of a setting (optimizer.lr, dataset.resize, method.temperature):
+what it means, its type or choices, its bounds and its default; of a group (optimizer, dataset): all of its settings.
+kdrun list settings shows every one.
 """
 
 
 def command(words: list[str]) -> int:
-    parsed = parse("explain", words, NoOptions, passes=("method",))
-    asked = [resolve_alias(name, parsed.config_dir) for name in (*parsed.names, *parsed.rest.values())]
+    parsed = parse("explain", words, NoOptions, passes=True)
     files = group_files("method", parsed.config_dir)
-    if not asked:
-        raise ConfigError(f"explain what? Give method=NAME; there are: {', '.join(sorted(files))}.")
-    for name in asked:
-        if name not in files:
+    if not parsed.names and not parsed.rest:
+        raise ConfigError(
+            "explain what? Give a setting (kdrun list settings), or method=NAME; there are: "
+            f"{', '.join(sorted(files))}."
+        )
+    for word in (*parsed.names, *(f"method={value}" if key == "method" else key for key, value in parsed.rest.items())):
+        key, equals, value = word.partition("=")
+        name = resolve_alias(value if equals else key, parsed.config_dir)
+        if equals and name not in files:
             raise ConfigError(
                 f"method={name}: no such method.{suggest(name, files)} There are: {', '.join(sorted(files))}."
             )
-        explain(name, files[name])
+        if name in files:
+            explain(name, files[name])
+        else:
+            show_settings(explain_setting(word, parsed.config_dir))
     return 0
+
+
+def show_settings(found: list[Explained]) -> None:
+    """Print one setting by lines, several as a table under the first."""
+    first = found[0]
+    if len(found) > 1 and not first.default:
+        console.say(f"[bold]{escape(first.key)}[/]  {escape(first.meaning)} ({escape(first.kind)})\n")
+        found = found[1:]
+    if len(found) > 1:
+        rows = [[item.key, item.kind, item.bounds, item.default, item.meaning] for item in found]
+        console.table("", ["setting", "type", "bounds", "default", "meaning"], rows)
+        return
+    item = found[0]
+    console.say(f"[bold]{escape(item.key)}[/]  {escape(item.meaning)}\n")
+    others = ", ".join(f"{value} ({name})" for name, value in item.others)
+    lines = {"type": item.kind, "bounds": item.bounds, "default": item.default, "values": others}
+    for name, line in lines.items():
+        if line:
+            console.fact(f"{name:<8}", line)
 
 
 def explain(name: str, path: Path) -> None:

@@ -7,33 +7,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun import console
-from kdrun.config.arguments import output_root_setting, parse
+from kdrun.config.arguments import Parsed, output_root_setting, parse
 from kdrun.config.groups import choices, group_files, read_yaml
 from kdrun.config.method_schema import read_method, sections
+from kdrun.config.options import setting
 from kdrun.config.words import ALIASES
 from kdrun.errors import ConfigError, suggest
-from kdrun.runs.directory import RunDirectory, outputs_folder
+from kdrun.reporting.run_list import ORDERS, STATES, chosen, in_order, listed_runs, table_of_runs
+from kdrun.runs.directory import outputs_folder
 
 GROUPS = ("teachers", "students", "datasets", "optimizers", "benchmarks", "pairs", "experiments", "sweeps")
-KINDS = ("methods", *GROUPS, "testsets", "runs", "teachers-trained")
+KINDS = ("methods", *GROUPS, "testsets", "settings", "runs", "teachers-trained")
 
 HELP = f"""
 usage: kdrun list [KIND …] [--config-dir FOLDER] [output_root=FOLDER]
+       kdrun list runs [KEY=VALUE,… …] [state=done|running|failed|unfinished] [tag=NAME] [sort=top1|finished|…]
 
 KIND is one of {", ".join(KINDS[:9])},
 {", ".join(KINDS[9:])}.
-Without a word: every group with its names. runs and teachers-trained show what is in the output folder.
+Without a word: every group with its names. runs and teachers-trained show what is in the output folder, of runs only
+those with the given settings: kdrun list runs method=kd,dkd optimizer.lr=0.1 sort=top1.
 """
 
 
 @dataclass
 class Options:
+    state: str | None = setting(None, choices=STATES, help="only runs of this state")
+    tag: str | None = setting(None, help="only runs with this tag (kdrun runs tag)")
+    sort: str = setting("path", choices=tuple(ORDERS), help="how runs are ordered")
     output_root: Path | None = output_root_setting()
 
 
 def command(words: list[str]) -> int:
-    parsed = parse("list", words, Options)
+    parsed = parse("list", words, Options, passes=True)
     config_dir = parsed.config_dir
+    check_filters(parsed)
     if not parsed.names:
         return overview(config_dir)
     for kind in parsed.names:
@@ -41,13 +49,25 @@ def command(words: list[str]) -> int:
             raise ConfigError(f"list {kind}: no such list.{suggest(kind, KINDS)} There are: {', '.join(KINDS)}.")
         if kind == "methods":
             list_methods(config_dir)
+        elif kind == "sweeps":
+            list_sweeps(config_dir)
+        elif kind == "settings":
+            list_settings()
         elif kind in GROUPS:
             list_group(kind.removesuffix("s"), config_dir)
         elif kind == "testsets":
             list_testsets()
         else:
-            list_runs(outputs_folder(parsed.options.output_root), teachers=kind != "runs")
+            list_runs(parsed.options, parsed.rest, teachers=kind != "runs")
     return 0
+
+
+def check_filters(parsed: Parsed[Options]) -> None:
+    """Raise ConfigError for filters of what is no list of runs."""
+    asked, plain = parsed.options, Options()
+    given = [*parsed.rest, *(key for key in ("state", "tag", "sort") if getattr(asked, key) != getattr(plain, key))]
+    for key in given if not {"runs", "teachers-trained"} & set(parsed.names) else ():
+        raise ConfigError(f"{key}: only runs are filtered and sorted: kdrun list runs {key}=…")
 
 
 def overview(config_dir: str | None) -> int:
@@ -100,6 +120,29 @@ def list_group(group: str, config_dir: str | None) -> None:
     console.table("", [group, ""], rows)
 
 
+def list_sweeps(config_dir: str | None) -> None:
+    """Print each sweep's title, how many cells it has, the data that it needs and what it costs."""
+    from kdrun.sweeps.catalogue import catalogue
+
+    rows = [[item.name, item.title, f"{item.cells:,}", item.data, item.cost] for item in catalogue(config_dir)]
+    console.table("", ["sweep", "", "cells", "data", "cost, as its file says"], rows)
+    console.note(
+        "kdrun train -m sweep=NAME dry_run=true measures the cost here; kdrun table NAME shows what is published."
+    )
+
+
+def list_settings() -> None:
+    """Print every setting of a run with its type, default and meaning."""
+    from kdrun.config.explained import every_setting
+
+    rows = []
+    for item in every_setting():
+        kind = f"{item.kind} ({item.bounds})" if item.bounds else item.kind
+        rows.append([item.key, kind, item.default, item.meaning])
+    console.table("", ["setting", "type", "default", "meaning"], rows)
+    console.note("Of one: kdrun explain KEY. Of a method: kdrun explain method=NAME.")
+
+
 def list_testsets() -> None:
     """Name, what it measures, how it is made, and its parameters with their defaults."""
     from kdrun.evaluation.testsets.registry import SETS, settings
@@ -109,24 +152,17 @@ def list_testsets() -> None:
     console.note("kdrun testset NAME dataset=… makes one and shows it.")
 
 
-def list_runs(root: Path, teachers: bool) -> None:
-    """Finished, running and failed runs (or stored teachers) with their accuracy."""
-    from kdrun.errors import CheckpointError
-
-    rows = []
-    for folder in sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*")):
-        state, top1 = "unfinished", ""
-        run = RunDirectory(folder, "teacher" if teachers else "student")
-        if run.finished:
-            damage = run.damage()
-            try:
-                state, top1 = f"done, {damage}" if damage else "done", f"{run.result()['top1_last']:.2f}"
-            except CheckpointError as error:
-                state = f"damaged: {error}"
-        elif run.failed_path.is_file():
-            state = f"failed: {run.failure()}"
-        rows.append([str(folder.relative_to(root)), top1, state])
-    if not rows:
+def list_runs(options: Options, filters: dict[str, str], teachers: bool) -> None:
+    """Finished, running and failed runs (or stored teachers) with their accuracy, of those that are asked for."""
+    root = outputs_folder(options.output_root)
+    every = listed_runs(root, teachers)
+    if not every:
         console.note(f"{root} holds none yet.")
         return
-    console.table("", ["teacher" if teachers else "run", "top-1, %", "state"], rows)
+    runs = in_order(chosen(every, filters, options.state, options.tag), options.sort)
+    if not runs:
+        console.note(f"none of {len(every):,} in {root} is so.")
+        return
+    console.table("", *table_of_runs(runs, root, "teacher" if teachers else "run"))
+    if len(runs) < len(every):
+        console.note(f"{len(runs):,} of {len(every):,}")

@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun import console
 from kdrun.config.arguments import output_root_setting, parse
+from kdrun.config.options import setting
 from kdrun.display import duration
 from kdrun.errors import CheckpointError
-from kdrun.reporting.progress import Progress, progress_of
+from kdrun.reporting.progress import Progress, in_training, progress_of
 from kdrun.runs.directory import outputs_folder
 from kdrun.runs.ledger import STATES, Ledger, known_ledgers, read_ledger
 
 HELP = """
-usage: kdrun status [NAME …] [output_root=FOLDER]
+usage: kdrun status [NAME …] [watch=true] [output_root=FOLDER]
 
 Of each sweep, or of those that are named: how many cells are done, running, unfinished (stopped half-way), failed and
 missing (not begun), the failed ones with their reasons, and the time left. The sweep's own command, run again, skips
-what is done, resumes what is unfinished and tries again what failed.
+what is done, resumes what is unfinished and tries again what failed. Of the runs in training it shows epoch, loss and
+accuracy. watch=true shows all of it again every few seconds, until nothing is left to do or Ctrl-C.
 """
+
+
+EVERY = 5.0  # seconds
 
 
 @dataclass
 class Options:
+    watch: bool = setting(False, help="show it again every few seconds")
     output_root: Path | None = output_root_setting()
 
 
 def command(words: list[str]) -> int:
     parsed = parse("status", words, Options)
     root = outputs_folder(parsed.options.output_root)
-    known = parsed.names or known_ledgers(root)
+    if not parsed.options.watch:
+        report(parsed.names, root)
+        return 0
+    try:
+        while True:
+            if console.out.is_terminal:
+                console.out.clear()
+            found = report(parsed.names, root)
+            if found and not any(left_to_do(progress) for _, progress in found):
+                return 0
+            time.sleep(EVERY)
+    except KeyboardInterrupt:
+        return 0
+
+
+def left_to_do(progress: Progress) -> int:
+    return sum(progress.counts[state] for state in ("running", "unfinished", "missing"))
+
+
+def report(names: list[str], root: Path) -> list[tuple[Ledger, Progress]]:
+    """Print where sweeps stand, and return it."""
+    known = names or known_ledgers(root)
     if not known:
         console.note(f"{root}/sweeps holds no sweep yet: kdrun train -m method=none,kd seed=0,1,2 makes one.")
-        return 0
+        return []
     found: list[tuple[Ledger, Progress]] = []
     damaged: list[str] = []
     for name in known:
@@ -44,18 +72,22 @@ def command(words: list[str]) -> int:
             continue
         found.append((ledger, progress_of(ledger, root)))
     if found:
-        show(found)
+        show(found, root)
     for line in damaged:
         console.note(f"passed over: {line}")
-    return 0
+    return found
 
 
-def show(found: list[tuple[Ledger, Progress]]) -> None:
+def show(found: list[tuple[Ledger, Progress]], root: Path) -> None:
     rows = []
     for ledger, progress in found:
         counts = [f"{progress.counts[state]:,}" if progress.counts[state] else "–" for state in STATES]
         rows.append([ledger.name, f"{len(ledger.cells):,}", *counts, time_words(progress)])
     console.table("", ["sweep", "cells", *STATES, "time left"], rows)
+    training = [row for ledger, progress in found if progress.running for row in in_training(ledger, root)]
+    if training:
+        console.say("")
+        console.table("", ["in training", "epoch", "loss", "test, %", "best, %"], training)
     for ledger, progress in found:
         name = f"{ledger.name}: " if len(found) > 1 else ""
         for cell, reason in progress.failed:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from kdrun import console
 from kdrun.config.arguments import parse
+from kdrun.config.groups import choices
 from kdrun.config.options import setting
 from kdrun.reporting import ledgers
 from kdrun.reporting.formats import FORMATS, save
 from kdrun.reporting.table import Table, table_of
 from kdrun.reporting.text import to_text
 from kdrun.runs.directory import outputs_folder, short_path
-from kdrun.runs.ledger import known_ledgers
+from kdrun.runs.ledger import Ledger, known_ledgers
 
 HELP = """
 usage: kdrun table NAME [key=value …]
@@ -23,7 +24,7 @@ usage: kdrun table NAME [key=value …]
 
 NAME is a sweep's or a multirun's ledger; without a word, those that there are. RUN is a run directory, a quoted glob
 of them, or a digest prefix: methods become rows, data sets and pairs columns. A table can be shown at any time; cells
-that are not done are empty.
+that are not done are empty, and a named sweep that has not begun shows what is published of it.
 """
 
 
@@ -38,14 +39,31 @@ def command(words: list[str]) -> int:
     if not parsed.names:
         show_known(root)
         return 0
-    ledger, foreign = ledgers.chosen_ledger(parsed.names, parsed.options, root)
+    name = parsed.names[0]
+    begun = len(parsed.names) > 1 or name in known_ledgers(root) or name not in choices("sweep", parsed.config_dir)
+    if begun:
+        ledger, foreign = ledgers.chosen_ledger(parsed.names, parsed.options, root)
+    else:
+        ledger, foreign = ledgers.shaped(not_begun(name, root, parsed.config_dir), parsed.options), []
     table = table_of(ledger, root)
     table.skipped.extend(foreign)
     show(table)
     for place in parsed.options.save:
         save(table, place)
         console.note(f"wrote {short_path(place)}")
+    if not begun:
+        console.note(f"not begun: kdrun train -m sweep={name} trains it, and dry_run=true says what that will cost.")
     return 0
+
+
+def not_begun(name: str, root: Path, config_dir: str | None) -> Ledger:
+    """Return the ledger that training a named sweep will write, for what is published of its cells."""
+    from kdrun.sweeps.before import foreseen
+    from kdrun.sweeps.definition import named_sweep
+    from kdrun.sweeps.run import unwritten_ledger
+
+    sweep = foreseen(named_sweep(name, [f"output_root={root}"], None, config_dir), config_dir)
+    return unwritten_ledger(sweep, config_dir, console.track)
 
 
 def show_known(root: Path) -> None:

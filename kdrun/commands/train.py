@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -11,11 +11,17 @@ from kdrun.config.arguments import WITH_VALUE, flag_fault, split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
 from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
-from kdrun.console import RichDisplay, announce, show_result
+from kdrun.console import announce, fact, note, show_result, table, track
+from kdrun.console.screen import RichDisplay
 from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note, suggest
+from kdrun.hardware import available_cores
 from kdrun.runs.directory import rebuild_results, short_path
-from kdrun.runs.plan import make_plan, output_root
+from kdrun.runs.plan import Plan, make_plan, output_root
 from kdrun.runs.recorded import way_out
+
+if TYPE_CHECKING:
+    from kdrun.runs.ledger import Cell
+    from kdrun.sweeps.definition import Sweep
 
 FLAGS = ("-m", "--multirun", "--resolve", *WITH_VALUE)  # the last three are Hydra's
 LAUNCHERS = ("lanes", "slurm", "submitit_local")
@@ -23,18 +29,23 @@ LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
 def command(words: list[str]) -> int:
     """A single run is composed here; sweeps (-m) and Hydra's own flags (--cfg job …) go through Hydra's application."""
+    words, dry = split_dry_run(words)
     flags, overrides, config_dir = split_arguments(words)
     check_flags(flags, overrides)
+    if dry and not set(flags) <= {"-m", "--multirun"}:
+        raise ConfigError(f"dry_run=true: leave {flags[0]} out.")
     named = any(word.startswith("sweep=") for word in overrides)
     hydras_own = ("hydra/launcher=joblib", "hydra/launcher=basic", "hydra/launcher=submitit", "hydra/sweeper=")
     other = any(word.startswith(hydras_own) for word in overrides)
     if (named or flags) and set(flags) <= {"-m", "--multirun"} and not other:
-        return sweep(words)
+        return sweep(words, dry)
     if not flags:
         try:
             config = load(overrides, config_dir)
         except MultirunAsked:
-            return multirun(words, config_dir)
+            return sweep(["-m", *words], dry) if dry else multirun(words, config_dir)
+        if dry:
+            return dry_run(config, overrides)
         train(config, overrides)
         return 0
     return multirun(words, config_dir)
@@ -78,8 +89,69 @@ def multirun(words: list[str], config_dir: str | None) -> int:
     return max((error.exit_code for error in failures), default=0)
 
 
-def sweep(words: list[str]) -> int:
-    """Train `-m …` or `sweep=NAME …` on the lanes launcher; return the worst run's exit code."""
+def split_dry_run(words: list[str]) -> tuple[list[str], bool]:
+    """Return (the words without dry_run=…, whether it is true). Raises ConfigError for another value."""
+    given = [word.partition("=")[2].lower() for word in words if word.startswith("dry_run=")]
+    for value in given:
+        if value not in ("true", "false"):
+            raise ConfigError(f"dry_run={value}: choose true or false.")
+    return [word for word in words if not word.startswith("dry_run=")], given[-1:] == ["true"]
+
+
+def dry_run(config: RunConfig, overrides: list[str]) -> int:
+    """Print what one run will cost."""
+    from kdrun.runs.ledger import Cell
+    from kdrun.sweeps.run import fill
+    from kdrun.training.precision import resolve_threads
+
+    plan, cell = make_plan(config, overrides), Cell("", "", config.seed, overrides)
+    fill(cell, plan)
+    pending = not plan.run.finished or plan.run.can_mend()
+    show_forecast([(cell, plan)], 1, (config.threads or resolve_threads().threads) if pending else 1)
+    return 0
+
+
+def show_forecast(cells: list[tuple[Cell, Plan]], processes: int, threads: int) -> None:
+    """Measure and print what runs will cost; nothing is written."""
+    from kdrun.sweeps.forecast import Forecast, forecast
+    from kdrun.sweeps.forecast_lines import lines_of, remarks, short_of_room, table_of
+
+    pending = [plan for _, plan in cells if not plan.run.finished or plan.run.can_mend()]
+    found = forecast(pending, processes, threads, track) if pending else Forecast()
+    table("", *table_of(found, cells))
+    for name, line in lines_of(found, cells):
+        fact(name, line)
+    for line in remarks(found):
+        note(line)
+    if line := short_of_room(found):
+        print_note(line)
+
+
+def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -> int:
+    """Print what a sweep will cost; return 2 where some of its cells cannot be made."""
+    from kdrun.sweeps.before import first_cells, foreseen
+    from kdrun.sweeps.grouping import group_plans
+    from kdrun.sweeps.run import composed
+    from kdrun.sweeps.scheduler import make_slots
+
+    chosen = foreseen(chosen, config_dir)
+    chosen.specs = [*first_cells(chosen), *chosen.specs]
+    found, broken = composed(chosen, config_dir, track)
+    wanted = zip(chosen.specs, found, strict=True)
+    cells = [(cell, plan) for spec, (cell, plan) in wanted if plan is not None and spec.chosen]
+    if cells:
+        plans = [plan for _, plan in cells if not plan.run.finished or plan.run.can_mend()]
+        slots = make_slots(plans, launcher.get("processes", "auto"), sum(map(len, group_plans(plans))))
+        asked = max((plan.config.threads or 0 for plan in plans), default=0)
+        threads = asked or max(available_cores() // max(len(slots), 1), 1)
+        fact(chosen.name, f" {len(cells):,} cells  {chosen.title}")
+        show_forecast(cells, len(slots), threads)
+    return 2 if broken else 0
+
+
+def sweep(words: list[str], dry: bool = False) -> int:
+    """Train `-m …` or `sweep=NAME …` on the lanes launcher; return the worst run's exit code. dry: only say what it
+    will cost."""
     from kdrun.sweeps.before import train_before
     from kdrun.sweeps.definition import multirun_sweep, named_sweep, split_words
     from kdrun.sweeps.run import run_sweep
@@ -90,6 +162,8 @@ def sweep(words: list[str]) -> int:
         chosen = named_sweep(own["sweep"], overrides, own.get("name"), config_dir)
     else:
         chosen = multirun_sweep(overrides, own.get("name"), config_dir)
+    if dry:
+        return dry_sweep(chosen, launcher, config_dir)
     shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
     command, display = f"kdrun train -m {shown}", RichDisplay(name_runs=True)
     chosen, code = train_before(chosen, launcher, command, config_dir, display)
@@ -165,7 +239,7 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
 
 
 HELP = """
-usage: kdrun train [key=value …] [-m] [sweep=NAME] [--cfg job] [--config-dir FOLDER]
+usage: kdrun train [key=value …] [-m] [sweep=NAME] [dry_run=true] [--cfg job] [--config-dir FOLDER]
 
 Trains one student. Without arguments: resnet20 teaches resnet8 handwritten digits. A teacher that is not there yet is
 trained first, once for all runs. The same command resumes an interrupted run and shows a finished one.
@@ -190,6 +264,8 @@ Many runs, as lanes: those that share data, teacher, length and seed train in on
                        (pip install 'kdrun[slurm]'); launcher=submitit_local is the same without a cluster
   hydra/launcher=joblib, hydra/launcher=submitit_slurm …  Hydra's own launchers, one job for each run
 
+  dry_run=true         measure a few steps and say what it will cost: each run's time, memory and disk, teachers to
+                       train, what is done already, total time; nothing is written
   --cfg job            print the composed configuration and stop
   --config-dir FOLDER  a folder with groups of your own (method/mine.yaml …)
 

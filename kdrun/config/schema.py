@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdrun.config.annotations import annotated_type
+from kdrun.config.method_rules import method_rules
 from kdrun.config.method_schema import MethodSource, is_ours, read_method, yaml_name
-from kdrun.config.options import RunConfig, method_rules
+from kdrun.config.options import RunConfig
 from kdrun.config.settings import KINDS, fault, settings, unknown
 from kdrun.errors import ConfigError, one_line, suggest
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.late import LateView
 from kdrun.draws import uniform
 from kdrun.streams import key_of

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.draws import ERASE, normal, uniform
 from kdrun.streams import key_of
 

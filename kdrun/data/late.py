@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.erasing import Erasing, noise_store
 from kdrun.data.mixing import Mixing
 from kdrun.data.policy import Policy

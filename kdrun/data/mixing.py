@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.erasing import within
 from kdrun.draws import MIX, uniform
 from kdrun.streams import key_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data import randaugment as kernels
 from kdrun.data.randaugment import Operation, counts_of, one_each
 from kdrun.draws import uniform

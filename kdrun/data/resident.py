@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
 from kdrun.data.late import Late
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws

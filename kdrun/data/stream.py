@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.augment import view_draws
 from kdrun.data.decode import cannot_be_read, read_image, why_unreadable
 from kdrun.data.late import Late, LateView

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.augment import ANGLE, CORNER, FLIP, PLACE, area_shares, colour_factors
 
 EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre crop keeps

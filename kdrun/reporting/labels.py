@@ -9,6 +9,7 @@ from kdrun.evaluation.differences import Test
 from kdrun.evaluation.stats import MAX_SEEDS, MIN_SEEDS, Seeds, Verdict
 from kdrun.reporting.remarks import SETTINGS
 from kdrun.reporting.table import Entry, Table
+from kdrun.runs.published import Published
 
 EMPTY = "–"
 
@@ -86,6 +87,7 @@ def sections(table: Table) -> list[Section]:
     """Everything below the grid that has something to say."""
     found = [
         legend(table),
+        published_alone(table),
         *published_sections(table),
         delta_section(table),
         *test_sections(table),
@@ -104,6 +106,28 @@ def legend(table: Table) -> Section:
     if max(ranked.values(), default=0) > 1:
         return Section("", lines=["No column's best is distinguishable from its runner-up (Holm p < 0.05)."])
     return Section("")
+
+
+def published_alone(table: Table) -> Section:
+    """The published values of a table of which nothing is done yet."""
+    theirs = {place: entry.published for place, entry in table.entries.items() if entry.published is not None}
+    if table.done or not theirs:
+        return Section("")
+    rows = [
+        [row, *(published_words(theirs.get((row, column))) for column in table.columns)]
+        for row in table.rows
+        if any((row, column) in theirs for column in table.columns)
+    ]
+    sources = dict.fromkeys(f"{one.source} ({one.selection} epoch)" for one in theirs.values())
+    return Section("Published values", ["", *table.columns], rows, list(sources))
+
+
+def published_words(theirs: Published | None) -> str:
+    """78.65 ± 0.12 (5), with what is known of its error and its runs."""
+    if theirs is None:
+        return EMPTY
+    spread = "" if theirs.std is None else f" ± {theirs.std:.2f}"
+    return f"{theirs.value:.2f}{spread}" + ("" if theirs.n is None else f" ({theirs.n})")
 
 
 def published_sections(table: Table) -> list[Section]:

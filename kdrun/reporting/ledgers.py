@@ -29,11 +29,16 @@ class Options:
 def chosen_ledger(names: list[str], options: Options, root: Path) -> tuple[Ledger, list[str]]:
     """Return what `find_ledger` finds, in the shape that the options ask for. Raise ConfigError."""
     ledger, foreign = find_ledger(names, root)
+    return shaped(ledger, options), foreign
+
+
+def shaped(ledger: Ledger, options: Options) -> Ledger:
+    """Return the ledger in the shape that the options ask for. Raise ConfigError for a row that it has not."""
     given = {"against": options.against, "baseline": options.baseline}
     rows = {key: row_named(key, name, ledger) for key, name in given.items() if name is not None}
     margin = ledger.shape.margin if options.margin is None else options.margin
     ledger.shape = replace(ledger.shape, value=options.value or ledger.shape.value, margin=margin, **rows)
-    return ledger, foreign
+    return ledger
 
 
 def row_named(key: str, value: str, ledger: Ledger) -> str:

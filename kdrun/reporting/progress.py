@@ -125,3 +125,23 @@ def own_pace(path: Path) -> float | None:
     except (CheckpointError, KeyError, TypeError, OSError, ValueError, ZeroDivisionError):
         return None
     return mean * epochs if mean is not None and epochs else None
+
+
+def in_training(ledger: Ledger, root: Path) -> list[list[str]]:
+    """Return (place, epoch of epochs, loss, accuracy, best accuracy) of the runs that train now, as far as their
+    metrics say; a run that several cells share comes once."""
+    rows = []
+    for run, cell in {str(cell.run): cell for cell in reversed(ledger.cells) if cell.run is not None}.items():
+        if state_of(cell, root)[0] != "running":
+            continue
+        metrics = RunDirectory(root / run).read_metrics()
+        losses = [value for _, split, metric, value in metrics if (split, metric) == ("train", "loss")]
+        tests = [value for _, split, metric, value in metrics if (split, metric) == ("test", "top1")]
+        epoch = f"{metrics[-1][0] if metrics else 0}/{epochs_of(root / run) or '?'}"
+        figures = [f"{losses[-1]:.3f}" if losses else "–", f"{tests[-1]:.2f}" if tests else "–"]
+        rows.append([place_of(cell), epoch, *figures, f"{max(tests):.2f}" if tests else "–"])
+    return rows[::-1]
+
+
+def place_of(cell: Cell) -> str:
+    return f"{cell.row}, {cell.column}, seed {cell.seed}" if cell.column else f"{cell.row}, seed {cell.seed}"

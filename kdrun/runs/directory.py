@@ -30,6 +30,7 @@ from kdrun.files import (
 )
 from kdrun.runs.checkpoints import WEIGHTS, no_run
 from kdrun.runs.code_record import write_copies
+from kdrun.runs.differing import differing
 from kdrun.runs.recorded import changed_since, is_whole, record
 from kdrun.runs.result import RESULT_KEYS, RunResult, problem_of
 from kdrun.runs.trust import sign
@@ -229,17 +230,20 @@ def finished_runs(output_root: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def rebuild_results(output_root: Path) -> Path:
-    """results.csv at the output root: one row per finished run, the keys of result.json as columns."""
+    """results.csv at the output root: one row per finished run, the keys of result.json as columns, then a column for
+    each setting that differs among them."""
     target = output_root / "results.csv"
     with FileLock(output_root / ".results.lock"):
+        found = finished_runs(output_root)
+        names, settings = differing(path for path, _ in found)
         text = io.StringIO()
-        writer = csv.DictWriter(text, RESULT_KEYS, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for _, result in finished_runs(output_root):
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*RESULT_KEYS, *names])
+        for path, result in found:
             row: dict[str, Any] = {key: result.get(key) for key in RESULT_KEYS}
             row["overrides"] = " ".join(row["overrides"] or [])
-            cells = spreadsheet_safe("" if value is None else value for value in row.values())
-            writer.writerow(dict(zip(row, cells, strict=True)))
+            cells = [*row.values(), *(settings[path].get(name) for name in names)]
+            writer.writerow(spreadsheet_safe("" if value is None else value for value in cells))
         write_atomically(target, lambda file: file.write(text.getvalue().encode()))
     return target
 

@@ -26,6 +26,7 @@ NO_NUMBERS = (
     "dataset.workers",
     "save_every_minutes",
     "logger",
+    "figures",
     "name",
     "sweep",
     "launcher",

@@ -16,7 +16,7 @@ from kdrun.files import read_json, sha256_of, write_json
 
 # What may differ between two starts of the same run, and what a teacher owes to the run that happened to train it.
 MAY_DIFFER = (
-    *("output_root", "save_every_minutes", "logger", "benchmark", "pair", "experiment", "method._name_"),
+    *("output_root", "save_every_minutes", "logger", "figures", "benchmark", "pair", "experiment", "method._name_"),
     *("resolved.device", "teacher.checkpoint", "student.checkpoint"),  # these by what they hold
     *("dataset.root", "dataset.workers", "dataset.on_error", "dataset.allow_missing_classes"),
 )

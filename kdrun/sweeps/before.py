@@ -3,9 +3,12 @@ first, since a checkpoint is part of a run's identity by its content."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from kdrun.config.compose import load
+from kdrun.errors import KdrunError
+from kdrun.runs.directory import RunDirectory
 from kdrun.runs.plan import make_plan
 from kdrun.sweeps.definition import CellSpec, Sweep
 from kdrun.sweeps.messages import SweepDisplay
@@ -32,8 +35,43 @@ def train_before(
     return sweep, None
 
 
+def foreseen(sweep: Sweep, config_dir: str | None) -> Sweep:
+    """Return the sweep as it can be composed now. What starts from a run of `before:` that is not finished has
+    untrained weights in its place, which cost as much."""
+    for label in list(sweep.before):
+        places: dict[str, RunDirectory | None] = {f"<{label}>": None, f"<{label}.teacher>": None}
+        with suppress(KdrunError):  # such as for images that are not here
+            plan = make_plan(load(sweep.before[label], config_dir), [])
+            places = {f"<{label}>": plan.run, f"<{label}.teacher>": plan.teacher_run}
+        for name, run in places.items():
+            sweep = filled(sweep, name, str(run.path)) if run is not None and run.finished else untrained(sweep, name)
+    return sweep
+
+
+def first_cells(sweep: Sweep) -> list[CellSpec]:
+    """Return the runs of `before:` as cells, for a dry run."""
+    return [CellSpec(label, "first", words) for label, words in sweep.before.items()]
+
+
+def untrained(sweep: Sweep, name: str) -> Sweep:
+    """Return the sweep with an untrained network wherever an override names the run `name` as a checkpoint."""
+    instead = {
+        f"teacher.checkpoint={name}": ["teacher.checkpoint=null", "teacher.random=true"],
+        f"student.checkpoint={name}": ["student.checkpoint=null"],
+    }
+
+    def changed(words: list[str]) -> list[str]:
+        return [new for word in words for new in instead.get(word, [word])]
+
+    return replace(
+        sweep,
+        specs=[replace(spec, overrides=changed(spec.overrides)) for spec in sweep.specs],
+        before={label: changed(words) for label, words in sweep.before.items()},
+    )
+
+
 def filled(sweep: Sweep, name: str, place: str) -> Sweep:
-    """Return the sweep with `place` for `name` in every override."""
+    """Return the sweep with `place` for the text `name` in every override."""
     return replace(
         sweep,
         specs=[replace(spec, overrides=[word.replace(name, place) for word in spec.overrides]) for spec in sweep.specs],

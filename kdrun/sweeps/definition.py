@@ -67,13 +67,15 @@ class CellSpec:
 
 @dataclass
 class Sweep:
-    """name: the ledger's; specs: in the table's order; before: overrides of the runs that they start from."""
+    """name: the ledger's; specs: in the table's order; before: overrides of the runs that they start from; adds: what a
+    ledger of that name holds already stays in it."""
 
     name: str
     title: str
     specs: list[CellSpec]
     shape: TableShape = field(default_factory=TableShape)
     before: dict[str, list[str]] = field(default_factory=dict)
+    adds: bool = False
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -273,7 +275,7 @@ def multirun_sweep(overrides: Sequence[str], given_name: str | None, config_dir:
     name = given_name or f"multirun-{digest_of(changing_words(overrides))[:8]}"
     varying = {word.key_or_group for word in parsed if word.is_sweep_override()} - set(GROUP_KEYS)
     specs = [CellSpec(" ".join(word for word in job if word.partition("=")[0] in varying), "", job) for job in jobs]
-    return Sweep(name, name, specs)
+    return Sweep(name, name, specs, adds=given_name is not None)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str], str | None]:

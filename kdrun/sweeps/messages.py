@@ -26,13 +26,21 @@ class Task:
 @dataclass(frozen=True)
 class Advanced:
     """Training stands at `position` of `epochs`, with so many images per second through every lane. runs: the
-    directories of those that train side by side, which may be a part of the task's."""
+    directories of those that train side by side, which may be a part of the task's; loss, top1: the lowest and the
+    highest among them at their last epoch's end, of training and on the test set; None before it."""
 
     what: str
     position: float
     epochs: int
     images_per_second: float
     runs: tuple[str, ...] = ()
+    loss: tuple[float, float] | None = None
+    top1: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A process was given a task, and is reading or building what it needs."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Finished:
     disk_full: bool = False
 
 
-Message = Advanced | Ended | Finished
+Message = Begun | Advanced | Ended | Finished
 Report = Callable[[Message], None]
 ShowMessage = Callable[[int, Task, Message], None]  # number of the process, its task, what it says
 

@@ -19,6 +19,7 @@ from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs.plan import Plan, code_notes, image_notes, make_plan, output_root
+from kdrun.sweeps.adding import added
 from kdrun.sweeps.definition import CellSpec, Sweep
 from kdrun.sweeps.messages import SweepDisplay
 
@@ -30,19 +31,17 @@ def run_sweep(
     sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None, display: SweepDisplay
 ) -> int:
     """Compose, write the ledger, run what is not done, and say what became of it."""
-    with read_once(), located_once():
-        found = compose_cells(sweep.specs, config_dir, display.track)
-    if not found:
-        raise ConfigError(f"{sweep.name} has no cells.")
+    found, broken = composed(sweep, config_dir, display.track)
     cells = [cell for cell, _ in found]
-    check_distinct(sweep, cells)
     plans = [plan for _, plan in found if plan is not None]
-    broken = [cell for spec, cell in zip(sweep.specs, cells, strict=True) if cell.run is None and spec.chosen]
-    show_broken(broken)
     if not plans:
         return 2
     root = output_root(plans[0].config)
     ledger = Ledger(sweep.name, sweep.title, command, shape_of(sweep, cells), cells)
+    if sweep.adds:
+        ledger, line = added(ledger, root)
+        if line:
+            display.note(line)
     write_ledger(root, ledger)
     chosen = [plan for spec, (_, plan) in zip(sweep.specs, found, strict=True) if plan is not None and spec.chosen]
     pending = [plan for plan in chosen if not plan.run.finished or plan.run.can_mend()]
@@ -70,6 +69,29 @@ def run_sweep(
     rebuild_results(root)
     display.fact("the table so far:", f"kdrun table {sweep.name}")
     return max(code, 2 if broken else 0)
+
+
+def composed(
+    sweep: Sweep, config_dir: str | None, track: Track = untracked
+) -> tuple[list[tuple[Cell, Plan | None]], list[Cell]]:
+    """Return every cell with its plan, and those that were to run and cannot be made, whose reasons are printed. Raises
+    ConfigError."""
+    with read_once(), located_once():
+        found = compose_cells(sweep.specs, config_dir, track)
+    if not found:
+        raise ConfigError(f"{sweep.name} has no cells.")
+    cells = [cell for cell, _ in found]
+    check_distinct(sweep, cells)
+    broken = [cell for spec, cell in zip(sweep.specs, cells, strict=True) if cell.run is None and spec.chosen]
+    show_broken(broken)
+    return found, broken
+
+
+def unwritten_ledger(sweep: Sweep, config_dir: str | None, track: Track = untracked) -> Ledger:
+    """Return the ledger of a sweep as training it would write it; cells that cannot be made say why."""
+    found, _ = composed(sweep, config_dir, track)
+    cells = [cell for cell, _ in found]
+    return Ledger(sweep.name, sweep.title, "", shape_of(sweep, cells), cells)
 
 
 def show_broken(cells: list[Cell]) -> None:

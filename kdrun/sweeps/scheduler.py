@@ -16,7 +16,7 @@ from kdrun.errors import RunError, listed
 from kdrun.hardware import available_cores, environment
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.grouping import group_plans, split_to_fill
-from kdrun.sweeps.messages import Ended, Finished, Message, ShowMessage, Task
+from kdrun.sweeps.messages import Begun, Ended, Finished, Message, ShowMessage, Task
 from kdrun.sweeps.worker import end, run_task, serve
 from kdrun.training.signals import Stop, stop_on_signals
 
@@ -175,6 +175,7 @@ class Scheduler:
                 slot.task = task
                 assert slot.connection is not None
                 slot.connection.send(task)
+                self.show(slot.number, task, Begun())
 
     def start(self, slot: Slot) -> None:
         """A process for this slot, unless it has one."""

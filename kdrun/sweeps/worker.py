@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -141,6 +141,11 @@ def by_compiled_needs(plans: list[Plan]) -> Iterator[list[Plan]]:
     yield from groups.values()
 
 
+def bounds_of(values: Collection[float]) -> tuple[float, float] | None:
+    """Return the lowest and the highest of some figures."""
+    return (min(values), max(values)) if values else None
+
+
 class Reporting:
     """A display that also reports to the scheduler: epochs, and steps now and then. runs: directories of those that
     train side by side."""
@@ -160,17 +165,28 @@ class Reporting:
     @contextmanager
     def training(self, what: str, epochs: int, first: float) -> Iterator[Show]:
         last = 0.0
+        losses: dict[Path, float] = {}
+        accuracies: dict[Path, float] = {}
+
+        def advanced(position: float, images_per_second: float) -> Advanced:
+            found = bounds_of(losses.values()), bounds_of(accuracies.values())
+            return Advanced(what, position, epochs, images_per_second, self.runs, *found)
+
         with self.display.training(what, epochs, first) as shown:
 
             def show(event: Step | EpochEnd) -> None:
                 nonlocal last
                 shown(event)
+                if isinstance(event, EpochEnd):
+                    losses[event.run] = event.metrics["train"]["loss"]
+                    if "test" in event.metrics:
+                        accuracies[event.run] = event.metrics["test"]["top1"]
                 if isinstance(event, Step) and time.monotonic() - last > 0.5:
                     last = time.monotonic()
                     position = event.epoch - 1 + event.step / event.steps
-                    self.report(Advanced(what, position, epochs, event.images_per_second, self.runs))
+                    self.report(advanced(position, event.images_per_second))
                 elif isinstance(event, EpochEnd) and event.epoch == epochs:
                     pace = event.metrics["train"]["images_per_second"]
-                    self.report(Advanced(what, epochs, epochs, pace, self.runs))
+                    self.report(advanced(epochs, pace))
 
             yield show

@@ -21,7 +21,6 @@ from kdrun.methods.factory import make_method
 from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
 from kdrun.runs.checkpoints import weights_file
-from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan
 from kdrun.runs.recorded import read_resolved
@@ -36,6 +35,7 @@ from kdrun.training.precision import pinned, resolve, resolve_precision
 from kdrun.training.provenance import provenance
 from kdrun.training.rehearsal import rehearse
 from kdrun.training.result import open_loggers, parameters_of, result_of, warnings
+from kdrun.training.run_curves import GrowingCurves, draw
 from kdrun.training.setup import decide_compile, keep_outputs
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
@@ -103,12 +103,10 @@ class Session:
 
     def finish(self, training: TrainingRun) -> None:
         """Draw the curves, then write result.json, whose presence means finished."""
-        plan, config = training.plan, training.plan.config
         result = result_of(training)
-        pair = f"{plan.teacher_name or 'no teacher'} → {config.student.name}"
-        draw_curves(plan.run, f"{plan.method.name}: {pair}, {config.dataset.name}, seed {config.seed}")
-        plan.run.finish(result)
-        self.ended(plan, result.as_dict())
+        draw(training)
+        training.run.finish(result)
+        self.ended(training.plan, result.as_dict())
 
     def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[TrainingRun], Loaders]:
         """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;
@@ -237,7 +235,7 @@ class Session:
             if error is not None:
                 raise error
         record_weights(run)
-        draw_curves(run, f"teacher {options.name} on {self.config.dataset.name}")
+        draw(training)
         run.finish(result_of(training))
 
     def run_to_end(
@@ -268,6 +266,7 @@ class Session:
         if not waiting:
             return
         first = min(training.epoch + training.step / steps for training in waiting)
+        growing = GrowingCurves()
         with open_loggers(waiting) as loggers, self.display.training(what, epochs, first) as show, self.stop.later():
             for event in fit(
                 waiting,
@@ -287,6 +286,7 @@ class Session:
                     show(EpochEnd(path, event.epoch, event.metrics, best))
                     for logger in loggers[path]:
                         logger.log(event.epoch, event.metrics)
+                    growing.after(event.training)
                     if event.epoch == epochs:
                         yield event.training, None
 

@@ -16,6 +16,7 @@ from kdrun.errors import Interrupted, KdrunError, RunError
 from kdrun.runs.directory import short_path
 from kdrun.training.checkpoint import save_weights
 from kdrun.training.loop import Lane, Preparation, TrainLoader, evaluate, train_epoch
+from kdrun.training.optimizer import learning_rate
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.training_run import Loaders, TrainingRun
@@ -214,6 +215,8 @@ def close_epoch(
     lane = training.lane
     train = lane.meter.result()
     train["images_per_second"] = clock.images / max(clock.spent, 1e-9)
+    steps = clock.loader.steps_per_epoch
+    train["lr"] = learning_rate(lane.options, lane.epochs, epoch, steps - 1, steps)  # of the epoch's last update
     training.images += clock.images
     metrics = {"train": train, **tested}
     last = epoch + 1 == epochs

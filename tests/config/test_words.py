@@ -9,7 +9,7 @@ import pytest
 
 from kdrun.config.arguments import check_place, parts_of
 from kdrun.config.compose import load
-from kdrun.config.options import METHOD_RULES, OUR_METHOD_RULES, method_rules
+from kdrun.config.method_rules import METHOD_RULES, OUR_METHOD_RULES, method_rules
 from kdrun.config.settings import KINDS, method_settings, nearest, settings
 from kdrun.config.words import quoted, rewrite, unquoted
 from kdrun.errors import ConfigError

@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import v2
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data import augment, randaugment
 from kdrun.data.image_tree import scan
 from kdrun.data.resident import Normalise, PaddedImages, ResidentEval, ResidentTrain, measured_stats, shuffled

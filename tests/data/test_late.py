@@ -14,7 +14,7 @@ from timm.data import auto_augment, random_erasing
 from timm.data.mixup import Mixup
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data import erasing, mixing, policy
 from kdrun.data.decode import read_image
 from kdrun.data.image_tree import scan

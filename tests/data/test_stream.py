@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.decode import read_image
 from kdrun.data.image_tree import scan
 from kdrun.data.resident import ResidentTrain

@@ -250,7 +250,7 @@ def test_the_environment_is_put_back(monkeypatch):
 def test_time_left_counts_the_students_epochs_alone():
     """A preparation or a teacher inside a task is no part of any run, and a lane that ended trains no longer; nor do
     those of a task that wait for the others."""
-    from kdrun.console import SweepView
+    from kdrun.console.screen import SweepView
     from kdrun.sweeps.worker import Advanced, Ended, Task
 
     plans = plans_of("method=kd,dkd,at")

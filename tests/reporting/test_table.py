@@ -626,6 +626,43 @@ def test_status_of_all_and_of_one(outputs, kdrun, ledger):
     assert kdrun("status", "speed=3")[0] == 2
 
 
+def test_status_names_epoch_loss_and_accuracy_of_what_trains(outputs, kdrun):
+    run = outputs / make_run(outputs, "kd", 0, None)
+    write_ledger(outputs, Ledger("new", "", "", TableShape(["KD"], ["pair"]),
+                                 [Cell("KD", "pair", 0, [], str(run.relative_to(outputs)), method="kd")]))  # fmt: skip
+    rows = [(1, "train", "loss", 2.5), (1, "test", "top1", 61.25), (2, "train", "loss", 1.5), (2, "test", "top1", 60.0)]
+    RunDirectory(run).append_metrics(rows)
+    assert "in training" not in kdrun("status")[1]
+    with RunDirectory(run).lock():
+        lines = kdrun("status")[1].splitlines()
+    assert next(line for line in lines if line.startswith("KD, pair, seed 0")).split()[-4:] == [
+        "2/4",
+        "1.500",
+        "60.00",
+        "61.25",
+    ]
+
+
+def test_watching_ends_when_nothing_is_left(outputs, kdrun, ledger, monkeypatch):
+    from kdrun.commands import status
+
+    run = outputs / make_run(outputs, "at", 9, None)
+    ledger.cells.append(Cell("AT", FIRST, 9, [], str(run.relative_to(outputs)), method="at"))
+    write_ledger(outputs, ledger)
+    shown = []
+
+    def wait(seconds: float) -> None:
+        shown.append(seconds)
+        if len(shown) == 2:
+            ledger.cells.pop()
+            write_ledger(outputs, ledger)
+
+    monkeypatch.setattr(status.time, "sleep", wait)
+    code, out, _ = kdrun("status", "watch=true")
+    assert (code, shown) == (0, [status.EVERY] * 2)
+    assert out.count("time left") >= 3
+
+
 def test_no_sweep_no_error(kdrun):
     code, out, err = kdrun("status")
     assert (code, err) == (0, "") and "holds no sweep yet" in out

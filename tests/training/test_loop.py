@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdrun.config.options import Augment, OptimizerOptions
+from kdrun.config.augment import Augment
+from kdrun.config.options import OptimizerOptions
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.splits import ArraySet
 from kdrun.errors import ConfigError, RunError

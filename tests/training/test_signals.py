@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from kdrun.config.compose import load
-from kdrun.console import RichDisplay
+from kdrun.console.screen import RichDisplay
 from kdrun.display import PlainDisplay
 from kdrun.errors import Interrupted
 from kdrun.runs.plan import make_plan

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdrun.config.options import Augment
+from kdrun.config.augment import Augment
 from kdrun.data.decode import untracked
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.splits import ArraySet

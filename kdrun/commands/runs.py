@@ -1,0 +1,101 @@
+"""kdrun runs: tags and notes on runs, and runs removed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+
+from kdrun import console
+from kdrun.config.arguments import output_root_setting, parse
+from kdrun.config.options import setting
+from kdrun.display import size
+from kdrun.errors import ConfigError, suggest
+from kdrun.runs.directory import find_runs, outputs_folder, rebuild_results, short_path
+from kdrun.runs.marks import Marks, check_tag, read_marks, write_marks
+from kdrun.runs.tidy import remove_run, size_of
+
+ACTIONS = ("tag", "note", "remove")
+
+HELP = """
+usage: kdrun runs tag RUN … tag=NAME,…
+       kdrun runs note RUN … text=TEXT
+       kdrun runs remove RUN … [yes=true]
+
+RUN is a run directory, a quoted glob of them, or a digest prefix. A tag or a note changes nothing of a run; kdrun list
+runs shows both, and kdrun list runs tag=NAME finds them again. tag=-NAME takes a tag away, text=none a note. remove
+shows what it will remove, and how much that is, and asks; results.csv is written anew. A sweep whose run is removed
+trains it again when its command is run again.
+"""
+
+
+@dataclass
+class Options:
+    tag: list[str] = setting([], help="tags to give, -NAME to take away")
+    text: str | None = setting(None, help="the note", shows="TEXT")
+    yes: bool = setting(False, help="remove without asking")
+    output_root: Path | None = output_root_setting()
+
+
+def command(words: list[str]) -> int:
+    parsed = parse("runs", words, Options)
+    if not parsed.names or parsed.names[0] not in ACTIONS:
+        given = parsed.names[0] if parsed.names else ""
+        known = f"runs {given}: no such action.{suggest(given, ACTIONS)} " if given else ""
+        raise ConfigError(f"{known}kdrun runs takes one of {', '.join(ACTIONS)}, then RUN …")
+    action, names = parsed.names[0], parsed.names[1:]
+    if not names:
+        raise ConfigError(f"runs {action}: of which runs? Give directories, a quoted glob or digests: kdrun list runs.")
+    root = outputs_folder(parsed.options.output_root)
+    runs = list(dict.fromkeys(run for name in names for run in find_runs(name, root)))
+    if action == "remove":
+        return remove(runs, parsed.options.yes, root)
+    mark(action, runs, parsed.options)
+    return 0
+
+
+def mark(action: str, runs: list[Path], options: Options) -> None:
+    """Write tags or a note, and show what each run has now."""
+    if action == "tag" and not options.tag:
+        raise ConfigError("tag is not set: give tag=NAME, or tag=-NAME to take it away.")
+    if action == "note" and options.text is None:
+        raise ConfigError("text is not set: give text='what you want to remember', or text=none to take it away.")
+    tags = [check_tag(tag) for tag in options.tag]
+    for run in runs:
+        marks = read_marks(run)
+        if action == "tag":
+            gone = {tag[1:] for tag in tags if tag.startswith("-")}
+            added = [tag for tag in tags if not tag.startswith("-")]
+            marks.tags = [tag for tag in dict.fromkeys([*marks.tags, *added]) if tag not in gone]
+        else:
+            marks.note = "" if options.text == "none" else str(options.text)
+        write_marks(run, marks)
+        console.say(f"[bold]{escape(short_path(run))}[/]  {escape(words_of(marks))}")
+
+
+def words_of(marks: Marks) -> str:
+    """Return tags and note in a line."""
+    return "; ".join(part for part in (", ".join(marks.tags), marks.note) if part) or "no tags, no note"
+
+
+def remove(runs: list[Path], yes: bool, root: Path) -> int:
+    """Show what goes, ask, and remove it."""
+    sizes = {run: size_of(run) for run in runs}
+    console.table("", ["run", "size", "marks"], [[short_path(run), size(sizes[run]), marks_of(run)] for run in runs])
+    total = f"{len(runs)} run{'s' * (len(runs) > 1)}, {size(sum(sizes.values()))}"
+    if not yes and not console.confirm(f"remove {total}?"):
+        console.note("nothing is removed" + ("" if sys.stdin.isatty() else "; yes=true removes without asking"))
+        return 0
+    for run in runs:
+        remove_run(run)
+    if (root / "results.csv").is_file():
+        rebuild_results(root)
+    console.fact("removed", total)
+    return 0
+
+
+def marks_of(run: Path) -> str:
+    marks = read_marks(run)
+    return words_of(marks) if marks != Marks() else ""

@@ -1,0 +1,85 @@
+"""How training images are changed at random: dataset.augment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kdrun.config.setting import LARGEST_SIDE, setting
+
+# Settings of Augment that are the student's alone.
+LATE = (
+    "randaugment",
+    "randaugment_magnitude",
+    "randaugment_std",
+    "erasing",
+    "mixup",
+    "cutmix",
+    "mix_probability",
+    "cutmix_share",
+)
+
+
+@dataclass
+class Augment:
+    """Random changes of the training images. RandAugment, erasing and mixing are the student's alone: a teacher that
+    kdrun trains is trained without them."""
+
+    crop: str = setting(
+        "padded",
+        choices=("none", "padded", "resized"),
+        help="none, padded (enlarge by crop_padding, cut the old size out) or resized (a random part, enlarged)",
+    )
+    crop_padding: int = setting(4, low=0, high=LARGEST_SIDE, help="pixels on each side, for crop=padded")
+    crop_padding_mode: str = setting(
+        "zeros", choices=("zeros", "reflect"), help="what the added pixels hold: black, or the image mirrored"
+    )
+    resized_scale: list[float] = setting(
+        [0.08, 1.0],
+        over=0,
+        high=1,
+        length=2,
+        help="smallest and largest share of the image's area that crop=resized takes",
+    )
+    flip: float = setting(0.5, low=0, high=1, help="probability of a horizontal flip")
+    rotation: float = setting(0.0, low=0, high=180, help="largest angle in degrees, either way")
+    brightness: float = setting(0.0, low=0, high=10, help="factor drawn from [1 - x, 1 + x]")
+    contrast: float = setting(0.0, low=0, high=10, help="factor drawn from [1 - x, 1 + x]")
+    saturation: float = setting(0.0, low=0, high=10, help="factor drawn from [1 - x, 1 + x]")
+    hue: float = setting(0.0, low=0, high=0.5, help="shift by up to x turns of the colour wheel")
+    randaugment: int = setting(0, low=0, high=16, help="operations an image (timm's rand-mM-nN-mstdS-inc1); 0: none")
+    randaugment_magnitude: float = setting(9.0, low=0, high=10, help="their mean strength, M, of 10")
+    randaugment_std: float = setting(0.5, low=0, high=10, help="the standard deviation of their strength, S")
+    erasing: float = setting(0.0, low=0, high=1, help="probability that a box of the image becomes noise")
+    mixup: float = setting(0.0, low=0, high=100, help="alpha of Beta(alpha, alpha), by which images are mixed; 0: not")
+    cutmix: float = setting(0.0, low=0, high=100, help="the same for a box that is taken from another image; 0: not")
+    mix_probability: float = setting(1.0, low=0, high=1, help="share of the images that are mixed")
+    cutmix_share: float = setting(0.5, low=0, high=1, help="of these by CutMix, where mixup and cutmix are both on")
+
+    @property
+    def padding(self) -> int:
+        return self.crop_padding if self.crop == "padded" else 0
+
+    @property
+    def warps(self) -> bool:
+        return self.crop == "resized" or self.rotation > 0
+
+    @property
+    def jitters(self) -> bool:
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images, and so their labels, are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def changes(self) -> bool:
+        """Whether an image may look different from one epoch to the next."""
+        moved = self.padding > 0 or self.flip > 0 or self.warps or self.jitters
+        return moved or self.randaugment > 0 or self.erasing > 0 or self.mixes
+
+    def of_teacher(self, flip: float | None) -> Augment:
+        """Return how the images are augmented on which a teacher is trained; flip: its own probability of one."""
+        plain = Augment()
+        late = {name: getattr(plain, name) for name in LATE}
+        return replace(self, flip=self.flip if flip is None else flip, **late)

@@ -1,0 +1,146 @@
+"""Everything that is printed: lines, tables and questions, no colour under NO_COLOR."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from kdrun.display import duration, legible, size
+from kdrun.errors import printable
+from kdrun.runs.directory import short_path
+from kdrun.runs.plan import Plan, code_notes, image_notes
+
+
+class Terminal(Console):
+    """Shows control characters of names out of files instead of sending them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+UNFOLDED = 10_000  # columns of a pipe or a log file, which have no width: a folded line is lost to grep
+
+out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNFOLDED)
+
+
+SHOWN = 20  # unreadable files that are named
+
+
+def say(line: str) -> None:
+    """A line in rich markup, of which values must be escaped by the caller: on a terminal it breaks between words and
+    never within a path, a pipe gets it whole."""
+    whole = out.render_str(line)
+    for part in whole.split("\n", allow_blank=True):
+        out.print(between_words(part, out.width) if out.is_terminal else part, soft_wrap=True)
+
+
+def between_words(line: Text, width: int) -> Text:
+    """Return a line folded between words; one that is longer than `width` stays whole, so that it can be copied."""
+    pieces = textwrap.wrap(
+        line.plain, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=False, expand_tabs=False
+    )
+    folded = line.divide(list(itertools.accumulate(map(len, pieces))))
+    for piece in folded:
+        piece.rstrip()
+    return Text("\n").join(folded[: len(pieces)])
+
+
+def note(line: str) -> None:
+    say(f"[dim]{escape(line)}[/]")
+
+
+def fact(name: str, line: str) -> None:
+    """A line that begins with the name of what it is about."""
+    say(f"[bold]{escape(name)}[/] {escape(line)}")
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; no without one."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
+    """A progress bar over `steps` with time left; one plain line where there is no terminal."""
+    if not out.is_terminal:
+        note(f"{label} …")
+        yield from steps
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True) as progress:
+        task = progress.add_task(escape(printable(label)), total=total)
+        for step in steps:
+            yield step
+            progress.advance(task)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A plain table; columns whose cells are numbers align right."""
+    made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        numeric = all(row[position][:1] in "0123456789-+.–" or not row[position] for row in rows) if rows else False
+        figures = numeric and position > 0
+        # Figures stay whole: where there is no room for all, the columns of words are what folds, between words.
+        made.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=figures)
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    if out.is_terminal:
+        out.print(made)
+        return
+    with out.capture() as lines:
+        out.print(made)
+    out.out("\n".join(line.rstrip() for line in lines.get().splitlines()), highlight=False)
+
+
+def unreadable(found: Sequence[tuple[Path, str]], readable: int, so: str = "") -> None:
+    """Name the images that could not be read, and say beside how many that could. so: what becomes of them, or is to be
+    done; else that they are left out."""
+    for path, reason in found[:SHOWN]:
+        say(f"[bold red]unreadable[/]  {escape(legible(path))}: {escape(reason)}")
+    if found:
+        more = f" ({len(found) - SHOWN:,} more than are shown)" if len(found) > SHOWN else ""
+        then = f"; {so}" if so else f" and {'is' if len(found) == 1 else 'are'} left out"
+        count = f"{len(found):,} of {readable + len(found):,}"
+        fact(count, f"images could not be read{more}{then}.")
+
+
+def announce(plan: Plan) -> None:
+    """Print what is about to run, and where."""
+    config = plan.config
+    pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
+    say(
+        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
+        f"[dim]{short_path(plan.run.path)}[/]"
+    )
+    for line in (*code_notes([plan]), *image_notes([plan])):
+        note(line)
+
+
+def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:
+    """Print a run's result, and where it lies."""
+    teacher = f", teacher {result['teacher_top1']:.2f} %" if result["teacher_top1"] is not None else ""
+    selected = result["top1_val_selected"]
+    val = f", validation-selected {selected:.2f} %" if selected is not None else ""
+    best = f"best on test {result['top1_best']:.2f} % at epoch {result['top1_best_epoch']}{val}{teacher}"
+    arithmetic = result["precision"] + (" compiled" if result["compile"] else "")
+    say(
+        f"[bold green]{how}[/]  {plan.method.name}  {result['student']}: [bold]{result['top1_last']:.2f} %[/] top-1 at "
+        f"the last epoch ({best}), {result['images_per_second']:,.0f} images/s, {arithmetic}, "
+        f"{duration(result['train_seconds'])} of training, peak memory {size(result['peak_memory'])}"
+    )
+    say(f"      {short_path(plan.run.path)}/  (result.json, metrics.csv, curves.png, student.safetensors)")

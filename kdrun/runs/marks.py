@@ -1,0 +1,50 @@
+"""Tags and a note that a user gives a run: marks.json in its directory, which changes nothing of the run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from kdrun.errors import CheckpointError, ConfigError
+from kdrun.files import read_json, write_json
+
+MARKS = "marks.json"
+
+
+@dataclass
+class Marks:
+    """What a user wrote of a run."""
+
+    tags: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+def read_marks(run: Path) -> Marks:
+    """Return a run's marks; none where there are none, or they cannot be read."""
+    place = run / MARKS
+    if not place.is_file() or place.is_symlink():
+        return Marks()
+    try:
+        found = read_json(place)
+    except CheckpointError:
+        return Marks()
+    tags, note = found.get("tags"), found.get("note")
+    return Marks([str(tag) for tag in tags] if isinstance(tags, list) else [], note if isinstance(note, str) else "")
+
+
+def write_marks(run: Path, marks: Marks) -> None:
+    """Write a run's marks, or remove the file where nothing is left of them."""
+    place = run / MARKS
+    if place.is_symlink():
+        raise ConfigError(f"{place} is a link, and kdrun writes there: remove the link.")
+    if marks == Marks():
+        place.unlink(missing_ok=True)
+    else:
+        write_json(place, asdict(marks))
+
+
+def check_tag(tag: str) -> str:
+    """Return a tag. Raises ConfigError for one that a filter could not name."""
+    if not tag.isprintable() or any(sign in tag for sign in " ,=/") or not tag.strip("-"):
+        raise ConfigError(f"tag={tag}: a tag is one word without commas, slashes and equals signs.")
+    return tag

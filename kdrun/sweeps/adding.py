@@ -1,0 +1,59 @@
+"""A second multirun under the name of a first one: its cells beside those that the ledger holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from kdrun.errors import CheckpointError, ConfigError
+from kdrun.runs.ledger import Cell, Ledger, TableShape, changes_numbers, read_ledger
+
+Place = tuple[str, str, int]
+
+
+def added(new: Ledger, root: Path) -> tuple[Ledger, str]:
+    """Return the ledger with the cells that one of its name holds already, and a line that says so. Cells that could
+    not be made are not kept; a cell of other settings in the place of an old one gets these behind its row's name."""
+    try:
+        old = read_ledger(root, new.name)
+    except (ConfigError, CheckpointError):  # none yet, or damaged
+        return new, ""
+    runs = {cell.run for cell in new.cells}
+    kept = [cell for cell in old.cells if cell.run is not None and cell.run not in runs]
+    if not kept:
+        return new, ""
+    taken = {place_of(cell): cell for cell in kept}
+    cells = [apart(cell, taken) for cell in new.cells]
+    own = {place_of(cell) for cell in cells}
+    kept = [cell for cell in kept if place_of(cell) not in own]  # of another state of the code or the images
+    shape = joined_shape(old.shape, new.shape, [*kept, *cells])
+    command = " && ".join(dict.fromkeys(one for one in [*old.command.split(" && "), new.command] if one))
+    line = f"{new.name} holds {len(kept)} cells of earlier commands, which stay in its table"
+    return replace(new, title=old.title, command=command, shape=shape, cells=[*kept, *cells]), line
+
+
+def place_of(cell: Cell) -> Place:
+    return cell.row, cell.column, cell.seed
+
+
+def apart(cell: Cell, taken: dict[Place, Cell]) -> Cell:
+    """Return a cell whose place another run has under a row of its own, named by the settings that tell them apart."""
+    other = taken.get(place_of(cell))
+    if other is None:
+        return cell
+    words = [word for word in cell.overrides if word not in other.overrides and changes_numbers(word.partition("=")[0])]
+    kept = [word for word in words if word.partition("=")[0] not in ("seed", "method")]
+    return replace(cell, row=" ".join([cell.row, *kept]))
+
+
+def joined_shape(old: TableShape, new: TableShape, cells: list[Cell]) -> TableShape:
+    """Return the old table's shape with the new rows and columns behind its own."""
+    rows, columns = {cell.row for cell in cells}, {cell.column for cell in cells}
+    every = [*old.rows, *new.rows, *(cell.row for cell in cells)]
+    return replace(
+        old,
+        rows=[row for row in dict.fromkeys(every) if row in rows],
+        columns=[column for column in dict.fromkeys([*old.columns, *new.columns]) if column in columns],
+        baseline=old.baseline or new.baseline,
+        against=old.against or new.against,
+    )

@@ -1,0 +1,230 @@
+"""What training steps cost on this machine: each network and each method once, in a few real steps on blank images of
+the run's size. Nothing is read or written."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from kdrun.config.options import ModelOptions, OptimizerOptions, RunConfig
+from kdrun.data.counts import Counts
+from kdrun.data.splits import ArraySet, Dataset
+from kdrun.methods.base import Method
+from kdrun.methods.factory import make_method
+from kdrun.methods.none import Independent
+from kdrun.streams import Streams
+from kdrun.structures import Batch, DataSpec
+from kdrun.training.build import Data, make_lane, make_loaders, make_network
+from kdrun.training.cost import count_flops
+from kdrun.training.loop import Lane, train_batch
+from kdrun.training.meters import TrainMeter
+from kdrun.training.network import Network
+from kdrun.training.precision import Numerics
+from kdrun.training.teacher import Teacher
+
+WARM, TIMED = 1, 6  # steps
+SECONDS = 0.4  # of timed steps, after which no further one is taken
+OPERATIONS = 8e9  # of a timed step on a CPU: of large networks fewer images are passed, and the time is scaled
+FEWEST = 4  # images, which batch norm needs to be itself
+SHOWN = 512  # different images at most
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Seconds for one image: `forward` without a gradient, `step` of training with the labels alone. kept: bytes that
+    one image leaves for the backward pass; flops as of `count_flops`; lane: bytes of memory between steps; state and
+    weights: bytes of last.pt and of a file of weights."""
+
+    params: int
+    flops: int
+    forward: float
+    step: float
+    kept: int
+    lane: int
+    state: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """One method on one pair. step: seconds for one image, both networks and the method's own work in it; kept, lane,
+    state and weights as of NetworkCost; extra: parameters in training only; preparation: epochs before the first; made:
+    seconds to make both networks and the method."""
+
+    step: float
+    kept: int
+    lane: int
+    state: int
+    weights: int
+    extra: int
+    preparation: int
+    made: float
+
+
+class Costing:
+    """A bench for the runs of one data set and one set of numerics."""
+
+    def __init__(self, config: RunConfig, counts: Counts, classes: int, numerics: Numerics):
+        self.numerics, self.counts, self.config = numerics, counts, config
+        side = config.dataset.image_size
+        shown = min(max(counts.train, 1), SHOWN)
+        blank = ArraySet(np.zeros((shown, side, side, 3), dtype=np.uint8), np.arange(shown, dtype=np.int64) % classes)
+        splits = Dataset(blank, blank, None, [str(label) for label in range(classes)], side)
+        self.data = Data(splits, ([0.5] * 3, [0.25] * 3), config)
+        self.shown, labels = shown, torch.arange(max(counts.train, 1)) % classes
+        self.spec = DataSpec(len(labels), labels, classes, side)
+        self.streams = Streams("student", 0)
+        self.clocked = self.worked = 0.0
+
+    def network(self, options: ModelOptions, batch_size: int, optimizer: OptimizerOptions, trains: bool) -> NetworkCost:
+        """Measure a network. trains: whether it is ever trained; else `step` is three times its forward pass."""
+        made = self.make(options, FEWEST)
+        flops = count_flops(made.tap.model, made.tap.input_size or made.tap.image_size)
+        images = self.images(flops, batch_size)
+        made.batch_size = images
+        lane = self.lane(made, None, Independent(), optimizer)
+        step = self.steps(lane, None, images) if trains else 0.0
+        kept = self.kept(lane, None)
+        teacher, image = Teacher(made), next(self.batches(images)).image
+        forward = self.timed(lambda _: teacher(image), WARM + TIMED) / images
+        return NetworkCost(
+            sum(parameter.numel() for parameter in lane.deployed.parameters()),
+            flops,
+            forward,
+            step if trains else 3 * forward,
+            kept,
+            lane.memory(),
+            state_bytes(lane),
+            weight_bytes(lane),
+        )
+
+    def method(self, config: RunConfig, flops: int, needs_teacher: bool) -> MethodCost:
+        """Measure a method on its pair. flops: of a forward pass of the larger network."""
+        begun = time.perf_counter()
+        images = self.images(flops, config.batch_size)
+        student = self.make(config.student, images)
+        taught = self.make(config.teacher, images) if needs_teacher else None
+        method = make_method(config.method)
+        lane = self.lane(student, taught, method, config.optimizer)
+        spent = time.perf_counter() - begun
+        frozen = None if taught is None or method.trains_teacher else Teacher(taught)
+        preparation = method.preparation()
+        return MethodCost(
+            self.steps(lane, frozen, images),
+            self.kept(lane, frozen),
+            lane.memory(),
+            state_bytes(lane),
+            weight_bytes(lane),
+            0 if method.deploys else method.extra_parameters(),
+            0 if preparation is None else preparation.epochs,
+            spent,
+        )
+
+    def make(self, options: ModelOptions, images: int) -> Network:
+        bare = replace(options, checkpoint=None, pretrained="false")
+        return make_network(bare, self.data, self.streams, self.numerics, images)
+
+    def lane(self, student: Network, taught: Network | None, method: Method, optimizer: OptimizerOptions) -> Lane:
+        return make_lane(
+            student=student,
+            teacher=taught,
+            method=method,
+            optimizer=replace(optimizer, accumulate_steps=1),
+            epochs=1,
+            streams=self.streams,
+            spec=self.spec,
+        )
+
+    def images(self, flops: int, batch_size: int) -> int:
+        """Return how many images a timed step passes: the batch, or as many as a CPU passes in a fraction of a
+        second."""
+        most = min(batch_size, self.shown)
+        if self.numerics.torch_device.type != "cpu":
+            return most
+        return min(most, max(int(OPERATIONS / max(3 * flops, 1)), FEWEST))
+
+    def batches(self, images: int, views: tuple[str, ...] = ()) -> Iterator[Batch]:
+        """Yield full batches without end."""
+        loaders = make_loaders(self.data, images, self.streams, self.config.teacher_view, self.numerics, views=views)
+        for epoch in itertools.count():
+            yield from (batch for batch in loaders.train.epoch(epoch) if len(batch.label) == images)
+
+    def steps(self, lane: Lane, teacher: Teacher | None, images: int) -> float:
+        """Return the seconds of a training step for each image, the batch's making among them."""
+        count = WARM + TIMED
+        lane.student.tap.train()
+        lane.method.train()
+        lane.meter = TrainMeter(lane.device, count)
+        source = self.batches(images, lane.method.views)
+
+        def step(number: int) -> None:
+            train_batch([lane], teacher, next(source), 0, number, count)
+            if lane.failed is not None:
+                raise lane.failed
+
+        return self.timed(step, count) / images
+
+    def timed(self, work: Callable[[int], object], count: int) -> float:
+        """Return the lower quartile of the seconds of some calls after the first. One thread is timed by the processor
+        time that it takes, so that other programs matter little; `slowdown` says how much longer they made it."""
+        alone = self.numerics.threads == 1 and self.numerics.torch_device.type == "cpu"
+        spent: list[float] = []
+        passed: list[float] = []
+        for number in range(count):
+            begun, began = time.thread_time(), time.perf_counter()
+            work(number)
+            if self.numerics.torch_device.type == "cuda":
+                torch.cuda.synchronize(self.numerics.torch_device)
+            if number >= WARM:
+                passed.append(time.perf_counter() - began)
+                spent.append(time.thread_time() - begun if alone else passed[-1])
+            if len(spent) > 1 and sum(passed) > SECONDS:
+                break
+        self.clocked += sum(passed)
+        self.worked += sum(spent)
+        return sorted(spent)[len(spent) // 4]
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long as the processor time the timed steps took, for other programs' sake."""
+        return self.clocked / max(self.worked, 1e-9)
+
+    def kept(self, lane: Lane, teacher: Teacher | None) -> int:
+        """Return the bytes that one image leaves for the backward pass; what the method's parts and the weights hold
+        anyway is not in it."""
+        seen: dict[int, int] = {}
+        held = {tensor.untyped_storage().data_ptr() for tensor in (*lane.model.parameters(), *lane.method.parameters())}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in held:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        images = min(FEWEST, self.shown)
+        batch = next(self.batches(images, lane.method.views))
+        lane.meter = TrainMeter(lane.device, 1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            train_batch([lane], teacher, batch, 0, 0, 1)
+        return sum(seen.values()) // images
+
+
+def state_bytes(lane: Lane) -> int:
+    """Return about how long last.pt is: weights, their average, the method's parts and what the optimizer keeps."""
+    moments = 1 if lane.options.name == "sgd" else 2
+    trained = sum(size_of(tensor) for module in (lane.model, lane.method) for tensor in module.parameters())
+    held = sum(size_of(tensor) for module in (lane.model, lane.method) for tensor in module.state_dict().values())
+    return held + moments * trained + (weight_bytes(lane) if lane.ema is not None else 0)
+
+
+def weight_bytes(lane: Lane) -> int:
+    return sum(size_of(tensor) for tensor in lane.evaluated.state_dict().values())
+
+
+def size_of(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

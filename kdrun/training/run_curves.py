@@ -1,0 +1,48 @@
+"""curves.png of a run: drawn at its end, and now and then while it trains."""
+
+from __future__ import annotations
+
+import time
+
+from kdrun.errors import DiskFull, RunError
+from kdrun.runs.curves import draw_curves
+from kdrun.training.training_run import TrainingRun
+
+EVERY = 60.0  # seconds, at least
+SHARE = 30  # of the time, at most one part is spent on pictures
+
+
+def draw(training: TrainingRun) -> None:
+    """Draw a run's curves as far as they are known, a student's beside its teacher's accuracy."""
+    plan, config = training.plan, training.plan.config
+    if training.run.role == "teacher":
+        draw_curves(training.run, f"teacher {config.teacher.name} on {config.dataset.name}", config.figures)
+        return
+    pair = f"{plan.teacher_name or 'no teacher'} → {config.student.name}"
+    teacher = None if training.teacher is None else training.teacher["top1"]
+    title = f"{plan.method.name}: {pair}, {config.dataset.name}, seed {config.seed}"
+    draw_curves(training.run, title, config.figures, teacher)
+
+
+class GrowingCurves:
+    """Pictures of runs that train side by side: each is drawn again once `EVERY` seconds have passed since its own last
+    picture, or longer where pictures take long."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.drawn: dict[int, float] = {}
+        self.spent = 0.0  # by all pictures since the beginning
+
+    def after(self, training: TrainingRun) -> None:
+        """Draw after an epoch of a run, if it is due."""
+        now = time.monotonic()
+        if now - self.drawn.get(id(training), self.begun) < EVERY or self.spent * SHARE > now - self.begun:
+            return
+        try:
+            draw(training)
+        except DiskFull:
+            raise
+        except RunError:  # the picture of its end will say so, where that still holds
+            pass
+        self.drawn[id(training)] = time.monotonic()
+        self.spent += time.monotonic() - now
