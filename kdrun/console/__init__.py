@@ -35,6 +35,7 @@ out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" i
 
 
 SHOWN = 20  # unreadable files that are named
+LONGEST_NAME = 30  # characters of a name that a table never folds
 
 
 def say(line: str) -> None:
@@ -95,8 +96,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for position, column in enumerate(columns):
         numeric = all(row[position][:1] in "0123456789-+.–" or not row[position] for row in rows) if rows else False
         figures = numeric and position > 0
-        # Figures stay whole: where there is no room for all, the columns of words are what folds, between words.
-        made.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=figures)
+        # Figures and short names stay whole: where there is no room for all, the columns of words fold between words.
+        name = all(len(row[position]) <= LONGEST_NAME and " " not in row[position] for row in rows)
+        made.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=figures or name)
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     if out.is_terminal:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from kdrun.config.compose import load
 from kdrun.errors import KdrunError
+from kdrun.files import read_json
 from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.curves import draw_curves
 from kdrun.runs.directory import RunDirectory
@@ -199,6 +201,37 @@ def test_a_step_that_fails_ends_the_script(tmp_path):
     done = subprocess.run([root / "scripts/reproduce_p1.sh"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "kdrun table tutorial" in done.stdout and "predict" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["resnet34_resnet18", "resnet50_mobilenet_v1"])
+def test_imagenets_pairs_on_a_tree_of_a_hundred_classes(kdrun, outputs, tmp_path, pair):
+    """The benchmark's own recipe and networks on small images, its teacher without the weights that it would fetch."""
+    shades = np.random.default_rng(0).integers(0, 256, size=(100, 3), dtype=np.uint8)
+    for split, count in (("train", 4), ("val", 1)):
+        for label, shade in enumerate(shades):
+            (tmp_path / split / f"n{label:08d}").mkdir(parents=True)
+            for number in range(count):
+                image = np.broadcast_to(shade, (80, 96, 3)) + np.uint8(number)
+                Image.fromarray(image).save(tmp_path / split / f"n{label:08d}" / f"{number}.JPEG")
+    words = [f"dataset.root={tmp_path}", "dataset.image_size=64", "epochs=1", "batch_size=64", "threads=1"]
+    untrained = ["teacher.pretrained=false", "teacher.random=true", "precision=fp32"]
+    code, out, err = kdrun("train", "benchmark=imagenet", f"pair={pair}", "method=dkd", *words, *untrained)
+    assert (code, err) == (0, ""), out
+    assert "100 classes" in out and "400 train, 100 test" in out
+    (result,) = outputs.glob("runs/imagenet/*/dkd/s0-*/result.json")
+    assert 0 <= read_json(result)["top1_last"] <= 100
+
+
+def test_imagenets_teachers_stay_as_published():
+    """torchvision's weights, not trained any further; recipes have their sources' batch and rate."""
+    config = load(["benchmark=imagenet", "pair=resnet50_mobilenet_v1", "method=dkd", "dataset.root=x"])
+    assert (config.teacher.pretrained, config.teacher.recipe.epochs) == ("true", 0)
+    assert (config.epochs, config.batch_size, config.optimizer.lr) == (100, 512, 0.2)
+    assert (config.method["nckd_weight"], config.method["temperature"]) == (2.0, 1.0)
+    review = load(["benchmark=imagenet", "pair=resnet34_resnet18", "method=reviewkd", "dataset.root=x"])
+    assert (review.batch_size, review.optimizer.lr, review.method["review_weight"]) == (256, 0.1, 1.0)
+    assert review.optimizer.milestones == [30, 60, 90]
 
 
 @pytest.mark.slow
