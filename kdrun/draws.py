@@ -16,7 +16,7 @@ from torch import Tensor
 from kdrun.streams import FIRST, GOLDEN, MASK, SECOND, key_of
 
 # Purposes of a data stream's draws; a method counts its own from 0, in a stream of its own.
-VIEW, TEACHER_VIEW, STRONG_VIEW, STRONG, ORDER, DROPOUT = range(6)
+VIEW, TEACHER_VIEW, STRONG_VIEW, STRONG, ORDER, DROPOUT, POLICY, ERASE, MIX = range(9)
 
 
 def mix_(x: Tensor) -> Tensor:

@@ -15,13 +15,22 @@ from kdrun.draws import Draws
 FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"})
 
 
+class Mixed(NamedTuple):
+    """What mixup or CutMix has mixed each sample's label with: label [N] int64 of the other image, share [N] float32 of
+    its own."""
+
+    label: Tensor
+    share: Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """One mini-batch on the training device.
 
     image [N, C, H, W] normalised float32 in channels-last memory; label [N] int64; index [N] int64, the sample's
     position in the training set; teacher_image [N, C, H, W], which is `image` itself unless `teacher_view` differs;
-    strong [N, C, H, W], a strongly augmented view, where a method asks for it by `views`.
+    strong [N, C, H, W], a strongly augmented view, where a method asks for it by `views`; mixed: where images are
+    mixed, the other half of each label, which `kdrun.methods.losses.hard_label_loss` takes into account.
     """
 
     image: Tensor
@@ -29,6 +38,7 @@ class Batch:
     index: Tensor
     teacher_image: Tensor
     strong: Tensor | None = None
+    mixed: Mixed | None = None
 
 
 class Outputs(NamedTuple):

@@ -49,6 +49,10 @@ class MethodSource:
     def deploys(self) -> bool:
         return bool(self.flags.get("deploys", False))
 
+    @property
+    def takes_mixed(self) -> bool:
+        return bool(self.flags.get("takes_mixed", False))
+
 
 def read_method(target: str) -> MethodSource:
     """The class behind a YAML's `_target_`, found and parsed without being imported, under its module's name. Raises

@@ -8,7 +8,7 @@ expression, which `shows` says in words.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -28,12 +28,29 @@ def setting(default: Any = MISSING, **rules: Any) -> Any:
     return field(default=default, metadata=rules)
 
 
+# Settings of Augment that are the student's alone.
+LATE = (
+    "randaugment",
+    "randaugment_magnitude",
+    "randaugment_std",
+    "erasing",
+    "mixup",
+    "cutmix",
+    "mix_probability",
+    "cutmix_share",
+)
+
+
 @dataclass
 class Augment:
     """crop: none, padded (pad by crop_padding with zeros or reflection, then crop back) or resized (a random area of
     resized_scale times the image, aspect 3/4 to 4/3, resized back). flip: probability of a horizontal flip. rotation:
     largest angle in degrees. brightness, contrast, saturation: factors from [1 - x, 1 + x]; hue: shift by up to x
-    turns."""
+    turns. randaugment: operations per image, timm's rand-mM-nN-mstdS-inc1 with its magnitude M (of 10) and standard
+    deviation S; 0: none. erasing: probability that a box becomes noise. mixup, cutmix: alpha of Beta(alpha, alpha), by
+    which each image is mixed with another one; 0: not; mix_probability: share of the images that are mixed,
+    cutmix_share: of these by CutMix where both are on. These last three kinds are the student's alone: a teacher that
+    kdrun trains is trained without them."""
 
     crop: str = setting("padded", choices=("none", "padded", "resized"))
     crop_padding: int = setting(4, low=0, high=LARGEST_SIDE)
@@ -45,6 +62,14 @@ class Augment:
     contrast: float = setting(0.0, low=0, high=10)
     saturation: float = setting(0.0, low=0, high=10)
     hue: float = setting(0.0, low=0, high=0.5)
+    randaugment: int = setting(0, low=0, high=16)
+    randaugment_magnitude: float = setting(9.0, low=0, high=10)
+    randaugment_std: float = setting(0.5, low=0, high=10)
+    erasing: float = setting(0.0, low=0, high=1)
+    mixup: float = setting(0.0, low=0, high=100)
+    cutmix: float = setting(0.0, low=0, high=100)
+    mix_probability: float = setting(1.0, low=0, high=1)
+    cutmix_share: float = setting(0.5, low=0, high=1)
 
     @property
     def padding(self) -> int:
@@ -59,9 +84,21 @@ class Augment:
         return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
 
     @property
+    def mixes(self) -> bool:
+        """Whether images, and so their labels, are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
     def changes(self) -> bool:
         """Whether an image may look different from one epoch to the next."""
-        return self.padding > 0 or self.flip > 0 or self.warps or self.jitters
+        moved = self.padding > 0 or self.flip > 0 or self.warps or self.jitters
+        return moved or self.randaugment > 0 or self.erasing > 0 or self.mixes
+
+    def of_teacher(self, flip: float | None) -> Augment:
+        """Return how the images are augmented on which a teacher is trained; flip: its own probability of one."""
+        plain = Augment()
+        late = {name: getattr(plain, name) for name in LATE}
+        return replace(self, flip=self.flip if flip is None else flip, **late)
 
 
 @dataclass

@@ -43,6 +43,8 @@ def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
     check_ranges(config, "")
     config.method = check_method(config.method, begun=begun)
     _check_combinations(config)
+    if config.dataset.augment.mixes and not begun:
+        _check_mixing(config)
     return config
 
 
@@ -211,6 +213,27 @@ def _check_combinations(config: RunConfig) -> None:
                 raise ConfigError(
                     f"pair={config.pair.name} has the {role} {expected}, not {model.name}: leave {role}= or pair= out."
                 )
+
+
+def _check_mixing(config: RunConfig) -> None:
+    """Refuse mixup and CutMix where what is learnt of a mixed image would be wrong."""
+    augment, node = config.dataset.augment, config.method
+    setting = f"dataset.augment.{'mixup' if augment.mixup else 'cutmix'}={augment.mixup or augment.cutmix}"
+    if config.batch_size % 2:
+        raise ConfigError(f"{setting} mixes the images of a batch in pairs: batch_size={config.batch_size} is odd.")
+    if config.teacher_view != "same":
+        raise ConfigError(
+            f"{setting}: with teacher_view={config.teacher_view} the teacher would see other images than the student; "
+            "both see the mixed ones with teacher_view=same."
+        )
+    for part in [node, *(node["parts"] if read_method(node["_target_"]).combines else ())]:
+        ours = is_ours(part["_target_"])
+        if read_method(part["_target_"]).takes_mixed:
+            continue
+        way = "choose another one" if ours else "if it takes hard_label_loss alone of them, its class sets takes_mixed"
+        raise ConfigError(
+            f"{setting}: method {yaml_name(part)} reads the label of each image, and a mixed one has two; {way}."
+        )
 
 
 def to_yaml(config: RunConfig, resolved: dict[str, Any]) -> str:

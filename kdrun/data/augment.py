@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.config.options import Augment
+from kdrun.data.late import LateView
 from kdrun.draws import uniform
 from kdrun.streams import key_of
 
@@ -23,7 +24,7 @@ class Views:
     """One epoch's draws for every sample, on the training device; fields that the augmentation ignores stay None.
 
     row, column [N] int64: the crop's corner in the padded image; flip [N] bool; theta [N, 2, 3]: inverse affine map;
-    factors [N, 4]: brightness, contrast, saturation, hue.
+    factors [N, 4]: brightness, contrast, saturation, hue; late: what is drawn beyond.
     """
 
     row: Tensor
@@ -31,6 +32,7 @@ class Views:
     flip: Tensor | None = None
     theta: Tensor | None = None
     factors: Tensor | None = None
+    late: LateView | None = None
 
 
 ATTEMPTS = 10  # at an area that fits into the image, as in torchvision's RandomResizedCrop

@@ -9,7 +9,8 @@ pixels one by one, so that a sample looks the same in any batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ ROUNDS = 2
 CUTOUT_SHARE = 0.5  # largest side of the square, in sides of the image
 CUTOUT_COLOUR = (125, 123, 114)
 
-Operation = Callable[[Tensor, Tensor], Tensor]  # (image uint8 [n, 3, H, W], level [n, 1, 1, 1] in [0, 1)) -> image
+Operation = Callable[[Tensor, Tensor], Tensor]  # (image uint8 [n, 3, H, W], how much [n, 1, 1, 1]) -> image
 
 
 def strong_draws(seed: int, epoch: int, index: Tensor) -> Tensor:
@@ -35,9 +36,9 @@ def operations_of(draws: Tensor) -> Tensor:
     return (draws[:, : 2 * ROUNDS : 2] * len(OPERATIONS)).long()
 
 
-def counts_of(operations: Tensor) -> list[list[int]]:
-    """How many samples of `operations` [N, ROUNDS], on the host, drew each operation, by round."""
-    return [column.bincount(minlength=len(OPERATIONS)).tolist() for column in operations.unbind(1)]
+def counts_of(operations: Tensor, kinds: int | None = None) -> list[list[int]]:
+    """How many samples of `operations` [N, rounds], on the host, drew each of `kinds` operations, by round."""
+    return [column.bincount(minlength=kinds or len(OPERATIONS)).tolist() for column in operations.unbind(1)]
 
 
 def strengthen(image: Tensor, draws: Tensor, counts: list[list[int]]) -> Tensor:
@@ -45,27 +46,26 @@ def strengthen(image: Tensor, draws: Tensor, counts: list[list[int]]) -> Tensor:
     one kernel per operation; taken from the device here, they would make it wait."""
     operations = operations_of(draws)
     for step in range(ROUNDS):
-        image = _one_each(image, operations[:, step], draws[:, 2 * step + 1].float(), counts[step])
+        level = draws[:, 2 * step + 1].float()
+        image = one_each(image, operations[:, step], level, counts[step], OPERATIONS)
     return cutout(image, draws[:, 2 * ROUNDS :].float())
 
 
-def _one_each(image: Tensor, operation: Tensor, level: Tensor, counts: list[int]) -> Tensor:
-    """Apply OPERATIONS[operation[i]] to image i: one call per operation, on the samples that drew it."""
-    places = operation.argsort(stable=True)
+def one_each(
+    image: Tensor, chosen: Tensor, level: Tensor, counts: list[int], operations: Sequence[Operation]
+) -> Tensor:
+    """Apply operations[chosen[i]] to image i at level[i]: one call per operation, on the samples that drew it."""
+    places = chosen.argsort(stable=True)
     levels = level[places].view(-1, 1, 1, 1)
-    parts = zip(OPERATIONS, image[places].split(counts), levels.split(counts), strict=True)
+    parts = zip(operations, image[places].split(counts), levels.split(counts), strict=True)
     done = torch.cat([apply(part, at) for apply, part, at in parts if len(part)])
     return torch.empty_like(done).index_copy_(0, places, done)
 
 
-def _between(low: float, high: float, level: Tensor) -> Tensor:
-    return low + (high - low) * level
-
-
 def blend(low: Tensor, image: Tensor | int, factor: Tensor) -> Tensor:
-    """low + factor·(image - low), truncated to uint8 as Pillow does; factor in [0, 1]."""
+    """low + factor·(image - low), cut to 0 … 255 and truncated to uint8 as Pillow does."""
     low = low.float()
-    return (low + factor * (image - low)).to(torch.uint8)
+    return (low + factor * (image - low)).clamp(0, 255).to(torch.uint8)
 
 
 def shade(image: Tensor) -> Tensor:
@@ -74,78 +74,78 @@ def shade(image: Tensor) -> Tensor:
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
-def brightness(image: Tensor, level: Tensor) -> Tensor:
-    return blend(torch.zeros_like(image), image, _between(0.05, 0.95, level))
+def brightness(image: Tensor, factor: Tensor) -> Tensor:
+    return blend(torch.zeros_like(image), image, factor)
 
 
-def colour(image: Tensor, level: Tensor) -> Tensor:
-    return blend(shade(image), image, _between(0.05, 0.95, level))
+def colour(image: Tensor, factor: Tensor) -> Tensor:
+    return blend(shade(image), image, factor)
 
 
-def contrast(image: Tensor, level: Tensor) -> Tensor:
+def contrast(image: Tensor, factor: Tensor) -> Tensor:
     grey = shade(image)
     mean = (grey.sum(dim=(1, 2, 3), keepdim=True) + grey[0].numel() // 2) // grey[0].numel()
-    return blend(mean, image, _between(0.05, 0.95, level))
+    return blend(mean, image, factor)
 
 
-def sharpness(image: Tensor, level: Tensor) -> Tensor:
-    """Towards a 3x3 mean in which the centre counts five times; the border stays."""
+def sharpness(image: Tensor, factor: Tensor) -> Tensor:
+    """Towards a 3x3 mean in which the centre counts five times, or away from it; the border stays."""
     wide = image.int()
     rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
     smooth = wide.clone()
     smooth[..., 1:-1, 1:-1] = (box + 4 * wide[..., 1:-1, 1:-1] + 6) // 13
-    return blend(smooth, image, _between(0.05, 0.95, level))
+    return blend(smooth, image, factor)
 
 
-def posterize(image: Tensor, level: Tensor) -> Tensor:
-    """Keep the 4 to 7 highest bits."""
-    cleared = 8 - _between(4, 8, level).int()
+def posterize(image: Tensor, bits: Tensor) -> Tensor:
+    """Keep that many of the highest bits, rounded down."""
+    cleared = 8 - bits.int()
     return ((image.int() >> cleared) << cleared).to(torch.uint8)
 
 
-def solarize(image: Tensor, level: Tensor) -> Tensor:
-    return torch.where(image < _between(0, 256, level), image, 255 - image)
+def solarize(image: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(image < threshold, image, 255 - image)
 
 
-def autocontrast(image: Tensor, level: Tensor) -> Tensor:
+def autocontrast(image: Tensor, _: Tensor) -> Tensor:
     from torchvision.transforms.v2 import functional
 
     return functional.autocontrast(image)
 
 
-def equalize(image: Tensor, level: Tensor) -> Tensor:
+def equalize(image: Tensor, _: Tensor) -> Tensor:
     from torchvision.transforms.v2 import functional
 
     return functional.equalize(image)
 
 
-def identity(image: Tensor, level: Tensor) -> Tensor:
+def identity(image: Tensor, _: Tensor) -> Tensor:
     return image
 
 
-def rotate(image: Tensor, level: Tensor) -> Tensor:
-    """Up to 30° either way about the centre."""
-    angle = _between(-30, 30, level) * (-math.pi / 180)  # Pillow's angles run counter-clockwise
+def rotate(image: Tensor, degrees: Tensor) -> Tensor:
+    """Turn counter-clockwise about the centre."""
+    angle = degrees * (-math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     x, y = image.shape[3] / 2, image.shape[2] / 2
     return resample(image, (cos, sin, x - cos * x - sin * y), (-sin, cos, y + sin * x - cos * y))
 
 
-def shear_x(image: Tensor, level: Tensor) -> Tensor:
-    return resample(image, (1, _between(-0.3, 0.3, level), 0), (0, 1, 0))
+def shear_x(image: Tensor, slope: Tensor) -> Tensor:
+    return resample(image, (1, slope, 0), (0, 1, 0))
 
 
-def shear_y(image: Tensor, level: Tensor) -> Tensor:
-    return resample(image, (1, 0, 0), (_between(-0.3, 0.3, level), 1, 0))
+def shear_y(image: Tensor, slope: Tensor) -> Tensor:
+    return resample(image, (1, 0, 0), (slope, 1, 0))
 
 
-def translate_x(image: Tensor, level: Tensor) -> Tensor:
-    return resample(image, (1, 0, _between(-0.3, 0.3, level) * image.shape[3]), (0, 1, 0))
+def translate_x(image: Tensor, share: Tensor) -> Tensor:
+    return resample(image, (1, 0, share * image.shape[3]), (0, 1, 0))
 
 
-def translate_y(image: Tensor, level: Tensor) -> Tensor:
-    return resample(image, (1, 0, 0), (0, 1, _between(-0.3, 0.3, level) * image.shape[2]))
+def translate_y(image: Tensor, share: Tensor) -> Tensor:
+    return resample(image, (1, 0, 0), (0, 1, share * image.shape[2]))
 
 
 Row = tuple[Tensor | float, Tensor | float, Tensor | float]
@@ -178,19 +178,31 @@ def cutout(image: Tensor, draws: Tensor) -> Tensor:
     return torch.cat([channel.masked_fill(painted, value) for channel, value in channels], dim=1)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """An operation of the strong view: `kernel` at a magnitude between low and high, by a level in [0, 1)."""
+
+    kernel: Operation
+    low: float = 0
+    high: float = 0
+
+    def __call__(self, image: Tensor, level: Tensor) -> Tensor:
+        return self.kernel(image, self.low + (self.high - self.low) * level)
+
+
 OPERATIONS: tuple[Operation, ...] = (
-    autocontrast,
-    brightness,
-    colour,
-    contrast,
-    equalize,
-    identity,
-    posterize,
-    rotate,
-    sharpness,
-    shear_x,
-    shear_y,
-    solarize,
-    translate_x,
-    translate_y,
+    Drawn(autocontrast),
+    Drawn(brightness, 0.05, 0.95),
+    Drawn(colour, 0.05, 0.95),
+    Drawn(contrast, 0.05, 0.95),
+    Drawn(equalize),
+    Drawn(identity),
+    Drawn(posterize, 4, 8),
+    Drawn(rotate, -30, 30),
+    Drawn(sharpness, 0.05, 0.95),
+    Drawn(shear_x, -0.3, 0.3),
+    Drawn(shear_y, -0.3, 0.3),
+    Drawn(solarize, 0, 256),
+    Drawn(translate_x, -0.3, 0.3),
+    Drawn(translate_y, -0.3, 0.3),
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdrun.config.options import Augment
 from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
+from kdrun.data.late import Late
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.splits import ArraySet
 from kdrun.draws import ORDER, STRONG_VIEW, TEACHER_VIEW, VIEW, permutation
@@ -94,6 +95,7 @@ class ResidentTrain:
         self.images = PaddedImages(data.images, augment, device)
         self.device_labels = self.labels.to(device)
         self.normalise = Normalise(stats, device)
+        self.late = Late(augment, seed, self.images.side, device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,46 +110,57 @@ class ResidentTrain:
         """What the teacher sees of the samples in their own order, in full batches: the last one goes on with the first
         samples. Only where `teacher_sees_the_same`."""
         assert self.teacher_sees_the_same
-        views = self._teacher_views(0)
+        order = torch.arange(self.steps_per_epoch * self.batch_size, device=self.device) % self.num_samples
+        views = self._teacher_views(0, order)
         if views is None:  # nothing is augmented
             views = centre_views(self.augment, self.num_samples, self.device)
         for start in range(0, self.num_samples, self.batch_size):
-            window = torch.arange(start, start + self.batch_size, device=self.device)
-            yield self.view(window % self.num_samples, views)
+            window = slice(start, start + self.batch_size)
+            yield self.view(order[window], views, window)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
         order = shuffled(self.num_samples, self.seed, epoch, self.device)
-        views = self._draw(epoch, VIEW)
-        teacher_views = self._teacher_views(epoch)
+        views = self._draw(epoch, VIEW, order)
+        teacher_views = self._teacher_views(epoch, order)
         strong = Strong(self, epoch, order) if "strong" in self.views else None
+        mixing = self.late.mixing(epoch, self.everything)
         for step in range(start, self.steps_per_epoch):
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
             index = order[window]
-            image = self.view(index, views)
-            teacher_image = image if teacher_views is None else self.view(index, teacher_views)
-            yield Batch(
-                image,
-                self.device_labels[index],
-                index,
-                teacher_image,
-                None if strong is None else strong(index, window),
-            )
+            image, label, mixed = self.view(index, views, window), self.device_labels[index], None
+            if mixing is not None:
+                image, mixed = mixing(image, label, index)
+            teacher_image = image if teacher_views is None else self.view(index, teacher_views, window)
+            strong_image = None if strong is None else strong(index, window)
+            yield Batch(image, label, index, teacher_image, strong_image, mixed)
 
-    def _draw(self, epoch: int, purpose: int) -> Views:
-        return draw_views(self.augment, self.seed, epoch, self.num_samples, purpose, self.device)
+    @property
+    def everything(self) -> Tensor:
+        """The index of every sample."""
+        return torch.arange(self.num_samples, device=self.device)
 
-    def _teacher_views(self, epoch: int) -> Views | None:
+    def _draw(self, epoch: int, purpose: int, order: Tensor) -> Views:
+        views = draw_views(self.augment, self.seed, epoch, self.num_samples, purpose, self.device)
+        if purpose != STRONG_VIEW:  # which has its own
+            views.late = self.late.view(epoch, purpose, self.everything, order)
+        return views
+
+    def _teacher_views(self, epoch: int, order: Tensor) -> Views | None:
         if self.teacher_view == "same":
             return None
         if self.teacher_view == "clean":
             return centre_views(self.augment, self.num_samples, self.device)
-        return self._draw(0 if self.teacher_view == "fixed" else epoch, TEACHER_VIEW)
+        return self._draw(0 if self.teacher_view == "fixed" else epoch, TEACHER_VIEW, order)
 
-    def view(self, index: Tensor, views: Views) -> Tensor:
-        """The normalised images of samples `index` as `views` draws them."""
-        image = self.drawn(index, views)
-        return self.normalise(image) if image.dtype == torch.uint8 else self.normalise.unit(image)
+    def view(self, index: Tensor, views: Views, window: slice = slice(0)) -> Tensor:
+        """The normalised images of samples `index`, which stand at `window` of the epoch's order, as `views` draws
+        them."""
+        image, late = self.drawn(index, views), views.late
+        if late is not None and late.policy is not None:
+            image = late.policy(as_pixels(image), index, window).permute(0, 2, 3, 1).contiguous()
+        image = self.normalise(image) if image.dtype == torch.uint8 else self.normalise.unit(image)
+        return image if late is None or late.erasing is None else late.erasing(image, index)
 
     def drawn(self, index: Tensor, views: Views) -> Tensor:
         """The images before normalisation: uint8 [N, H, W, 3], or, where warped or jittered, floats in [0, 1]
@@ -170,16 +183,20 @@ class Strong:
 
     def __init__(self, loader: ResidentTrain, epoch: int, order: Tensor):
         self.loader = loader
-        self.views = loader._draw(epoch, STRONG_VIEW)
-        self.draws = strong_draws(loader.seed, epoch, torch.arange(loader.num_samples, device=loader.device))
+        self.views = loader._draw(epoch, STRONG_VIEW, order)
+        self.draws = strong_draws(loader.seed, epoch, loader.everything)
         self.operations = operations_of(self.draws)[order].cpu()  # once an epoch: see `strengthen`
 
     def __call__(self, index: Tensor, window: slice) -> Tensor:
         """Of samples `index` [N], which stand at `window` of the epoch's order: normalised [N, 3, H, W]."""
-        image = self.loader.drawn(index, self.views)
-        pixels = image.permute(0, 3, 1, 2) if image.dtype == torch.uint8 else (255 * image).round().to(torch.uint8)
+        pixels = as_pixels(self.loader.drawn(index, self.views))
         strong = strengthen(pixels, self.draws[index], counts_of(self.operations[window]))
         return self.loader.normalise(strong.permute(0, 2, 3, 1).contiguous())
+
+
+def as_pixels(image: Tensor) -> Tensor:
+    """What `ResidentTrain.drawn` returns, as uint8 [N, 3, H, W]."""
+    return image.permute(0, 3, 1, 2) if image.dtype == torch.uint8 else (255 * image).round().to(torch.uint8)
 
 
 class ResidentEval:

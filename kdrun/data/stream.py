@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdrun.config.options import Augment
 from kdrun.data.augment import view_draws
 from kdrun.data.decode import cannot_be_read, read_image, why_unreadable
+from kdrun.data.late import Late, LateView
 from kdrun.data.processes import outlive_group_signal
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.resident import Normalise, Stats, shuffled
@@ -170,9 +171,14 @@ class Stream:
                 raise cannot_be_read(*packed.problem)
             yield packed
 
-    def on_device(self, pixels: Tensor) -> Tensor:
-        """uint8 [N, 3, S, S] -> normalised channels-last float32 on the device."""
-        return self.normalise(pixels.to(self.device, non_blocking=True).permute(0, 2, 3, 1).contiguous())
+    def on_device(self, pixels: Tensor, late: LateView | None = None) -> Tensor:
+        """uint8 [N, 3, S, S] -> normalised channels-last float32 on the device, with what `late` draws for it."""
+        whole = slice(None)
+        pixels = pixels.to(self.device, non_blocking=True)
+        if late is not None and late.policy is not None:
+            pixels = late.policy(pixels, whole, whole)
+        image = self.normalise(pixels.permute(0, 2, 3, 1).contiguous())
+        return image if late is None or late.erasing is None else late.erasing(image, whole)
 
 
 class StreamTrain(Stream):
@@ -198,7 +204,8 @@ class StreamTrain(Stream):
         super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, device)
         self.num_samples = len(data)
         self.labels = torch.from_numpy(data.labels)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.teacher_view = batch_size, seed, teacher_view
+        self.late = Late(augment, seed, image_size, device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -208,14 +215,23 @@ class StreamTrain(Stream):
         """Batches `start`, `start` + 1, … of `epoch`."""
         self.batches_of.epoch, self.batches_of.start = epoch, start
         for packed in self.packed():
-            image = self.on_device(packed.image)
-            other = image if packed.teacher_image is None else self.on_device(packed.teacher_image)
-            strong = None
+            index = packed.index
+            image = self.on_device(packed.image, self.late.view(epoch, VIEW, index))
+            other, strong, mixed = image, None, None
+            label, mixing = packed.label.to(self.device), self.late.mixing(epoch, index)
+            if mixing is not None:
+                image, mixed = mixing(image, label, slice(None))
+                other = image
+            if packed.teacher_image is not None:
+                late = None
+                if self.teacher_view != "clean":
+                    late = self.late.view(0 if self.teacher_view == "fixed" else epoch, TEACHER_VIEW, index)
+                other = self.on_device(packed.teacher_image, late)
             if packed.strong is not None:
-                draws = strong_draws(self.seed, epoch, packed.index)
+                draws = strong_draws(self.seed, epoch, index)
                 pixels, counts = packed.strong.to(self.device, non_blocking=True), counts_of(operations_of(draws))
                 strong = self.on_device(strengthen(pixels, draws.to(self.device, non_blocking=True), counts))
-            yield Batch(image, packed.label.to(self.device), packed.index.to(self.device), other, strong)
+            yield Batch(image, label, index.to(self.device), other, strong, mixed)
 
 
 class StreamEval(Stream):

@@ -77,6 +77,8 @@ class Method(nn.Module):
     deploys: ClassVar[bool] = False
     # False: the student's own classifier stays as it was born, so its accuracy in training would say nothing.
     trains_classifier: ClassVar[bool] = True
+    # True: of labels it takes `hard_label_loss` alone, so that it runs on mixed images (mixup, CutMix) too.
+    takes_mixed: ClassVar[bool] = False
     # Views of each image that the loader makes beside the usual one: "strong" fills `batch.strong`.
     views: ClassVar[tuple[str, ...]] = ()
     # False: the teacher is shown only images that the method makes, and never `batch.teacher_image` itself.

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from kdrun.errors import PairingError
 from kdrun.methods.base import Forward, Method
 from kdrun.methods.features import resize_map
+from kdrun.methods.losses import hard_label_loss
 from kdrun.methods.views import PURPOSES, transformed
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
@@ -126,6 +127,7 @@ class CAPD(Method):
         bound. Training accuracy is on transformed views.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"tokens", "attention"})
 
@@ -186,7 +188,7 @@ class CAPD(Method):
         found = self.groups(last, kept / max(1 - self.dropout, 1e-6))
         apart, fool = adversarial_losses(self.judge, found, tokens)
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "attention": self.attention_weight * attention_loss((mixed[0], mixed[1], mixed[2]), ours, (q, k, v)),
             "tokens": self.token_weight * F.mse_loss(found, tokens),
             "adversarial": self.adversarial_weight * fool,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import need_pooled
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -40,6 +40,7 @@ class CC(Method):
         whose rows are the usual reference, compares neighbours in batch order. kdrun follows RepDistiller.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
 
@@ -54,4 +55,4 @@ class CC(Method):
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and student.pooled is not None and teacher.pooled is not None
         loss = cc_loss(self.embed_student(student.pooled), self.embed_teacher(teacher.pooled))
-        return {"ce": self.ce_weight * F.cross_entropy(student.logits, batch.label), "cc": self.cc_weight * loss}
+        return {"ce": self.ce_weight * hard_label_loss(student.logits, batch), "cc": self.cc_weight * loss}

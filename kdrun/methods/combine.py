@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.config.method_schema import yaml_name
@@ -12,6 +11,7 @@ from kdrun.config.options import OptimizerOptions
 from kdrun.errors import ConfigError
 from kdrun.methods.base import Forward, Method, check_terms, stages_read
 from kdrun.methods.factory import make_method
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -50,6 +50,7 @@ class Combine(Method):
         (1 - alpha) CE + alpha KD and adds the feature term (method=at and method=fitnet_joint are written that way).
     """
 
+    takes_mixed = True
     combines: ClassVar[bool] = True
 
     def __init__(self, *, ce_weight: float, parts: list[dict[str, Any]]):
@@ -68,6 +69,7 @@ class Combine(Method):
         self.parts = nn.ModuleList(methods)
         self.student_needs = frozenset().union(*(method.student_needs for method in methods))  # type: ignore[misc]
         self.teacher_needs = frozenset().union(*(method.teacher_needs for method in methods))  # type: ignore[misc]
+        self.takes_mixed = all(method.takes_mixed for method in methods)  # type: ignore[misc]
         self.views = tuple(sorted({view for method in methods for view in method.views}))  # type: ignore[misc]
 
     @property
@@ -93,7 +95,7 @@ class Combine(Method):
 
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         once = Once(student)
-        terms = {"ce": self.ce_weight * F.cross_entropy(once(batch.image).logits, batch.label)}
+        terms = {"ce": self.ce_weight * hard_label_loss(once(batch.image).logits, batch)}
         for name, weight, method in zip(self.names, self.weights, self.methods, strict=True):
             own = method(batch, once, teacher, progress)
             check_terms(own, method, gradient=False)

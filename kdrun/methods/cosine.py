@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import need_pooled
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -43,6 +44,7 @@ class Cosine(Method):
         pool. Its own figures put this row below the student alone.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
 
@@ -57,6 +59,6 @@ class Cosine(Method):
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and student.pooled is not None and teacher.pooled is not None
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "cosine": self.cosine_weight * cosine_loss(student.pooled, teacher.pooled),
         }

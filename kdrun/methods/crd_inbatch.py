@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import need_pooled
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -45,6 +46,7 @@ class InBatchCRD(Method):
         samples of the same class are among them; method=crd is the published one.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
 
@@ -65,4 +67,4 @@ class InBatchCRD(Method):
             temperature=self.temperature,
             symmetric=self.symmetric,
         )
-        return {"ce": self.ce_weight * F.cross_entropy(student.logits, batch.label), "crd": self.crd_weight * loss}
+        return {"ce": self.ce_weight * hard_label_loss(student.logits, batch), "crd": self.crd_weight * loss}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdrun.methods.base import Method
 from kdrun.methods.deit import deit_loss, need_distilled
 from kdrun.methods.features import smaller_grid
+from kdrun.methods.losses import hard_label_loss
 from kdrun.methods.srd import check_classifier, classified_map, reused_classifier
 from kdrun.models.adapters import as_map
 from kdrun.models.features import Tap
@@ -95,6 +96,7 @@ class CSKD(Method):
         in srd.
     """
 
+    takes_mixed = True
     deploys = True
     student_needs = HEADS
     teacher_needs = frozenset({"maps", "tokens"})
@@ -140,7 +142,7 @@ class CSKD(Method):
             temperature=self.temperature,
         )
         return {
-            "ce": (1 - self.alpha) * F.cross_entropy(student.logits, batch.label),
+            "ce": (1 - self.alpha) * hard_label_loss(student.logits, batch),
             "deit": self.alpha * token,
             "cskd": self.cskd_weight * patches,
         }

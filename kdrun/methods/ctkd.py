@@ -6,12 +6,11 @@ import math
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import reverse_gradient
-from kdrun.methods.losses import kl_divergence
+from kdrun.methods.losses import hard_label_loss, kl_divergence
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 THETA = 1.0  # where theta starts in the authors' code; the parameter is the distance from there
@@ -52,6 +51,7 @@ class CTKD(Method):
         started, which is small beside the gradient. The paper's per-sample temperature is not here.
     """
 
+    takes_mixed = True
     exceptions: ClassVar[dict[str, str]] = {
         "first step moves all": "the ramp is 0 in the first epoch: theta stands still"
     }
@@ -82,6 +82,6 @@ class CTKD(Method):
         )
         divergence = kl_divergence(student.logits / temperature, teacher.logits / temperature, 1.0)
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "kd": self.kd_weight * temperature**2 * divergence,
         }

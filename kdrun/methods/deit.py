@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdrun.errors import PairingError
 from kdrun.methods.base import Method
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -56,6 +57,7 @@ class DeiT(Method):
         divides the student's logits by it, which changes nothing at 1. With mixup the teacher must see the mixed image.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"heads"})
 
     def __init__(self, *, variant: Literal["hard", "soft"], alpha: float, temperature: float):
@@ -69,6 +71,6 @@ class DeiT(Method):
         assert teacher is not None and student.heads is not None
         taught = deit_loss(student.heads["dist"], teacher.logits, variant=self.variant, temperature=self.temperature)
         return {
-            "ce": (1 - self.alpha) * F.cross_entropy(student.logits, batch.label),
+            "ce": (1 - self.alpha) * hard_label_loss(student.logits, batch),
             "deit": self.alpha * taught,
         }

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, Outputs, Progress
 
 EPSILON = 1e-8  # added to the product of the norms, as in the authors' code
@@ -61,6 +62,8 @@ class DIST(Method):
         clamps instead. OFAKD's defaults are 1, 1, T = 1.
     """
 
+    takes_mixed = True
+
     def __init__(self, *, temperature: float, ce_weight: float, inter_weight: float, intra_weight: float):
         super().__init__()
         self.temperature, self.ce_weight = temperature, ce_weight
@@ -70,7 +73,7 @@ class DIST(Method):
         assert teacher is not None
         inter, intra = dist_loss(student.logits, teacher.logits, temperature=self.temperature)
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "inter": self.inter_weight * inter,
             "intra": self.intra_weight * intra,
         }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
-from kdrun.methods.losses import kl_divergence
+from kdrun.methods.losses import hard_label_loss, kl_divergence
 from kdrun.structures import Batch, Outputs, Progress
 
 
@@ -37,6 +36,7 @@ class DML(Method):
         this row; here teacher.checkpoint starts the peer from it.
     """
 
+    takes_mixed = True
     trains_teacher = True
     exceptions = {"frozen teacher": "both networks learn; neither is a teacher beforehand"}
 
@@ -47,10 +47,10 @@ class DML(Method):
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
-        ours, theirs, label = student.logits, teacher.logits, batch.label
+        ours, theirs = student.logits, teacher.logits
         return {
-            "ce": self.ce_weight * F.cross_entropy(ours, label),
+            "ce": self.ce_weight * hard_label_loss(ours, batch),
             "mutual": self.student_weight * peer_divergence(ours, theirs, self.temperature),
-            "peer_ce": self.ce_weight * F.cross_entropy(theirs, label),
+            "peer_ce": self.ce_weight * hard_label_loss(theirs, batch),
             "peer_mutual": self.teacher_weight * peer_divergence(theirs, ours, self.temperature),
         }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import stage_pairs
 from kdrun.methods.fitnet import hint_loss
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -30,6 +30,7 @@ class HintRegressor(Method):
         different grids, which the tutorial cannot run, the larger map is averaged to the smaller grid.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
 
@@ -47,6 +48,6 @@ class HintRegressor(Method):
         assert teacher is not None and student.maps is not None and teacher.maps is not None
         hint = hint_loss(self.regressor(student.maps[self.ours]), teacher.maps[self.theirs])
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "hint": self.hint_weight * hint,
         }

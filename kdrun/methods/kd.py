@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
-from kdrun.methods.losses import kl_divergence
+from kdrun.methods.losses import hard_label_loss, kl_divergence
 from kdrun.structures import Batch, Outputs, Progress
 
 
@@ -28,6 +27,8 @@ class KD(Method):
         The PyTorch tutorial minimises the soft cross-entropy: its value is larger by T^2 H(p_t), its gradient is equal.
     """
 
+    takes_mixed = True
+
     def __init__(self, *, temperature: float, ce_weight: float, kd_weight: float):
         super().__init__()
         self.temperature, self.ce_weight, self.kd_weight = temperature, ce_weight, kd_weight
@@ -35,6 +36,6 @@ class KD(Method):
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature),
         }

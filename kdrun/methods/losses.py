@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kdrun.structures import Batch
+
+
+def hard_label_loss(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits [N, K] against the batch's labels, averaged over samples.
+
+    Where images are mixed, against both labels of each by their shares, λ·CE(z, y) + (1 - λ)·CE(z, y') (Zhang et al.
+    2018, arXiv:1710.09412). smoothing: ε of the targets (1 - ε)·onehot + ε/K, where the true class gets its ε/K too.
+    """
+    if batch.mixed is None:
+        return F.cross_entropy(logits, batch.label, label_smoothing=smoothing)
+    own, other = (
+        F.cross_entropy(logits, label, label_smoothing=smoothing, reduction="none")
+        for label in (batch.label, batch.mixed.label)
+    )
+    return torch.lerp(other, own, batch.mixed.share).mean()
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, Outputs, Progress
-
-
-def label_smoothing_loss(logits: Tensor, label: Tensor, *, smoothing: float) -> Tensor:
-    """Cross-entropy against (1 - ε)·onehot + ε/K, where the true class gets its ε/K too.
-
-    logits [N, K], label [N]; a scalar, averaged over samples (Szegedy et al. 2016, arXiv:1512.00567, §7).
-    """
-    return F.cross_entropy(logits, label, label_smoothing=smoothing)
 
 
 class LabelSmoothing(Method):
@@ -34,6 +26,7 @@ class LabelSmoothing(Method):
         lot. PyTorch, timm and the logit-standardisation code spread it over all K, and so does this one.
     """
 
+    takes_mixed = True
     needs_teacher = False
 
     def __init__(self, *, smoothing: float):
@@ -41,4 +34,4 @@ class LabelSmoothing(Method):
         self.smoothing = smoothing
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
-        return {"ce": label_smoothing_loss(student.logits, batch.label, smoothing=self.smoothing)}
+        return {"ce": hard_label_loss(student.logits, batch, self.smoothing)}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.kd import KD
-from kdrun.methods.losses import kl_divergence
+from kdrun.methods.losses import hard_label_loss, kl_divergence
 from kdrun.structures import Batch, Outputs, Progress
 
 EPSILON = 1e-7  # added to the standard deviation, as in the authors' code
@@ -50,6 +49,6 @@ class LSKD(KD):
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "kd": self.kd_weight * lskd_loss(student.logits, teacher.logits, temperature=self.temperature),
         }

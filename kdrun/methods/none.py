@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, Outputs, Progress
 
 
@@ -23,7 +23,8 @@ class Independent(Method):
         RepDistiller reports the last epoch, mdistiller the best epoch on the test set, for the same row.
     """
 
+    takes_mixed = True
     needs_teacher = False
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
-        return {"ce": F.cross_entropy(student.logits, batch.label)}
+        return {"ce": hard_label_loss(student.logits, batch)}

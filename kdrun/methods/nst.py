@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import smaller_grid, stage_pairs
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -49,6 +50,7 @@ class NST(Method):
         None in value. Public code forms the products of all channel pairs at all positions, kdrun their Gram matrix.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
 
@@ -63,6 +65,6 @@ class NST(Method):
         assert teacher is not None and student.maps is not None and teacher.maps is not None
         stages = [nst_loss(student.maps[i], teacher.maps[j]) for i, j in self.pairs]
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "nst": self.nst_weight * torch.stack(stages).sum(),
         }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import need_pooled
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 EPS = 1e-7
@@ -48,6 +48,7 @@ class PKT(Method):
         everywhere. kdrun's norm has a finite gradient at a zero vector, the public one has none.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
 
@@ -62,6 +63,6 @@ class PKT(Method):
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and student.pooled is not None and teacher.pooled is not None
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "pkt": self.pkt_weight * pkt_loss(student.pooled, teacher.pooled),
         }

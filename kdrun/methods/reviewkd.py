@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import BatchNorm, need_pooled, stage_pairs
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 GREATEST_WIDTH = 512  # of the fused maps
@@ -89,6 +90,7 @@ class ReviewKD(Method):
         channels in both.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"maps", "pooled"})
     teacher_needs = frozenset({"maps", "preact", "pooled"})
 
@@ -112,7 +114,7 @@ class ReviewKD(Method):
         assert teacher is not None
         ramp = min((progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "review": ramp * self.review_weight * self.review(student, teacher),
         }
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import need_pooled
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 EPS = 1e-12  # floor of a squared distance
@@ -57,6 +58,7 @@ class RKD(Method):
         are, and sends a gradient of 1e12 through their direction; kdrun subtracts first and gives them none.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
 
@@ -72,7 +74,7 @@ class RKD(Method):
         assert teacher is not None and student.pooled is not None and teacher.pooled is not None
         distance, angle = rkd_loss(student.pooled, teacher.pooled)
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "distance": self.distance_weight * distance,
             "angle": self.angle_weight * angle,
         }

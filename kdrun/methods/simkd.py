@@ -65,6 +65,7 @@ class SimKD(Method):
         Teachers as in srd.
     """
 
+    takes_mixed = True
     deploys = True
     trains_classifier = False
     student_needs = MAPS

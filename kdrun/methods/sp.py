@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import stage_pairs
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
@@ -41,6 +42,7 @@ class SP(Method):
         None in value. The public loss has shape [1] instead of being a scalar.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
     teacher_stages = frozenset({-1})
@@ -55,6 +57,6 @@ class SP(Method):
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and student.maps is not None and teacher.maps is not None
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "sp": self.sp_weight * sp_loss(student.maps[-1], teacher.maps[-1]),
         }

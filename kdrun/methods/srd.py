@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdrun.errors import PairingError
 from kdrun.methods.base import Method
 from kdrun.methods.features import adaptor, smaller_grid, stage_pairs
+from kdrun.methods.losses import hard_label_loss
 from kdrun.models.adapters import as_map
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
@@ -113,6 +114,7 @@ class SRD(Method):
         transformer's final tokens; a class-token transformer is refused.
     """
 
+    takes_mixed = True
     name: ClassVar[str] = "srd"
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps", "tokens"})
@@ -136,7 +138,7 @@ class SRD(Method):
         adapted = self.adaptor(student.maps[-1])
         cross = cross_logits(adapted, classifier)
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "feature": self.feature_weight * feature_loss(adapted, classified_map(teacher), self.feature_means),
             "srd": self.srd_weight * self.regression(cross, teacher.logits),
         }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import smaller_grid, stage_pairs
+from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 EPS = 1e-5  # least predicted variance
@@ -63,6 +64,7 @@ class VID(Method):
         RepDistiller and the paper do. Maps of different grids are averaged to the smaller one, as there.
     """
 
+    takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
 
@@ -84,6 +86,6 @@ class VID(Method):
             for regressor, (i, j) in zip(self.regressors, self.pairs, strict=True)
         ]
         return {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
+            "ce": self.ce_weight * hard_label_loss(student.logits, batch),
             "vid": self.vid_weight * torch.stack(stages).sum(),
         }

@@ -76,10 +76,9 @@ def teacher_identity(
 
 
 def teachers_images(teacher: TeacherOptions, data: DatasetOptions) -> DatasetOptions:
-    """Return the data set as the teacher is trained on it: with its own probability of a flip where it has one."""
-    if teacher.flip is None:
-        return data
-    return dataclasses.replace(data, augment=dataclasses.replace(data.augment, flip=teacher.flip))
+    """Return the data set as the teacher is trained on it: with its own probability of a flip where it has one, and
+    without what makes the student's images hard to know."""
+    return dataclasses.replace(data, augment=data.augment.of_teacher(teacher.flip))
 
 
 def peer_identity(teacher: TeacherOptions) -> dict[str, Any]:

@@ -102,7 +102,9 @@ class Lane:
             every = self.options.accumulate_steps
             loss = torch.stack(list(terms.values())).sum() / every
             loss.backward()
-            self.meter.update(step, terms, self.logits if self.method.trains_classifier else None, batch.label)
+            # A mixed image has no one right class.
+            shown = self.logits if self.method.trains_classifier and batch.mixed is None else None
+            self.meter.update(step, terms, shown, batch.label)
             if (step + 1) % every == 0 or step + 1 == steps:
                 self.update(learning_rate(self.options, self.epochs, epoch, step, steps))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

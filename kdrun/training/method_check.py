@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from kdrun.errors import KdrunError, RunError, one_line
 from kdrun.methods.factory import make_method
-from kdrun.training.method_trial import PAIRS, Subject, Trial, batch_of
+from kdrun.structures import Mixed
+from kdrun.training.method_trial import CLASSES, PAIRS, Subject, Trial, batch_of
 
 # What a method may declare untrue of itself, in `Method.exceptions`; each check demands exactly the opposite then.
 EXCEPTIONS = ("ce", "reload", "frozen teacher", "first step moves all")
@@ -99,6 +101,26 @@ def hard_label_term(subject: Subject) -> None:
     need(named != absent, f"terms: {', '.join(trial.lane.meter.names)}; `exceptions` {'has' if absent else 'lacks'} ce")
     shown = "top1" in trial.losses
     need(shown == trial.lane.method.trains_classifier, "`trains_classifier` and the accuracy in training disagree")
+
+
+def mixed_labels(subject: Subject) -> None:
+    """A method that says `takes_mixed` makes of labels only what `hard_label_loss` makes of them."""
+    if make_method(subject.node).takes_mixed:
+        need(
+            mixes_labels(subject), "a mixed image of which all is the other one is not learnt by the other one's label"
+        )
+
+
+def mixes_labels(subject: Subject) -> bool:
+    """Whether images that are mixed with nothing of their own label are learnt like images of the other label."""
+    batch = batch_of(6)
+    other, nothing = (batch.label + 1) % CLASSES, torch.zeros(6)
+    found = []
+    for one in (replace(batch, label=other), replace(batch, mixed=Mixed(other, nothing))):
+        trial = subject.trial()
+        trial.step(one)
+        found.append({name: value for name, value in trial.losses.items() if name.startswith("loss")})
+    return all(math.isclose(found[0][name], value, rel_tol=1e-5) for name, value in found[1].items())
 
 
 def bf16(subject: Subject) -> None:
@@ -190,6 +212,7 @@ def averages(subject: Subject) -> None:
 PAIR_CHECKS: dict[str, Callable[[Subject, str], None]] = {"one step": one_step, "small batches": small_batches}
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "hard-label term": hard_label_term,
+    "mixed labels": mixed_labels,
     "bf16": bf16,
     "repeats": repeats,
     "resumes": resumes,

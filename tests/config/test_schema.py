@@ -136,6 +136,11 @@ MISTAKES = {
     "hydra.run.dir=xx": ["hydra.run.dir=xx: Hydra's settings are for its launchers"],
     "teacher.pretrained=yes": ["teacher.pretrained=yes: no such file; give true, false or a file of weights."],
     "student.pretrained=/absent.pth": ["student.pretrained=/absent.pth: no such file"],
+    "dataset.augment.mixup=0.8 method=dkd": ["dataset.augment.mixup=0.8: method dkd reads the label of each image"],
+    "dataset.augment.cutmix=1 method=combine method.parts=[kd,crd]": ["dataset.augment.cutmix=1.0: method crd reads"],
+    "dataset.augment.mixup=1 batch_size=33": ["mixes the images of a batch in pairs: batch_size=33 is odd."],
+    "dataset.augment.mixup=1 teacher_view=clean": ["with teacher_view=clean the teacher would see other images"],
+    "dataset.augment.randaugment=-1": ["dataset.augment.randaugment=-1: must be at least 0."],
 }
 
 

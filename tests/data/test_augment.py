@@ -277,7 +277,7 @@ def pillow(name: str, image, level: float):
     }[name]()
 
 
-@pytest.mark.parametrize("operation", randaugment.OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("operation", randaugment.OPERATIONS, ids=lambda operation: operation.kernel.__name__)
 def test_operations_are_pillows(operation):
     from PIL import Image
 
@@ -286,7 +286,9 @@ def test_operations_are_pillows(operation):
     assert found.dtype == torch.uint8
     for i in range(20):
         image = Image.fromarray(before[i].permute(1, 2, 0).numpy())
-        expected = torch.from_numpy(np.array(pillow(operation.__name__, image, drawn[i].item()))).permute(2, 0, 1)
+        expected = torch.from_numpy(np.array(pillow(operation.kernel.__name__, image, drawn[i].item()))).permute(
+            2, 0, 1
+        )
         apart = (found[i].int() - expected.int()).abs() > 1  # rounding; a nearest neighbour on the border of two
         assert apart.float().mean() < 0.01, i
 

@@ -307,3 +307,19 @@ def test_where_mistakes(kdrun, words, line):
     code, out, err = kdrun("where", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert line in err
+
+
+def test_deits_recipe():
+    config = load(["experiment=deit", "dataset.root=x"])
+    assert config.optimizer.lr == pytest.approx(5e-4 * config.batch_size / 512)
+    augment = config.dataset.augment
+    assert (augment.mixup, augment.cutmix, augment.erasing, augment.randaugment) == (0.8, 1.0, 0.25, 2)
+    assert (augment.mix_probability, augment.cutmix_share) == (1.0, 0.5)  # timm's defaults
+    assert config.student.kwargs == {"drop_path_rate": 0.1}
+
+
+def test_function_matching():
+    config = load(["experiment=function_matching", "dataset.root=x"])
+    assert (config.method["temperature"], config.method["ce_weight"], config.method["kd_weight"]) == (1.0, 0.0, 1.0)
+    assert config.optimizer.lr * config.optimizer.weight_decay == pytest.approx(3e-4)
+    assert (config.dataset.augment.mixup, config.teacher_view) == (1.0, "same")

@@ -168,6 +168,7 @@ def test_identity(tmp_path, image_folder):
         "compile=auto",
         "dataset.val_fraction=0.2",
         "dataset.augment.flip=0",
+        "dataset.augment.erasing=0.1",
         "teacher_view=clean",
         "eval_every=2",
         "teacher.random=true",
@@ -704,3 +705,27 @@ def test_a_logger_that_is_not_there(kdrun, monkeypatch, word, line):
     code, _, err = train(kdrun, "epochs=1", "method=none", word)
     assert code == 2
     assert line in err and err.count("\n") == 1
+
+
+LATE = [f"dataset.augment.{word}" for word in ("mixup=0.8", "cutmix=1", "randaugment=2", "erasing=0.5")]
+
+
+def test_function_matching_on_mixed_images_survives_a_kill(kdrun, outputs, tmp_path, monkeypatch):
+    """Its teacher is the one of plain images; accuracy on mixed ones is not shown."""
+    words = ["epochs=2", "method.ce_weight=0", "save_every_minutes=1e-9"]
+    assert train(kdrun, *words)[0] == 0
+    teacher = only_teacher(outputs)
+    assert train(kdrun, *words, *LATE)[0] == 0
+    assert only_teacher(outputs) == teacher
+    whole = next(run for run in (outputs / "runs").glob("*/*/*/*") if "mixup: 0.8" in (run / "config.yaml").read_text())
+    rows = list(csv.DictReader((whole / "metrics.csv").open()))
+    shown = {(row["split"], row["metric"]) for row in rows}
+    assert ("train", "loss/kd") in shown
+    assert ("train", "top1") not in shown
+    assert ("test", "top1") in shown
+    other = tmp_path / "other"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupted_at(patch, 5, killed)  # after the second of three steps, and the teacher's three
+        train(kdrun, *words, *LATE, f"output_root={other}")
+    assert train(kdrun, *words, *LATE, f"output_root={other}")[0] == 0
+    assert numbers(only_run(other)) == numbers(whole)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from kdrun.methods.dkd import DKD, dkd_loss
 from kdrun.methods.kd import KD
-from kdrun.methods.losses import kl_divergence
-from kdrun.methods.ls import label_smoothing_loss
+from kdrun.methods.losses import hard_label_loss, kl_divergence
 from kdrun.structures import Outputs, Progress
 from tests.methods.cases import (
     Definitions,
@@ -43,7 +42,7 @@ def kd_total(inputs: dict[str, Tensor], params: dict) -> Tensor:
 
 
 DEFINITIONS: Definitions = {
-    "ls/": lambda x, p: label_smoothing_loss(x["s"], x["y"], smoothing=p["eps"]),
+    "ls/": lambda x, p: hard_label_loss(x["s"], batch_of(x["y"]), p["eps"]),
     "kd/": lambda x, p: kl_divergence(x["s"], x["t"], p["T"]),
     "kd_total/": kd_total,
     "dkd/": dkd_part,
@@ -83,7 +82,7 @@ def test_label_smoothing_spreads_over_all_classes():
     s, _, y = logits(k=2)
     log_p = F.log_softmax(s, 1)
     target = F.one_hot(y, 2) * 0.9 + 0.05
-    assert label_smoothing_loss(s, y, smoothing=0.1).item() == pytest.approx(-(target * log_p).sum(1).mean().item())
+    assert hard_label_loss(s, batch_of(y), 0.1).item() == pytest.approx(-(target * log_p).sum(1).mean().item())
 
 
 def test_dkd_warm_up_counts_from_one():

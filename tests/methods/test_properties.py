@@ -12,7 +12,7 @@ from kdrun.config.groups import choices
 from kdrun.errors import ConfigError, PairingError, RunError
 from kdrun.methods.kd import KD
 from kdrun.structures import Batch
-from kdrun.training.method_check import CHECKS, PAIR_CHECKS, CheckFailed, all_checks
+from kdrun.training.method_check import CHECKS, PAIR_CHECKS, CheckFailed, all_checks, mixes_labels
 from kdrun.training.method_trial import PAIRS, Subject, Trial
 from tests.methods.cases import settings
 
@@ -39,6 +39,11 @@ def test_on_every_pair(check, pair, name):
 @pytest.mark.parametrize("check", CHECKS)
 def test_on_the_first_pair(check, name):
     CHECKS[check](Subject(settings(name)))
+
+
+@pytest.mark.parametrize("name", ["crd", "dkd", "mlkd", "nkd", "ofa", "sskd", "vlfkd"])
+def test_a_method_refuses_mixed_images_only_where_it_reads_labels(name):
+    assert not mixes_labels(Subject(settings(name)))
 
 
 class Broken(KD):
