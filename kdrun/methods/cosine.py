@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
-from kdrun.methods.features import need_pooled
+from kdrun.methods.features import averaged, must_repeat, need_pooled
 from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
@@ -16,7 +16,7 @@ def narrow(x: Tensor, width: int) -> Tensor:
     """[N, D] -> [N, width], width ≤ D, by averaging neighbours: of D / width each where that is whole."""
     if x.shape[1] % width == 0:
         return F.avg_pool1d(x[:, None], x.shape[1] // width)[:, 0]
-    return F.adaptive_avg_pool1d(x[:, None], width)[:, 0]
+    return averaged(x, 1, width) if must_repeat(x) else F.adaptive_avg_pool1d(x[:, None], width)[:, 0]
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:

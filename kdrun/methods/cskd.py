@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.deit import deit_loss, need_distilled
-from kdrun.methods.features import smaller_grid
+from kdrun.methods.features import must_repeat, smaller_grid
 from kdrun.methods.losses import hard_label_loss
 from kdrun.methods.srd import check_classifier, classified_map, reused_classifier
 from kdrun.models.adapters import as_map
@@ -43,7 +43,10 @@ def cskd_loss(student: Tensor, teacher: Tensor, *, local: float, variant: str, t
     ours, theirs = smaller_grid(as_map(student), teacher)
     target = local * theirs + (1 - local) * teacher.mean((2, 3), keepdim=True)
     if variant == "hard":
-        return F.cross_entropy(ours / temperature, target.argmax(dim=1))
+        taught, ours = target.argmax(dim=1), ours / temperature
+        if must_repeat(ours):  # as rows: over maps it does not
+            taught, ours = taught.flatten(), ours.permute(0, 2, 3, 1).flatten(0, 2)
+        return F.cross_entropy(ours, taught)
     log_p, log_q = F.log_softmax(ours / temperature, dim=1), F.log_softmax(target / temperature, dim=1)
     return temperature**2 * F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 

@@ -35,13 +35,37 @@ def need_pooled(spec: Spec | None, role: str, method: str) -> int:
     return spec.pooled
 
 
+def must_repeat(x: Tensor) -> bool:
+    """Whether gradients of `x` have to come from operations that repeat bit by bit: on CUDA some of PyTorch's do not,
+    and raise an error where `deterministic=true` asks for it."""
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
+def average_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, C, H, W] -> [N, C, *size], by adaptive averages; with gradients that repeat where they must."""
+    return averaged(averaged(x, 2, size[0]), 3, size[1]) if must_repeat(x) else F.adaptive_avg_pool2d(x, size)
+
+
+def averaged(x: Tensor, dim: int, size: int) -> Tensor:
+    """Adaptive averages along one dimension: of equal parts or, where there are none, of overlapping windows."""
+    length = x.shape[dim]
+    if length % size == 0:
+        return x.unflatten(dim, (size, length // size)).mean(dim + 1)
+    part = torch.arange(size, device=x.device)
+    start, end = part * length // size, -(-(part + 1) * length // size)
+    place = start[:, None] + torch.arange(-(-length // size) + 1, device=x.device)
+    share = (place < end[:, None]) / (end - start)[:, None]
+    windows = x.index_select(dim, place.clamp(max=length - 1).flatten()).unflatten(dim, tuple(place.shape))
+    return (windows * share.view(*place.shape, *[1] * (x.dim() - dim - 1))).sum(dim + 1)
+
+
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, C, H, W] -> [N, C, *size]: averaged to a smaller grid, interpolated (bilinear) to a larger one."""
     if x.shape[-2:] == size:
         return x
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
-        return F.adaptive_avg_pool2d(x, size)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return average_pool(x, size)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)  # which repeats where it must
 
 
 def smaller_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

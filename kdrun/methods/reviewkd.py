@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdrun.methods.base import Method
-from kdrun.methods.features import BatchNorm, need_pooled, stage_pairs
+from kdrun.methods.features import BatchNorm, average_pool, need_pooled, stage_pairs
 from kdrun.methods.losses import hard_label_loss
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
@@ -27,7 +27,7 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
         if side < student.shape[2]:
             weight /= 2
             total += weight
-            s, t = F.adaptive_avg_pool2d(student, side), F.adaptive_avg_pool2d(teacher, side)
+            s, t = average_pool(student, (side, side)), average_pool(teacher, (side, side))
             loss = loss + weight * F.mse_loss(s, t)
     return loss / total
 

@@ -24,7 +24,7 @@ from kdrun.structures import Batch, Outputs, Progress, filled
 from kdrun.training.meters import EvalMeter, TrainMeter
 from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from kdrun.training.precision import Numerics
+from kdrun.training.precision import Numerics, unrepeatable
 from kdrun.training.teacher import Peer, Teacher
 
 TrainLoader = ResidentTrain | StreamTrain
@@ -132,7 +132,9 @@ class Lane:
             self.ema.update_parameters(self.deployed)
 
     def explain(self, error: BaseException, batch_size: int) -> BaseException:
-        """Out of memory in one line that says what to change; any other error as it is."""
+        """Out of memory, and what cannot repeat, in one line that says what to change; any other error as it is."""
+        if line := unrepeatable(error):
+            return RunError(line)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             return RunError(
                 f"out of memory at batch_size={batch_size} ({one_line(error)[:120]}). Halve batch_size and set "

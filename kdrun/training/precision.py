@@ -55,6 +55,17 @@ class Numerics:
         return asdict(self)
 
 
+def unrepeatable(error: BaseException) -> str:
+    """One line for PyTorch's refusal of an operation under `deterministic=true`; empty for any other error."""
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if not found:
+        return ""
+    return (
+        f"deterministic=true: a network or the method needs {operation.split()[-1]}, which PyTorch cannot repeat bit "
+        "by bit on CUDA. Leave deterministic=true out, or choose another network."
+    )
+
+
 def resolve_device(requested: str) -> str:
     """auto -> cuda:0 where there is one, else cpu. Raises ConfigError for a device that is not there."""
     if requested == "auto":

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from kdrun.errors import ConfigError
 from kdrun.methods.base import check_terms
 from kdrun.methods.factory import make_method
 from kdrun.runs.plan import Plan
 from kdrun.streams import Streams
 from kdrun.structures import Batch, Progress
 from kdrun.training.build import Data, data_spec, make_lane, make_loaders, make_network
-from kdrun.training.precision import Numerics
+from kdrun.training.precision import Numerics, unrepeatable
 from kdrun.training.teacher import Teacher
 
 
@@ -40,5 +42,20 @@ def rehearse(plan: Plan, data: Data, numerics: Numerics) -> None:
     batch = Batch(image, torch.arange(2, device=device), torch.arange(2, device=device), image, image)
     lane.student.tap.train()
     taught = None if teacher is None else Teacher(teacher)
-    with torch.no_grad():
-        check_terms(lane.method(batch, student, taught, Progress(0, 1, 0, 1)), lane.method, gradient=False)
+    if numerics.deterministic:
+        numerics.apply()  # there are operations of which only the gradient is refused
+    with torch.set_grad_enabled(numerics.deterministic):
+        terms = lane.method(batch, student, taught, Progress(0, 1, 0, 1))
+        check_terms(terms, lane.method, gradient=False)
+    if numerics.deterministic:
+        rehearse_gradient(terms)
+
+
+def rehearse_gradient(terms: dict[str, Tensor]) -> None:
+    """Raise ConfigError where a gradient needs what PyTorch cannot repeat."""
+    try:
+        torch.stack(list(terms.values())).sum().backward()
+    except RuntimeError as error:
+        if line := unrepeatable(error):
+            raise ConfigError(line) from error
+        raise
