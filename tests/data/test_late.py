@@ -177,7 +177,7 @@ def test_both_networks_see_the_same_mixed_image():
         assert torch.equal(batch.mixed.label[:2], batch.label[:2].flip(0))
 
 
-@pytest.mark.parametrize("view", ["clean", "independent"])
+@pytest.mark.parametrize("view", ["clean", "independent", "fixed"])
 def test_the_teachers_own_view(view):
     options = replace(EVERYTHING, mixup=0.0, cutmix=0.0)
     made = data(side=16)
@@ -188,6 +188,15 @@ def test_the_teachers_own_view(view):
         for i, image, other in zip(batch.index.tolist(), batch.image, batch.teacher_image, strict=True):
             assert torch.equal(image, same[i])
             assert torch.equal(other, plain[i]) == (view == "clean")
+
+
+def test_a_fixed_view_is_the_one_that_is_kept():
+    """Computed once in the set's own order, shown in any epoch and order."""
+    options = replace(EVERYTHING, mixup=0.0, cutmix=0.0)
+    made = loader(data(side=16), options, teacher_view="fixed")
+    kept = torch.cat(list(made.teacher_images()))
+    for batch in made.epoch(3):
+        assert torch.allclose(batch.teacher_image, kept[batch.index], atol=1e-6)
 
 
 def streamed(root, options: Augment, **changes) -> StreamTrain:
@@ -201,7 +210,7 @@ def test_streamed_images_are_the_resident_ones(image_folder):
     tree, options = scan(root), replace(EVERYTHING, crop="none")
     pixels = np.stack([read_image(root / path, None) for path in tree.paths])
     resident = loader(ArraySet(pixels, tree.labels), options, batch_size=4)
-    for changes in ({}, {"workers": 2}, {"teacher_view": "independent"}):
+    for changes in ({}, {"workers": 2}, {"teacher_view": "independent"}, {"teacher_view": "fixed"}):
         without = replace(options, mixup=0.0, cutmix=0.0) if changes.get("teacher_view") else options
         resident = loader(
             ArraySet(pixels, tree.labels), without, batch_size=4, teacher_view=changes.get("teacher_view", "same")
