@@ -20,7 +20,7 @@ from kdrun.errors import CheckpointError, DiskFull, RunError, one_line
 LEAST_ROOM = 2**20  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What zipfile, and numpy.load on it, raise for an archive that is damaged somewhere.
-DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 CHECKSUM = "checksum"  # the key of a JSON file under which it is
 
 

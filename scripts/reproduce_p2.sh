@@ -44,29 +44,8 @@ capacity() {
 }
 
 colour() {
-  if [ -n "$part" ]; then return; fi
-  scripts/setup
-  local every=${seeds:-0,1,2} one run teacher invariant networks
-  step "colour: the student on its own, and the student of the usual teacher"
-  train -m experiment=p2_vgg method=none,crd_inbatch "seed=$every" name=p2_colour_usual
-  teacher=$(teacher_of experiment=p2_vgg)
-  step "colour: the teacher, trained on with jittered images"
-  train experiment=p2_colour_teacher "student.checkpoint=$teacher/teacher.safetensors"
-  invariant=$(run_of experiment=p2_colour_teacher "student.checkpoint=$teacher/teacher.safetensors")
-  networks=("$teacher" "$invariant")
-  step "colour: the student of the colour-invariant teacher"
-  train -m experiment=p2_colour_student "teacher.checkpoint=$invariant/student.safetensors" "seed=$every" name=p2_colour
-  for one in ${every//,/ }; do
-    run=$(student "seed=$one" method=none)
-    networks+=("$run")
-    run=$(student "seed=$one" method=crd_inbatch)
-    networks+=("$run")
-    run=$(run_of experiment=p2_colour_student "teacher.checkpoint=$invariant/student.safetensors" "seed=$one")
-    networks+=("$run")
-  done
-  step "colour: the test images as they are, and jittered"
-  kdrun eval "${networks[@]}"
-  kdrun eval "${networks[@]}" testset=colour
+  step "colour: the usual teacher, the same trained on with jittered images, and their students on jittered test images"
+  table colour_invariance
 }
 
 for task in $tasks; do "$task"; done

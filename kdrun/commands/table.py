@@ -30,6 +30,8 @@ that are not done are empty, and a named sweep that has not begun shows what is 
 
 @dataclass
 class Options(ledgers.Options):
+    caption: str | None = setting(None, help="of LaTeX, instead of the title and what the figures are", shows="TEXT")
+    label: str | None = setting(None, help="of LaTeX, instead of tab:NAME")
     save: list[Path] = setting([], suffixes=tuple(FORMATS), help="also write it, in each of these formats")
 
 
@@ -49,7 +51,7 @@ def command(words: list[str]) -> int:
     table.skipped.extend(foreign)
     show(table)
     for place in parsed.options.save:
-        save(table, place)
+        save(table, place, parsed.options.caption, parsed.options.label)
         console.note(f"wrote {short_path(place)}")
     if not begun:
         console.note(f"not begun: kdrun train -m sweep={name} trains it, and dry_run=true says what that will cost.")
@@ -58,11 +60,12 @@ def command(words: list[str]) -> int:
 
 def not_begun(name: str, root: Path, config_dir: str | None) -> Ledger:
     """Return the ledger that training a named sweep will write, for what is published of its cells."""
+    from kdrun.sweeps.before import laid_open
     from kdrun.sweeps.definition import named_sweep
     from kdrun.sweeps.run import unwritten_ledger
 
     sweep = named_sweep(name, [f"output_root={root}"], None, config_dir)
-    return unwritten_ledger(sweep, config_dir, console.track)
+    return unwritten_ledger(laid_open(sweep, with_runs=False), config_dir, console.track)
 
 
 def show_known(root: Path) -> None:

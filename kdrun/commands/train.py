@@ -129,10 +129,12 @@ def show_forecast(cells: list[tuple[Cell, Plan]], processes: int, threads: int) 
 
 def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -> int:
     """Print what a sweep will cost; return 2 where some of its cells cannot be made."""
+    from kdrun.sweeps.before import laid_open
     from kdrun.sweeps.grouping import group_plans
     from kdrun.sweeps.run import composed
     from kdrun.sweeps.scheduler import make_slots
 
+    chosen = laid_open(chosen, with_runs=True)
     found, broken = composed(chosen, config_dir, track)
     wanted = zip(chosen.specs, found, strict=True)
     cells = [(cell, plan) for spec, (cell, plan) in wanted if plan is not None and spec.chosen]
@@ -149,6 +151,7 @@ def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -
 def sweep(words: list[str], dry: bool = False) -> int:
     """Train `-m …` or `sweep=NAME …` on the lanes launcher; return the worst run's exit code. dry: only say what it
     will cost."""
+    from kdrun.sweeps.before import train_before
     from kdrun.sweeps.definition import multirun_sweep, named_sweep, split_words
     from kdrun.sweeps.run import run_sweep
 
@@ -161,7 +164,9 @@ def sweep(words: list[str], dry: bool = False) -> int:
     if dry:
         return dry_sweep(chosen, launcher, config_dir)
     shown = " ".join(word for word in words if word not in ("-m", "--multirun"))
-    return run_sweep(chosen, launcher, f"kdrun train -m {shown}", config_dir, RichDisplay(name_runs=True))
+    command, display = f"kdrun train -m {shown}", RichDisplay(name_runs=True)
+    chosen, code = train_before(chosen, launcher, command, config_dir, display)
+    return run_sweep(chosen, launcher, command, config_dir, display) if code is None else code
 
 
 def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -194,12 +199,14 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
     plan = make_plan(config, overrides)
-    if plan.run.finished and not plan.run.can_mend(thorough=True):
-        result = plan.run.result()
-        show_result("already done", plan, result)
-        if damage := plan.run.damage(thorough=True):
-            print_note(f"{damage}; {way_out(plan.run.weights_path)}.")
-        return result
+    if plan.run.finished:
+        damage = plan.run.damage(thorough=True)
+        if not damage or not plan.run.state_path.is_file():  # else the last checkpoint mends it
+            result = plan.run.result()
+            show_result("already done", plan, result)
+            if damage:
+                print_note(f"{damage}; {way_out(plan.run.weights_path)}.")
+            return result
     announce(plan)
     from kdrun.models.own_import import pinned  # torch: only for what has to be trained
     from kdrun.training.session import Session
@@ -213,10 +220,8 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         except RunError as error:
             plan.run.fail(str(error))
             raise
-        except KdrunError:
+        except (KdrunError, MemoryError):
             raise
-        except MemoryError as error:
-            raise RunError(f"there is not enough memory ({error}): ask for fewer or smaller images.") from error
         except Exception as error:
             if stop.signal:
                 raise Interrupted(f"stopped by {stop.signal}. The same command resumes from the last save.") from error

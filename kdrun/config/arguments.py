@@ -19,9 +19,9 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
-from kdrun.config.options import RunConfig, setting
+from kdrun.config.options import VECTORS, RunConfig, setting
 from kdrun.config.schema import check_value
-from kdrun.config.settings import nearest, settings
+from kdrun.config.settings import KINDS, nearest, settings
 from kdrun.errors import ConfigError, suggest
 
 Options = TypeVar("Options")
@@ -50,6 +50,11 @@ class Parsed(Generic[Options]):
 def output_root_setting() -> Any:
     """Return the field of the output folder, for the commands that compose no configuration."""
     return setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+
+
+def figures_setting() -> Any:
+    """Return the field of the formats of pictures, for the commands that draw them."""
+    return setting([], choices=VECTORS, help="write pictures in these formats too, beside PNG")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
@@ -149,8 +154,7 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
         except ValueError:
             least = f", at least {rules['low']}" if "low" in rules else ""
             other = "".join(f", or {word}" for word in rules.get("words", {}))
-            number = "a whole number" if kind is int else "a number"
-            raise ConfigError(f"{key}={text}: must be {number}{least}{other}.") from None
+            raise ConfigError(f"{key}={text}: must be {KINDS[kind]}{least}{other}.") from None
     check_value(key, value, rules)
     return value
 
@@ -178,11 +182,8 @@ def parts_of(text: str, kind: Any, rules: Mapping[str, Any]) -> list[str]:
 
 def plain_type(hint: Any) -> Any:
     """Return the type of an optional field's values."""
-    return (
-        next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-        if type(None) in get_args(hint)
-        else hint
-    )
+    optional = type(None) in get_args(hint)
+    return next(kind for kind in get_args(hint) if kind is not type(None)) if optional else hint
 
 
 def options_help(kind: type) -> str:

@@ -34,6 +34,7 @@ OUR_METHOD_RULES: dict[str, dict[str, Any]] = {
     "embedding": {"low": 1, "high": 65_536},
     "negatives": {"low": 1, "high": 2**24},
     "words": {"low": 1, "high": 65_536},
+    "power": {"low": 1, "high": 16},
 }
 
 

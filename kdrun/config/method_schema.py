@@ -16,15 +16,22 @@ from kdrun.errors import ConfigError, one_line, suggest
 
 @dataclass(frozen=True)
 class MethodSource:
-    """name: what the method is called; parameters: name -> annotation as written; flags: class attributes that are
-    plain literals."""
+    """A method's class as its file declares it.
+
+    name: what the method is called; parameters: name -> annotation as written; defaults: name -> value of the optional
+    ones, Ellipsis where that is no plain literal; flags: class attributes that are plain literals.
+    """
 
     target: str
     name: str
     parameters: dict[str, str]
-    required: tuple[str, ...]
+    defaults: dict[str, object]
     flags: dict[str, object]
     doc: str
+
+    @property
+    def required(self) -> list[str]:
+        return [name for name in self.parameters if name not in self.defaults]
 
     @property
     def needs_teacher(self) -> bool:
@@ -55,15 +62,15 @@ def _read(target: str) -> MethodSource:
     if class_name not in nodes:
         raise ConfigError(f"method._target_={target}: {module} has no class {class_name}.{suggest(class_name, nodes)}")
     parameters: dict[str, str] = {}
-    required: list[str] = []
+    defaults: dict[str, object] = {}
     flags: dict[str, object] = {}
     for node in reversed(_ancestry(class_name, nodes, module)):
         flags |= _literals(node)
         found = _constructor(node)
         if found is not None:
-            parameters, required = found
+            parameters, defaults = found
     doc = inspect.cleandoc(ast.get_docstring(nodes[class_name]) or "")
-    return MethodSource(target, module.rpartition(".")[2], parameters, tuple(required), flags, doc)
+    return MethodSource(target, module.rpartition(".")[2], parameters, defaults, flags, doc)
 
 
 _read_once = cache(_read)
@@ -146,16 +153,14 @@ def _literals(node: ast.ClassDef) -> dict[str, object]:
             else None
         )
         value = item.value if isinstance(item, ast.AnnAssign | ast.Assign) else None
-        if isinstance(target, ast.Name) and value is not None:
-            try:
-                found[target.id] = ast.literal_eval(value)
-            except ValueError:
-                continue
+        if isinstance(target, ast.Name) and (literal := _literal(value)) is not ...:
+            found[target.id] = literal
     return found
 
 
-def _constructor(node: ast.ClassDef) -> tuple[dict[str, str], list[str]] | None:
-    """(name -> annotation, names without a default) of __init__, or None where the class has none."""
+def _constructor(node: ast.ClassDef) -> tuple[dict[str, str], dict[str, object]] | None:
+    """Return (name -> annotation, name -> default of those that have one) of __init__, or None where the class has
+    none."""
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             arguments = item.args
@@ -164,14 +169,18 @@ def _constructor(node: ast.ClassDef) -> tuple[dict[str, str], list[str]] | None:
                 arg.arg: ast.unparse(arg.annotation) if arg.annotation else "Any"
                 for arg in plain + arguments.kwonlyargs
             }
-            optional = (
-                {arg.arg for arg in plain[len(plain) - len(arguments.defaults) :]} if arguments.defaults else set()
-            )
-            optional |= {
-                arg.arg for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default
-            }
-            return named, [name for name in named if name not in optional]
+            given = [*zip(plain[len(plain) - len(arguments.defaults) :], arguments.defaults, strict=True)]
+            given += [pair for pair in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if pair[1]]
+            return named, {argument.arg: _literal(default) for argument, default in given}
     return None
+
+
+def _literal(node: ast.expr | None) -> object:
+    """Return the value of a plain literal; Ellipsis for any other expression."""
+    try:
+        return ast.literal_eval(node) if node else ...
+    except ValueError:
+        return ...
 
 
 def sections(doc: str) -> dict[str, str]:

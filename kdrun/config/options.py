@@ -281,8 +281,8 @@ class RunConfig:
     )
     deterministic: bool = setting(help="on a GPU: bit-identical repeats, slower (a CPU always repeats exactly)")
     teacher_view: str = setting(
-        choices=("same", "clean", "independent"),
-        help="which augmented view the teacher sees: the student's, none, or one of its own",
+        choices=("same", "clean", "independent", "fixed"),
+        help="the view that the teacher sees: the student's, unaugmented, its own, or one for all epochs",
     )
     output_root: str = setting(
         path=True, help="folder of everything that is written; default ./outputs, or $KDRUN_OUTPUTS"

@@ -62,11 +62,10 @@ def _references(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, str) and "${" in node:
         yield prefix, node
     elif isinstance(node, dict | list):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            place = (
-                f"{prefix}.{key}" if prefix and isinstance(node, dict) else f"{prefix}[{key}]" if prefix else str(key)
-            )
-            yield from _references(value, place)
+        named = isinstance(node, dict)
+        for key, value in node.items() if named else enumerate(node):
+            inner = f"{prefix}.{key}" if named else f"{prefix}[{key}]"
+            yield from _references(value, inner.lstrip("."))
 
 
 def _check_keys(node: DictConfig, schema: type, prefix: str) -> None:

@@ -102,13 +102,15 @@ class ResidentTrain:
     @property
     def teacher_sees_the_same(self) -> bool:
         """Whether each sample looks the same to the teacher in every epoch."""
-        return self.teacher_view == "clean" or not self.augment.changes
+        return self.teacher_view in ("clean", "fixed") or not self.augment.changes
 
     def teacher_images(self) -> Iterator[Tensor]:
         """What the teacher sees of the samples in their own order, in full batches: the last one goes on with the first
         samples. Only where `teacher_sees_the_same`."""
         assert self.teacher_sees_the_same
-        views = centre_views(self.augment, self.num_samples, self.device)
+        views = self._teacher_views(0)
+        if views is None:  # nothing is augmented
+            views = centre_views(self.augment, self.num_samples, self.device)
         for start in range(0, self.num_samples, self.batch_size):
             window = torch.arange(start, start + self.batch_size, device=self.device)
             yield self.view(window % self.num_samples, views)
@@ -140,7 +142,7 @@ class ResidentTrain:
             return None
         if self.teacher_view == "clean":
             return centre_views(self.augment, self.num_samples, self.device)
-        return self._draw(epoch, TEACHER_VIEW)
+        return self._draw(0 if self.teacher_view == "fixed" else epoch, TEACHER_VIEW)
 
     def view(self, index: Tensor, views: Views) -> Tensor:
         """The normalised images of samples `index` as `views` draws them."""

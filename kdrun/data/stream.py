@@ -61,13 +61,14 @@ class Decoder(Dataset[Sample]):
         epoch, index = keys[0][0], [index for _, index in keys]
         if epoch < 0:
             return [self._sample(one, {}) for one in index]
-        purposes = [VIEW]
-        if self.teacher_view == "independent":
-            purposes.append(TEACHER_VIEW)
+        epochs = {VIEW: epoch}
+        if self.teacher_view in ("independent", "fixed"):
+            epochs[TEACHER_VIEW] = 0 if self.teacher_view == "fixed" else epoch
         if "strong" in self.views:
-            purposes.append(STRONG_VIEW)
+            epochs[STRONG_VIEW] = epoch
         draws = {
-            purpose: view_draws(self.augment, self.seed, epoch, purpose, torch.tensor(index)) for purpose in purposes
+            purpose: view_draws(self.augment, self.seed, drawn_as, purpose, torch.tensor(index))
+            for purpose, drawn_as in epochs.items()
         }
         return [
             self._sample(one, {purpose: rows[row] for purpose, rows in draws.items()}) for row, one in enumerate(index)

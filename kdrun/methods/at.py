@@ -11,16 +11,17 @@ from kdrun.methods.kd import KD
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
-def attention_map(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, H·W], mean over channels of the squares, each sample on the unit sphere."""
-    return F.normalize(x.square().mean(1).flatten(1), dim=1)
+def attention_map(x: Tensor, power: float = 2.0) -> Tensor:
+    """[N, C, H, W] -> [N, H·W], mean over channels of |x|^power, each sample on the unit sphere."""
+    energy = x.square() if power == 2 else x.abs().pow(power)
+    return F.normalize(energy.mean(1).flatten(1), dim=1)
 
 
-def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def attention_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:
     """Mean over N·H·W of (Q_s - Q_t)² at one stage, maps [N, C, H, W] of any channels; on different grids the larger
-    map is averaged to the smaller before squaring. Zagoruyko & Komodakis 2017, arXiv:1612.03928, as their code."""
+    map is averaged to the smaller before the power. Zagoruyko & Komodakis 2017, arXiv:1612.03928, as their code."""
     a, b = smaller_grid(student, teacher)
-    return F.mse_loss(attention_map(a), attention_map(b))
+    return F.mse_loss(attention_map(a, power), attention_map(b, power))
 
 
 class AT(KD):
@@ -31,7 +32,7 @@ class AT(KD):
 
     Equation:
         L = ce_weight CE(z_s, y) + kd_weight T^2 mean_n KL(softmax(z_t / T) || softmax(z_s / T))
-            + at_weight sum_stages mean (Q_s - Q_t)^2,   Q = F / |F|,  F = mean_c f^2
+            + at_weight sum_stages mean (Q_s - Q_t)^2,   Q = F / |F|,  F = mean_c |f|^power
 
     Hyperparameters:
         temperature: T. 4 in P3's table.
@@ -39,6 +40,8 @@ class AT(KD):
         kd_weight: weight of the soft term. 0.9 in P3's table, whose row is AT + KD; 0 in RepDistiller and mdistiller,
             whose row is AT alone.
         at_weight: weight of the sum over stages. 1000 in all three.
+        power: how strongly large activations count. 2 in all three and in the authors' code; the paper also tries 1
+            and 4.
 
     Disagreements:
         RepDistiller, mdistiller and P3's table average over samples and positions; torchdistill's "paper" mode sums
@@ -49,16 +52,16 @@ class AT(KD):
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
 
-    def __init__(self, *, temperature: float, ce_weight: float, kd_weight: float, at_weight: float):
+    def __init__(self, *, temperature: float, ce_weight: float, kd_weight: float, at_weight: float, power: float = 2.0):
         super().__init__(temperature=temperature, ce_weight=ce_weight, kd_weight=kd_weight)
-        self.at_weight = at_weight
+        self.at_weight, self.power = at_weight, power
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         self.pairs = stage_pairs(student, teacher, "at")
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None and student.maps is not None and teacher.maps is not None
-        stages = [attention_loss(student.maps[ours], teacher.maps[theirs]) for ours, theirs in self.pairs]
+        stages = [attention_loss(student.maps[ours], teacher.maps[theirs], self.power) for ours, theirs in self.pairs]
         return {
             **super().losses(batch, student, teacher, progress),
             "at": self.at_weight * torch.stack(stages).sum(),

@@ -64,8 +64,9 @@ class Method(nn.Module):
     """One distillation method: trainable parts and a dictionary of weighted loss terms.
 
     A subclass lives in a file of its own beside a YAML in conf/method. Its constructor takes every hyperparameter by
-    keyword, without defaults (the numbers are in the YAML); its docstring is what `kdrun explain` prints: a claim, then
-    the sections Paper, Equation, Hyperparameters and Disagreements.
+    keyword, without defaults: the numbers are in the YAML. One that is added to a method later has what the method did
+    before as its default, and is left out of the identity of a run that does not change it. The docstring is what
+    `kdrun explain` prints: a claim, then the sections Paper, Equation, Hyperparameters and Disagreements.
     """
 
     # False: the method never looks at a teacher, so none is found or trained, and one student serves all pairs.

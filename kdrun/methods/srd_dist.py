@@ -24,6 +24,7 @@ class SRDDist(SRD):
         feature_weight: weight of the maps' mean squared error. 1 there (its A).
         srd_weight: weight of the correlation term. 10 there (its B): the checkpoint of the published 80.39 is named
             b10, though a script says 4.
+        feature_means: as in srd.
 
     Disagreements:
         No softmax and no temperature, unlike dist. P3's scripts also pass a weight G that its code ignores. Maps, grids

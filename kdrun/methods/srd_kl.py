@@ -23,6 +23,7 @@ class SRDKL(SRD):
         ce_weight: weight of the hard-label term. 1 in P3's code.
         feature_weight: weight of the maps' mean squared error. 1 there (its A).
         srd_weight: weight of the divergence. 2 there (its B).
+        feature_means: as in srd.
 
     Disagreements:
         P3's code hands probabilities to a loss that takes the softmax again, which leaves next to no signal; kdrun

@@ -23,6 +23,7 @@ class SRDPMSE(SRD):
         feature_weight: weight of the maps' mean squared error. 1 there (its A).
         srd_weight: weight of the probabilities' mean squared error over samples and classes. 2 there (its B), at which
             the term is tiny: at most 4 / K.
+        feature_means: as in srd.
 
     Disagreements:
         None known. Maps, grids and teachers as in srd.

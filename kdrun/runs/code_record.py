@@ -88,7 +88,7 @@ def method_of_run(folder: Path, node: dict[str, Any]) -> MethodSource:
         learns = isinstance(taught, dict) and taught.get("kind") == "learns along"
         told = {"name": yaml_name(node), "needs_teacher": taught is not None, "trains_teacher": learns}
     flags = {flag: told.get(flag) is True for flag in ("needs_teacher", "trains_teacher", "deploys")}
-    return MethodSource(target, str(told.get("name")), {}, (), {**flags, "combines": "parts" in node}, "")
+    return MethodSource(target, str(told.get("name")), {}, {}, {**flags, "combines": "parts" in node}, "")
 
 
 def write_copies(folder: Path, files: Iterable[OwnFile]) -> None:

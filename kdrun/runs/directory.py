@@ -69,10 +69,10 @@ class RunDirectory:
         """result.json is written last: its presence means finished."""
         return self.result_path.is_file()
 
-    def can_mend(self, thorough: bool = False) -> bool:
+    def can_mend(self) -> bool:
         """Return True if a finished run's last checkpoint can write again what is missing or damaged: its result or
         weights."""
-        return self.finished and self.state_path.is_file() and bool(self.damage(thorough))
+        return self.finished and self.state_path.is_file() and bool(self.damage())
 
     def damage(self, thorough: bool = False) -> str:
         """Say what is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough:
@@ -238,7 +238,7 @@ def rebuild_results(output_root: Path) -> Path:
         names, settings = differing(path for path, _ in found)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*RESULT_KEYS, *names])
+        writer.writerow(spreadsheet_safe([*RESULT_KEYS, *names]))
         for path, result in found:
             row: dict[str, Any] = {key: result.get(key) for key in RESULT_KEYS}
             row["overrides"] = " ".join(row["overrides"] or [])

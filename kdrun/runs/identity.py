@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kdrun.config.method_schema import method_of
+from kdrun.config.method_schema import is_ours, method_of, read_method
 from kdrun.config.options import DatasetOptions, ModelOptions, RunConfig, TeacherOptions
 from kdrun.config.own_code import module_of
 from kdrun.files import sha256_of
@@ -102,7 +102,7 @@ def run_identity(
         "data": data_identity(config.dataset, fingerprint),
         # Where nothing is distilled, nothing is tapped: one independent student serves all benchmarks.
         "student": model_identity(config.student, "student", set() if method.needs_teacher else TAPS_ONLY),
-        "method": config.method,
+        "method": method_identity(config.method),
         "optimizer": {
             **differing(config.optimizer, {"epochs", "batch_size"}),
             "epochs": config.epochs,
@@ -131,6 +131,16 @@ def run_identity(
     if code:
         identity["code"] = dict(code)
     return identity
+
+
+def method_identity(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's settings without those of kdrun's own methods that are at their constructor's default: such a
+    setting is younger than its method, and runs that were made before it keep their names."""
+    defaults = read_method(node["_target_"]).defaults if is_ours(node["_target_"]) else {}
+    kept = {key: value for key, value in node.items() if key not in defaults or value != defaults[key]}
+    if "parts" in kept:
+        kept["parts"] = [method_identity(part) for part in kept["parts"]]
+    return kept
 
 
 def code_modules(config: RunConfig) -> dict[str, list[str]]:

@@ -73,9 +73,12 @@ def record(folder: Path, files: Iterable[Path], texts: dict[Path, str]) -> None:
     write_json(folder / CHECKSUMS, sums)
 
 
-def changed_since(file: Path) -> str:
+def changed_since(file: Path, sha256: str = "") -> str:
     """Say how a run's file differs from what was recorded at the run's end; an empty string where it does not, or
-    where nothing was recorded. Raises CheckpointError where the checksums themselves are damaged."""
+    where nothing was recorded. Raises CheckpointError where the checksums themselves are damaged.
+
+    sha256: the file's, where it is known already.
+    """
     place = file.parent / CHECKSUMS
     try:
         told = read_json(place).get(file.name) if place.is_file() else None
@@ -88,12 +91,14 @@ def changed_since(file: Path) -> str:
         return ""
     if not file.is_file():
         return "is missing"
-    return "" if sha256_of(file) == told else "has changed since it was written (its SHA-256 is another one)"
+    return (
+        "" if (sha256 or sha256_of(file)) == told else "has changed since it was written (its SHA-256 is another one)"
+    )
 
 
-def check_unchanged(file: Path) -> None:
-    """Raise CheckpointError for weights in a run's directory that are not those that the run wrote."""
-    if problem := changed_since(file):
+def check_unchanged(file: Path, sha256: str = "") -> None:
+    """Raise CheckpointError for weights in a run's directory that the run did not write; sha256: as above."""
+    if problem := changed_since(file, sha256):
         raise CheckpointError(f"{file} {problem}; {way_out(file)}.")
 
 

@@ -4,6 +4,8 @@ A sweep's YAML holds
     title      one line
     extends    another sweep, whose keys are taken where this one has none of its own
     base       overrides of every cell
+    before     label -> all overrides of a run that is trained first; <label> in a later override is its directory,
+               <label.teacher> that of its stored teacher
     seeds      a list
     rows       label -> overrides
     columns    label -> overrides
@@ -36,6 +38,7 @@ KINDS = {
     "title": str,
     "extends": str,
     "base": list,
+    "before": dict,
     "seeds": list,
     "rows": dict,
     "columns": dict,
@@ -64,12 +67,14 @@ class CellSpec:
 
 @dataclass
 class Sweep:
-    """name: the ledger's; specs: in the table's order; adds: what a ledger of that name holds already stays in it."""
+    """name: the ledger's; specs: in the table's order; before: overrides of the runs that they start from; adds: what a
+    ledger of that name holds already stays in it."""
 
     name: str
     title: str
     specs: list[CellSpec]
     shape: TableShape = field(default_factory=TableShape)
+    before: dict[str, list[str]] = field(default_factory=dict)
     adds: bool = False
 
 
@@ -115,7 +120,7 @@ def check_shape(name: str, content: Any) -> None:
             raise ConfigError(f"sweep/{name}.yaml: {key}: no such key.{suggest(str(key), KINDS)}")
         if not isinstance(value, KINDS[key]):
             raise ConfigError(f"sweep/{name}.yaml: {key}: expected a {KINDS[key].__name__}, not {value!r}.")
-    for group in ("rows", "columns"):
+    for group in ("rows", "columns", "before"):
         for label, overrides in content.get(group, {}).items():
             if not isinstance(label, str) or not are_overrides(overrides):
                 raise ConfigError(f"sweep/{name}.yaml: {group}: {label}: expected a list of overrides, as [method=kd].")
@@ -222,7 +227,8 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
     ]
     changing = changing_words(rest)
     own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
-    return Sweep(own_name, content.get("title", name), specs, shape)
+    before = {label: [*words, *rest] for label, words in content.get("before", {}).items()}
+    return Sweep(own_name, content.get("title", name), specs, shape, before)
 
 
 def grid(content: dict[str, Any]) -> list[CellSpec]:

@@ -244,7 +244,9 @@ def evaluations(epochs: int, every: int) -> int:
 def sees_the_same(plan: Plan) -> bool:
     """Return True if the teacher's outputs are computed once for all epochs."""
     config = plan.config
-    same = config.teacher_view == "clean" or not teachers_images(config.teacher, config.dataset).augment.changes
+    same = (
+        config.teacher_view in ("clean", "fixed") or not teachers_images(config.teacher, config.dataset).augment.changes
+    )
     return config.teacher_cache and same and config.dataset.name not in ("imagenet", "folder")
 
 

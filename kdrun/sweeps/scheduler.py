@@ -12,7 +12,7 @@ from typing import Any
 
 from kdrun.data.processes import ShieldedContext
 from kdrun.display import Display
-from kdrun.errors import ConfigError, RunError, listed
+from kdrun.errors import RunError, listed
 from kdrun.hardware import available_cores, environment
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.grouping import group_plans, split_to_fill
@@ -57,12 +57,8 @@ def gpu_numbers() -> list[str]:
 
 
 def make_slots(plans: list[Plan], requested: str, most: int) -> list[Slot]:
-    """`launcher.processes`: auto is a process per GPU, or per core where no run asks for one; at most `most`.
-
-    Raises ConfigError for a number that is none.
-    """
-    if requested != "auto" and not (requested.isdigit() and int(requested) >= 0):
-        raise ConfigError(f"launcher.processes={requested}: must be auto or a whole number (0: in this process).")
+    """Return the places of `launcher.processes`, auto or a number: auto is a process per GPU, or per core where no run
+    asks for one; at most `most`."""
     cores = available_cores()
     gpus = [] if all(plan.config.device == "cpu" for plan in plans) else gpu_numbers()
     threads = max((plan.config.threads or 1 for plan in plans), default=1)

@@ -1,5 +1,5 @@
 """What the teacher says of every training image, computed once where it sees the same images in every epoch: training
-without augmentation, or with teacher_view=clean."""
+without augmentation, or with teacher_view=clean or fixed."""
 
 from __future__ import annotations
 

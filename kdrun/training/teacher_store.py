@@ -29,7 +29,7 @@ def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
             f"{run.weights_path} is not the file that was trained (sha256 {found[:12]}…, recorded "
             f"{recorded[:12] or 'none'}…); delete {run.path} and the teacher is trained again."
         )
-    check_unchanged(run.weights_path)  # by checksums.json too, where both were replaced
+    check_unchanged(run.weights_path, found)  # by checksums.json too, where both were replaced
     load_weights(model, run.weights_path, name)
     return found
 

@@ -45,7 +45,7 @@ MISTAKES = {
     "precision=fp8": ["precision=fp8: choose auto or fp32 or tf32 or bf16"],
     "compile=maybe": ["compile=maybe: choose auto or true or false"],
     "device=gpu": ["device=gpu: choose auto, cpu, cuda or cuda:N"],
-    "teacher_view=other": ["teacher_view=other: choose same or clean or independent"],
+    "teacher_view=other": ["teacher_view=other: choose same or clean or independent or fixed"],
     "teacher.head=linear_dropout": ["teacher.head=linear_dropout: choose"],
     "seed=0,1": ["seed=0,1: several values need a multirun: kdrun train -m seed=0,1"],
     "epochs": ["epochs: a setting is written epochs=VALUE."],

@@ -110,6 +110,23 @@ def test_teacher_views():
     assert torch.equal(batch.image, same.image)
 
 
+def test_a_fixed_view_is_one_augmented_view_of_each_image():
+    made, shown = loader(data(), teacher_view="fixed"), []
+    for epoch in (0, 5):
+        of_epoch = {}
+        for batch in made.epoch(epoch):
+            of_epoch |= {int(i): image for i, image in zip(batch.index, batch.teacher_image, strict=True)}
+            assert not torch.equal(batch.image, batch.teacher_image)
+        shown.append(of_epoch)
+    assert all(torch.equal(image, shown[1][i]) for i, image in shown[0].items())
+    kept = torch.cat(list(made.teacher_images()))
+    assert all(torch.equal(image, kept[i]) for i, image in shown[0].items())
+    clean = torch.cat(list(loader(data(), teacher_view="clean").teacher_images()))
+    assert not torch.equal(kept, clean)
+    first = next(iter(loader(data(), teacher_view="independent").epoch(0)))
+    assert all(torch.equal(shown[0][int(i)], one) for i, one in zip(first.index, first.teacher_image, strict=True))
+
+
 def test_jitter_is_torchvisions():
     image = torch.rand(6, 3, 8, 8)
     factors = torch.tensor(

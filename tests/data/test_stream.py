@@ -90,7 +90,7 @@ def test_resize_crop_keeps_the_aspect(image_folder):
     assert image.shape[2:] == (16, 16)
 
 
-@pytest.mark.parametrize("view", ["clean", "independent"])
+@pytest.mark.parametrize("view", ["clean", "independent", "fixed"])
 def test_teacher_views(view, image_folder):
     root = image_folder("set", size=(16, 16))
     same = by_sample(train_loader(root).epoch(0))
@@ -101,6 +101,15 @@ def test_teacher_views(view, image_folder):
             path = scan(root).paths[int(batch.index[0])]
             raw = torch.from_numpy(read_image(root / path, None).copy()).permute(2, 0, 1).float() / 255
             assert torch.allclose(batch.teacher_image[0], (raw - 0.5) / 0.25, atol=1e-5)
+    first, later = (
+        {
+            int(i): shown
+            for batch in train_loader(root, teacher_view=view).epoch(epoch)
+            for i, shown in zip(batch.index, batch.teacher_image, strict=True)
+        }
+        for epoch in (0, 3)
+    )
+    assert all(torch.equal(first[i], later[i]) for i in first) is (view != "independent")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -83,12 +83,13 @@ REPAIRED = {
 
 
 @pytest.mark.parametrize("case", REPAIRED)
-def test_a_checkpoint_can_mend_what_is_damaged(case, ready):
+def test_what_is_damaged_is_named(case, ready):
     name, damage = REPAIRED[case]
     run = run_of(ready, 0)
-    assert not run.can_mend(thorough=True)
+    assert run.damage(thorough=True) == "" and not run.can_mend()
     damage(run.path / name)
-    assert run.can_mend(thorough=True)
+    assert run.damage(thorough=True) and run.state_path.is_file()
+    assert run.can_mend() is (case != "weights flipped")  # which a glance does not see
 
 
 @pytest.mark.parametrize("case", ["weights flipped", "result empty", "checksums damaged"])

@@ -137,6 +137,20 @@ def test_kl_takes_the_softmax_once():
     assert total(terms).item() != pytest.approx(twice, rel=1e-2)
 
 
+@pytest.mark.parametrize("kind", SRD_FAMILY)
+def test_srd_of_spatial_means(kind):
+    """As the authors' code compares maps."""
+    inputs = srd_inputs()
+    method, student, teacher = srd_of(kind, inputs, 1.0, 2.0)
+    everywhere = method.losses(batch_of(inputs["y"]), student, teacher, LATER)
+    method.feature_means = True
+    means = method.losses(batch_of(inputs["y"]), student, teacher, LATER)
+    by_hand = (method.adaptor(inputs["fs"]).mean((2, 3)) - inputs["ft"].mean((2, 3))).square().mean()
+    assert means["feature"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert means["feature"] < everywhere["feature"] / 2
+    assert all(means[key].item() == pytest.approx(everywhere[key].item(), rel=1e-5) for key in ("ce", "srd"))
+
+
 def test_perfect_cross_logits_cost_nothing():
     z = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
     for kind in SRD_FAMILY:
@@ -383,6 +397,21 @@ def test_at_on_different_grids(side):
     assert loss.item() == pytest.approx(by_hand.mean().item(), rel=1e-5)
     loss.backward()
     assert torch.isfinite(f_s.grad).all() and f_s.grad.norm() > 0
+
+
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_attention_raises_magnitudes_to_its_power(power):
+    f_s, f_t = torch.randn(3, 5, 4, 4), torch.randn(3, 7, 4, 4)
+    rows = [sum(channel.abs() ** power for channel in f.unbind(1)).flatten(1) for f in (f_s, f_t)]
+    unit = [row / row.norm(dim=1, keepdim=True) for row in rows]
+    by_hand = (unit[0] - unit[1]).square().mean()
+    assert attention_loss(f_s, f_t, power).item() == pytest.approx(by_hand.item(), rel=1e-4)
+    method = AT(temperature=4, ce_weight=0, kd_weight=0, at_weight=1, power=power)
+    method.build(spec(f_s), spec(f_t), DATA)
+    logits = torch.zeros(3, 10)
+    student, teacher = Outputs(logits, maps=(f_s,)), Outputs(logits, maps=(f_t,))
+    terms = method.losses(batch_of(torch.zeros(3, dtype=torch.long)), student, teacher, LATER)
+    assert terms["at"].item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
 def test_attention_ignores_scale_and_survives_dead_maps():

@@ -179,7 +179,11 @@ def test_networks_on_their_own_are_as_in_p3s_notebook():
 
 def test_the_assistant_teaches_with_p3s_settings():
     (config,) = [load(spec.overrides) for spec in expand("teacher_assistant", "row=KD", "seed=0").specs]
-    assert (config.teacher.name, config.student.name, config.teacher.checkpoint) == ("resnet32", "resnet14", "RUN")
+    assert (config.teacher.name, config.student.name, config.teacher.checkpoint) == (
+        "resnet32",
+        "resnet14",
+        "<assistant>",
+    )
     assert (config.epochs, config.batch_size, config.optimizer.milestones) == (350, 128, [150, 250, 320])
     assert [config.method[name] for name in ("temperature", "ce_weight", "kd_weight")] == [4.0, 0.1, 0.9]
 

@@ -163,3 +163,21 @@ def test_sweeps_are_listed_with_cells_data_and_cost(kdrun):
     assert "digits (built in)" in lines["digits_table"]
     assert "16 minutes" in lines["digits_table"]
     assert "dataset.root=FOLDER" in lines["vit_to_resnet"]
+
+
+def test_runs_that_a_sweep_starts_from_are_counted_and_their_weights_left_out():
+    from kdrun.sweeps.before import laid_open
+    from kdrun.sweeps.definition import CellSpec, Sweep
+
+    sweep = Sweep("two", "", [CellSpec("KD", "", ["method=kd", "teacher.checkpoint=<assistant>"])])
+    sweep.before = {
+        "assistant": ["method=none", "student=resnet14"],
+        "last": ["teacher.checkpoint=<assistant.teacher>"],
+    }
+    found = laid_open(sweep, with_runs=True)
+    assert [(spec.row, spec.overrides) for spec in found.specs] == [
+        ("before: assistant", ["method=none", "student=resnet14"]),
+        ("before: last", []),
+        ("KD", ["method=kd"]),
+    ]
+    assert [spec.row for spec in laid_open(sweep, with_runs=False).specs] == ["KD"]

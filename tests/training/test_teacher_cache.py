@@ -71,6 +71,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     [
         ["method=kd", *PLAIN],
         ["method=kd", "teacher_view=clean"],
+        ["method=kd", "teacher_view=fixed"],
         ["method=kd", "teacher_view=independent", *PLAIN],
         ["method=kd", "precision=bf16", *PLAIN],
         ["method=hint_regressor", *BF16, *PLAIN],
@@ -179,7 +180,7 @@ def loader(augment: Augment, view: str = "same", device: str = "cpu") -> Residen
 @pytest.mark.parametrize(
     ("name", "needs"), [("resnet8", {"maps", "preact", "pooled"}), ("vit_cifar_tiny", {"tokens", "attention", "maps"})]
 )
-@pytest.mark.parametrize(("augment", "view"), [(STILL, "same"), (SHIFTED, "clean")])
+@pytest.mark.parametrize(("augment", "view"), [(STILL, "same"), (SHIFTED, "clean"), (SHIFTED, "fixed")])
 def test_kept_outputs_are_those_of_a_pass(name, needs, precision, augment, view):
     """In value, type, shape and memory layout, for the samples of every batch of an epoch."""
     torch.manual_seed(0)
