@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import output_root_setting, parse
+from kdrun.config.arguments import figures_setting, output_root_setting, parse
 from kdrun.config.options import setting
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias_grid import Column, column_entries
@@ -54,6 +54,7 @@ class Options:
     save: Path | None = setting(None, shows="FOLDER", help="instead of sweeps/NAME/bias/ of the output folder")
     decisions: list[Path] = setting([], help="responses that somebody else collected; stands alone")
     trust: bool = setting(False, help="run the code of their own that runs from elsewhere name")
+    figures: list[str] = figures_setting()
     output_root: Path | None = output_root_setting()
 
 
@@ -131,7 +132,7 @@ def show(ledger: Ledger, root: Path, columns: list[Column], answering: Answering
     for line in answering.notes:
         console.note(f"left out: {line}")
     folder = options.save or bias_folder(root, ledger.name)
-    written = write_grid(grid, folder) + answering.write_sheets(folder)
+    written = write_grid(grid, folder, options.figures) + answering.write_sheets(folder)
     console.note(f"wrote {short_path(folder)}/  ({', '.join(place.name for place in written)})")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from kdrun import console
-from kdrun.config.arguments import Parsed, parse
+from kdrun.config.arguments import Parsed, figures_setting, parse
 from kdrun.config.compose import load
 from kdrun.config.options import setting
 from kdrun.display import count
@@ -54,6 +54,7 @@ class Options(WhichSplit):
     )
     rank: str | None = setting(None, choices=tuple(RANKS), help="order several students by this")
     save: Path | None = setting(None, help="where the findings on a FILE go", shows="FOLDER")
+    figures: list[str] = figures_setting()
 
 
 def command(words: list[str]) -> int:
@@ -78,7 +79,7 @@ def command(words: list[str]) -> int:
         for done in measure(target, options.split, testsets, console.track, bar):
             if target.folder is not None:
                 done.files = write_findings(
-                    target.folder, done.name, done.heading, done.found, done.classes, done.about
+                    target.folder, done.name, done.heading, done.found, done.classes, done.about, options.figures
                 )
             every.append(done)
             show_scores(done)

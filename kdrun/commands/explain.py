@@ -45,7 +45,7 @@ def command(words: list[str]) -> int:
         if name in files:
             explain(name, files[name])
         else:
-            show_settings(explain_setting(word, parsed.config_dir))
+            show_settings(explain_setting(word, parsed.config_dir, tuple(files)))
     return 0
 
 

@@ -28,11 +28,11 @@ from kdrun.evaluation.cam_runs import (
 from kdrun.evaluation.deployed import find_target
 from kdrun.evaluation.measure import chosen_split
 from kdrun.evaluation.targets import Target, target_of_run
-from kdrun.files import write_atomically
 from kdrun.reporting.cam_panel import Column, draw_panel
 from kdrun.reporting.labels import short_labels
 from kdrun.runs.directory import find_runs, outputs_folder, short_path
 from kdrun.runs.identity import digest_of, slug
+from kdrun.runs.pictures import write_figure
 
 HELP = f"""
 usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|CLASS] [method=gradcam] [layer=PATH]
@@ -43,7 +43,7 @@ usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|C
 RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/; FILE is a checkpoint, as kdrun
 eval takes it. One picture: a row for each image,
 in columns the image, the teacher and each student, with the heat map of where the network looks, and its class and
-probability in green where it is right and in red where it is wrong. Computed in fp32.
+probability in green with ✓ where it is right and in red with ✗ where it is wrong. Computed in fp32.
 
 images   how many of the run's own test images (10; one of every class first, always the same), or files and folders,
          prepared as evaluation does; a file in a folder named like a class counts as an image of it
@@ -136,8 +136,8 @@ def draw(picture: Path, every: list[CamSubject], images: Images, shown: int, opt
     name = "Grad-CAM" if options.method == "gradcam" else options.method
     place = data.config.dataset.name if options.images.isdecimal() else "own files"
     title = f"{name} for {explained}, {place}"
-    pixels = draw_panel(images.pixels[order], labels[order], data.splits.class_names, columns, title)
-    write_atomically(picture, lambda file: file.write(pixels))
+    panel = draw_panel(images.pixels[order], labels[order], data.splits.class_names, columns, title)
+    write_figure(panel, picture, options.figures)
 
 
 def show(

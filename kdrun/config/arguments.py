@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
-from kdrun.config.options import RunConfig, setting
+from kdrun.config.options import VECTORS, RunConfig, setting
 from kdrun.config.schema import check_value
 from kdrun.config.settings import KINDS, nearest, settings
 from kdrun.errors import ConfigError, suggest
@@ -50,6 +50,11 @@ class Parsed(Generic[Options]):
 def output_root_setting() -> Any:
     """Return the field of the output folder, for the commands that compose no configuration."""
     return setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
+
+
+def figures_setting() -> Any:
+    """Return the field of the formats of pictures, for the commands that draw them."""
+    return setting([], choices=VECTORS, help="write pictures in these formats too, beside PNG")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:

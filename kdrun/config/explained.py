@@ -10,7 +10,7 @@ from kdrun.config.groups import GROUPS, group_files, read_yaml
 from kdrun.config.method_rules import method_rules
 from kdrun.config.method_schema import hyperparameters, is_ours, read_method, sections
 from kdrun.config.settings import KINDS, Setting, nearest, settings
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, suggest
 
 # Words of kdrun train that are no part of a run: how many runs there are, and how they are started.
 OF_TRAIN = {
@@ -37,8 +37,9 @@ class Explained:
     others: tuple[tuple[str, str], ...] = ()
 
 
-def explain_setting(key: str, config_dir: str | None = None) -> list[Explained]:
-    """Return a setting in words, once for each method where it is a method's. Raises ConfigError for what is none."""
+def explain_setting(key: str, config_dir: str | None = None, methods: tuple[str, ...] = ()) -> list[Explained]:
+    """Return a setting in words, once for each method where it is a method's. Raises ConfigError for what is none.
+    methods: names that may have been meant instead."""
     if key in OF_TRAIN:
         kind, meaning = OF_TRAIN[key]
         return [Explained(key, meaning, kind)]
@@ -46,7 +47,8 @@ def explain_setting(key: str, config_dir: str | None = None) -> list[Explained]:
         return found
     known = settings().get(key)
     if known is None:
-        raise ConfigError(f"explain {key}: no such method or setting.{nearest(key)} All of them: kdrun list settings.")
+        meant = suggest(key, methods) or nearest(key)
+        raise ConfigError(f"explain {key}: no such method or setting.{meant} All of them: kdrun list settings.")
     if known.is_group:
         inner = [name for name in settings() if name.startswith(f"{key}.") and name.count(".") == key.count(".") + 1]
         kind = f"a group: {key}=NAME" if key in GROUPS else "a group"

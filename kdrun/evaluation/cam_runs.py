@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdrun.config.arguments import figures_setting
 from kdrun.config.options import setting
 from kdrun.data.datasets import DataSource
 from kdrun.display import Track
@@ -54,6 +55,7 @@ class Options(WhichSplit):
     layer: str | None = setting(None, shows="PATH", help="a module by its path, instead of the automatic choice")
     overlap: int = setting(200, low=0, help="over how many images a student's maps are compared with its teacher's")
     save: Path | None = setting(None, suffixes=(".png",), help="instead of the run's evals/, or pictures/")
+    figures: list[str] = figures_setting()
 
 
 @dataclass

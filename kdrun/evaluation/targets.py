@@ -117,9 +117,12 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
     return Target(path, config, config.student, None, None, split, teacher=teacher)
 
 
-def target_of_run(run: Path, which: Which, settings: dict[str, str], split: str = "test") -> Target:
+def target_of_run(
+    run: Path, which: Which, settings: dict[str, str], split: str = "test", finished: bool = True
+) -> Target:
     """Return a run's student or teacher, or a stored teacher, under the run's own configuration. settings: where it is
-    measured, not what. Raises ConfigError for code of its own that is not trusted."""
+    measured, not what; finished: whether it must have its weights, which else are None. Raises ConfigError for code of
+    its own that is not trusted."""
     config, resolved = read_run(run)
     for name in ("evals", "exports"):
         if (run / name).is_symlink():
@@ -138,7 +141,7 @@ def target_of_run(run: Path, which: Which, settings: dict[str, str], split: str 
         none = missing or f"has no teacher (method={method.name})"
         return teacher_target(run, config, which, split, label, teacher, none)
     weights = run / f"{'teacher' if stored else 'student'}{best}.safetensors"
-    if not weights.is_file():
+    if not weights.is_file() and finished:
         raise ConfigError(no_weights(run, weights.name))
     built = ["teacher"] if stored else ["student", "teacher", "method"] if method.deploys else ["student"]
     permit(run, config, [*built, *(["teacher"] if teacher and which.trust else [])], which.trust)
@@ -147,7 +150,8 @@ def target_of_run(run: Path, which: Which, settings: dict[str, str], split: str 
     if teacher is not None and not which.trust and (line := refusal(run, config, ["teacher"])):
         teacher, missing = None, f"has a teacher that is not loaded without trust=true: {line}"
     deploys = method.deploys
-    return Target(label, config, config.student, weights, run / "evals", name, deploys, teacher, missing, run=run)
+    kept = weights if weights.is_file() else None
+    return Target(label, config, config.student, kept, run / "evals", name, deploys, teacher, missing, run=run)
 
 
 def no_weights(run: Path, name: str) -> str:

@@ -2,81 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdrun.evaluation.bias_grid import CLEAN, TEACHER, BiasEntry, Column, Spread
 from kdrun.evaluation.transfer import LIMITS
-from kdrun.files import write_atomically, write_text
-from kdrun.reporting.bias import CONTROL, Grid, interval_text, spread_text, to_csv, to_markdown
-from kdrun.reporting.evaluation import as_png, new_figure
+from kdrun.files import write_text
+from kdrun.reporting.bias import CONTROL, STAR, Grid, interval_text, spread_text, to_csv, to_markdown
+from kdrun.runs.pictures import pyplot, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = "#222222"
 
 
-def draw_heat_map(grid: Grid, column: Column) -> bytes:
-    """Two panels: accuracy kept on each set, and how far it was shifted, with the share of the way to the teacher."""
+def draw_heat_map(grid: Grid, column: Column) -> Figure:
+    """Two panels, one above the other: accuracy kept on each set, and how far it was shifted, with the share of the way
+    to the teacher. Intervals are in the tables: the figures stay large enough to be read in a column of a paper."""
     entries = grid.of(column.name)
     testsets = [name for name in column.testsets if name != CLEAN]
     labels = list(dict.fromkeys(row for row, _ in entries))
-    height = 1.9 + 0.5 * len(labels)
-    figure, _ = new_figure(1, (max(3.2 + 2.1 * len(testsets), 10.5), height))  # the headings need as much
-    figure.clear()
-    left, right = figure.subplots(1, 2, sharey=True)
+    width = max(1.6 + 0.78 * len(testsets), 4.6)
+    figure, (top, bottom) = pyplot().subplots(
+        2, 1, figsize=(width, 2.3 + 0.3 * len(labels) + 0.44 * len(labels)), layout="constrained",
+        height_ratios=(0.3, 0.44),
+    )  # fmt: skip
     cells = [[entries[label, name] for name in testsets] for label in labels]
     moved = [abs(entry.shift.value) for row in cells for entry in row if entry.row != TEACHER and entry.shift.value]
     widest = max([10.0, *moved])  # the teacher's own way may be far longer than any student's
     draw_panel(
-        left,
-        "accuracy kept on the set, % of that on clean images, both above chance",
+        top,
+        "accuracy kept on the set,\n% of that on clean images, above chance",
         ("viridis", 0.0, 100.0),
-        [[(entry.kept.mean, spread_text(Spread(entry.kept.mean), 1)) for entry in row] for row in cells],
+        [[(entry.kept.mean, spread_text(Spread(entry.kept.mean), 0)) for entry in row] for row in cells],
     )
     draw_panel(
-        right,
-        "shift from the independent student, points; = its share of the way to the teacher",
+        bottom,
+        "shift from the independent student, points;\n= its share of the way to the teacher",
         ("RdBu", -widest, widest),
         [[(entry.shift.value, shift_label(entry)) for entry in row] for row in cells],
     )
-    for axes in (left, right):
-        axes.set_xticks(range(len(testsets)), [name.replace(":", "\n") for name in testsets], fontsize=8, rotation=0)
     controls = {row for (row, _), entry in entries.items() if entry.control}
-    left.set_yticks(
-        range(len(labels)), [label + (CONTROL if label in controls else "") for label in labels], fontsize=9
-    )
+    names = [short_label(label) + (CONTROL if label in controls else "") for label in labels]
+    for axes in (top, bottom):
+        axes.set_xticks(range(len(testsets)), [folded(name) for name in testsets], fontsize=8, rotation=0)
+        axes.set_yticks(range(len(labels)), names, fontsize=9)
+    top.set_xticklabels([])
     seeds = max((entry.seeds for (row, _), entry in entries.items() if row != TEACHER), default=0)
-    figure.suptitle(
-        f"{grid.title}: {column.name}, {seeds} seed{'s' if seeds != 1 else ''}; brackets: intervals "
-        "that hold together in 95 % of experiments; * : excludes 0; ¹ : control",
-        fontsize=9,
-    )
-    return as_png(figure)
+    figure.suptitle(f"{column.name}, {seeds} seed{'s' if seeds != 1 else ''}", fontsize=10)
+    figure.supxlabel("* its interval (grid.csv) excludes 0; ¹ control", fontsize=8)
+    return figure
+
+
+def folded(name: str) -> str:
+    """Return a test set's name in lines short enough for its column: noise, size=8, sigma=0.3."""
+    words = name.replace(":", "\n").replace(",", "\n").replace("_", "_\n").split("\n")
+    return "\n".join(word if len(word) <= 12 else f"{word[:11]}…" for word in words)
+
+
+def short_label(label: str) -> str:
+    return label if len(label) <= 18 else f"{label[:17]}…"
 
 
 def draw_panel(
     axes: Any, heading: str, scale: tuple[str, float, float], cells: list[list[tuple[float | None, str]]]
 ) -> None:
-    """Draw one heat map: cells of (value, its text), on a scale of (colour map, least, greatest)."""
+    """Draw one heat map: cells of (value, its text), on a scale of (colour map, least, greatest). A value beyond the
+    scale has the colour of its end, which the colour bar's arrow says."""
     colours, low, high = scale
     shown = [[float("nan") if value is None else min(max(value, low), high) for value, _ in row] for row in cells]
+    known = [value for row in cells for value, _ in row if value is not None]
+    beyond = (any(value < low for value in known), any(value > high for value in known))
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
     picture = axes.imshow(shown, cmap=colours, vmin=low, vmax=high, aspect="auto")
-    axes.figure.colorbar(picture, ax=axes, fraction=0.03, pad=0.02)
+    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02, extend=extend)
+    bar.ax.tick_params(labelsize=8)
     for row, line in enumerate(cells):
         for place, (value, text) in enumerate(line):
             dark = value is not None and is_dark(picture, shown[row][place])
             colour = "white" if dark else INK
-            axes.text(place, row, text, ha="center", va="center", fontsize=7, color=colour)
+            axes.text(place, row, text, ha="center", va="center", fontsize=9, color=colour, linespacing=0.95)
     axes.set_title(heading, fontsize=9)
     axes.tick_params(length=0)
 
 
 def shift_label(entry: BiasEntry) -> str:
-    """The shift above its interval, and the transfer ratio where there is one."""
-    text = interval_text(entry.shift, 1).replace(" [", "\n[")
-    if entry.transfer.value is None:
-        return text
-    return f"{text}\n= {interval_text(replace(entry.transfer, low=None, high=None), 2, LIMITS)}"
+    """The shift with a star where its interval excludes 0, and the transfer ratio where there is one."""
+    text = interval_text(replace(entry.shift, low=None, high=None), 1) + (STAR if entry.shift.beyond else "")
+    if entry.transfer.value is not None:
+        share = interval_text(replace(entry.transfer, low=None, high=None), 2, LIMITS)
+        text += f"\n{share}" if share[0] in "≤≥" else f"\n= {share}"
+    return text.replace("-", "−")
 
 
 def is_dark(picture: Any, value: float) -> bool:
@@ -84,14 +103,12 @@ def is_dark(picture: Any, value: float) -> bool:
     return 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
 
 
-def write_grid(grid: Grid, folder: Path) -> list[Path]:
-    """grid.csv, grid.md and a picture for each column; their paths."""
+def write_grid(grid: Grid, folder: Path, formats: Sequence[str] = ()) -> list[Path]:
+    """grid.csv, grid.md and a picture for each column; their paths. formats: of pictures, beside PNG."""
     write_text(folder / "grid.csv", to_csv(grid))
     write_text(folder / "grid.md", to_markdown(grid))
     written = [folder / "grid.csv", folder / "grid.md"]
     for place, column in enumerate(grid.columns):
         target = folder / ("grid.png" if len(grid.columns) == 1 else f"grid-{place + 1}.png")
-        picture = draw_heat_map(grid, column)
-        write_atomically(target, lambda file, picture=picture: file.write(picture))
-        written.append(target)
+        written += write_figure(draw_heat_map(grid, column), target, formats)
     return written

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.reporting.evaluation import INK, as_png
+from kdrun.reporting.evaluation import INK
+from kdrun.runs.pictures import pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RIGHT, WRONG = "#1e7b34", "#c0392b"
-CELL, HEAD, LINE = 1.25, 0.62, 0.2  # inches: side of an image, heads of the columns, a title's line
-HEAT = "turbo"
+CELL, HEAD, LINE, BAR = 1.25, 0.62, 0.2, 0.6  # inches: side of an image, heads of columns, a title's line, the scale
+HEAT = "inferno"  # perceptually uniform, and darkest where the network does not look
 NAME_LENGTH = 15
 
 
@@ -30,17 +34,13 @@ class Column:
 
 def draw_panel(
     pixels: np.ndarray, labels: np.ndarray, classes: list[str], columns: Sequence[Column], title: str
-) -> bytes:
-    """pixels uint8 [N, H, W, 3]; labels [N], -1 where unknown. Green titles are right predictions, red ones wrong."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+) -> Figure:
+    """pixels uint8 [N, H, W, 3]; labels [N], -1 where unknown. Green titles with a tick are right predictions, red ones
+    with a cross wrong."""
     rows, width = len(pixels), len(columns) + 1
-    size = (max(width * (CELL + 0.12), 4.6), rows * (CELL + LINE) + HEAD + 0.55)
-    figure = plt.figure(figsize=size)
-    left, top = (size[0] - width * (CELL + 0.12)) / 2, size[1] - 0.28 - HEAD
+    size = (max(width * (CELL + 0.12), 4.6) + BAR, rows * (CELL + LINE) + HEAD + 0.55)
+    figure = pyplot().figure(figsize=size)
+    left, top = (size[0] - BAR - width * (CELL + 0.12)) / 2, size[1] - 0.28 - HEAD
     figure.text(0.5, 1 - 0.12 / size[1], title, ha="center", va="top", fontsize=9, color=INK)
     for place in range(width):
         x = left + place * (CELL + 0.12) + 0.06
@@ -66,9 +66,24 @@ def draw_panel(
                 caption(axes, short(classes[labels[row]], NAME_LENGTH + 4) if known else "class unknown", INK)
             else:
                 draw_cell(axes, columns[place - 1], row, int(labels[row]), classes)
-    below = "red: most for the class, blue: nothing; each map is scaled to its own largest value"
+    draw_scale(figure, size, top)
+    below = "✓ right, ✗ wrong; each map is scaled to its own largest value"
     figure.text(0.5, 0.1 / size[1], below, ha="center", va="bottom", fontsize=7, color="#666666")
-    return as_png(figure)
+    return figure
+
+
+def draw_scale(figure: Figure, size: tuple[float, float], top: float) -> None:
+    """Draw the colour bar beside the first rows."""
+    height = min(top - 0.4, 2.2)
+    box = ((size[0] - BAR + 0.12) / size[0], (top - height) / size[1], 0.11 / size[0], height / size[1])
+    axes = figure.add_axes(box)
+    axes.imshow(np.linspace(1, 0, 128)[:, None], cmap=HEAT, aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_xticks([])
+    axes.set_yticks([0, 0.5, 1])
+    axes.yaxis.tick_right()
+    axes.tick_params(labelsize=6, length=2)
+    axes.yaxis.set_label_position("right")
+    axes.set_ylabel("evidence for the class", fontsize=6.5)
 
 
 def draw_cell(axes: Any, column: Column, row: int, label: int, classes: list[str]) -> None:
@@ -76,11 +91,12 @@ def draw_cell(axes: Any, column: Column, row: int, label: int, classes: list[str
     heat = column.maps[row]
     axes.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.3 + 0.35 * heat, interpolation="bicubic")
     colour = INK if label < 0 else RIGHT if column.predicted[row] == label else WRONG
+    mark = "" if label < 0 else "✓ " if column.predicted[row] == label else "✗ "
     name = short(classes[column.shown[row]], NAME_LENGTH)
-    text = f"{name}, {100 * column.probability[row]:.0f} %"
+    text = f"{mark}{name}, {100 * column.probability[row]:.0f} %"
     if column.predicted[row] != column.shown[row]:  # the colour is the prediction's, so say it
         said = short(classes[column.predicted[row]], 9)
-        text = f"{short(name, 9)}, {100 * column.probability[row]:.0f} %, says {said}"
+        text = f"{mark}{short(name, 9)}, {100 * column.probability[row]:.0f} %, says {said}"
     caption(axes, text, colour)
     if not heat.any():
         axes.text(

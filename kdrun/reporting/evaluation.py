@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.files import spreadsheet_safe, write_atomically, write_json, write_text
+from kdrun.files import spreadsheet_safe, write_json, write_text
+from kdrun.runs.pictures import pyplot, write_figure
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from kdrun.evaluation.calibration import Calibration
     from kdrun.evaluation.classification import Classification
     from kdrun.evaluation.examine import Findings, Similarity
@@ -21,9 +24,15 @@ INK, BLUE, RED = "#222222", "#1f6f8b", "#c0392b"
 
 
 def write_findings(
-    folder: Path, name: str, title: str, found: Findings, classes: list[str], about: dict[str, Any]
+    folder: Path,
+    name: str,
+    title: str,
+    found: Findings,
+    classes: list[str],
+    about: dict[str, Any],
+    formats: Sequence[str] = (),
 ) -> list[Path]:
-    """NAME.json, NAME_confusion.csv and the pictures; their paths. title: of the pictures."""
+    """NAME.json, NAME_confusion.csv and the pictures; their paths. title: of the pictures; formats: beside PNG."""
     write_json(folder / f"{name}.json", as_json(found, classes, about))
     write_text(folder / f"{name}_confusion.csv", confusion_csv(found.classification, classes))
     written = [folder / f"{name}.json", folder / f"{name}_confusion.csv"]
@@ -34,9 +43,7 @@ def write_findings(
     if found.similarity is not None:
         pictures["cka"] = draw_similarity(found.similarity, f"{title}, teacher {about['teacher']}")
     for kind, picture in pictures.items():
-        target = folder / f"{name}_{kind}.png"
-        write_atomically(target, lambda file, picture=picture: file.write(picture))
-        written.append(target)
+        written += write_figure(picture, folder / f"{name}_{kind}.png", formats)
     return written
 
 
@@ -79,32 +86,17 @@ def confusion_csv(table: Classification, classes: list[str]) -> str:
 
 def new_figure(rows: int, size: tuple[float, float], **settings: Any) -> tuple[Any, Any]:
     """A matplotlib figure with `rows` axes, drawn without a screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # the first start announces its font cache
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, 1, figsize=size, layout="constrained", **settings)
+    return pyplot().subplots(rows, 1, figsize=size, layout="constrained", **settings)
 
 
-def as_png(figure: Any) -> bytes:
-    import matplotlib.pyplot as plt
-
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    plt.close(figure)
-    return picture.getvalue()
-
-
-def draw_reliability(found: Calibration, title: str) -> bytes:
+def draw_reliability(found: Calibration, title: str) -> Figure:
     """Accuracy of each bin of confidence against the diagonal, and how many images each bin holds."""
     figure, (top, bottom) = new_figure(2, (5.4, 6), height_ratios=(3, 1), sharex=True)
     bins = len(found.count)
     width = 100 / bins
     middle = [width * (place + 0.5) for place in range(bins)]
     filled = [place for place in range(bins) if found.count[place]]
-    top.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="as right as confident")
+    top.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="perfect calibration")
     top.bar(
         [middle[place] for place in filled],
         [found.accuracy[place] for place in filled],
@@ -118,15 +110,16 @@ def draw_reliability(found: Calibration, title: str) -> bytes:
         "o",
         color=RED,
         markersize=4,
+        clip_on=False,
         label="at the bin's mean confidence",
     )
-    top.set(ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 103))
-    top.set_title(
+    top.set(ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 100))
+    bottom.set_title(
         f"ECE {found.ece:.2f} % in {bins} bins: confidence {found.mean_confidence:.2f} %, accuracy "
         f"{found.mean_accuracy:.2f} %",
-        fontsize=10,
+        fontsize=9,
     )
-    top.legend(frameon=False, loc="upper left", fontsize=9)
+    top.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)  # above all bars
     total = max(sum(found.count), 1)
     bottom.bar(middle, [100 * count / total for count in found.count], width=0.94 * width, color="#7a7a7a")
     bottom.set(xlabel="confidence (largest probability), %", ylabel="images, %")
@@ -134,10 +127,10 @@ def draw_reliability(found: Calibration, title: str) -> bytes:
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
     figure.suptitle(title, fontsize=9)
-    return as_png(figure)
+    return figure
 
 
-def draw_confusion(table: Classification, classes: list[str], title: str) -> bytes:
+def draw_confusion(table: Classification, classes: list[str], title: str) -> Figure:
     """Shares of each class's images, in colour; with names and counts where they fit."""
     count = len(classes)
     named = count <= NAMED
@@ -167,10 +160,10 @@ def draw_confusion(table: Classification, classes: list[str], title: str) -> byt
                     )
     axes.set(xlabel="predicted" if named else "predicted, class number", ylabel="class" if named else "class number")
     axes.set_title(title, fontsize=9)
-    return as_png(figure)
+    return figure
 
 
-def draw_similarity(found: Similarity, title: str) -> bytes:
+def draw_similarity(found: Similarity, title: str) -> Figure:
     """Linear CKA of every pair of stages: the student's deepest stage at the top, the teacher's at the right."""
     rows, columns = len(found.student), len(found.teacher)
     figure, axes = new_figure(1, (max(5.0, 2.2 + 0.8 * columns), max(3.6, 1.6 + 0.7 * rows)))
@@ -193,4 +186,4 @@ def draw_similarity(found: Similarity, title: str) -> bytes:
             )
     axes.set(xlabel="teacher's stage", ylabel="student's stage")
     axes.set_title(title, fontsize=9)
-    return as_png(figure)
+    return figure

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdrun.evaluation.stats import MAX_SEEDS, Seeds
-from kdrun.reporting.labels import Section, cell_text, grid, header_lines, sections
+from kdrun.reporting.labels import EMPTY, Section, cell_text, grid, header_lines, sections
+from kdrun.reporting.remarks import SETTINGS
+from kdrun.reporting.results import SELECTIONS
 from kdrun.reporting.table import Entry, Table
 from kdrun.reporting.text import numeric_columns
 
@@ -159,33 +161,51 @@ def latex(text: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", "".join(LATEX.get(sign, sign) for sign in text))
 
 
-def to_latex(table: Table) -> str:
-    """A table environment for booktabs; notes follow as a list."""
+def to_latex(table: Table, caption: str | None = None, label: str | None = None) -> str:
+    """A table environment for booktabs, as a paper takes it; what the statistics say follows as comments."""
 
     def shown(entry: Entry) -> str:
-        return rf"\textbf{{{latex(cell_text(entry))}}}" if entry.best else latex(cell_text(entry))
+        text = latex(paper_cell(entry, seeds))
+        return rf"\textbf{{{text}}}" if entry.best else text
 
-    title, *about = header_lines(table)
+    entries = [entry for entry in table.filled() if entry.runs]
+    counts = {len(entry.values) for entry in entries}
+    seeds = counts.pop() if len(counts) == 1 else None
     rows = [[latex(row), *(shown(table.entries[row, column]) for column in table.columns)] for row in table.rows]
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{latex(title)}: {latex('. '.join(about))}.}}",
+        rf"\caption{{{latex(caption or usual_caption(table, seeds))}}}",
+        rf"\label{{{label or 'tab:' + re.sub(r'[^A-Za-z0-9:-]+', '-', table.name)}}}",
         *latex_grid([latex(name) for name in ["", *table.columns]], rows, numeric_columns(grid(table))),
         r"\end{table}",
     ]
     for section in sections(table):
-        lines += ["", rf"\paragraph{{{latex(section.heading)}}}"] if section.heading else [""]
-        if section.rows:
-            lines += latex_grid(
-                [latex(name) for name in section.columns],
-                [[latex(text) for text in row] for row in section.rows],
-                numeric_columns(section.rows),
-            )
-        if section.lines:
-            lines += [r"\begin{itemize}", *(rf"\item {latex(line)}" for line in plain_best(section)), r"\end{itemize}"]
+        lines += ["%", f"% {section.heading}" if section.heading else "%"]
+        lines += [f"%   {'  '.join(row)}" for row in ([section.columns, *section.rows] if section.rows else [])]
+        lines += [f"%   {line}" for line in plain_best(section)]
     return "\n".join(lines) + "\n"
+
+
+def paper_cell(entry: Entry, seeds: int | None) -> str:
+    """A mean with its deviation; how many seeds only where they differ; nothing that failed."""
+    if entry.mean is None:
+        return EMPTY
+    spread = "" if entry.std is None or not entry.runs else f" ± {entry.std:.2f}"
+    number = f" ({len(entry.values)})" if entry.runs and seeds is None else ""
+    mark = f" {SETTINGS}" if entry.departs else ""
+    return f"{entry.mean:.2f}{spread}{number}{mark}"
+
+
+def usual_caption(table: Table, seeds: int | None) -> str:
+    """Return title, what the figures are, over how many seeds, and what bold means."""
+    selection = SELECTIONS[table.shape.value].replace("top-1, %, ", "")
+    number = f" over {seeds} seeds" if seeds and seeds > 1 else " over (seeds)" if seeds is None else ""
+    spread = f"; mean ± standard deviation{number}" if seeds != 1 else ", one seed"
+    best = " Bold: best of its column, and distinguishable from the next (Holm-corrected, p < 0.05)."
+    bold = best if any(entry.best for entry in table.entries.values()) else ""
+    return f"{table.title}. Top-1 accuracy in % {selection}{spread}.{bold}"
 
 
 def latex_grid(columns: list[str], rows: list[list[str]], right: list[bool]) -> list[str]:
@@ -265,8 +285,9 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def save(table: Table, place: Path) -> None:
-    """Write in the format that the file's ending names."""
+def save(table: Table, place: Path, caption: str | None = None, label: str | None = None) -> None:
+    """Write in the format that the file's ending names. caption, label: of LaTeX."""
     from kdrun.files import write_text
 
-    write_text(place, FORMATS[place.suffix](table))
+    text = to_latex(table, caption, label) if place.suffix == ".tex" else FORMATS[place.suffix](table)
+    write_text(place, text)

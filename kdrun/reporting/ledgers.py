@@ -22,6 +22,7 @@ class Options:
     value: str | None = setting(None, choices=tuple(SELECTIONS), help="the accuracy that is shown")
     against: str | None = setting(None, help="tests compare with this row", shows="ROW")
     baseline: str | None = setting(None, help="differences are taken to this row", shows="ROW")
+    rows: list[str] = setting([], help="names of rows to be shown instead: kd:Hinton,none:Student", shows="ROW:NAME,…")
     margin: float | None = setting(None, over=0, high=100, help="points within which a published value is reproduced")
     output_root: Path | None = output_root_setting()
 
@@ -38,7 +39,33 @@ def shaped(ledger: Ledger, options: Options) -> Ledger:
     rows = {key: row_named(key, name, ledger) for key, name in given.items() if name is not None}
     margin = ledger.shape.margin if options.margin is None else options.margin
     ledger.shape = replace(ledger.shape, value=options.value or ledger.shape.value, margin=margin, **rows)
-    return ledger
+    return renamed(ledger, options.rows)
+
+
+def renamed(ledger: Ledger, words: list[str]) -> Ledger:
+    """Return the ledger with other names of rows, each ROW:NAME. Raise ConfigError for a row that it has not, and for
+    two rows of one name."""
+    names: dict[str, str] = {}
+    for word in words:
+        row, colon, name = word.partition(":")
+        if not colon or not name.strip():
+            raise ConfigError(f"rows={word}: give ROW:NAME, as in rows='kd:Hinton et al.,none:Student'.")
+        names[row_named("rows", row, ledger)] = name.strip()
+    rows = list(dict.fromkeys(cell.row for cell in ledger.cells))
+    after = [names.get(row, row) for row in rows]
+    if len(set(after)) < len(after):
+        twice = next(name for name in after if after.count(name) > 1)
+        raise ConfigError(f"rows={','.join(words)}: two rows would be called {twice}.")
+    old = ledger.shape
+    shape = replace(
+        old,
+        rows=[names.get(row, row) for row in old.rows],
+        baseline=None if old.baseline is None else names.get(old.baseline, old.baseline),
+        against=None if old.against is None else names.get(old.against, old.against),
+    )
+    return replace(
+        ledger, shape=shape, cells=[replace(cell, row=names.get(cell.row, cell.row)) for cell in ledger.cells]
+    )
 
 
 def row_named(key: str, value: str, ledger: Ledger) -> str:

@@ -238,7 +238,7 @@ def rebuild_results(output_root: Path) -> Path:
         names, settings = differing(path for path, _ in found)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*RESULT_KEYS, *names])
+        writer.writerow(spreadsheet_safe([*RESULT_KEYS, *names]))
         for path, result in found:
             row: dict[str, Any] = {key: result.get(key) for key in RESULT_KEYS}
             row["overrides"] = " ".join(row["overrides"] or [])

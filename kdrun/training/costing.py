@@ -30,7 +30,7 @@ from kdrun.training.teacher import Teacher
 WARM, TIMED = 1, 6  # steps
 SECONDS = 0.4  # of timed steps, after which no further one is taken
 OPERATIONS = 8e9  # of a timed step on a CPU: of large networks fewer images are passed, and the time is scaled
-FEWEST = 4  # images, which batch norm needs to be itself
+FEWEST, PAIR = 4, 2  # images of a step: of a method, which may relate them to each other, and of a network alone
 SHOWN = 512  # different images at most
 
 
@@ -85,7 +85,7 @@ class Costing:
         """Measure a network. trains: whether it is ever trained; else `step` is three times its forward pass."""
         made = self.make(options, FEWEST)
         flops = count_flops(made.tap.model, made.tap.input_size or made.tap.image_size)
-        images = self.images(flops, batch_size)
+        images = self.images(flops, batch_size, PAIR)
         made.batch_size = images
         lane = self.lane(made, None, Independent(), optimizer)
         step = self.steps(lane, None, images) if trains else 0.0
@@ -140,13 +140,13 @@ class Costing:
             spec=self.spec,
         )
 
-    def images(self, flops: int, batch_size: int) -> int:
+    def images(self, flops: int, batch_size: int, fewest: int = FEWEST) -> int:
         """Return how many images a timed step passes: the batch, or as many as a CPU passes in a fraction of a
         second."""
         most = min(batch_size, self.shown)
         if self.numerics.torch_device.type != "cpu":
             return most
-        return min(most, max(int(OPERATIONS / max(3 * flops, 1)), FEWEST))
+        return min(most, max(int(OPERATIONS / max(3 * flops, 1)), fewest))
 
     def batches(self, images: int, views: tuple[str, ...] = ()) -> Iterator[Batch]:
         """Yield full batches without end."""

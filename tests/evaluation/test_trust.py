@@ -353,7 +353,7 @@ def test_one_damaged_run_hides_no_other(kdrun, outputs, received, canary):
     (failed / "failed.txt").write_text("2026 \x1b]0;pwn\x07 failed\n")
     code, out, err = kdrun("list", "runs")
     assert (code, err) == (0, "")
-    assert out.count("damaged: ") == len(bad) and "79" not in err and "\x1b" not in out and r"\x1b]0;pwn\x07" in out
+    assert out.count("damaged:") == len(bad) and "79" not in err and "\x1b" not in out and r"\x1b]0;pwn\x07" in out
     assert any(str(good.name) in line and "done" in line for line in out.splitlines())
     for words in (["table", str(good.parent / "*")], ["report", str(good.parent / "*")], ["status"]):
         code, out, err = kdrun(*words)

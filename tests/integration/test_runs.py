@@ -25,6 +25,7 @@ UNSTEADY = {
     "finished_at",
     "train_seconds",
     "images_per_second",
+    "lr",
     "peak_memory",
     "overrides",
 }  # times, and what was typed

@@ -147,7 +147,7 @@ def test_rows_hold_all_seeds_and_what_is_done():
 def test_a_sweep_that_has_not_begun_shows_what_is_published(kdrun, outputs):
     code, out, _ = kdrun("table", "consistent_teaching")
     assert code == 0
-    assert "0 of 24 cells done" in out
+    assert "0 of 30 cells done" in out
     assert "78.65" in out
     assert "not begun: kdrun train -m sweep=consistent_teaching trains it" in out
     assert not outputs.exists()

@@ -31,6 +31,7 @@ from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer
 from kdrun.training.precision import Numerics, pinned, resolve, resolve_precision
 from kdrun.training.teacher import Teacher
+from tests.conftest import TINY
 
 CPU = torch.device("cpu")
 PLAIN = Numerics("cpu", "fp32", False, torch.get_num_threads(), False)
@@ -401,3 +402,16 @@ def test_throughput_counts_images_not_batches(images, batch_size):
     for step in range(-(-images // batch_size)):
         clock.tick(step)
     assert clock.images == images
+
+
+def test_the_learning_rate_is_among_the_metrics_of_every_epoch(kdrun, outputs):
+    """As of the last update of each epoch, for metrics.csv and for every logger, which gets the same."""
+    words = ["optimizer.lr=0.1", "optimizer.schedule=multistep", "optimizer.milestones=[2]", "optimizer.gamma=0.1"]
+    assert kdrun("train", *TINY, "epochs=3", "method=none", *words)[0] == 0
+    (run,) = (outputs / "runs").glob("*/*/*/*")
+    rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    assert [(row[0], float(row[3])) for row in rows if row[1:3] == ["train", "lr"]] == [
+        ("1", 0.1),
+        ("2", 0.1),
+        ("3", pytest.approx(0.01)),
+    ]

@@ -15,7 +15,7 @@ from kdrun.reporting.table import Table
 COLOURS = 8  # that everybody can tell apart, half of them dashed; page.css has them as c0 … c7
 COSTS = (  # key of result.json, axis, tooltip's unit, whether less is better
     ("params", "parameters of the student", "parameters", True),
-    ("flops", "multiply-adds for one image", "multiply-adds", True),
+    ("flops", "FLOPs for one image (a multiply-add counts two)", "FLOPs", True),
     ("images_per_second", "training images/s", "images/s", False),
 )
 
@@ -117,7 +117,7 @@ def floor_of(curves: Sequence[Sequence[Point]]) -> float | None:
 
 
 def cost_charts(table: Table, places: Places, styles: dict[str, str]) -> list[Figure]:
-    """Accuracy over parameters, multiply-adds and training speed, of each data set: a mark for each place of the
+    """Accuracy over parameters, FLOPs and training speed, of each data set: a mark for each place of the
     table."""
     datasets = list(dict.fromkeys(entry.dataset for entry in table.filled() if entry.runs))
     figures = []
