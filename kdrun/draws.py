@@ -156,3 +156,8 @@ def seed_dropout(seed: int, epoch: int, step: int, device: torch.device) -> None
     torch.default_generator.manual_seed(key & (MASK >> 1))
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(key & (MASK >> 1))
+
+
+def has_drawn(device: torch.device) -> bool:
+    """Whether anything on a GPU has drawn from its generator since `seed_dropout`."""
+    return torch.cuda.default_generators[device.index or 0].get_offset() > 0

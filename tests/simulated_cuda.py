@@ -40,6 +40,10 @@ INDEXING = {"index", "_unsafe_index", "index_put_", "_index_put_impl_", "index_p
 SCALARS_TOO = {"cat", "stack", "index_copy_", "index_copy", "_fused_sgd_", "_fused_adam_", "_fused_adamw_"}
 
 
+# What a kernel overwrites without its schema saying so.
+UNSAID = {"aten::native_batch_norm": ("running_mean", "running_var")}
+
+
 class Mixed(RuntimeError):
     """Tensors of both devices in one operation."""
 
@@ -233,7 +237,8 @@ class Graph:
     def protect(self, func: Any, args: Any, kwargs: Any) -> None:
         """Remember what a kernel is about to overwrite: a capture runs nothing."""
         for position, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if not written and argument.name not in UNSAID.get(func._schema.name, ()):
                 continue
             given = args[position] if position < len(args) else kwargs.get(argument.name)
             for x in tree_leaves(given):
@@ -330,6 +335,17 @@ class Above(TorchFunctionMode):
         return self.inside(Tensor.to, (x,), changes) if changes else x
 
 
+class Generator:
+    """The GPU's generator: its kernels draw from the CPU's, which is seeded beside it."""
+
+    def manual_seed(self, seed: int) -> None:
+        self.seeded = torch.default_generator.get_state()
+
+    def get_offset(self) -> int:
+        with _disable_current_modes():
+            return 0 if torch.equal(self.seeded, torch.default_generator.get_state()) else 4
+
+
 class Autocast(torch.autocast):
     def __init__(self, device_type: str, *args: Any, **kwargs: Any):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -373,7 +389,7 @@ def replaced(gpu: GPU) -> list[tuple[Any, str, Any]]:
         (torch.cuda, "mem_get_info", lambda *_: (2**34, 2**34)),
         (torch.cuda, "max_memory_allocated", lambda *_: 1),
         (torch.cuda, "synchronize", lambda *_: gpu.sync("synchronize")),
-        (torch.cuda, "default_generators", (torch.Generator(),)),  # kernels draw from the CPU's, seeded beside it
+        (torch.cuda, "default_generators", (Generator(),)),
         (torch.cuda, "is_current_stream_capturing", lambda: gpu.graph is not None),
         (torch.cuda, "_lazy_init", lambda: None),
         (torch.cuda, "CUDAGraph", Graph),

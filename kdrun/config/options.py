@@ -207,6 +207,7 @@ class RunConfig:
     output_root: str = setting(path=True)
     save_every_minutes: float = setting(over=0, high=525_600)
     teacher_cache: bool = setting(True)
+    graphs: str = setting("auto", choices=("auto", "true", "false"))
     logger: list[str] = setting([], choices=LOGGERS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,6 +69,16 @@ class PaddedImages:
         return self.windows[start].view(-1, self.side, self.side, 3)
 
 
+@dataclass
+class Drawn:
+    """An epoch: its order of the samples, [num_samples], and how each of them looks, to the teacher too where that is
+    another view."""
+
+    order: Tensor
+    views: Views
+    teacher_views: Views | None
+
+
 class ResidentTrain:
     """Shuffled, augmented training batches; the last one may be small. Everything is a function of (seed, epoch).
 
@@ -115,22 +126,23 @@ class ResidentTrain:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
-        order = shuffled(self.num_samples, self.seed, epoch, self.device)
-        views = self._draw(epoch, VIEW)
-        teacher_views = self._teacher_views(epoch)
-        strong = Strong(self, epoch, order) if "strong" in self.views else None
+        drawn = self.draw(epoch)
+        strong = Strong(self, epoch, drawn.order) if "strong" in self.views else None
         for step in range(start, self.steps_per_epoch):
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            index = order[window]
-            image = self.view(index, views)
-            teacher_image = image if teacher_views is None else self.view(index, teacher_views)
-            yield Batch(
-                image,
-                self.device_labels[index],
-                index,
-                teacher_image,
-                None if strong is None else strong(index, window),
-            )
+            batch = self.batch(drawn.order[window], drawn)
+            yield batch if strong is None else replace(batch, strong=strong(batch.index, window))
+
+    def draw(self, epoch: int) -> Drawn:
+        """Draw everything that `epoch` is made by, but strong views."""
+        order = shuffled(self.num_samples, self.seed, epoch, self.device)
+        return Drawn(order, self._draw(epoch, VIEW), self._teacher_views(epoch))
+
+    def batch(self, index: Tensor, drawn: Drawn) -> Batch:
+        """Samples `index` [N] as they look in an epoch."""
+        image = self.view(index, drawn.views)
+        other = image if drawn.teacher_views is None else self.view(index, drawn.teacher_views)
+        return Batch(image, self.device_labels[index], index, other)
 
     def _draw(self, epoch: int, purpose: int) -> Views:
         return draw_views(self.augment, self.seed, epoch, self.num_samples, purpose, self.device)

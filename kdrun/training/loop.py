@@ -15,7 +15,7 @@ from kdrun.config.options import OptimizerOptions
 from kdrun.config.own_code import located
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
-from kdrun.draws import Draws, Numbers, seed_dropout
+from kdrun.draws import Draws, Numbers, has_drawn, seed_dropout
 from kdrun.errors import RunError, one_line
 from kdrun.methods.base import Forward, Method, check_terms
 from kdrun.streams import Streams
@@ -59,6 +59,7 @@ class Lane:
     usual: Tensor | None = None
     ema: Average | None = None
     peer: Peer | None = None  # takes the place of the shared teacher
+    random: bool = False  # it draws from PyTorch's generator of a GPU
     deployed: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     numbers: Numbers = field(init=False)
@@ -104,6 +105,7 @@ class Lane:
         self.begin(epoch, step, steps)
         try:
             self.compute(batch, teacher, self.progress)
+            self.random = self.random or (self.device.type == "cuda" and has_drawn(self.device))
             self.meter.end(len(batch.label))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self.explain(error, len(batch.label)) from error
@@ -163,8 +165,36 @@ class Lane:
         return error
 
 
+class Eager:
+    """Training steps one kernel after the other. What `epoch` yields, `step` is given."""
+
+    def __init__(self, teacher: Teacher | None, loader: TrainLoader):
+        self.teacher, self.loader = teacher, loader
+
+    def epoch(self, epoch: int, first: int) -> Iterator[Any]:
+        """Return the batches `first`, `first` + 1, … of `epoch`."""
+        return self.loader.epoch(epoch, first)
+
+    def remark(self) -> str:
+        """Return what the user should know, once."""
+        return ""
+
+    def step(self, lanes: Sequence[Lane], given: Any, epoch: int, step: int, steps: int) -> None:
+        """Train every lane that has not failed on one batch and one pass of the teacher."""
+        shared = None if self.teacher is None else self.teacher.for_batch(given)
+        for lane in lanes:
+            if lane.failed is None:
+                with lane.isolated():
+                    lane.step(given, lane.peer or shared, epoch, step, steps)
+
+
 def train_epoch(
-    lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader, epoch: int, starts: Sequence[int] | None = None
+    lanes: list[Lane],
+    teacher: Teacher | None,
+    loader: TrainLoader,
+    epoch: int,
+    starts: Sequence[int] | None = None,
+    how: Eager | None = None,
 ) -> Iterator[int]:
     """Train every lane on the batches of `epoch`, each from its own step in `starts` (by default from the first),
     yielding the number of each finished step.
@@ -178,27 +208,16 @@ def train_epoch(
         lane.method.train()
         if start == 0:
             lane.count_from_zero(steps)
-    first = min(starts, default=0)
-    for step, batch in enumerate(loader.epoch(epoch, first), first):
+    first, how = min(starts, default=0), how or Eager(teacher, loader)
+    for step, given in enumerate(how.epoch(epoch, first), first):
         begun = [lane for lane, start in zip(lanes, starts, strict=True) if step >= start]
-        train_batch(begun, teacher, batch, epoch, step, steps)
+        how.step(begun, given, epoch, step, steps)
         if all(lane.failed for lane in lanes):
             return
         yield step
     for lane in lanes:
         with lane.isolated():
             lane.meter.check(steps)
-
-
-def train_batch(
-    lanes: Sequence[Lane], teacher: Teacher | None, batch: Batch, epoch: int, step: int, steps: int
-) -> None:
-    """Train every lane that has not failed on one batch and one pass of the teacher."""
-    shared = None if teacher is None else teacher.for_batch(batch)
-    for lane in lanes:
-        if lane.failed is None:
-            with lane.isolated():
-                lane.step(batch, lane.peer or shared, epoch, step, steps)
 
 
 def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:

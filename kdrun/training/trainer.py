@@ -15,7 +15,8 @@ from kdrun.display import Step
 from kdrun.errors import Interrupted, KdrunError, RunError
 from kdrun.runs.directory import short_path
 from kdrun.training.checkpoint import save_weights
-from kdrun.training.loop import Lane, Preparation, TrainLoader, evaluate, train_epoch
+from kdrun.training.graphs import Graphs
+from kdrun.training.loop import Eager, Lane, Preparation, TrainLoader, evaluate, train_epoch
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.training_run import Loaders, TrainingRun
@@ -40,7 +41,14 @@ class Failed:
     reason: str
 
 
-Event = Step | Epoch | Failed
+@dataclass(frozen=True)
+class Remark:
+    """Something that the user should know, once."""
+
+    text: str
+
+
+Event = Step | Epoch | Failed | Remark
 
 
 def prepare(
@@ -92,13 +100,16 @@ def fit(
     """
     steps = loaders.train.steps_per_epoch
     saved, waiting = time.monotonic(), list(trainings)
+    how = stepper([training.lane for training in trainings], teacher, loaders.train)
     for epoch in range(min((training.epoch for training in trainings), default=epochs), epochs):
         clock = Clock(loaders.train)
         trainings = [training for training in waiting if training.epoch <= epoch]
         for training in trainings:
             training.begun = training.step
         starts = [training.step for training in trainings]
-        for step in train_epoch([training.lane for training in trainings], teacher, loaders.train, epoch, starts):
+        for step in train_epoch([training.lane for training in trainings], teacher, loaders.train, epoch, starts, how):
+            if told := how.remark():
+                yield Remark(told)
             clock.tick(step)
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
             due = bool(stop.signal) or time.monotonic() - saved > save_every
@@ -125,6 +136,11 @@ def fit(
         # One that came during the evaluation, after this epoch was not to be saved, is heeded in the next one.
         if stop.signal and save and epoch + 1 < epochs:
             raise stopped(stop.signal, f"after epoch {epoch + 1}")
+
+
+def stepper(lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader) -> Eager:
+    """Return how the steps of `lanes` are made, as their numerics say."""
+    return (Graphs if lanes[0].student.numerics.graphs else Eager)(teacher, loader)
 
 
 def stopped(signal: str, where: str) -> Interrupted:
