@@ -116,7 +116,7 @@ def storage(x: Tensor) -> int:
 
 @dataclass
 class Kernel:
-    """One launch: its name, its numbers, the tensors that it was given, and what it returned."""
+    """One operation: its name, its numbers, the tensors that it was given, and what it returned."""
 
     func: Any
     args: Any
@@ -139,7 +139,7 @@ class Kernel:
 @dataclass
 class GPU:
     """What happens on the simulated device. syncs: where the host waited for it; copies: where it was sent host memory;
-    launches: of kernels. kernels: each of them, while something records."""
+    launches: of kernels. kernels: every operation, while something records."""
 
     syncs: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)
@@ -189,11 +189,13 @@ class GPU:
         if name in NOT_TENSORS:
             return out
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        kernel = Kernel(func, given, named, made, "" if self.kernels is None else place())
+        if self.kernels is not None:
+            self.kernels.append(kernel)
         if not (func.is_view or name in NO_KERNEL):
             self.launches += 1
-            for record in (self.kernels, None if self.graph is None else self.graph.kernels):
-                if record is not None:
-                    record.append(Kernel(func, given, named, made, "" if self.kernels is None else place()))
+            if self.graph is not None:
+                self.graph.kernels.append(kernel)
         if self.graph is not None:
             self.graph.note(made, [x for x in tree_leaves((given, named)) if isinstance(x, Tensor)])
         known = {id(x.held): x for x in leaves if isinstance(x, Placed)}

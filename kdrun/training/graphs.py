@@ -28,9 +28,7 @@ WARM = 3  # steps of a lane before it is recorded: they make the optimizer's sta
 
 def refuse(part: object, name: str, known: tuple[str, ...], owner: str) -> Any:
     if name in known:
-        raise RuntimeError(
-            f"the method reads {owner}.{name}, which a recorded step cannot; take it from progress.number"
-        )
+        raise RuntimeError(f"the method reads {owner}.{name} as a plain number; take it from progress.number")
     return object.__getattribute__(part, name)
 
 

@@ -1,5 +1,5 @@
-"""What is settled before the first step: where a run stands, what is kept of the teacher's outputs, whether networks are
-compiled."""
+"""What is settled before the first step: where a run stands, what is kept of the teacher's outputs, and whether
+networks are compiled."""
 
 from __future__ import annotations
 
