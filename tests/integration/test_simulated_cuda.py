@@ -86,7 +86,7 @@ class Watch:
             if self.gpu.graph is not None:
                 return usual(lane, batch, teacher, progress)
             at = (lane.progress.epoch, lane.progress.step)
-            self.gpu.kernels = self.kernels.setdefault(at, [])
+            self.gpu.kernels = self.kernels[at] = []  # of the training, not of a preparation before it
             given = (batch.image, batch.label, batch.index, batch.teacher_image, batch.strong)
             self.inputs[at] = {storage(x.held) for x in given if x is not None}
             try:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -22,6 +23,7 @@ from kdrun.training.meters import TrainMeter
 from kdrun.training.optimizer import load_optimizer, make_optimizer
 from kdrun.training.precision import pinned, resolve
 from tests.conftest import TINY
+from tests.integration.test_runs import only_run
 from tests.simulated_cuda import CUDA, Mixed, Placed, simulated_cuda
 
 CPU = torch.device("cpu")
@@ -152,10 +154,10 @@ def test_a_cpu_has_no_graphs(kdrun):
     code, _, err = kdrun("train", *TINY, "graphs=true", "device=cpu")
     assert (code, err) == (
         2,
-        "error: graphs=true: CUDA graphs need a GPU, and this is cpu; choose graphs=auto or false.\n",
+        "error: graphs=true: CUDA graphs need a GPU, and this runs on cpu; choose graphs=auto or false.\n",
     )
     code, _, err = kdrun("train", *TINY, "graphs=maybe")
-    assert code == 2 and err.startswith("error: graphs=maybe: choose auto, true or false")
+    assert code == 2 and err.startswith("error: graphs=maybe: choose auto or true or false")
 
 
 def test_graphs_are_off_unless_asked_for():
@@ -176,38 +178,39 @@ def test_only_graphs_that_were_asked_for_are_part_of_a_runs_identity():
     assert digests[0] == digests[1] != digests[2]
 
 
-class Stuck(KD):
-    """Its ramp is a plain number of the epoch."""
-
-    def losses(self, batch, student, teacher, progress):
-        terms = super().losses(batch, student, teacher, progress)
-        return {**terms, "kd": terms["kd"] * (1 + progress.epoch)}
+USUAL = KD.losses
 
 
-class Waiting(KD):
-    """Looks at its loss."""
+def of_plain_ramp(method, batch, student, teacher, progress):
+    terms = USUAL(method, batch, student, teacher, progress)
+    return {**terms, "kd": terms["kd"] * (1 + progress.epoch)}
 
-    def losses(self, batch, student, teacher, progress):
-        terms = super().losses(batch, student, teacher, progress)
-        assert terms["kd"].item() >= 0
-        return terms
+
+def looking_at_its_loss(method, batch, student, teacher, progress):
+    terms = USUAL(method, batch, student, teacher, progress)
+    assert terms["kd"].item() >= 0
+    return terms
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"),
+    ("losses", "why"),
     [
-        (Stuck, "the method reads progress.epoch as a plain number; take it from progress.number"),
-        (Waiting, "operation not permitted when stream is capturing"),
+        (of_plain_ramp, "the method reads progress.epoch as a plain number; take it from progress.number"),
+        (looking_at_its_loss, "operation not permitted when stream is capturing"),
     ],
 )
-def test_a_method_that_cannot_be_recorded_goes_on_without(kdrun, monkeypatch, kind, why):
-    monkeypatch.setattr(KD, "losses", kind.losses)
+def test_a_method_that_cannot_be_recorded_goes_on_without(kdrun, monkeypatch, tmp_path, losses, why):
+    """Its numbers are those of a CPU."""
+    monkeypatch.setattr(KD, "losses", losses)
+    words = [*TINY, "dataset.fake_train=104", "epochs=2", "teacher.random=true"]
     with simulated_cuda() as gpu:
-        words = [*TINY, "dataset.fake_train=104", "epochs=2", "teacher.random=true", "device=cuda", "graphs=true"]
-        code, out, err = kdrun("train", *words)
+        code, out, err = kdrun("train", *words, "device=cuda", "graphs=true", f"output_root={tmp_path / 'gpu'}")
     assert (code, err, gpu.replays) == (0, "", 0)
     (line,) = [line for line in out.splitlines() if line.startswith("graphs=true: ")]
     assert why in line and line.endswith("the steps run one kernel after the other")
+    assert kdrun("train", *words, "device=cpu", f"output_root={tmp_path / 'cpu'}")[0] == 0
+    found = [load_file(only_run(tmp_path / place) / "student.safetensors") for place in ("gpu", "cpu")]
+    assert all(torch.equal(found[0][name], weight) for name, weight in found[1].items())
 
 
 def test_the_simulated_gpu_refuses_what_a_gpu_refuses():
