@@ -358,7 +358,8 @@ class Stream:
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def wait_stream(self, other: Stream) -> None: ...
+    def wait_stream(self, other: Stream) -> None:
+        assert isinstance(other, Stream)
 
     def is_capturing(self) -> bool:
         return GPU.current is not None and GPU.current.graph is not None

@@ -126,7 +126,7 @@ class Graphs(Eager):
         self.graph: torch.cuda.CUDAGraph | None = None
         self.lanes: list[Lane] = []  # those of the graph
         self.warm: dict[int, int] = {}  # whole steps that each lane, by id, has made one kernel after the other
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream(device=loader.device)
         self.reason, self.told = "", False
 
     def remark(self) -> str:
@@ -141,7 +141,7 @@ class Graphs(Eager):
     def step(self, lanes: Sequence[Lane], given: Any, epoch: int, step: int, steps: int) -> None:
         """Play the graph, or record it first, or do without. On a stream of its own: a graph cannot be recorded on the
         usual one, and what is allocated here belongs to it."""
-        around = torch.cuda.current_stream()
+        around = torch.cuda.current_stream(self.loader.device)
         self.stream.wait_stream(around)
         with torch.cuda.stream(self.stream):
             living = [lane for lane in lanes if lane.failed is None]
