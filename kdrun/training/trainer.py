@@ -98,9 +98,8 @@ def fit(
 
     Raises Interrupted after saving where a signal asked to stop.
     """
-    steps = loaders.train.steps_per_epoch
+    steps, how = loaders.train.steps_per_epoch, stepper(trainings, teacher, loaders.train)
     saved, waiting = time.monotonic(), list(trainings)
-    how = stepper([training.lane for training in trainings], teacher, loaders.train)
     for epoch in range(min((training.epoch for training in trainings), default=epochs), epochs):
         clock = Clock(loaders.train)
         trainings = [training for training in waiting if training.epoch <= epoch]
@@ -108,8 +107,7 @@ def fit(
             training.begun = training.step
         starts = [training.step for training in trainings]
         for step in train_epoch([training.lane for training in trainings], teacher, loaders.train, epoch, starts, how):
-            if told := how.remark():
-                yield Remark(told)
+            yield from remarks(how)
             clock.tick(step)
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
             due = bool(stop.signal) or time.monotonic() - saved > save_every
@@ -138,9 +136,16 @@ def fit(
             raise stopped(stop.signal, f"after epoch {epoch + 1}")
 
 
-def stepper(lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader) -> Eager:
-    """Return how the steps of `lanes` are made, as their numerics say."""
-    return (Graphs if lanes[0].student.numerics.graphs else Eager)(teacher, loader)
+def stepper(trainings: list[TrainingRun], teacher: Teacher | None, loader: TrainLoader) -> Eager:
+    """Return how steps are made, as the numerics of the runs say."""
+    graphs = any(training.lane.student.numerics.graphs for training in trainings)
+    return (Graphs if graphs else Eager)(teacher, loader)
+
+
+def remarks(how: Eager) -> Iterator[Remark]:
+    """Yield what the user should know of the steps, once."""
+    if told := how.remark():
+        yield Remark(told)
 
 
 def stopped(signal: str, where: str) -> Interrupted:
