@@ -61,9 +61,23 @@ LAUNCHES: dict[str, int] = {
     "mlkd": 1249,
     "nkd": 202,
     "none": 110,
+    "nst": 300,
+    "ofa": 316,
+    "pkt": 197,
+    "reviewkd": 360,
+    "rkd": 230,
+    "simkd": 153,
+    "sp": 180,
+    "srd": 164,
+    "srd_dist": 226,
+    "srd_kl": 178,
+    "srd_pmse": 167,
+    "sskd": 290,
+    "vid": 252,
+    "vlfkd": 285,
 }
 # Autograd adds up gradients of tensor subclasses in fresh memory, where those of plain ones are added in place.
-CLOSE = {"reviewkd": 1e-5}
+CLOSE = {"reviewkd": 1e-4}
 SAMPLE = ("kd", "crd", "mlkd")
 METHODS = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in choices("method")]
 
@@ -210,7 +224,7 @@ def test_a_trained_teacher_and_a_method_that_prepares_on_a_gpu(tmp_path):
 
 def test_images_from_files_on_a_gpu(tmp_path, image_folder):
     """They are copied to the device in every step, and from there into what the graph reads."""
-    root = image_folder("set", classes=2, count=58, size=(16, 16))
+    root = image_folder("set", classes=4, count=29, size=(16, 16))
     words = [word for word in SMALL if not word.startswith("dataset")]
     words += ["dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.workers=0", "method=kd"]
     words += ["dataset.train_fraction=0.9"]
