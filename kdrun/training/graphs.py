@@ -116,13 +116,17 @@ class Batches:
         return self.kept
 
 
+def feed_of(loader: TrainLoader) -> Indices | Batches:
+    """Return how batches come into a graph; what its `epoch` yields, its `batch` and `load` are given."""
+    return Indices(loader) if isinstance(loader, ResidentTrain) and not loader.views else Batches(loader)
+
+
 class Graphs(Eager):
     """Steps of whichever lanes train, as one graph. reason: why there will be none; empty while there may be one."""
 
     def __init__(self, teacher: Teacher | None, loader: TrainLoader):
         super().__init__(teacher, loader)
-        inside = isinstance(loader, ResidentTrain) and not loader.views
-        self.feed: Indices | Batches = Indices(loader) if inside else Batches(loader)
+        self.feed: Any = feed_of(loader)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.lanes: list[Lane] = []  # those of the graph
         self.warm: dict[int, int] = {}  # whole steps that each lane, by id, has made one kernel after the other
