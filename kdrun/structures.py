@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kdrun.draws import Draws
+from kdrun.draws import Draws, Numbers
 
 # Everything a method may ask of a network beside its logits.
 FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"})
@@ -150,10 +150,24 @@ class DataSpec:
 @dataclass
 class Progress:
     """Where training stands. epoch and step count from 0. A method takes every random number from `draws`: it is the
-    same after a resume, in any lane and on any device."""
+    same after a resume, in any lane and on any device. What it computes from `epoch` and `step` it takes from `number`:
+    a plain number that enters a kernel would stay what it was when a CUDA graph of the step was recorded.
+    """
 
     epoch: int
     epochs: int
     step: int
     steps_per_epoch: int
     draws: Draws = Draws(0, 0, 0)
+    numbers: Numbers | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the very first step, which is never recorded."""
+        return not (self.epoch or self.step)
+
+    def number(self, function: Callable[[Progress], float], dtype: torch.dtype = torch.float32) -> Any:
+        """Return function(self): a number on a CPU, and on a GPU a scalar tensor of `dtype` that always stays in the
+        same place. float64 multiplies tensors with dimensions as a plain number does, but would make a scalar term
+        float64."""
+        return function(self) if self.numbers is None else self.numbers.get(function, dtype)

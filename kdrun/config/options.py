@@ -238,6 +238,11 @@ class RunConfig:
     teacher_cache: bool = setting(
         True, help="compute the teacher's outputs once where it sees the same images in every epoch"
     )
+    graphs: str = setting(
+        "auto",
+        choices=("auto", "true", "false"),
+        help="on a GPU: record a training step of all lanes once, and play it; auto: not yet",
+    )
     figures: list[str] = setting([], choices=VECTORS, help="formats in which pictures are written beside PNG")
     logger: list[str] = setting(
         [], choices=LOGGERS, help="beside metrics.csv, which is always written (pip install 'kdrun[tensorboard]')"

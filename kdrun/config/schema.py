@@ -37,7 +37,7 @@ def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(fault(error)) from error
     assert isinstance(config, RunConfig)
-    config.compile = config.compile.lower()
+    config.compile, config.graphs = config.compile.lower(), config.graphs.lower()
     for model in (config.teacher, config.student):
         if model.pretrained.lower() in ("true", "false"):
             model.pretrained = model.pretrained.lower()

@@ -31,6 +31,11 @@ class Late:
         self.augment, self.seed, self.side, self.device = augment, seed, side, device
         self.noise = noise_store(seed, 3 * side * side, device) if augment.erasing > 0 else None
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is drawn here at all."""
+        return self.augment.randaugment > 0 or self.augment.erasing > 0 or self.augment.mixes
+
     def view(self, epoch: int, purpose: int, index: Tensor, order: Tensor | slice = slice(None)) -> LateView | None:
         """The draws of samples `index` [N] for the view called `purpose`; order: as of `Policy`. None: there are
         none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from kdrun.config.augment import Augment
 from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
 from kdrun.data.late import Late
+from kdrun.data.mixing import Mixing
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.splits import ArraySet
 from kdrun.draws import ORDER, STRONG_VIEW, TEACHER_VIEW, VIEW, permutation
@@ -69,6 +71,18 @@ class PaddedImages:
         return self.windows[start].view(-1, self.side, self.side, 3)
 
 
+@dataclass
+class Drawn:
+    """An epoch: its order of the samples, [num_samples], and how each of them looks, to the teacher too where that is
+    another view."""
+
+    order: Tensor
+    views: Views
+    teacher_views: Views | None
+    mixing: Mixing | None = None
+    strong: Strong | None = None
+
+
 class ResidentTrain:
     """Shuffled, augmented training batches; the last one may be small. Everything is a function of (seed, epoch).
 
@@ -120,20 +134,33 @@ class ResidentTrain:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
-        order = shuffled(self.num_samples, self.seed, epoch, self.device)
-        views = self._draw(epoch, VIEW, order)
-        teacher_views = self._teacher_views(epoch, order)
-        strong = Strong(self, epoch, order) if "strong" in self.views else None
-        mixing = self.late.mixing(epoch, self.everything)
+        drawn = self.draw(epoch)
         for step in range(start, self.steps_per_epoch):
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            index = order[window]
-            image, label, mixed = self.view(index, views, window), self.device_labels[index], None
-            if mixing is not None:
-                image, mixed = mixing(image, label, index)
-            teacher_image = image if teacher_views is None else self.view(index, teacher_views, window)
-            strong_image = None if strong is None else strong(index, window)
-            yield Batch(image, label, index, teacher_image, strong_image, mixed)
+            yield self.batch(drawn.order[window], drawn, window)
+
+    def draw(self, epoch: int) -> Drawn:
+        """Draw everything that `epoch` is made by."""
+        order = shuffled(self.num_samples, self.seed, epoch, self.device)
+        strong = Strong(self, epoch, order) if "strong" in self.views else None
+        teacher_views = self._teacher_views(epoch, order)
+        mixing = self.late.mixing(epoch, self.everything)
+        return Drawn(order, self._draw(epoch, VIEW, order), teacher_views, mixing, strong)
+
+    def batch(self, index: Tensor, drawn: Drawn, window: slice = slice(0)) -> Batch:
+        """Samples `index` [N], which stand at `window` of the epoch's order, as they look in it. The window is read
+        where there are `late_views` or strong ones."""
+        image, label, mixed = self.view(index, drawn.views, window), self.device_labels[index], None
+        if drawn.mixing is not None:
+            image, mixed = drawn.mixing(image, label, index)
+        other = image if drawn.teacher_views is None else self.view(index, drawn.teacher_views, window)
+        strong = None if drawn.strong is None else drawn.strong(index, window)
+        return Batch(image, label, index, other, strong, mixed)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a batch is made by the same operations in every step, whatever its samples are."""
+        return not self.views and not self.late.active
 
     @property
     def everything(self) -> Tensor:

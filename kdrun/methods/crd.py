@@ -172,7 +172,7 @@ class CRD(Method):
         """Z of the first batch, kept from then on. After a load the buffer decides, without a look at it from here."""
         if not self.estimated:
             found = torch.stack([log_partition(*side, weight, samples=self.samples) for side in scores])
-            self.log_z = torch.where(self.log_z.isinf(), found, self.log_z)
+            self.log_z.copy_(torch.where(self.log_z.isinf(), found, self.log_z))
             self.estimated = True
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ def dense_logits(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return rows.reshape(n, height, width, -1).permute(0, 3, 1, 2)
 
 
-def cskd_loss(student: Tensor, teacher: Tensor, *, local: float, variant: str, temperature: float) -> Tensor:
+def cskd_loss(student: Tensor, teacher: Tensor, *, local: float | Tensor, variant: str, temperature: float) -> Tensor:
     """Position by position, student patch logits [N, L, K] against teacher logits [N, K, H, W].
 
     The target is local·z_t + (1 - local)·mean_hw z_t. Both are averaged to the smaller of the two grids. hard:
@@ -140,7 +141,7 @@ class CSKD(Method):
         patches = cskd_loss(
             head(student.tokens),
             dense,
-            local=self.decay(progress.epoch / progress.epochs),
+            local=progress.number(lambda at: self.decay(at.epoch / at.epochs), torch.float64),
             variant=self.variant,
             temperature=self.temperature,
         )

@@ -16,7 +16,9 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 THETA = 1.0  # where theta starts in the authors' code; the parameter is the distance from there
 
 
-def temperature_of(theta: Tensor, ramp: float, *, temperature_start: float, temperature_range: float) -> Tensor:
+def temperature_of(
+    theta: Tensor, ramp: float | Tensor, *, temperature_start: float, temperature_range: float
+) -> Tensor:
     """T = start + range·sigmoid(1 + theta), whose gradient reaches theta times -ramp: what descends for the student
     ascends for T (Li et al. 2023, arXiv:2211.16231). theta starts at 0, where weight decay leaves it at ramp 0."""
     return temperature_start + temperature_range * torch.sigmoid(THETA + reverse_gradient(theta, ramp))
@@ -76,7 +78,7 @@ class CTKD(Method):
         assert teacher is not None
         temperature = temperature_of(
             self.theta,
-            cosine_ramp(progress.epoch, self.ramp_epochs),
+            progress.number(lambda at: cosine_ramp(at.epoch, self.ramp_epochs)),
             temperature_start=self.temperature_start,
             temperature_range=self.temperature_range,
         )

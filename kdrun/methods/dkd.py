@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.methods.base import Method
+from kdrun.methods.losses import linear_ramp
 from kdrun.methods.lskd import standardise
 from kdrun.structures import Batch, Outputs, Progress
 
@@ -81,9 +82,8 @@ class DKD(Method):
         if self.standardize:
             ours, theirs = standardise(ours), standardise(theirs)
         tckd, nckd = dkd_loss(ours, theirs, batch.label, temperature=self.temperature)
-        ramp = min((progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return {
             "ce": self.ce_weight * F.cross_entropy(student.logits, batch.label),
-            "tckd": ramp * self.tckd_weight * tckd,
-            "nckd": ramp * self.nckd_weight * nckd,
+            "tckd": progress.number(lambda at: linear_ramp(at.epoch, self.warmup_epochs) * self.tckd_weight) * tckd,
+            "nckd": progress.number(lambda at: linear_ramp(at.epoch, self.warmup_epochs) * self.nckd_weight) * nckd,
         }

@@ -106,7 +106,7 @@ class Embed(nn.Module):
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, scale: float | Tensor) -> Tensor:  # type: ignore[override]
         ctx.scale = scale
         return x.view_as(x)
 
@@ -115,6 +115,6 @@ class _Reverse(torch.autograd.Function):
         return -ctx.scale * grad, None
 
 
-def reverse_gradient(x: Tensor, scale: float) -> Tensor:
+def reverse_gradient(x: Tensor, scale: float | Tensor) -> Tensor:
     """`x` itself, whose gradient is multiplied by -scale (Ganin & Lempitsky 2015, arXiv:1409.7495, eq. 4-5)."""
     return _Reverse.apply(x, scale)  # type: ignore[return-value]

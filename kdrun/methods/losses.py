@@ -42,3 +42,8 @@ def kl_of_samples(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     """The divergences [N] whose mean, times T², is `kl_divergence`: for methods that mask or select samples."""
     log_p, log_q = F.log_softmax(student / temperature, dim=1), F.log_softmax(teacher / temperature, dim=1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)
+
+
+def linear_ramp(epoch: int, warmup_epochs: int) -> float:
+    """Return what a term's weight is multiplied by while it grows linearly to 1, epochs counted from 1."""
+    return min((epoch + 1) / warmup_epochs, 1.0) if warmup_epochs else 1.0

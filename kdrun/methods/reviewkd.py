@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdrun.methods.base import Method
 from kdrun.methods.features import BatchNorm, average_pool, need_pooled, stage_pairs
-from kdrun.methods.losses import hard_label_loss
+from kdrun.methods.losses import hard_label_loss, linear_ramp
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 GREATEST_WIDTH = 512  # of the fused maps
@@ -112,10 +112,10 @@ class ReviewKD(Method):
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
-        ramp = min((progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        weight = progress.number(lambda at: linear_ramp(at.epoch, self.warmup_epochs) * self.review_weight)
         return {
             "ce": self.ce_weight * hard_label_loss(student.logits, batch),
-            "review": ramp * self.review_weight * self.review(student, teacher),
+            "review": weight * self.review(student, teacher),
         }
 
     def review(self, student: Outputs, teacher: Outputs) -> Tensor:

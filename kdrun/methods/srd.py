@@ -63,7 +63,7 @@ def check_classifier(classifier: Callable[[Tensor], Tensor], teacher: Outputs, m
     """At the very first step alone, for it waits for the device: raise PairingError unless the classifier turns the
     mean of the teacher's map into the teacher's logits, which shapes cannot tell (a map tapped before its last batch
     norm, a norm after pooling)."""
-    if progress.epoch or progress.step:
+    if not progress.first:
         return
     found = classifier(classified_map(teacher).mean((2, 3)))
     if (found - teacher.logits).norm() > LIKENESS * teacher.logits.norm():

@@ -31,6 +31,7 @@ UNSAID = (
     "compile",
     "deterministic",
     "teacher_cache",
+    "graphs",
     "optimizer.epochs",  # the run's own say it: epochs, batch_size
     "optimizer.batch_size",
     "dataset.on_error",

@@ -28,6 +28,7 @@ def group_key(plan: Plan) -> str:
                 config.threads,
                 config.deterministic,
                 config.teacher_cache,
+                config.graphs,
             ],
         }
     )

@@ -12,6 +12,7 @@ from kdrun.errors import one_line
 from kdrun.training.loop import batches
 from kdrun.training.meters import TrainMeter
 from kdrun.training.network import Network
+from kdrun.training.optimizer import load_optimizer
 from kdrun.training.teacher import Teacher
 from kdrun.training.training_run import Loaders, TrainingRun
 
@@ -71,6 +72,6 @@ def restore(training: TrainingRun, state: dict[str, object]) -> None:
     lane = training.lane
     lane.model.load_state_dict(state["model"])  # type: ignore[arg-type]
     lane.method.load_state_dict(state["method"])  # type: ignore[arg-type]
-    lane.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+    load_optimizer(lane.optimizer, state["optimizer"])  # type: ignore[arg-type]
     if lane.ema is not None:
         lane.ema.load_state_dict(state["ema"])  # type: ignore[arg-type]

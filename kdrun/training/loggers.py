@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,12 @@ class Logger(Protocol):
     def log(self, epoch: int, metrics: dict[str, dict[str, float]]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def log(loggers: Iterable[Logger], epoch: int, metrics: dict[str, dict[str, float]]) -> None:
+    """Hand an epoch's metrics to every logger."""
+    for logger in loggers:
+        logger.log(epoch, metrics)
 
 
 def check_loggers(names: list[str]) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdrun.config.options import OptimizerOptions
 from kdrun.config.own_code import located
 from kdrun.data.resident import ResidentEval, ResidentTrain
 from kdrun.data.stream import StreamEval, StreamTrain
-from kdrun.draws import Draws, seed_dropout
+from kdrun.draws import Draws, Numbers, has_drawn, seed_dropout
 from kdrun.errors import RunError, one_line
 from kdrun.methods.base import Forward, Method, check_terms
 from kdrun.streams import Streams
 from kdrun.structures import Batch, Outputs, Progress, filled
+from kdrun.training.average import Average
 from kdrun.training.meters import EvalMeter, TrainMeter
 from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -57,18 +57,21 @@ class Lane:
     failed: RunError | None = None
     logits: Tensor | None = None
     usual: Tensor | None = None
-    ema: AveragedModel | None = None
+    ema: Average | None = None
     peer: Peer | None = None  # takes the place of the shared teacher
+    random: bool = False  # it draws from PyTorch's generator of a GPU
     deployed: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    numbers: Numbers = field(init=False)
+    progress: Progress = field(init=False)
     meter: TrainMeter = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizer = make_optimizer(self.options, [self.model, self.method], self.device)
         self.deployed = self.method.deployed(self.student.tap)
         if self.options.ema_decay is not None:
-            average = get_ema_multi_avg_fn(self.options.ema_decay)
-            self.ema = AveragedModel(self.deployed, multi_avg_fn=average, use_buffers=True)
+            self.ema = Average(self.deployed, self.options.ema_decay, self.device)
+        self.numbers = Numbers(self.device)
 
     @property
     def model(self) -> nn.Module:
@@ -85,6 +88,12 @@ class Lane:
         kept = sum(x.numel() * x.element_size() for x in (*self.model.buffers(), *self.method.buffers()))
         return 4 * size + kept + (0 if self.ema is None else size)
 
+    def count_from_zero(self, steps: int) -> None:
+        """Begin an epoch of so many steps, with the meter where it is."""
+        if getattr(self, "meter", None) is None or self.meter.steps != steps:
+            self.meter = TrainMeter(self.device, steps)
+        self.meter.restart()
+
     def forward(self, image: Tensor) -> Outputs:
         out = self.student(image)
         if self.logits is None or image is self.usual:  # of several views, the usual one's accuracy is shown
@@ -93,22 +102,36 @@ class Lane:
 
     def step(self, batch: Batch, teacher: Forward | None, epoch: int, step: int, steps: int) -> None:
         """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
-        seed_dropout(self.streams.dropout, epoch, step, self.device)
-        self.logits, self.usual = None, batch.image
-        progress = Progress(epoch, self.epochs, step, steps, Draws(self.streams.method, epoch, step))
+        self.begin(epoch, step, steps)
         try:
-            terms = self.method(batch, self.forward, teacher, progress)
-            check_terms(terms, self.method)
-            every = self.options.accumulate_steps
-            loss = torch.stack(list(terms.values())).sum() / every
-            loss.backward()
-            # A mixed image has no one right class.
-            shown = self.logits if self.method.trains_classifier and batch.mixed is None else None
-            self.meter.update(step, terms, shown, batch.label)
-            if (step + 1) % every == 0 or step + 1 == steps:
-                self.update(learning_rate(self.options, self.epochs, epoch, step, steps))
+            self.compute(batch, teacher, self.progress)
+            self.random = self.random or (self.device.type == "cuda" and has_drawn(self.device))
+            self.meter.end(len(batch.label))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self.explain(error, len(batch.label)) from error
+
+    def begin(self, epoch: int, step: int, steps: int) -> None:
+        """Set whatever differs from step to step."""
+        seed_dropout(self.streams.dropout, epoch, step, self.device)
+        draws = Draws(self.streams.method, epoch, step, self.numbers)
+        self.progress = Progress(epoch, self.epochs, step, steps, draws, self.numbers)
+        self.numbers.begin(self.progress)
+        self.meter.begin(step)
+
+    def compute(self, batch: Batch, teacher: Forward | None, progress: Progress) -> None:
+        """Do everything of a step that happens on the device: nothing in here waits for a GPU, and all that lasts stays
+        where it is in memory."""
+        self.logits, self.usual = None, batch.image
+        terms = self.method(batch, self.forward, teacher, progress)
+        check_terms(terms, self.method)
+        every, done = self.options.accumulate_steps, self.progress.step + 1
+        loss = torch.stack(list(terms.values())).sum() / every
+        loss.backward()
+        # A mixed image has no one right class.
+        shown = self.logits if self.method.trains_classifier and batch.mixed is None else None
+        self.meter.add(terms, shown, batch.label)
+        if done % every == 0 or done == self.progress.steps_per_epoch:
+            self.update()
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -122,14 +145,17 @@ class Lane:
             failed.__cause__ = error
             self.failed = self.failed or failed
 
-    def update(self, rate: float) -> None:
+    def rate(self, at: Progress) -> float:
+        return learning_rate(self.options, self.epochs, at.epoch, at.step, at.steps_per_epoch)
+
+    def update(self) -> None:
         if self.options.clip_norm is not None:
             nn.utils.clip_grad_norm_([*self.model.parameters(), *self.method.parameters()], self.options.clip_norm)
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizer, self.numbers.get(self.rate))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.deployed)
+            self.ema.update(self.deployed)
 
     def explain(self, error: BaseException, batch_size: int) -> BaseException:
         """Out of memory, and what cannot repeat, in one line that says what to change; any other error as it is."""
@@ -143,8 +169,43 @@ class Lane:
         return error
 
 
+class Eager:
+    """Training steps one kernel after the other. What `epoch` yields, `step` is given."""
+
+    def __init__(self, teacher: Teacher | None, loader: TrainLoader):
+        self.teacher, self.loader = teacher, loader
+
+    def epoch(self, epoch: int, first: int) -> Iterator[Any]:
+        """Return the batches `first`, `first` + 1, … of `epoch`."""
+        return self.loader.epoch(epoch, first)
+
+    def remark(self) -> str:
+        """Return what the user should know, once."""
+        return ""
+
+    def step(self, lanes: Sequence[Lane], given: Any, epoch: int, step: int, steps: int) -> None:
+        """Train every lane that has not failed on one batch."""
+        train_batch(lanes, self.teacher, given, epoch, step, steps)
+
+
+def train_batch(
+    lanes: Sequence[Lane], teacher: Teacher | None, batch: Batch, epoch: int, step: int, steps: int
+) -> None:
+    """Train every lane that has not failed on one batch and one pass of the teacher."""
+    shared = None if teacher is None else teacher.for_batch(batch)
+    for lane in lanes:
+        if lane.failed is None:
+            with lane.isolated():
+                lane.step(batch, lane.peer or shared, epoch, step, steps)
+
+
 def train_epoch(
-    lanes: list[Lane], teacher: Teacher | None, loader: TrainLoader, epoch: int, starts: Sequence[int] | None = None
+    lanes: list[Lane],
+    teacher: Teacher | None,
+    loader: TrainLoader,
+    epoch: int,
+    starts: Sequence[int] | None = None,
+    how: Eager | None = None,
 ) -> Iterator[int]:
     """Train every lane on the batches of `epoch`, each from its own step in `starts` (by default from the first),
     yielding the number of each finished step.
@@ -157,28 +218,17 @@ def train_epoch(
         lane.student.tap.train()
         lane.method.train()
         if start == 0:
-            lane.meter = TrainMeter(lane.device, steps)
-    first = min(starts, default=0)
-    for step, batch in enumerate(loader.epoch(epoch, first), first):
+            lane.count_from_zero(steps)
+    first, how = min(starts, default=0), how or Eager(teacher, loader)
+    for step, given in enumerate(how.epoch(epoch, first), first):
         begun = [lane for lane, start in zip(lanes, starts, strict=True) if step >= start]
-        train_batch(begun, teacher, batch, epoch, step, steps)
+        how.step(begun, given, epoch, step, steps)
         if all(lane.failed for lane in lanes):
             return
         yield step
     for lane in lanes:
         with lane.isolated():
             lane.meter.check(steps)
-
-
-def train_batch(
-    lanes: Sequence[Lane], teacher: Teacher | None, batch: Batch, epoch: int, step: int, steps: int
-) -> None:
-    """Train every lane that has not failed on one batch and one pass of the teacher."""
-    shared = None if teacher is None else teacher.for_batch(batch)
-    for lane in lanes:
-        if lane.failed is None:
-            with lane.isolated():
-                lane.step(batch, lane.peer or shared, epoch, step, steps)
 
 
 def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:

@@ -48,30 +48,63 @@ class TrainMeter:
         self.names: list[str] = []
         self.history = torch.zeros(0)
         self.steps = steps
+        self.step = -1  # the last that was begun
+        # The same where kernels read it: a plain number would stay that of the step which a CUDA graph recorded.
+        self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.sums = torch.zeros(0)
         self.correct = torch.zeros((), dtype=torch.float64, device=device)
         self.count = 0
         self.shown = 0  # samples whose logits were seen
         self.checked = 0
+        self.shows = False  # whether the method shows logits
+
+    def restart(self) -> None:
+        """Begin another epoch in the same memory."""
+        self.step, self.count, self.shown, self.checked = -1, 0, 0, 0
+        for total in (self.row, self.sums, self.correct):
+            total.zero_()
 
     def update(self, step: int, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor) -> None:
-        """terms: scalar tensors; logits [N or more, K], the first N of the usual view, or
-        None where the method shows none. Raises RunError if not finite."""
+        """Take in a step. Raises RunError if it is not finite."""
+        self.begin(step)
+        self.add(terms, logits, label)
+        self.end(len(label))
+
+    def begin(self, step: int) -> None:
+        """Note which step comes next."""
+        if step != self.step + 1 and self.device.type != "cpu":
+            self.row.fill_(step)
+        if self.history.numel() == 0:
+            self.checked = step
+        self.step = step
+
+    def add(self, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor) -> None:
+        """Add what a step found, without waiting for a GPU. terms: scalar tensors; logits [N or more, K], the first N
+        of the usual view, or None where the method shows none. Raises RunError on a CPU if a term is not finite."""
         if not self.names:
             self.names = list(terms)
             self.sums = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
         if self.history.numel() == 0:
             self.history = torch.zeros(self.steps, len(terms), device=self.device)
-            self.checked = step
         values = torch.stack([terms[name].detach().float() for name in self.names])
-        self.history[step] = values
+        if self.device.type == "cpu":
+            self.history[self.step] = values
+        else:
+            self.history.index_copy_(0, self.row, values[None])
+            self.row += 1
         self.sums += values.double() * len(label)
+        self.shows = logits is not None
         if logits is not None:
-            self.shown += len(label)
             self.correct += (logits[: len(label)].argmax(dim=1) == label).sum()
-        self.count += len(label)
-        if self.device.type == "cpu" or step - self.checked >= self.CHECK_EVERY:
-            self.check(step + 1)
+        if self.device.type == "cpu":
+            self.check(self.step + 1)
+
+    def end(self, samples: int) -> None:
+        """Count the samples of the step. Raises RunError, now and then, if one was not finite."""
+        self.count += samples
+        self.shown += samples * self.shows
+        if self.step - self.checked >= self.CHECK_EVERY:
+            self.check(self.step + 1)
 
     def check(self, until: int) -> None:
         """Raise RunError that names the first term and step before `until` that is not finite."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,23 @@ def make_optimizer(
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), eps=options.eps, fused=fused)
+    return kind(
+        groups,
+        lr=options.lr,
+        betas=(options.betas[0], options.betas[1]),
+        eps=options.eps,
+        fused=fused,
+        capturable=device.type == "cuda",
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments of `state`. The settings stay the optimizer's own: a saved rate may be a tensor, and an
+    older checkpoint does not know of all of them."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def _norms_and_biases(module: nn.Module) -> set[str]:
@@ -73,6 +90,6 @@ def learning_rate(options: OptimizerOptions, epochs: int, epoch: int, step: int,
     return options.lr
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

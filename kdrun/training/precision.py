@@ -21,13 +21,15 @@ DEFAULT_THREADS = torch.get_num_threads()  # PyTorch's own choice, before any ru
 
 @dataclass(frozen=True)
 class Numerics:
-    """precision: fp32, tf32 or bf16. compile: whether the networks are compiled. threads: CPU threads."""
+    """precision: fp32, tf32 or bf16. compile: whether the networks are compiled. threads: CPU threads. graphs: whether
+    training steps are CUDA graphs."""
 
     device: str
     precision: str
     compile: bool
     threads: int
     deterministic: bool
+    graphs: bool = False
 
     @property
     def torch_device(self) -> torch.device:
@@ -106,19 +108,27 @@ class Resolved:
     undecided: bool
 
 
-def resolve(device: str, precision: str, compile: str, threads: int | None, deterministic: bool) -> Resolved:
+def resolve(
+    device: str, precision: str, compile: str, threads: int | None, deterministic: bool, graphs: str = "auto"
+) -> Resolved:
     """Resolve every `auto` for this machine. Raises ConfigError for what it does not have."""
     place = resolve_device(device)
     missing = compiler_missing(place)
     if compile == "true" and missing:
         raise ConfigError(f"compile=true: {missing}; install g++ or set compile=false.")
+    if graphs == "true" and not place.startswith("cuda"):
+        raise ConfigError(
+            f"graphs=true: CUDA graphs need a GPU, and this runs on {place}; choose graphs=auto or false."
+        )
     cores = os.cpu_count() or 1
     if threads and threads > cores:
         raise ConfigError(
             f"threads={threads}: this machine has {cores} cores; leave threads out to use those that are free."
         )
     share = Share(threads, "as set") if threads else resolve_threads()
-    numerics = Numerics(place, resolve_precision(precision, place), compile == "true", share.threads, deterministic)
+    precise = resolve_precision(precision, place)
+    # auto is off until a GPU has shown that graphs and single kernels end in the same bits.
+    numerics = Numerics(place, precise, compile == "true", share.threads, deterministic, graphs == "true")
     notes = [f"{place}, {numerics.precision}, {share.threads} thread{'s' * (share.threads > 1)} ({share.reason})"]
     if compile == "auto" and missing:
         notes.append(f"compile=auto: {missing}, so the networks run uncompiled.")
@@ -145,4 +155,11 @@ def pinned(resolved: dict[str, Any], device: str) -> Numerics:
         )
     if resolved["compile"] and (missing := compiler_missing(place)):
         raise ConfigError(f"this run was started compiled, but {missing}: install g++, or resume it elsewhere.")
-    return Numerics(place, resolved["precision"], resolved["compile"], resolved["threads"], resolved["deterministic"])
+    return Numerics(
+        place,
+        resolved["precision"],
+        resolved["compile"],
+        resolved["threads"],
+        resolved["deterministic"],
+        resolved.get("graphs", False),  # older runs do not say
+    )

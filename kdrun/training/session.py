@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdrun.config.own_code import located
-from kdrun.config.schema import to_yaml
-from kdrun.display import Display, EpochEnd, Step, legible
+from kdrun.display import Display, EpochEnd, Step
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError, listed
 from kdrun.files import sha256_of
 from kdrun.methods.base import Method
@@ -28,20 +27,19 @@ from kdrun.streams import Streams
 from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.checkpoint import save_weights
 from kdrun.training.cost import free_memory
-from kdrun.training.loggers import check_loggers
+from kdrun.training.loggers import check_loggers, log
 from kdrun.training.loop import evaluate
 from kdrun.training.network import Network
 from kdrun.training.precision import pinned, resolve, resolve_precision
-from kdrun.training.provenance import provenance
 from kdrun.training.rehearsal import rehearse
 from kdrun.training.result import open_loggers, parameters_of, result_of, warnings
 from kdrun.training.run_curves import GrowingCurves, draw
-from kdrun.training.setup import decide_compile, keep_outputs
+from kdrun.training.setup import begin, decide_compile, keep_outputs
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_store import describe, load_stored, record_weights
 from kdrun.training.threads import claim
-from kdrun.training.trainer import Failed, fit, prepare, store_pretrained
+from kdrun.training.trainer import Failed, Remark, fit, store_pretrained
 from kdrun.training.training_run import Loaders, TrainingRun
 
 Ended = Callable[[Plan, dict[str, Any] | KdrunError], None]
@@ -66,7 +64,14 @@ class Session:
         if recorded is not None:
             self.numerics, notes, self.undecided = pinned(recorded, config.device), [], False
         else:
-            found = resolve(config.device, config.precision, config.compile, config.threads, config.deterministic)
+            found = resolve(
+                config.device,
+                config.precision,
+                config.compile,
+                config.threads,
+                config.deterministic,
+                config.graphs,
+            )
             self.numerics, notes, self.undecided = found.numerics, found.notes, found.undecided
         claim(self.numerics.threads)
         for line in notes:
@@ -249,7 +254,7 @@ class Session:
         waiting: list[TrainingRun] = []
         for training in trainings:
             try:
-                self.begin(training, teacher, loaders, what)
+                begin(training, teacher, loaders, what, data=self.data, display=self.display, stop=self.stop)
                 if epochs == 0:
                     store_pretrained(training, loaders)
             except DiskFull:
@@ -279,42 +284,14 @@ class Session:
             ):
                 if isinstance(event, Step):
                     show(event)
+                elif isinstance(event, Remark):
+                    self.display.note(event.text)
                 elif isinstance(event, Failed):
                     yield event.training, RunError(f"{what}: {event.reason}")
                 else:
-                    path, best = event.training.run.path, event.training.score.top1_best
-                    show(EpochEnd(path, event.epoch, event.metrics, best))
-                    for logger in loggers[path]:
-                        logger.log(event.epoch, event.metrics)
+                    run, best = event.training.run.path, event.training.score.top1_best
+                    show(EpochEnd(run, event.epoch, event.metrics, best))
+                    log(loggers[run], event.epoch, event.metrics)
                     growing.after(event.training)
                     if event.epoch == epochs:
                         yield event.training, None
-
-    def begin(self, training: TrainingRun, teacher: Teacher | None, loaders: Loaders, what: str) -> None:
-        """Resume where it stands, or write what is known before training and prepare its method."""
-        plan = training.plan
-        data = {
-            "fingerprint": plan.source.fingerprint(),
-            "train": loaders.train.num_samples,
-            "test": loaders.test.num_samples,
-            "mean": self.data.stats[0],
-            "std": self.data.stats[1],
-            "class_names": self.data.splits.class_names,
-            "unreadable": [{"image": legible(name), "reason": why} for name, why in self.data.splits.unreadable],
-        }
-        resumed = training.resume(loaders.train.steps_per_epoch)
-        if resumed:
-            step = f", step {training.step}" if training.step else ""
-            for line in (f"resuming {what} after epoch {training.epoch}{step}", *training.notes):
-                self.display.note(line)
-        numerics, alone = training.lane.student.numerics, what == "teacher"
-        code, method = (plan.teacher_code, None) if alone else (plan.code, plan.method)
-        about = provenance(numerics, data, training.teacher, method, code, training.other_images, plan.config)
-        training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
-        preparation = training.lane.method.preparation()
-        if preparation is not None and not resumed:
-            title = f"preparing {plan.method.name}"
-            self.display.note(f"{title}: {preparation.epochs} epochs before the first")
-            with self.display.training(title, preparation.epochs, 0) as show, self.stop.later():
-                for step in prepare(training, preparation, teacher, loaders.train, self.stop):
-                    show(step)

@@ -1,15 +1,60 @@
-"""What is settled before the first step: what is kept of the teacher's outputs, and whether networks are compiled."""
+"""What is settled before the first step: where a run stands, what is kept of the teacher's outputs, and whether
+networks are compiled."""
 
 from __future__ import annotations
 
 from kdrun.config.options import RunConfig
+from kdrun.config.schema import to_yaml
 from kdrun.data.resident import ResidentTrain
-from kdrun.display import Display
+from kdrun.display import Display, legible
 from kdrun.methods.base import stages_read
+from kdrun.training.build import Data
 from kdrun.training.compile_probe import choose_compile, switch
+from kdrun.training.provenance import provenance
+from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_cache import fill
+from kdrun.training.trainer import prepare
 from kdrun.training.training_run import Loaders, TrainingRun
+
+
+def begin(
+    training: TrainingRun,
+    teacher: Teacher | None,
+    loaders: Loaders,
+    what: str,
+    *,
+    data: Data,
+    display: Display,
+    stop: Stop,
+) -> None:
+    """Resume where it stands, or write what is known before training and prepare its method."""
+    plan = training.plan
+    images = {
+        "fingerprint": plan.source.fingerprint(),
+        "train": loaders.train.num_samples,
+        "test": loaders.test.num_samples,
+        "mean": data.stats[0],
+        "std": data.stats[1],
+        "class_names": data.splits.class_names,
+        "unreadable": [{"image": legible(name), "reason": why} for name, why in data.splits.unreadable],
+    }
+    resumed = training.resume(loaders.train.steps_per_epoch)
+    if resumed:
+        step = f", step {training.step}" if training.step else ""
+        for line in (f"resuming {what} after epoch {training.epoch}{step}", *training.notes):
+            display.note(line)
+    numerics, alone = training.lane.student.numerics, what == "teacher"
+    code, method = (plan.teacher_code, None) if alone else (plan.code, plan.method)
+    about = provenance(numerics, images, training.teacher, method, code, training.other_images, plan.config)
+    training.run.begin(to_yaml(plan.config, numerics.as_dict()), about, code.kept)
+    preparation = training.lane.method.preparation()
+    if preparation is not None and not resumed:
+        title = f"preparing {plan.method.name}"
+        display.note(f"{title}: {preparation.epochs} epochs before the first")
+        with display.training(title, preparation.epochs, 0) as show, stop.later():
+            for step in prepare(training, preparation, teacher, loaders.train, stop):
+                show(step)
 
 
 def keep_outputs(

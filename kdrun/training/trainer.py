@@ -15,7 +15,8 @@ from kdrun.display import Step
 from kdrun.errors import Interrupted, KdrunError, RunError
 from kdrun.runs.directory import short_path
 from kdrun.training.checkpoint import save_weights
-from kdrun.training.loop import Lane, Preparation, TrainLoader, evaluate, train_epoch
+from kdrun.training.graphs import Graphs
+from kdrun.training.loop import Eager, Lane, Preparation, TrainLoader, evaluate, train_epoch
 from kdrun.training.optimizer import learning_rate
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
@@ -41,7 +42,14 @@ class Failed:
     reason: str
 
 
-Event = Step | Epoch | Failed
+@dataclass(frozen=True)
+class Remark:
+    """Something that the user should know, once."""
+
+    text: str
+
+
+Event = Step | Epoch | Failed | Remark
 
 
 def prepare(
@@ -91,7 +99,7 @@ def fit(
 
     Raises Interrupted after saving where a signal asked to stop.
     """
-    steps = loaders.train.steps_per_epoch
+    steps, how = loaders.train.steps_per_epoch, stepper(trainings, teacher, loaders.train)
     saved, waiting = time.monotonic(), list(trainings)
     for epoch in range(min((training.epoch for training in trainings), default=epochs), epochs):
         clock = Clock(loaders.train)
@@ -99,7 +107,8 @@ def fit(
         for training in trainings:
             training.begun = training.step
         starts = [training.step for training in trainings]
-        for step in train_epoch([training.lane for training in trainings], teacher, loaders.train, epoch, starts):
+        for step in train_epoch([training.lane for training in trainings], teacher, loaders.train, epoch, starts, how):
+            yield from remarks(how)
             clock.tick(step)
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
             due = bool(stop.signal) or time.monotonic() - saved > save_every
@@ -126,6 +135,18 @@ def fit(
         # One that came during the evaluation, after this epoch was not to be saved, is heeded in the next one.
         if stop.signal and save and epoch + 1 < epochs:
             raise stopped(stop.signal, f"after epoch {epoch + 1}")
+
+
+def stepper(trainings: list[TrainingRun], teacher: Teacher | None, loader: TrainLoader) -> Eager:
+    """Return how steps are made, as the numerics of the runs say."""
+    graphs = any(training.lane.student.numerics.graphs for training in trainings)
+    return (Graphs if graphs else Eager)(teacher, loader)
+
+
+def remarks(how: Eager) -> Iterator[Remark]:
+    """Yield what the user should know of the steps, once."""
+    if told := how.remark():
+        yield Remark(told)
 
 
 def stopped(signal: str, where: str) -> Interrupted:

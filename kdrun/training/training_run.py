@@ -12,6 +12,7 @@ from kdrun.runs.plan import Plan
 from kdrun.training.checkpoint import load_state, save_state, unusable
 from kdrun.training.loop import EvalLoader, Lane, TrainLoader
 from kdrun.training.meters import TrainMeter
+from kdrun.training.optimizer import load_optimizer
 
 
 @dataclass
@@ -151,7 +152,7 @@ class TrainingRun:
             raise ValueError(f"epoch {state['epoch']}, step {state['step']}")
         lane.model.load_state_dict(state["model"])
         lane.method.load_state_dict(state["method"])
-        lane.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(lane.optimizer, state["optimizer"])
         if lane.ema is not None:
             lane.ema.load_state_dict(state["ema"])
         self.epoch, self.step = state["epoch"], min(state["step"], steps - 1)  # of fewer images there are fewer

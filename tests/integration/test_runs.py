@@ -25,7 +25,6 @@ UNSTEADY = {
     "finished_at",
     "train_seconds",
     "images_per_second",
-    "lr",
     "peak_memory",
     "overrides",
 }  # times, and what was typed
@@ -103,7 +102,9 @@ def test_contents_of_a_run(kdrun, outputs):
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["split"] for row in rows} == {"train", "test"}
-    assert {row["metric"] for row in rows} == {"loss", "loss/ce", "loss/kd", "top1", "images_per_second", "top5", "nll"}
+    assert {row["metric"] for row in rows} == {
+        *("loss", "loss/ce", "loss/kd", "top1", "images_per_second", "lr", "top5", "nll")
+    }
     assert {int(row["epoch"]) for row in rows} == {1, 2}
     by = {(row["epoch"], row["split"], row["metric"]): float(row["value"]) for row in rows}
     assert by["2", "test", "top1"] == result["top1_last"]
