@@ -255,8 +255,7 @@ class Session:
         for training in trainings:
             try:
                 begin(training, teacher, loaders, what, data=self.data, display=self.display, stop=self.stop)
-                if epochs == 0:
-                    store_pretrained(training, loaders)
+                store_pretrained(training, loaders)
             except DiskFull:
                 raise
             except (RunError, CheckpointError) as error:  # a damaged last.pt is this lane's alone

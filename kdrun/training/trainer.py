@@ -255,9 +255,11 @@ def close_epoch(
 
 
 def store_pretrained(training: TrainingRun, loaders: Loaders) -> None:
-    """End a run of no epochs: a pretrained network is evaluated and stored as it came. Raises RunError for one
-    whose loss is not finite."""
+    """End a run of no epochs, and leave any other alone: a pretrained network is evaluated and stored as it came.
+    Raises RunError for one whose loss is not finite."""
     lane = training.lane
+    if lane.epochs > 0:
+        return
     tested = evaluated(training, loaders)
     if lane.failed is not None:
         raise lane.failed
