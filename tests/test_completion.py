@@ -47,8 +47,10 @@ def test_the_command_prints_a_script(kdrun):
     for shell, script in SHELLS.items():
         assert kdrun("completion", shell) == (0, script, "")
     code, _, err = kdrun("completion", "bsh")
-    assert (code, err) == (2, "error: completion bsh: no such shell. Did you mean bash? completion takes one of bash, "
-                              "zsh, fish.\n")  # fmt: skip
+    assert (code, err) == (
+        2,
+        "error: completion bsh: no such shell. Did you mean bash? completion takes one of bash, zsh, fish.\n",
+    )
     assert kdrun("completion")[0] == 2
     assert kdrun("completion", "words", "tra")[1] == "train\n"
 

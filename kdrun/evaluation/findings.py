@@ -23,6 +23,7 @@ UNIFORM = 0.99  # of the entropy of equal probabilities
 DROWNED = 0.001  # of the other terms' gradient
 SILENT = 0.001  # of the labels' gradient
 OPPOSED = -0.5  # cosine
+NEAR = 1.0  # point below the better of teacher and independent student
 LOSES, BEHIND = 2.0, 5.0  # points below the independent student on test images, and in training
 
 
@@ -80,7 +81,7 @@ def softened_away(found: Diagnosis) -> Iterator[Finding]:
 
 def drowned_labels(found: Diagnosis) -> Iterator[Finding]:
     share = share_of_labels(found)
-    if share is None or share >= DROWNED:
+    if share is None or share >= DROWNED or knows_enough(found):
         return
     norms = found.gradients[0].norms
     loudest = max((name for name in norms if name != "ce"), key=lambda name: norms[name])
@@ -90,6 +91,15 @@ def drowned_labels(found: Diagnosis) -> Iterator[Finding]:
         f"At the start the labels' gradient is {share:.2g} of that of the other terms.",
         ((f"method.{loudest}_weight", "1"), ("method.ce_weight", "1")),
     )
+
+
+def knows_enough(found: Diagnosis) -> bool:
+    """Return True if the student has come as far as its teacher and the independent student have: whatever the weights
+    were, it has learned the labels."""
+    alone = mean_std(list(found.independent.values()))[0]
+    others = [found.teacher.test if found.teacher else None, alone]
+    known = [value for value in others if value is not None]
+    return found.test is not None and bool(known) and found.test >= max(known) - NEAR
 
 
 def share_of_labels(found: Diagnosis) -> float | None:

@@ -27,9 +27,12 @@ def draw_heat_map(grid: Grid, column: Column) -> Figure:
     labels = list(dict.fromkeys(row for row, _ in entries))
     width = max(1.6 + 0.78 * len(testsets), 4.6)
     figure, (top, bottom) = pyplot().subplots(
-        2, 1, figsize=(width, 2.3 + 0.3 * len(labels) + 0.44 * len(labels)), layout="constrained",
+        2,
+        1,
+        figsize=(width, 2.3 + 0.3 * len(labels) + 0.44 * len(labels)),
+        layout="constrained",
         height_ratios=(0.3, 0.44),
-    )  # fmt: skip
+    )
     cells = [[entries[label, name] for name in testsets] for label in labels]
     moved = [abs(entry.shift.value) for row in cells for entry in row if entry.row != TEACHER and entry.shift.value]
     widest = max([10.0, *moved])  # the teacher's own way may be far longer than any student's

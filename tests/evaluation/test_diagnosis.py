@@ -20,11 +20,21 @@ END = Gradients("at the end", {"ce": 0.10, "kd": 2.4}, {"ce, kd": 0.48})
 def healthy(**changes) -> Diagnosis:
     """What is measured of kd on the digits table."""
     values: dict = {
-        "run": "runs/x", "method": "kd", "classes": 10, "student": "resnet8", "student_params": 78_042,
-        "student_flops": 25_003_264, "test": 97.9, "train": 98.0, "epochs": 120, "teacher": TEACHER,
-        "gradients": [START, END], "independent": {0: 96.5, 1: 96.7}, "siblings": {0: 97.9, 1: 98.0},
+        "run": "runs/x",
+        "method": "kd",
+        "classes": 10,
+        "student": "resnet8",
+        "student_params": 78_042,
+        "student_flops": 25_003_264,
+        "test": 97.9,
+        "train": 98.0,
+        "epochs": 120,
+        "teacher": TEACHER,
+        "gradients": [START, END],
+        "independent": {0: 96.5, 1: 96.7},
+        "siblings": {0: 97.9, 1: 98.0},
         "independent_train": 99.0,
-    }  # fmt: skip
+    }
     return Diagnosis(**(values | changes))
 
 
@@ -46,7 +56,7 @@ def test_a_healthy_run_raises_no_alarm():
         ({"teacher": taught_by(test=40.0, random=True)}, "untrained teacher", "chance is 10.00 %"),
         ({"teacher": taught_by(temperature=100.0, softened=0.9994)}, "temperature too high", "0.9994 of the entropy"),
         (
-            {"gradients": [Gradients("at the start", {"ce": 0.27, "kd": 4_900.0}, {})]},
+            {"gradients": [Gradients("at the start", {"ce": 0.27, "kd": 4_900.0}, {})], "test": 90.0},
             "weight that drowns the labels",
             "5.5e-05 of that of the other terms",
         ),
@@ -87,6 +97,9 @@ def test_each_failure_is_named_first_with_its_figure(changes, name, figure):
         {"independent": {}},
         {"independent_train": None, "test": 60.0},
         {"test": 96.0, "train": 90.0},  # a little behind is no failure
+        {
+            "gradients": [Gradients("at the start", {"ce": 0.27, "at": 340.0}, {})]
+        },  # whose student has learned all the same
     ],
 )
 def test_what_is_not_known_is_no_finding(changes):
@@ -113,10 +126,15 @@ def test_what_the_temperature_leaves():
         ({"_target_": "kdrun.methods.kd.KD", "temperature": 4.0}, 4.0),
         ({"_target_": "kdrun.methods.crd.CRD", "temperature": 0.07}, None),
         ({"_target_": "kdrun.methods.srd.SRD"}, None),
-        ({"_target_": "kdrun.methods.combine.Combine", "parts": [
-            {"_target_": "kdrun.methods.kd.KD", "temperature": 9.0}, {"_target_": "kdrun.methods.at.AT"}]}, 9.0),
+        (
+            {
+                "_target_": "kdrun.methods.combine.Combine",
+                "parts": [{"_target_": "kdrun.methods.kd.KD", "temperature": 9.0}, {"_target_": "kdrun.methods.at.AT"}],
+            },
+            9.0,
+        ),
     ],
-)  # fmt: skip
+)
 def test_whose_temperature_softens(node, found):
     assert temperature_of(node, None) == found  # type: ignore[arg-type]
 

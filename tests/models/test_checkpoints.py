@@ -270,9 +270,13 @@ def test_layers_are_never_matched_by_order_or_shape(tmp_path):
     swapped = {name.replace("conv1", "stem"): value for name, value in A.items()}
     with pytest.raises(CheckpointError, match=r"2 missing, first conv1.bias; 2 unknown, first stem.bias"):
         loaded(swapped, tmp_path)
-    two_heads = {**{k: v for k, v in A.items() if "fc" not in k},
-                 "linear.weight": A["fc.weight"], "linear.bias": A["fc.bias"],
-                 "head.weight": B["fc.weight"], "head.bias": B["fc.bias"]}  # fmt: skip
+    two_heads = {
+        **{k: v for k, v in A.items() if "fc" not in k},
+        "linear.weight": A["fc.weight"],
+        "linear.bias": A["fc.bias"],
+        "head.weight": B["fc.weight"],
+        "head.bias": B["fc.bias"],
+    }
     with pytest.raises(CheckpointError, match=r"2 missing, first fc.bias; 4 unknown, first head.bias"):
         loaded(two_heads, tmp_path)
 
@@ -382,7 +386,10 @@ def nested(depth: int) -> dict:
 
 FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"is empty \(0 bytes\)"),
-    "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n", "Git LFS pointer.*git lfs pull"),
+    "lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n",
+        "Git LFS pointer.*git lfs pull",
+    ),
     "web page": (b"\n<!DOCTYPE html><html>login</html>", "is a web page"),
     "json": (b'{"error": "Entry not found"}', "is text .*Entry not found"),
     "text": ("época 3".encode(), "is text"),
@@ -413,7 +420,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "hyperparameters": (saved({"state_dict": A, "hp": functools.partial(print, 1)}), r"\(functools.partial\).*re-save"),
     "a path": (saved({"state_dict": A, "root": Path("x")}), r"\(pathlib\.[\w.]*Path\)"),
     "arrays": (saved({"fc.weight": np.ones(3)}), r"\(numpy\.\S+\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FILES)

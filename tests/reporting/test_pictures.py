@@ -47,9 +47,13 @@ def test_heat_is_perceptually_uniform_and_has_a_scale(panel):
 
 def entry(value: float | None, ratio: float | None = None, low: float | None = None, high: float | None = None):
     return SimpleNamespace(
-        row="KD", shift=Interval(value, low, high), transfer=Interval(ratio), kept=SimpleNamespace(mean=50.0),
-        control=False, seeds=3,
-    )  # fmt: skip
+        row="KD",
+        shift=Interval(value, low, high),
+        transfer=Interval(ratio),
+        kept=SimpleNamespace(mean=50.0),
+        control=False,
+        seeds=3,
+    )
 
 
 def test_a_shift_has_a_minus_sign_a_star_and_its_share():
@@ -118,8 +122,16 @@ def test_a_report_draws_the_curves_of_a_sweep_with_the_teachers_line(outputs, kd
             (outputs / run / "metrics.csv").write_text(f"epoch,split,metric,value\n{lines}")
             teacher = None if method == "none" else "wrn_40_2"
             cells.append(Cell(row, "pair", seed, [], run, "cifar100", teacher, "wrn_40_1", method))
-    write_ledger(outputs, Ledger("mine", "Mine", "", TableShape(["Student", "KD"], ["pair"], baseline="Student",
-                                                                teacher_row="Teacher"), cells))  # fmt: skip
+    write_ledger(
+        outputs,
+        Ledger(
+            "mine",
+            "Mine",
+            "",
+            TableShape(["Student", "KD"], ["pair"], baseline="Student", teacher_row="Teacher"),
+            cells,
+        ),
+    )
     drawn = []
     write = curve_picture.write_figure
 

@@ -662,8 +662,16 @@ def test_status_of_all_and_of_one(outputs, kdrun, ledger):
 
 def test_status_names_epoch_loss_and_accuracy_of_what_trains(outputs, kdrun):
     run = outputs / make_run(outputs, "kd", 0, None)
-    write_ledger(outputs, Ledger("new", "", "", TableShape(["KD"], ["pair"]),
-                                 [Cell("KD", "pair", 0, [], str(run.relative_to(outputs)), method="kd")]))  # fmt: skip
+    write_ledger(
+        outputs,
+        Ledger(
+            "new",
+            "",
+            "",
+            TableShape(["KD"], ["pair"]),
+            [Cell("KD", "pair", 0, [], str(run.relative_to(outputs)), method="kd")],
+        ),
+    )
     rows = [(1, "train", "loss", 2.5), (1, "test", "top1", 61.25), (2, "train", "loss", 1.5), (2, "test", "top1", 60.0)]
     RunDirectory(run).append_metrics(rows)
     assert "in training" not in kdrun("status")[1]

@@ -55,7 +55,10 @@ def test_new_settings_at_their_defaults_leave_identities_as_they_were():
     assert model_identity(ModelOptions(name="resnet8"), "student") == {"name": "resnet8"}
     chosen = ModelOptions(name="resnet8", checkpoint_weights="raw", checkpoint_ignore=["x"])
     assert model_identity(chosen, "student") == {
-        "name": "resnet8", "checkpoint_weights": "raw", "checkpoint_ignore": ["x"]}  # fmt: skip
+        "name": "resnet8",
+        "checkpoint_weights": "raw",
+        "checkpoint_ignore": ["x"],
+    }
 
 
 def test_what_is_no_finished_run_has_a_way_out(run, tmp_path):

@@ -18,10 +18,17 @@ def run(tmp_path: Path) -> RunDirectory:
     """A run whose first epoch has a loss far above the others."""
     run = RunDirectory(tmp_path)
     for epoch, loss in enumerate([340.0, 2.1, 1.7, 1.2, 0.9, 0.7], 1):
-        run.append_metrics([(epoch, "train", "loss", loss), (epoch, "train", "loss/ce", loss / 3),
-                            (epoch, "train", "loss/kd", 2 * loss / 3), (epoch, "test", "nll", loss / 2),
-                            (epoch, "test", "top1", 60 + 5 * epoch), (epoch, "train", "top1", 64 + 5 * epoch),
-                            (epoch, "train", "lr", 0.1 / epoch)])  # fmt: skip
+        run.append_metrics(
+            [
+                (epoch, "train", "loss", loss),
+                (epoch, "train", "loss/ce", loss / 3),
+                (epoch, "train", "loss/kd", 2 * loss / 3),
+                (epoch, "test", "nll", loss / 2),
+                (epoch, "test", "top1", 60 + 5 * epoch),
+                (epoch, "train", "top1", 64 + 5 * epoch),
+                (epoch, "train", "lr", 0.1 / epoch),
+            ]
+        )
     return run
 
 

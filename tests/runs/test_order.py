@@ -19,8 +19,15 @@ from tests.reporting.test_table import make_run
 def finished(root: Path, method: str, seed: int, top1: float | None, **settings: float | str) -> Path:
     """A run whose provenance holds its settings, nested, as a real one has them."""
     words = {key.replace("__", "."): value for key, value in settings.items()}
-    run = root / make_run(root, method, seed, top1, teacher="resnet20", student="resnet8",
-                          words=[f"{key}={value}" for key, value in words.items()])  # fmt: skip
+    run = root / make_run(
+        root,
+        method,
+        seed,
+        top1,
+        teacher="resnet20",
+        student="resnet8",
+        words=[f"{key}={value}" for key, value in words.items()],
+    )
     config: dict = {"seed": seed, "method": {"_name_": method}, "optimizer": {"lr": 0.1}, "output_root": str(root)}
     for key, value in words.items():
         group, _, name = key.partition(".")

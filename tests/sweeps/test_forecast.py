@@ -101,8 +101,12 @@ def test_each_network_and_each_kind_of_method_is_measured_once(monkeypatch):
     monkeypatch.setattr(Costing, "network", of_network)
     monkeypatch.setattr(Costing, "method", of_method)
     words = ["method=none", "method=kd", "method=at"]
-    plans = [plan_of(word, f"student={net}", f"seed={seed}") for word in words for net in ("resnet8", "resnet14")
-             for seed in (0, 1)]  # fmt: skip
+    plans = [
+        plan_of(word, f"student={net}", f"seed={seed}")
+        for word in words
+        for net in ("resnet8", "resnet14")
+        for seed in (0, 1)
+    ]
     plans += [plan_of("method=kd", "method.temperature=9", "method.kd_weight=3")]
     found = forecast(plans, 2, 1)
     assert sorted(measured) == ["at", "kd", "none", "resnet14", "resnet8", "resnet8"]
@@ -138,9 +142,17 @@ def test_rows_hold_all_seeds_and_what_is_done():
     found = Forecast({str(plan.run.path): COST for plan in plans[1:]})
     heads, rows = table_of(found, cells)
     assert dict(zip(heads, rows[0], strict=True)) == {
-        "run": "Student", "seeds": "0–2", "done": "1", "epochs": "4", "s/epoch": "2.00", "time each": "1 min 00 s",
-        "params": "1,000", "FLOPs": "2.00M", "memory": "1.00 GiB", "disk": "3 MiB",
-    }  # fmt: skip
+        "run": "Student",
+        "seeds": "0–2",
+        "done": "1",
+        "epochs": "4",
+        "s/epoch": "2.00",
+        "time each": "1 min 00 s",
+        "params": "1,000",
+        "FLOPs": "2.00M",
+        "memory": "1.00 GiB",
+        "disk": "3 MiB",
+    }
     assert ("runs:", "3, 1 of them done, 2 to be trained") in lines_of(found, cells)
 
 
