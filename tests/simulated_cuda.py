@@ -279,12 +279,14 @@ def capture(graph: Graph, **_: Any) -> Iterator[None]:
     assert gpu is not None
     gpu.sync("begin of a capture")
     gpu.graph = graph
+    random = torch.default_generator.get_state()
     try:
         yield
     finally:
         gpu.graph = None
         with _disable_current_modes():
             graph.restore()
+            torch.default_generator.set_state(random)
 
 
 class Below(TorchDispatchMode):
