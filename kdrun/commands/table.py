@@ -30,6 +30,8 @@ that are not done are empty, and a named sweep that has not begun shows what is 
 
 @dataclass
 class Options(ledgers.Options):
+    caption: str | None = setting(None, help="of LaTeX, instead of the title and what the figures are", shows="TEXT")
+    label: str | None = setting(None, help="of LaTeX, instead of tab:NAME")
     save: list[Path] = setting([], suffixes=tuple(FORMATS), help="also write it, in each of these formats")
 
 
@@ -49,7 +51,7 @@ def command(words: list[str]) -> int:
     table.skipped.extend(foreign)
     show(table)
     for place in parsed.options.save:
-        save(table, place)
+        save(table, place, parsed.options.caption, parsed.options.label)
         console.note(f"wrote {short_path(place)}")
     if not begun:
         console.note(f"not begun: kdrun train -m sweep={name} trains it, and dry_run=true says what that will cost.")

@@ -114,6 +114,7 @@ def test_contents_of_a_run(kdrun, outputs):
         "device": "cpu",
         "precision": "fp32",
         "compile": False,
+        "graphs": False,
         "threads": torch.get_num_threads(),
         "deterministic": False,
     }

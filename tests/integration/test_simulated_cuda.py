@@ -58,7 +58,7 @@ LAUNCHES: dict[str, int] = {
     "kd": 162,
     "ls": 127,
     "lskd": 191,
-    "mlkd": 1249,
+    "mlkd": 1267,
     "nkd": 202,
     "none": 110,
     "nst": 300,
@@ -230,7 +230,9 @@ def test_images_from_files_on_a_gpu(tmp_path, image_folder):
     words += ["dataset.train_fraction=0.9"]
     found, watch = train_on_gpu(tmp_path / "gpu", *words, "graphs=true")
     assert watch.gpu.replays > 0
-    check_equal(found, train(tmp_path / "cpu", *words))
+    # Not to the bit, with or without a graph: a copy to the simulated device may lay images out in another order, in
+    # which a convolution adds up.
+    check_equal(found, train(tmp_path / "cpu", *words), within=1e-6)
 
 
 @pytest.mark.parametrize("graphs", ["true", pytest.param("false", marks=pytest.mark.slow)])
