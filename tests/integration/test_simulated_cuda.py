@@ -237,12 +237,10 @@ def test_images_from_files_on_a_gpu(tmp_path, image_folder):
     root = image_folder("set", classes=4, count=29, size=(16, 16))
     words = [word for word in SMALL if not word.startswith("dataset")]
     words += ["dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.workers=0", "method=kd"]
-    words += ["dataset.train_fraction=0.9", "optimizer.name=sgd"]
+    words += ["dataset.train_fraction=0.9", "optimizer.name=sgd"]  # not AdamW, whose rate a GPU takes as float32
     found, watch = train_on_gpu(tmp_path / "gpu", *words, "graphs=true")
     assert watch.gpu.replays > 0
-    # Not to the bit, with or without a graph: a copy to the simulated device may lay images out in another order, in
-    # which a convolution adds up.
-    check_equal(found, train(tmp_path / "cpu", *words), within=1e-6)
+    check_equal(found, train(tmp_path / "cpu", *words))
 
 
 @pytest.mark.parametrize("graphs", ["true", pytest.param("false", marks=pytest.mark.slow)])
