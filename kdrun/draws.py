@@ -159,5 +159,5 @@ def seed_dropout(seed: int, epoch: int, step: int, device: torch.device) -> None
 
 
 def has_drawn(device: torch.device) -> bool:
-    """Whether anything on a GPU has drawn from its generator since `seed_dropout`."""
+    """Return True if anything on a GPU has drawn from its generator since `seed_dropout`."""
     return torch.cuda.default_generators[device.index or 0].get_offset() > 0

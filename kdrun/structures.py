@@ -16,8 +16,8 @@ FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"
 
 
 class Mixed(NamedTuple):
-    """What mixup or CutMix has mixed each sample's label with: label [N] int64 of the other image, share [N] float32 of
-    its own."""
+    """The other half of each sample's label after mixup or CutMix: label [N] int64 of the other image, share [N]
+    float32 of its own."""
 
     label: Tensor
     share: Tensor
@@ -163,7 +163,7 @@ class Progress:
 
     @property
     def first(self) -> bool:
-        """Whether this is the very first step, which is never recorded."""
+        """True at the very first step, which is never recorded."""
         return not (self.epoch or self.step)
 
     def number(self, function: Callable[[Progress], float], dtype: torch.dtype = torch.float32) -> Any:

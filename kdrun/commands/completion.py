@@ -12,6 +12,7 @@ from kdrun.config.arguments import NoOptions, plain_type
 from kdrun.config.explained import OF_TRAIN
 from kdrun.config.groups import GROUPS, choices
 from kdrun.config.method_schema import read_method
+from kdrun.config.options import LAUNCHERS
 from kdrun.config.settings import method_settings, settings
 from kdrun.config.words import ALIASES
 from kdrun.errors import ConfigError, KdrunError, suggest
@@ -155,7 +156,7 @@ def values_of(key: str, name: str, options: type) -> list[str]:
     if key == "dry_run":
         return ["true", "false"]
     if key == "launcher":
-        return ["lanes", "slurm", "submitit_local"]
+        return list(LAUNCHERS)
     if key.startswith("method."):
         return literals(key.partition(".")[2])
     known = settings().get(key)

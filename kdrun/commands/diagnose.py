@@ -54,15 +54,22 @@ def one(run: Path, options: Options, settings: dict[str, str]) -> None:
     target = target_of_run(run, Which(trust=options.trust), settings, finished=False)
     if (run / "teacher.safetensors").is_file():
         raise ConfigError(f"{run} is a stored teacher, which learned from labels alone: give a student's run.")
-    from kdrun.evaluation.beside import independent, independents_training, same_settings, trained_accuracy
+    from kdrun.evaluation.beside import (
+        accuracies,
+        independent,
+        mean_trained_accuracy,
+        same_settings,
+        trained_accuracy,
+    )
     from kdrun.evaluation.diagnosis import diagnose
 
     found = diagnose(target, console.track)
     found.method = run.parent.name
     if reason := RunDirectory(run).failure():
         found.notes.append(f"the run failed: {reason}")
-    found.siblings, found.independent = same_settings(run), independent(run)
-    found.train, found.independent_train = trained_accuracy(run), independents_training(run)
+    alone = independent(run)
+    found.siblings, found.independent = same_settings(run), accuracies(alone)
+    found.train, found.independent_train = trained_accuracy(run), mean_trained_accuracy(alone)
     found.losses = losses_of(RunDirectory(run))
     findings = findings_of(found)
     show(run, found, findings)

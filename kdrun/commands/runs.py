@@ -14,7 +14,7 @@ from kdrun.config.options import setting
 from kdrun.display import size
 from kdrun.errors import ConfigError, suggest
 from kdrun.runs.directory import find_runs, outputs_folder, rebuild_results, short_path
-from kdrun.runs.marks import Marks, check_tag, read_marks, write_marks
+from kdrun.runs.marks import check_tag, read_marks, write_marks
 from kdrun.runs.tidy import remove_run, size_of
 
 ACTIONS = ("tag", "note", "remove")
@@ -72,18 +72,15 @@ def mark(action: str, runs: list[Path], options: Options) -> None:
         else:
             marks.note = "" if options.text == "none" else str(options.text)
         write_marks(run, marks)
-        console.say(f"[bold]{escape(short_path(run))}[/]  {escape(words_of(marks))}")
-
-
-def words_of(marks: Marks) -> str:
-    """Return tags and note in a line."""
-    return "; ".join(part for part in (", ".join(marks.tags), marks.note) if part) or "no tags, no note"
+        console.say(f"[bold]{escape(short_path(run))}[/]  {escape(str(marks) or 'no tags, no note')}")
 
 
 def remove(runs: list[Path], yes: bool, root: Path) -> int:
     """Show what goes, ask, and remove it."""
     sizes = {run: size_of(run) for run in runs}
-    console.table("", ["run", "size", "marks"], [[short_path(run), size(sizes[run]), marks_of(run)] for run in runs])
+    console.table(
+        "", ["run", "size", "marks"], [[short_path(run), size(sizes[run]), str(read_marks(run))] for run in runs]
+    )
     total = f"{len(runs)} run{'s' * (len(runs) > 1)}, {size(sum(sizes.values()))}"
     if not yes and not console.confirm(f"remove {total}?"):
         console.note("nothing is removed" + ("" if sys.stdin.isatty() else "; yes=true removes without asking"))
@@ -94,8 +91,3 @@ def remove(runs: list[Path], yes: bool, root: Path) -> int:
         rebuild_results(root)
     console.fact("removed", total)
     return 0
-
-
-def marks_of(run: Path) -> str:
-    marks = read_marks(run)
-    return words_of(marks) if marks != Marks() else ""

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from kdrun.config.arguments import WITH_VALUE, flag_fault, split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
-from kdrun.config.options import RunConfig
+from kdrun.config.options import LAUNCHERS, RunConfig
 from kdrun.config.own_code import located, own_place
 from kdrun.console import announce, fact, note, show_result, table, track
 from kdrun.console.screen import RichDisplay
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from kdrun.sweeps.definition import Sweep
 
 FLAGS = ("-m", "--multirun", "--resolve", *WITH_VALUE)  # the last three are Hydra's
-LAUNCHERS = ("lanes", "slurm", "submitit_local")
 
 
 def command(words: list[str]) -> int:
@@ -106,8 +105,8 @@ def dry_run(config: RunConfig, overrides: list[str]) -> int:
 
     plan, cell = make_plan(config, overrides), Cell("", "", config.seed, overrides)
     fill(cell, plan)
-    pending = not plan.run.finished or plan.run.can_mend()
-    show_forecast([(cell, plan)], 1, (config.threads or resolve_threads().threads) if pending else 1)
+    threads = config.threads or resolve_threads().threads if plan.run.pending else 1
+    show_forecast([(cell, plan)], 1, threads)
     return 0
 
 
@@ -116,7 +115,7 @@ def show_forecast(cells: list[tuple[Cell, Plan]], processes: int, threads: int) 
     from kdrun.sweeps.forecast import Forecast, forecast
     from kdrun.sweeps.forecast_lines import lines_of, remarks, short_of_room, table_of
 
-    pending = [plan for _, plan in cells if not plan.run.finished or plan.run.can_mend()]
+    pending = [plan for _, plan in cells if plan.run.pending]
     found = forecast(pending, processes, threads, track) if pending else Forecast()
     table("", *table_of(found, cells))
     for name, line in lines_of(found, cells):
@@ -140,7 +139,7 @@ def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -
     wanted = zip(chosen.specs, found, strict=True)
     cells = [(cell, plan) for spec, (cell, plan) in wanted if plan is not None and spec.chosen]
     if cells:
-        plans = [plan for _, plan in cells if not plan.run.finished or plan.run.can_mend()]
+        plans = [plan for _, plan in cells if plan.run.pending]
         slots = make_slots(plans, launcher.get("processes", "auto"), sum(map(len, group_plans(plans))))
         asked = max((plan.config.threads or 0 for plan in plans), default=0)
         threads = asked or max(available_cores() // max(len(slots), 1), 1)

@@ -69,14 +69,18 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether images, and so their labels, are mixed."""
+        """True if images, and so their labels, are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
     @property
     def changes(self) -> bool:
-        """Whether an image may look different from one epoch to the next."""
+        """True if an image may look different from one epoch to the next."""
         moved = self.padding > 0 or self.flip > 0 or self.warps or self.jitters
         return moved or self.randaugment > 0 or self.erasing > 0 or self.mixes
+
+    def same_for_teacher(self, teacher_view: str) -> bool:
+        """Return True if each training image looks the same to the teacher in every epoch."""
+        return teacher_view in ("clean", "fixed") or not self.changes
 
     def of_teacher(self, flip: float | None) -> Augment:
         """Return how the images are augmented on which a teacher is trained; flip: its own probability of one."""

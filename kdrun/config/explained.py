@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args, get_origin
 
 from kdrun.config.groups import GROUPS, group_files, read_yaml
@@ -100,16 +101,12 @@ def default_of(key: str) -> str:
     return shown(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
 
 
+@cache
 def default_config() -> Any:
     """Return the configuration of `kdrun train` without arguments, composed once."""
     from kdrun.config.compose import compose
 
-    if not _DEFAULT:
-        _DEFAULT.append(compose([]))
-    return _DEFAULT[0]
-
-
-_DEFAULT: list[Any] = []
+    return compose([])
 
 
 def shown(value: Any) -> str:

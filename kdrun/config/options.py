@@ -17,11 +17,12 @@ from kdrun.config.setting import LARGEST_BATCH, LARGEST_RATE, LARGEST_SEED, LARG
 RESIZES = ("stretch", "fit", "crop")
 LOGGERS = ("tensorboard", "wandb")  # beside metrics.csv
 VECTORS = ("pdf", "svg")  # pictures beside PNG
+LAUNCHERS = ("lanes", "slurm", "submitit_local")  # of -m and sweep=, beside Hydra's own
 
 
 @dataclass
 class DatasetOptions:
-    """Which images, how they are split, normalised and augmented."""
+    """The images, and how they are split, normalised and augmented."""
 
     name: str = setting(
         choices=("digits", "cifar10", "cifar100", "imagenet", "folder", "fake"),

@@ -42,6 +42,12 @@ CORNER, FLIP, PLACE, ANGLE, COLOURS = slice(0, 2), 2, slice(3, 5), 5, slice(6, 1
 AREAS = slice(10, 10 + 2 * ATTEMPTS)
 
 
+def teacher_epoch(teacher_view: str, epoch: int) -> int:
+    """Return the epoch of which the teacher is shown an augmented view of its own in `epoch`: of the first one where it
+    has one view for the whole run."""
+    return 0 if teacher_view == "fixed" else epoch
+
+
 def view_draws(augment: Augment, seed: int, epoch: int, purpose: int, index: Tensor) -> Tensor:
     """The draws of the views of samples `index` [N] in `epoch`: float64 [N, columns], as many as `augment` reads.
     purpose tells the student's, the teacher's and the strong view apart."""

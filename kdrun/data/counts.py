@@ -9,6 +9,7 @@ import numpy as np
 from kdrun.config.options import DatasetOptions
 from kdrun.data import cifar, digits, folder
 from kdrun.data.datasets import STREAMED, DataSource
+from kdrun.data.splits import first_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _even(options: DatasetOptions, count: int) -> np.ndarray:
 
 def _share(classes: np.ndarray, fraction: float) -> np.ndarray:
     """Return what `stratified_split` puts first of each class."""
-    return np.array([min(max(round(fraction * int(count)), 1), int(count) - 1) for count in classes])
+    return np.array([first_of(int(count), fraction) for count in classes])
 
 
 def _limited(classes: np.ndarray, limit: int | None) -> np.ndarray:

@@ -21,8 +21,8 @@ CHOSEN, TOP, LEFT, START, SIZES = 0, 1, 2, 3, slice(4, 4 + 2 * ATTEMPTS)
 
 
 def within(box: Tensor, height: int, width: int) -> Tensor:
-    """Whether each pixel is in its image's box, bool [N, 1, H, W]; box [N, 4]: top, left, bottom, right, the last two
-    beyond it."""
+    """Return the mask of pixels in their image's box, bool [N, 1, H, W]; box [N, 4]: top, left, bottom, right,
+    the last two beyond it."""
     top, left, bottom, right = box.view(-1, 4, 1, 1).unbind(1)
     y = torch.arange(height, device=box.device).view(1, -1, 1)
     x = torch.arange(width, device=box.device).view(1, 1, -1)

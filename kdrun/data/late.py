@@ -33,7 +33,7 @@ class Late:
 
     @property
     def active(self) -> bool:
-        """Whether anything is drawn here at all."""
+        """True if anything is drawn here at all."""
         return self.augment.randaugment > 0 or self.augment.erasing > 0 or self.augment.mixes
 
     def view(self, epoch: int, purpose: int, index: Tensor, order: Tensor | slice = slice(None)) -> LateView | None:
@@ -48,7 +48,7 @@ class Late:
         return None if policy is None and erasing is None else LateView(policy, erasing)
 
     def mixing(self, epoch: int, index: Tensor) -> Mixing | None:
-        """How samples `index` [N] are mixed in `epoch`, or None."""
+        """Return the mixing of samples `index` [N] in `epoch`; None where nothing is mixed."""
         if not self.augment.mixes:
             return None
         return Mixing(self.augment, self.seed, epoch, index, self.side, self.device)

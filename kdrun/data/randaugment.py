@@ -37,7 +37,7 @@ def operations_of(draws: Tensor) -> Tensor:
 
 
 def counts_of(operations: Tensor, kinds: int | None = None) -> list[list[int]]:
-    """How many samples of `operations` [N, rounds], on the host, drew each of `kinds` operations, by round."""
+    """Count how many samples of `operations` [N, rounds], on the host, drew each of `kinds` operations, by round."""
     return [column.bincount(minlength=kinds or len(OPERATIONS)).tolist() for column in operations.unbind(1)]
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.config.augment import Augment
-from kdrun.data.augment import Views, centre_views, draw_views, jitter, warp
+from kdrun.data.augment import Views, centre_views, draw_views, jitter, teacher_epoch, warp
 from kdrun.data.late import Late
 from kdrun.data.mixing import Mixing
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
@@ -117,8 +117,8 @@ class ResidentTrain:
 
     @property
     def teacher_sees_the_same(self) -> bool:
-        """Whether each sample looks the same to the teacher in every epoch."""
-        return self.teacher_view in ("clean", "fixed") or not self.augment.changes
+        """True if each sample looks the same to the teacher in every epoch."""
+        return self.augment.same_for_teacher(self.teacher_view)
 
     def teacher_images(self) -> Iterator[Tensor]:
         """What the teacher sees of the samples in their own order, in full batches: the last one goes on with the first
@@ -149,7 +149,7 @@ class ResidentTrain:
 
     def batch(self, index: Tensor, drawn: Drawn, window: slice = slice(0)) -> Batch:
         """Samples `index` [N], which stand at `window` of the epoch's order, as they look in it. The window is read
-        where there are `late_views` or strong ones."""
+        where there are late views or strong ones."""
         image, label, mixed = self.view(index, drawn.views, window), self.device_labels[index], None
         if drawn.mixing is not None:
             image, mixed = drawn.mixing(image, label, index)
@@ -159,7 +159,7 @@ class ResidentTrain:
 
     @property
     def recordable(self) -> bool:
-        """Whether a batch is made by the same operations in every step, whatever its samples are."""
+        """True if a batch is made by the same operations in every step, whatever its samples are."""
         return not self.views and not self.late.active
 
     @property
@@ -178,7 +178,7 @@ class ResidentTrain:
             return None
         if self.teacher_view == "clean":
             return centre_views(self.augment, self.num_samples, self.device)
-        return self._draw(0 if self.teacher_view == "fixed" else epoch, TEACHER_VIEW, order)
+        return self._draw(teacher_epoch(self.teacher_view, epoch), TEACHER_VIEW, order)
 
     def view(self, index: Tensor, views: Views, window: slice = slice(0)) -> Tensor:
         """The normalised images of samples `index`, which stand at `window` of the epoch's order, as `views` draws
@@ -222,7 +222,7 @@ class Strong:
 
 
 def as_pixels(image: Tensor) -> Tensor:
-    """What `ResidentTrain.drawn` returns, as uint8 [N, 3, H, W]."""
+    """Return images as `ResidentTrain.drawn` returns them, as uint8 [N, 3, H, W]."""
     return image.permute(0, 3, 1, 2) if image.dtype == torch.uint8 else (255 * image).round().to(torch.uint8)
 
 

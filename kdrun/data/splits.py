@@ -61,6 +61,11 @@ class Dataset:
         return len(self.class_names)
 
 
+def first_of(count: int, fraction: float) -> int:
+    """Return how many images of a class of `count` a stratified split puts first."""
+    return min(max(round(fraction * count), 1), count - 1)
+
+
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -76,8 +81,7 @@ def stratified_split(
         if len(members) < 2:
             name = class_names[label] if class_names else label
             raise DataError(f"class {name} has {len(members)} image(s); a stratified split needs two of every class.")
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        first.append(generator.permutation(members)[:count])
+        first.append(generator.permutation(members)[: first_of(len(members), fraction)])
     chosen = np.sort(np.concatenate(first))
     rest = np.setdiff1d(np.arange(len(labels)), chosen)
     return chosen, rest

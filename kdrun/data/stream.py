@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdrun.config.augment import Augment
-from kdrun.data.augment import view_draws
+from kdrun.data.augment import teacher_epoch, view_draws
 from kdrun.data.decode import cannot_be_read, read_image, why_unreadable
 from kdrun.data.late import Late, LateView
 from kdrun.data.processes import outlive_group_signal
@@ -64,7 +64,7 @@ class Decoder(Dataset[Sample]):
             return [self._sample(one, {}) for one in index]
         epochs = {VIEW: epoch}
         if self.teacher_view in ("independent", "fixed"):
-            epochs[TEACHER_VIEW] = 0 if self.teacher_view == "fixed" else epoch
+            epochs[TEACHER_VIEW] = teacher_epoch(self.teacher_view, epoch)
         if "strong" in self.views:
             epochs[STRONG_VIEW] = epoch
         draws = {
@@ -223,8 +223,8 @@ class StreamTrain(Stream):
                 image, mixed = mixing(image, label, slice(None))
                 other = image
             if packed.teacher_image is not None:
-                drawn_as = {"independent": epoch, "fixed": 0}.get(self.teacher_view)
-                late = None if drawn_as is None else self.late.view(drawn_as, TEACHER_VIEW, index)
+                drawn_as, clean = teacher_epoch(self.teacher_view, epoch), self.teacher_view == "clean"
+                late = None if clean else self.late.view(drawn_as, TEACHER_VIEW, index)
                 other = self.on_device(packed.teacher_image, late)
             if packed.strong is not None:
                 draws = strong_draws(self.seed, epoch, index)

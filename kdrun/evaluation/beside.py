@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import CheckpointError
+from kdrun.evaluation.stats import mean_std
 from kdrun.runs.differing import settings_of
 from kdrun.runs.directory import RunDirectory
 
@@ -18,17 +21,34 @@ OF_TAPS = ("student.preact_last_map",)
 
 def same_settings(run: Path) -> dict[int, float]:
     """Return seed -> top-1 of the finished runs that differ from `run` in their seed alone, itself among them."""
-    return accuracies(run, sorted(run.parent.glob("s*-*")), OF_ANY_SEED, ())
+    return accuracies(alike(run, run.parent.glob("s*-*"), OF_ANY_SEED, ()))
 
 
-def independent(run: Path) -> dict[int, float]:
-    """Return seed -> top-1 of the finished runs of the same student on the labels alone."""
-    return accuracies(run, learned_alone(run), (*OF_ANY_SEED, *OF_TAPS), OF_TEACHING)
+def independent(run: Path) -> list[Path]:
+    """Return the runs of the same student, settings and images on the labels alone."""
+    learned_alone = run.parent.parent.parent.glob("none-*/none/s*-*")
+    return alike(run, learned_alone, (*OF_ANY_SEED, *OF_TAPS), OF_TEACHING)
 
 
-def learned_alone(run: Path) -> list[Path]:
-    """Return the runs on the labels alone of the same data set."""
-    return sorted(run.parent.parent.parent.glob("none-*/none/s*-*"))
+def alike(run: Path, folders: Iterable[Path], left_out: tuple[str, ...], without: tuple[str, ...]) -> list[Path]:
+    """Return the runs in `folders` that agree with `run` in every setting but those left out, by name or beginning."""
+
+    def kept(folder: Path) -> dict[str, Any]:
+        settings = settings_of(folder).items()
+        return {key: value for key, value in settings if key not in left_out and not key.startswith(without)}
+
+    wanted = kept(run)
+    return [folder for folder in sorted(folders) if kept(folder) == wanted]
+
+
+def accuracies(runs: Iterable[Path]) -> dict[int, float]:
+    """Return seed -> top-1 of those that are finished."""
+    found = {}
+    for folder in runs:
+        with suppress(CheckpointError):
+            result = RunDirectory(folder).result()
+            found[int(result["seed"])] = float(result["top1_last"])
+    return found
 
 
 def trained_accuracy(run: Path) -> float | None:
@@ -37,26 +57,6 @@ def trained_accuracy(run: Path) -> float | None:
     return values[-1] if values else None
 
 
-def independents_training(run: Path) -> float | None:
-    """Return the mean of that of the independent students of the same settings."""
-    wanted = kept(run, (*OF_ANY_SEED, *OF_TAPS), OF_TEACHING)
-    same = [folder for folder in learned_alone(run) if kept(folder, (*OF_ANY_SEED, *OF_TAPS), OF_TEACHING) == wanted]
-    found = [value for folder in same if (value := trained_accuracy(folder)) is not None]
-    return sum(found) / len(found) if found else None
-
-
-def accuracies(run: Path, folders: list[Path], left_out: tuple[str, ...], without: tuple[str, ...]) -> dict[int, float]:
-    wanted, found = kept(run, left_out, without), {}
-    for folder in folders:
-        if kept(folder, left_out, without) == wanted:
-            try:
-                result = RunDirectory(folder).result()
-            except CheckpointError:
-                continue
-            found[int(result["seed"])] = float(result["top1_last"])
-    return found
-
-
-def kept(run: Path, left_out: tuple[str, ...], without: tuple[str, ...]) -> dict[str, Any]:
-    settings = settings_of(run).items()
-    return {key: value for key, value in settings if key not in left_out and not key.startswith(without)}
+def mean_trained_accuracy(runs: Iterable[Path]) -> float | None:
+    """Return the mean of that over the runs that have it."""
+    return mean_std([value for run in runs if (value := trained_accuracy(run)) is not None])[0]

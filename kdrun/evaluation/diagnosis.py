@@ -18,7 +18,7 @@ from kdrun.evaluation.measure import shuffled
 from kdrun.methods.base import Method
 from kdrun.methods.factory import make_method
 from kdrun.streams import Streams
-from kdrun.structures import Progress
+from kdrun.structures import DataSpec, Progress
 from kdrun.training.build import Data, data_spec, make_eval_loader, make_lane, make_loaders, make_network
 from kdrun.training.checkpoint import load_state
 from kdrun.training.cost import count_flops
@@ -26,7 +26,7 @@ from kdrun.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from kdrun.evaluation.targets import Target
-    from kdrun.training.loop import EvalLoader, Lane
+    from kdrun.training.loop import EvalLoader, Lane, TrainLoader
     from kdrun.training.network import Network
     from kdrun.training.precision import Numerics
 
@@ -112,10 +112,11 @@ def diagnose(target: Target, track: Track) -> Diagnosis:
     network = target.teacher.network(data, numerics, config.batch_size)
     method = make_method(config.method)
     found.teacher = teacher_facts(target, network, method, data, numerics)
+    loader = make_loaders(data, config.batch_size, streams, config.teacher_view, numerics, views=method.views).train
     states = [(START, None), *([(END, run)] if target.weights or (run / "last.pt").is_file() else [])]
     for when, folder in states:
-        lane = lane_of(target, folder, network, data, numerics)
-        found.gradients.append(gradients(lane, network, data, numerics, when))
+        lane = lane_of(target, folder, network, data, data_spec(data, loader), numerics)
+        found.gradients.append(gradients(lane, network, loader, config.epochs, when))
     return found
 
 
@@ -188,18 +189,16 @@ def entropy_share(logits: Tensor, temperature: float) -> float:
     return float(-(log_p.exp() * log_p).sum(dim=1).mean()) / math.log(logits.shape[1])
 
 
-def lane_of(target: Target, folder: Path | None, teacher: Network, data: Data, numerics: Numerics) -> Lane:
+def lane_of(
+    target: Target, folder: Path | None, teacher: Network, data: Data, spec: DataSpec, numerics: Numerics
+) -> Lane:
     """Return the run's lane as it was at its start, or with the student of `folder` as it was last saved and, where
     last.pt is there, the parts of its method too."""
     config, streams = target.config, Streams("student", target.config.seed)
-    made = make_network(config.student, data, streams, numerics, config.batch_size)
-    method = make_method(config.method)
-    loaders = make_loaders(data, config.batch_size, streams, config.teacher_view, numerics, views=method.views)
-    spec = data_spec(data, loaders.train)
     lane = make_lane(
-        student=made,
+        student=make_network(config.student, data, streams, numerics, config.batch_size),
         teacher=teacher,
-        method=method,
+        method=make_method(config.method),
         optimizer=replace(config.optimizer, ema_decay=None),
         epochs=config.epochs,
         streams=streams,
@@ -217,20 +216,16 @@ def lane_of(target: Target, folder: Path | None, teacher: Network, data: Data, n
     return lane
 
 
-def gradients(lane: Lane, network: Network, data: Data, numerics: Numerics, when: str) -> Gradients:
+def gradients(lane: Lane, network: Network, loader: TrainLoader, epochs: int, when: str) -> Gradients:
     """Return the norms and cosines of the terms' gradients, averaged over a few batches."""
-    config = data.config
-    streams = Streams("student", config.seed)
-    views = lane.method.views
-    loader = make_loaders(data, config.batch_size, streams, config.teacher_view, numerics, views=views).train
     teacher, steps = Teacher(network), loader.steps_per_epoch
     parameters = [parameter for parameter in lane.model.parameters() if parameter.requires_grad]
     lane.student.tap.train()
     lane.method.train()
-    epoch = 0 if when == START else config.epochs - 1
+    epoch = 0 if when == START else epochs - 1
     sums: dict[str, Tensor] = {}
     for step, batch in enumerate(islice(loader.epoch(0), BATCHES)):
-        terms = lane.method(batch, lane.forward, teacher.for_batch(batch), Progress(epoch, config.epochs, step, steps))
+        terms = lane.method(batch, lane.forward, teacher.for_batch(batch), Progress(epoch, epochs, step, steps))
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + gradient_of(term, parameters)  # type: ignore[operator]
     norms = {name: float(vector.norm()) for name, vector in sums.items()}

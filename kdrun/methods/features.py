@@ -36,8 +36,8 @@ def need_pooled(spec: Spec | None, role: str, method: str) -> int:
 
 
 def must_repeat(x: Tensor) -> bool:
-    """Whether gradients of `x` have to come from operations that repeat bit by bit: on CUDA some of PyTorch's do not,
-    and raise an error where `deterministic=true` asks for it."""
+    """Return True if gradients of `x` have to come from operations that repeat bit by bit: on CUDA some of
+    PyTorch's do not, and raise an error where `deterministic=true` asks for it."""
     return x.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 

@@ -139,9 +139,5 @@ def in_training(ledger: Ledger, root: Path) -> list[list[str]]:
         tests = [value for _, split, metric, value in metrics if (split, metric) == ("test", "top1")]
         epoch = f"{metrics[-1][0] if metrics else 0}/{epochs_of(root / run) or '?'}"
         figures = [f"{losses[-1]:.3f}" if losses else "–", f"{tests[-1]:.2f}" if tests else "–"]
-        rows.append([place_of(cell), epoch, *figures, f"{max(tests):.2f}" if tests else "–"])
+        rows.append([cell.place, epoch, *figures, f"{max(tests):.2f}" if tests else "–"])
     return rows[::-1]
-
-
-def place_of(cell: Cell) -> str:
-    return f"{cell.row}, {cell.column}, seed {cell.seed}" if cell.column else f"{cell.row}, seed {cell.seed}"

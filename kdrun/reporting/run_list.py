@@ -106,7 +106,8 @@ def table_of_runs(runs: list[ListedRun], root: Path, name: str) -> tuple[list[st
     for run in runs:
         top1 = run.result.get("top1_last")
         finished = str(run.result.get("finished_at") or "")[:16].replace("T", " ")
-        marks = "; ".join(part for part in (", ".join(run.marks.tags), run.marks.note) if part)
         path = str(run.path.relative_to(root))
-        rows.append([path, "" if top1 is None else f"{top1:.2f}", finished, run.said, *([marks] if marked else [])])
+        rows.append(
+            [path, "" if top1 is None else f"{top1:.2f}", finished, run.said, *([str(run.marks)] if marked else [])]
+        )
     return [name, "top-1, %", "finished, UTC", "state", *(["tags, note"] if marked else [])], rows

@@ -74,6 +74,11 @@ class RunDirectory:
         weights."""
         return self.finished and self.state_path.is_file() and bool(self.damage())
 
+    @property
+    def pending(self) -> bool:
+        """Return True if there is something to train or to mend."""
+        return not self.finished or self.can_mend()
+
     def damage(self, thorough: bool = False) -> str:
         """Say what is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough:
         the weights are read, and not only their length."""

@@ -79,6 +79,11 @@ class Cell:
     own_teacher: bool = False
     reason: str = ""
 
+    @property
+    def place(self) -> str:
+        """The cell's name on the screen."""
+        return ", ".join(part for part in (self.row, self.column, f"seed {self.seed}") if part)
+
 
 @dataclass
 class Ledger:

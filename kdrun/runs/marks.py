@@ -13,10 +13,14 @@ MARKS = "marks.json"
 
 @dataclass
 class Marks:
-    """What a user wrote of a run."""
+    """Tags and a note that a user wrote of a run."""
 
     tags: list[str] = field(default_factory=list)
     note: str = ""
+
+    def __str__(self) -> str:
+        """Return tags and note in a line; an empty one where there are none."""
+        return "; ".join(part for part in (", ".join(self.tags), self.note) if part)
 
 
 def read_marks(run: Path) -> Marks:

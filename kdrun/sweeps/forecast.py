@@ -4,15 +4,15 @@ the lanes launcher would spread them. Imported without torch, which the measurin
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kdrun.config.options import ModelOptions, OptimizerOptions
 from kdrun.data.counts import counts_of
+from kdrun.data.datasets import STREAMED
 from kdrun.display import Track, untracked
-from kdrun.runs.identity import digest_of, teachers_images
+from kdrun.runs.identity import digest_of
 from kdrun.runs.plan import Plan, output_root
 from kdrun.runs.recorded import flat
 from kdrun.sweeps.grouping import group_plans, split_to_fill
@@ -83,7 +83,7 @@ class Bench:
         self.networks: dict[str, NetworkCost] = {}
         self.methods: dict[str, MethodCost] = {}
         self.ratios: dict[str, tuple[float, MethodCost]] = {}
-        self.numerics, self.starting = "", 0.0
+        self.numerics = ""
 
     @staticmethod
     def data_key(plan: Plan) -> str:
@@ -94,9 +94,6 @@ class Bench:
 
     def measure(self) -> None:
         """Time networks first, then each kind of method on the smallest of its pairs."""
-        begun = time.thread_time()
-
-        self.starting = time.thread_time() - begun
         jobs = [*self.network_jobs().items()]
         for position in self.track(iter(range(len(jobs))), len(jobs), "measuring networks"):
             key, (plan, options, batch_size, optimizer, trains) = jobs[position]
@@ -244,10 +241,8 @@ def evaluations(epochs: int, every: int) -> int:
 def sees_the_same(plan: Plan) -> bool:
     """Return True if the teacher's outputs are computed once for all epochs."""
     config = plan.config
-    same = (
-        config.teacher_view in ("clean", "fixed") or not teachers_images(config.teacher, config.dataset).augment.changes
-    )
-    return config.teacher_cache and same and config.dataset.name not in ("imagenet", "folder")
+    resident = config.dataset.name not in STREAMED
+    return config.teacher_cache and resident and config.dataset.augment.same_for_teacher(config.teacher_view)
 
 
 def share_left(plan: Plan) -> float:
@@ -260,7 +255,7 @@ def schedule(plans: Sequence[Plan], found: Forecast, bench: Bench) -> None:
     """Give tasks to processes as the scheduler does: teachers first, groups of lanes as soon as theirs is there."""
     groups = split_to_fill(group_plans(list(plans)), found.processes)
     rehearsed = sum({method_kind(plan): bench.method(plan)[1].made for plan in plans}.values())
-    busy = [bench.starting + rehearsed / found.processes] * found.processes
+    busy = [rehearsed / found.processes] * found.processes
     ready: dict[str, float] = {}
     for path, teacher in found.teachers.items():
         slot = busy.index(min(busy))

@@ -44,7 +44,7 @@ def run_sweep(
             display.note(line)
     write_ledger(root, ledger)
     chosen = [plan for spec, (_, plan) in zip(sweep.specs, found, strict=True) if plan is not None and spec.chosen]
-    pending = [plan for plan in chosen if not plan.run.finished or plan.run.can_mend()]
+    pending = [plan for plan in chosen if plan.run.pending]
     done = len({str(plan.run.path) for plan in chosen} - {str(plan.run.path) for plan in pending})
     total = len({str(plan.run.path) for plan in chosen})
     already = f", {done} of them done already" if done else ""
@@ -208,6 +208,4 @@ def shape_of(sweep: Sweep, cells: list[Cell]) -> TableShape:
 
 def place_of(cell: Cell) -> str:
     """A cell's name on the screen."""
-    if cell.column == NO_RUN:
-        return cell.row
-    return f"{cell.row}, {cell.column}, seed {cell.seed}"
+    return cell.row if cell.column == NO_RUN else cell.place

@@ -117,10 +117,10 @@ def train_lanes(task: Task, report: Report, stop: Stop, display: Display) -> Non
             except RunError as error:
                 report(Ended(str(plan.run.path), None, str(error), elsewhere=isinstance(error, LockedElsewhere)))
                 continue
-            if plan.run.finished and not plan.run.can_mend():  # by another machine, in the meantime
-                report(Ended(str(plan.run.path), plan.run.result()))
-            else:
+            if plan.run.pending:
                 plans.append(plan)
+            else:  # done by another machine, in the meantime
+                report(Ended(str(plan.run.path), plan.run.result()))
         for group in by_compiled_needs(plans):
             while group:
                 told = Reporting(display, report, tuple(str(plan.run.path) for plan in group))

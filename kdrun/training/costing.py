@@ -26,6 +26,7 @@ from kdrun.training.meters import TrainMeter
 from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
 from kdrun.training.teacher import Teacher
+from kdrun.training.teacher_cache import bytes_of
 
 WARM, TIMED = 1, 6  # steps
 SECONDS = 0.4  # of timed steps, after which no further one is taken
@@ -191,7 +192,7 @@ class Costing:
 
     @property
     def slowdown(self) -> float:
-        """How many times as long as the processor time the timed steps took, for other programs' sake."""
+        """Clock time over processor time of the timed steps: how much other programs delayed them."""
         return self.clocked / max(self.worked, 1e-9)
 
     def kept(self, lane: Lane, teacher: Teacher | None) -> int:
@@ -217,14 +218,10 @@ class Costing:
 def state_bytes(lane: Lane) -> int:
     """Return about how long last.pt is: weights, their average, the method's parts and what the optimizer keeps."""
     moments = 1 if lane.options.name == "sgd" else 2
-    trained = sum(size_of(tensor) for module in (lane.model, lane.method) for tensor in module.parameters())
-    held = sum(size_of(tensor) for module in (lane.model, lane.method) for tensor in module.state_dict().values())
+    trained = bytes_of([*lane.model.parameters(), *lane.method.parameters()])
+    held = bytes_of([*lane.model.state_dict().values(), *lane.method.state_dict().values()])
     return held + moments * trained + (weight_bytes(lane) if lane.ema is not None else 0)
 
 
 def weight_bytes(lane: Lane) -> int:
-    return sum(size_of(tensor) for tensor in lane.evaluated.state_dict().values())
-
-
-def size_of(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return bytes_of(list(lane.evaluated.state_dict().values()))

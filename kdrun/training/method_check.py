@@ -112,7 +112,7 @@ def mixed_labels(subject: Subject) -> None:
 
 
 def mixes_labels(subject: Subject) -> bool:
-    """Whether images that are mixed with nothing of their own label are learnt like images of the other label."""
+    """Return True if images mixed with nothing of their own label are learnt like images of the other label."""
     batch = batch_of(6)
     other, nothing = (batch.label + 1) % CLASSES, torch.zeros(6)
     found = []

@@ -248,7 +248,7 @@ def kinds_of_data(place: Path, image_folder: Callable[..., Path], monkeypatch) -
             raise KdrunError(damaged[0])
         return [np.asarray(found.images), found.labels]
 
-    def test_set() -> Any:
+    def derived_set() -> Any:
         found = derive(parse("cue_conflict"), clean, place)
         return [np.asarray(found.data.images), found.texture_labels]
 
@@ -285,9 +285,9 @@ def kinds_of_data(place: Path, image_folder: Callable[..., Path], monkeypatch) -
         "labels.npy": Kind(meta.with_name("labels.npy"), decoded),
         "unreadable.json": Kind(unreadable, lambda: readable_part(tree, place)[1]),
         "digits.npz": Kind(place / "digits-8.npz", of_digits),
-        "manifest.json": Kind(derived / "manifest.json", test_set),
-        "a derived set": Kind(derived / "images.npy", test_set),
-        "partners.npy": Kind(derived / "partners.npy", test_set),
+        "manifest.json": Kind(derived / "manifest.json", derived_set),
+        "a derived set": Kind(derived / "images.npy", derived_set),
+        "partners.npy": Kind(derived / "partners.npy", derived_set),
         "the index of a tree": Kind(index, fingerprint),
         "a tree's digest": Kind(index.with_suffix(".json"), lambda: content.by_content(root, files)),
         "an image": Kind(picture, lambda: decode.decode_chunk(root, 16, [tree.paths[0]])[0].shape, told=False),

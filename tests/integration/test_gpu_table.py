@@ -184,4 +184,4 @@ def test_the_table_and_the_resume_run_through_on_a_cpu(tmp_path, monkeypatch):
 def test_what_the_table_trains_composes(method):
     from kdrun.config.compose import load
 
-    load(words_of(method, "fp32, deterministic"))
+    assert load(words_of(method, "fp32, deterministic")).deterministic

@@ -175,3 +175,23 @@ def test_sweeps_are_listed_with_cells_data_and_cost(kdrun):
     assert "digits (built in)" in lines["digits_table"]
     assert "16 minutes" in lines["digits_table"]
     assert "dataset.root=FOLDER" in lines["vit_to_resnet"]
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["teacher_view=clean"], True),
+        (["teacher_view=fixed"], True),
+        ([], False),
+        (["dataset.augment.crop=none", "dataset.augment.flip=0", "teacher.flip=0.5"], True),
+        (["dataset.augment.crop=none", "dataset.augment.flip=0", "dataset.augment.mixup=0.8"], False),
+        (["teacher_view=clean", "teacher_cache=false"], False),
+    ],
+    ids=["clean", "fixed", "augmented", "still", "mixed", "not kept"],
+)
+def test_outputs_are_kept_where_the_students_images_stay_the_same(words, same):
+    """Whatever the images are that the teacher was trained on."""
+    from kdrun.sweeps.forecast import sees_the_same
+
+    typed = ["dataset=fake", "method=kd", *words]
+    assert sees_the_same(make_plan(load(typed), typed)) is same
