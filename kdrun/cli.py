@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(name: str, words: list[str]) -> int:
     """Print the help of a command, or run it; what trains ends resumably on a signal from its first line on."""
     with ExitStack() as signals:
-        if name == "train":
+        if name in ("train", "tune"):
             from kdrun.training.signals import stop_on_signals
 
             signals.enter_context(stop_on_signals())

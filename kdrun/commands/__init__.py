@@ -11,6 +11,7 @@ COMMANDS = {
     "bias": "what students took over beside accuracy, on derived test sets: kdrun bias NAME",
     "compare": "what differs between runs, in settings and in figures: kdrun compare RUN RUN",
     "diagnose": "why distillation does not help in a run, and what to try next: kdrun diagnose RUN",
+    "tune": "better weights and temperature, chosen on validation images: kdrun tune method=kd",
     "gradcam": "where teacher and students look, as one picture: kdrun gradcam RUN …",
     "status": "how far sweeps are: done, running, failed, time left",
     "where": "the directory of a run or its teacher, for scripts: kdrun where run method=dkd",

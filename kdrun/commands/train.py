@@ -9,11 +9,11 @@ from omegaconf import DictConfig
 
 from kdrun.config.arguments import WITH_VALUE, flag_fault, split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
-from kdrun.config.options import LAUNCHERS, RunConfig
+from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
 from kdrun.console import announce, fact, note, show_result, table, track
 from kdrun.console.screen import RichDisplay
-from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note, suggest
+from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note
 from kdrun.hardware import available_cores
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.plan import Plan, make_plan, output_root
@@ -153,6 +153,7 @@ def sweep(words: list[str], dry: bool = False) -> int:
     will cost."""
     from kdrun.sweeps.before import train_before
     from kdrun.sweeps.definition import multirun_sweep, named_sweep, split_words
+    from kdrun.sweeps.launcher import split_launcher
     from kdrun.sweeps.run import run_sweep
 
     _, own, overrides, config_dir = split_words(words)
@@ -167,33 +168,6 @@ def sweep(words: list[str], dry: bool = False) -> int:
     command, display = f"kdrun train -m {shown}", RichDisplay(name_runs=True)
     chosen, code = train_before(chosen, launcher, command, config_dir, display)
     return run_sweep(chosen, launcher, command, config_dir, display) if code is None else code
-
-
-def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
-    """({"launcher": …, and its settings}, the other overrides). Raises ConfigError for a setting that is none."""
-    launcher, rest = {"launcher": "lanes"}, []
-    for word in overrides:
-        key, _, value = word.partition("=")
-        if key in ("launcher", "hydra/launcher"):
-            launcher["launcher"] = value
-        elif key.startswith("launcher."):
-            launcher[key.removeprefix("launcher.")] = value
-        else:
-            rest.append(word)
-    kind = launcher["launcher"]
-    if kind not in LAUNCHERS:
-        raise ConfigError(
-            f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} There are: {', '.join(LAUNCHERS)}."
-        )
-    processes = launcher.get("processes", "auto")
-    if processes != "auto" and not processes.isdecimal():
-        raise ConfigError(f"launcher.processes={processes}: must be auto or a whole number, at least 0.")
-    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
-        raise ConfigError(
-            f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
-            "The lanes launcher has launcher.processes."
-        )
-    return launcher, rest
 
 
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:

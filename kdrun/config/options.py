@@ -58,6 +58,11 @@ class DatasetOptions:
         0.0, low=0, under=1, help="share of the training images held out to choose an epoch (top1_val_selected)"
     )
     split_seed: int = setting(0, low=0, high=LARGEST_SEED, help="which images these shares are")
+    evaluate_on: str = setting(
+        "test",
+        choices=("test", "val"),
+        help="val: the validation images stand in for the test images, which stay unseen while settings are chosen",
+    )
     train_limit: int | None = setting(None, low=1, help="train on a stratified sample of about so many images")
     test_limit: int | None = setting(None, low=1, help="test on a stratified sample of about so many images")
     on_error: str = setting("stop", choices=("stop", "skip"), help="stop at a damaged image, or skip all of them")

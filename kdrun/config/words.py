@@ -152,3 +152,17 @@ def unreadable(word: str) -> ConfigError:
             f"text goes in quotes of its own, as in '{key}=[\"a, b\"]'."
         )
     return ConfigError(f"{key}={value}: cannot be read; put the value in quotes of its own: '{key}=\"{value}\"'.")
+
+
+def seeds_of(words: Iterable[str], otherwise: tuple[int, ...] = (0, 1, 2)) -> tuple[list[int], list[str]]:
+    """Return (the values of seed=0,1,2, or others where it is not given; the other words). Raises ConfigError."""
+    seeds, rest = list(otherwise), []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key != "seed":
+            rest.append(word)
+            continue
+        if not all(part.strip().isdecimal() for part in value.split(",")):
+            raise ConfigError(f"seed={value}: seeds are whole numbers, as in seed=0,1,2.")
+        seeds = list(dict.fromkeys(int(part) for part in value.split(",")))
+    return seeds, rest

@@ -31,6 +31,8 @@ def counts_of(source: DataSource) -> Counts:
     if options.val_fraction and not val.sum():
         kept = _share(train, 1 - options.val_fraction)
         train, val = kept, train - kept
+    if options.evaluate_on == "val":
+        test, val = val, np.zeros_like(val)
     total = int(train.sum()), int(test.sum()), int(val.sum())
     held = 0 if options.name in STREAMED else sum(total) * 3 * options.image_size**2
     return Counts(*total, held)

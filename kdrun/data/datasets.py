@@ -12,6 +12,7 @@ from kdrun.data import cifar, digits, fake, folder, overview
 from kdrun.data.image_tree import Tree
 from kdrun.data.splits import Dataset, limited, stratified_split
 from kdrun.display import Track, untracked
+from kdrun.errors import DataError
 
 STREAMED = ("imagenet", "folder")
 
@@ -45,6 +46,12 @@ class DataSource:
     def __init__(self, options: DatasetOptions):
         self.options = options
         self.located = located(options.name, options.root, options.allow_missing_classes)
+        own_val = isinstance(self.located, folder.Source) and self.located.val is not None
+        if options.evaluate_on == "val" and not options.val_fraction and not own_val:
+            raise DataError(
+                "dataset.evaluate_on=val: there are no validation images; dataset.val_fraction=0.2 holds out a fifth "
+                "of the training images."
+            )
 
     def fingerprint(self) -> str:
         """Identity of the content, without decoding anything."""
@@ -88,6 +95,9 @@ class DataSource:
             fraction = 1 - options.val_fraction
             kept, held = stratified_split(train.labels, fraction, options.split_seed, found.class_names)
             train, val = train.take(kept), train.take(held)
+        if options.evaluate_on == "val":
+            assert val is not None
+            test, val = val, None
         return replace(found, train=train, val=val, test=test)
 
     def _splits(self, cache: Path, track: Track, as_files: bool) -> Dataset:

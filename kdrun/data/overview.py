@@ -23,7 +23,7 @@ def overview(splits: Dataset, options: DatasetOptions, flat: bool) -> str:
     """Classes, images of each split, smallest and largest class, sizes. flat: whether the splits were made here."""
     parts = [
         f"{splits.num_classes:,} classes ({names_in_short(splits.class_names)})",
-        split_sizes(splits, flat),
+        split_sizes(splits, flat, options.evaluate_on),
         class_sizes(splits),
         image_sizes(splits.train, options),
     ]
@@ -38,12 +38,13 @@ def names_in_short(names: list[str], most: int = MOST_NAMES) -> str:
     return f"{', '.join(shown[: most - 3])} and {len(names) - most + 3:,} more"
 
 
-def split_sizes(splits: Dataset, flat: bool) -> str:
-    held = {"validation": splits.val, "test": splits.test}
+def split_sizes(splits: Dataset, flat: bool, evaluate_on: str) -> str:
+    """Images of each split. evaluate_on: what the images that evaluation sees are, test or val."""
+    held = {"validation": splits.val, "test" if evaluate_on == "test" else "validation": splits.test}
     text = ", ".join(
         [f"{len(splits.train):,} train", *(f"{len(part):,} {name}" for name, part in held.items() if part is not None)]
     )
-    if not flat:
+    if not flat or evaluate_on != "test":
         return text
     every = len(splits.train) + sum(len(part) for part in held.values() if part is not None)
     return f"{text} ({100 * len(splits.test) / every:.0f} % of each class)"

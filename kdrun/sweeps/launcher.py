@@ -1,0 +1,33 @@
+"""How the runs of a sweep are started, as the command line says it."""
+
+from __future__ import annotations
+
+from kdrun.config.options import LAUNCHERS
+from kdrun.errors import ConfigError, suggest
+
+
+def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """({"launcher": …, and its settings}, the other overrides). Raises ConfigError for a setting that is none."""
+    launcher, rest = {"launcher": "lanes"}, []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key in ("launcher", "hydra/launcher"):
+            launcher["launcher"] = value
+        elif key.startswith("launcher."):
+            launcher[key.removeprefix("launcher.")] = value
+        else:
+            rest.append(word)
+    kind = launcher["launcher"]
+    if kind not in LAUNCHERS:
+        raise ConfigError(
+            f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} There are: {', '.join(LAUNCHERS)}."
+        )
+    processes = launcher.get("processes", "auto")
+    if processes != "auto" and not processes.isdecimal():
+        raise ConfigError(f"launcher.processes={processes}: must be auto or a whole number, at least 0.")
+    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
+        raise ConfigError(
+            f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
+            "The lanes launcher has launcher.processes."
+        )
+    return launcher, rest
