@@ -29,6 +29,9 @@ from kdrun.commands.completion import SHELLS, matching
         (["table", "vgg_m"], ["vgg_methods"]),
         (["export", "1234", "quantize=st"], ["quantize=static"]),
         (["eval", "1234", "devi"], ["device="]),
+        (["train", "method=kd,dk"], ["method=kd,dkd"]),
+        (["tune", "cand"], ["candidates="]),
+        (["tune", "method=dk"], ["method=dkd"]),
         (["nonsense", "x"], []),
         (["train", "dataset.root=/tm"], []),
     ],
@@ -67,3 +70,16 @@ def test_bash_takes_the_script_and_does_not_repeat_what_stands_before_an_equals_
     )
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == ["dkd", "optimizer="]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_fish_completes_words_and_where_there_are_none_files(tmp_path):
+    stub = tmp_path / "kdrun"
+    stub.write_text('#!/bin/sh\ncase "$*" in *"tra") echo train;; *) echo;; esac\n')
+    stub.chmod(0o755)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "script.fish").write_text(SHELLS["fish"])
+    ask = 'source script.fish; complete -C "kdrun tra"; complete -C "kdrun data ph"'
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    found = subprocess.run(["fish", "-c", ask], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert [line.split("\t")[0] for line in found.stdout.splitlines()] == ["train", "photos/"], found.stderr

@@ -63,7 +63,7 @@ FISH = """function __kdrun_words
   kdrun completion words $words[2..-1] (commandline -ct) 2>/dev/null
 end
 complete -c kdrun -f -a '(__kdrun_words)'
-complete -c kdrun -n 'test -z "(__kdrun_words)"' -F
+complete -c kdrun -n 'not __kdrun_words | string length -q' -F
 """
 SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
@@ -107,15 +107,16 @@ def candidates(typed: list[str]) -> Iterable[str]:
     options = getattr(module, "Options", NoOptions)
     key, equals, _ = last.partition("=")
     if equals:
-        return [f"{key}={value}" for value in values_of(key, name, options)]
+        before = last[: last.rfind(",") + 1] or f"{key}="  # of several values, the last is completed
+        return [f"{before}{value}" for value in values_of(key, name, options)]
     own = [f"{field.name}=" for field in dataclasses.fields(options)]
     return [*own, *words_of(name, module)]
 
 
 def words_of(name: str, module: Any) -> list[str]:
     """Return what a command takes beside its own settings."""
-    if name == "train":
-        return ["-m", "--help", *keys()]
+    if name in ("train", "tune"):
+        return [*(["-m"] if name == "train" else []), "--help", *keys()]
     if name == "list":
         return list(module.KINDS)
     if name == "explain":
