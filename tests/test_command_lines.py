@@ -60,12 +60,11 @@ GENERATOR = random.Random(0)
 
 
 def lines_of_train() -> list[str]:
-    """Two wrong values of every setting, wrong names made of right ones, and groups of which there is none."""
+    """A wrong value of every setting, wrong names made of right ones, and groups of which there is none."""
     words = []
     for key, known in settings().items():
         numeric = known.kind in (int, float) or known.numbers
-        for value in GENERATOR.sample(NONSENSE + OF_NUMBERS * numeric, 2):
-            words.append(f"{key}={value}")
+        words.append(f"{key}={GENERATOR.choice(NONSENSE + OF_NUMBERS * numeric)}")
     for key in GENERATOR.sample(list(settings()), 12):
         words.append(GENERATOR.choice(PREFIXES) + key + "=1")
         words.append(key + GENERATOR.choice(SUFFIXES) + "=1")
@@ -119,7 +118,7 @@ def test_wrong_lines_of_train_end_in_one_line(part, kdrun, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("kdrun.commands.train.train", planned)
     words = lines_of_train()
-    assert len(words) > 250
+    assert len(words) > 150
     refused = 0
     for word in words[part::4]:
         code, out, err = kdrun("train", *TINY, word)

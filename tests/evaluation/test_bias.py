@@ -346,53 +346,60 @@ def test_eval_on_derived_sets(trained, kdrun, outputs):
     assert kdrun("eval", str(run), "testset=noise", "split=train")[0] == 2
 
 
+SMALL_VIT = "{depth: 2, embed_dim: 64, num_heads: 2, patch_size: 4}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("methods", "least", "words"),
+    ("methods", "words"),
     [
         (
-            ["vlfkd", "cskd"],
-            25,
+            {"vlfkd": 15, "cskd": 25},
             [
-                "teacher=resnet20",
-                "student=vit_cifar_tiny_distilled",
+                "teacher=resnet8",
+                "student=timm:deit_tiny_distilled_patch16_224",
+                f"student.kwargs={SMALL_VIT}",
                 "optimizer=vit_scratch",
+                "optimizer.lr=4e-3",
+                "optimizer.warmup_epochs=1",
+                "optimizer.epochs=8",
                 "teacher.recipe.epochs=4",
             ],
         ),
         (
-            ["capd", "sskd method.prepare_epochs=1"],
-            50,
+            {"capd": 50, "sskd method.prepare_epochs=1": 25},
             [
-                "teacher=vit_cifar_tiny",
+                "teacher=timm:vit_tiny_patch16_224",
+                f"teacher.kwargs={SMALL_VIT}",
                 "student=resnet8",
                 "optimizer@teacher.recipe=vit_scratch",
                 "optimizer.clip_norm=1",
+                "optimizer.epochs=5",
                 "teacher.recipe.epochs=10",
             ],
         ),
     ],
     ids=["CNN to ViT", "ViT to CNN"],
 )
-def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, methods, least, words):
-    """Ten classes: chance is 10 %; a ViT learns slowly from scratch. In fp32, since bf16 is slow on some CPUs."""
-    for method in methods:
+def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, methods, words):
+    """Ten classes: chance is 10 %; a ViT learns slowly from scratch. In fp32, since bf16 is slow on some CPUs. methods:
+    its words -> accuracy in per cent that it must exceed."""
+    for method, least in methods.items():
         code, out, err = kdrun(
             "train",
             "dataset.image_size=16",
             *f"method={method}".split(),
-            "optimizer.epochs=6",
             "compile=false",
             "threads=1",
-            "eval_every=6",
+            "eval_every=8",
             "precision=fp32",
             "teacher.precision=fp32",
             *words,
         )
         assert code == 0, out + err
-    found = [json.loads(path.read_text()) for path in outputs.glob("runs/digits/*/*/*/result.json")]
-    assert len(found) == 2
-    for result in found:
+        name = method.split()[0]
+        (place,) = outputs.glob(f"runs/digits/*/{name}/*/result.json")
+        result = json.loads(place.read_text())
         print(result["method"], result["top1_last"], result["teacher_top1"])
         assert result["top1_last"] > least, result
 
