@@ -21,6 +21,7 @@ from kdrun.runs.ledger import Cell, TableShape, read_ledger, result_of, state_of
 from kdrun.sweeps.definition import CellSpec, Sweep
 
 KEPT = 3  # one in so many goes on, and trains so many times as long
+SHORTEST = 5  # epochs of a round: after fewer, chance ranks
 HELD_OUT = "0.2"  # of the training images, where the user holds out none
 STUDENT, DEFAULT, TUNED = "Student", "Default settings", "Tuned"  # the rows of the last table
 
@@ -59,7 +60,8 @@ def rounds(candidates: int, epochs: int) -> list[tuple[int, int]]:
     counts = [candidates]
     while counts[-1] > KEPT:
         counts.append(math.ceil(counts[-1] / KEPT))
-    lengths = [max(round(epochs / KEPT**left), 1) for left in reversed(range(len(counts)))]
+    shortest = min(SHORTEST, epochs)
+    lengths = [max(round(epochs / KEPT**left), shortest) for left in reversed(range(len(counts)))]
     return [
         (count, length)
         for at, (count, length) in enumerate(zip(counts, lengths, strict=True))

@@ -20,7 +20,8 @@ def test_rounds_end_with_three_candidates_at_full_length():
     assert rounds(27, 240) == [(27, 27), (9, 80), (3, 240)]
     assert rounds(10, 120) == [(10, 13), (4, 40), (2, 120)]
     assert rounds(3, 7) == [(3, 7)] and rounds(2, 1) == [(2, 1)]
-    assert rounds(27, 2) == [(27, 1), (3, 2)]  # no round twice for want of epochs
+    assert rounds(27, 10) == [(27, 5), (3, 10)]  # no round is so short that chance ranks, and none comes twice
+    assert rounds(27, 2) == [(27, 2)]
 
 
 def test_what_is_counted_in_epochs_shrinks_with_the_length():
