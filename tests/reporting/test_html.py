@@ -290,7 +290,7 @@ def test_an_empty_sweep_has_a_page(outputs):
     ledger = Ledger("empty", "Empty", "", shape, [Cell("KD", "one", 0, [], "runs/a/b/c/d", method="kd")])
     text = report_page(ledger, outputs)
     Reader(text)
-    assert "<b>0</b> of 1 cells done" in text and "1 missing" in text and "Learning curves" not in text
+    assert "<b>0</b> of 1 cell done" in text and "1 missing" in text and "Learning curves" not in text
 
 
 def test_the_same_results_give_the_same_bytes(page, ledger, outputs):

@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdrun.reporting.formats import numeric_columns, plain_best
-from kdrun.reporting.html.bias_section import bias_section
+from kdrun.display import plural
+from kdrun.reporting.formats import plain_best
+from kdrun.reporting.html.album import Album
+from kdrun.reporting.html.bias_section import bias_folder, bias_section
 from kdrun.reporting.html.charts import MAX_POINTS
 from kdrun.reporting.html.figures import cost_charts, learning_curves, legend, styles_of
+from kdrun.reporting.html.grids import grid_of, heading
+from kdrun.reporting.html.measured_section import measured_section
 from kdrun.reporting.html.run_files import Places, RunFiles, read_runs
 from kdrun.reporting.html.run_pages import MAX_CURVES, anchors, run_pages
-from kdrun.reporting.labels import Section, cell_text, delta_words, header_lines, sections
+from kdrun.reporting.html.summary_section import summary_section
+from kdrun.reporting.known import damaged, known_places, lacking
+from kdrun.reporting.labels import cell_text, delta_words, header_lines, sections
+from kdrun.reporting.summary import summary
 from kdrun.reporting.table import Entry, Table, table_of
 from kdrun.runs.ledger import Ledger
 
@@ -34,15 +41,20 @@ def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
     table = table_of(ledger, root)
     table.skipped.extend(foreign)
     places = read_runs(ledger, table, root)
+    known = known_places(table, places, root)
+    table.skipped.extend(damaged(known))
+    album, grid = Album(), bias_folder(root, ledger.name) / "grid.csv"
     runs = list({run.run: run for here in places.values() for run in here}.values())
     styles = styles_of(table)
     title, _, state = header_lines(table)
     body = [
-        f"<header><h1>{html.escape(title)}</h1>{progress(table, state)}{facts(table, runs)}</header>",
-        f'<main><section id="table"><h2>Results</h2>{results(table, places)}</section>',
+        f"<header><h1>{html.escape(title)}</h1>{progress(table, state)}</header>",
+        f"<main>{summary_section(summary(table, known, grid), lacking(known), runs)}{facts(table, runs)}",
+        f'<section id="table"><h2>Results</h2>{results(table, places)}</section>',
         notes(table),
         charts(table, places, styles),
-        bias_section(root, ledger.name),
+        measured_section(table, known, album),
+        bias_section(root, ledger.name, album),
         f'<section id="runs"><h2>Runs</h2><p class="quiet">{html.escape(run_words(runs))}</p>'
         f"{run_pages(table, places)}</section></main>",
     ]
@@ -65,7 +77,7 @@ def progress(table: Table, state: str) -> str:
     failed = sum(len(entry.failed) for entry in table.entries.values())
     missing = max(table.total - table.done - failed, 0)
     share = [100 * count / table.total if table.total else 0 for count in (table.done, failed)]
-    words = [f"<b>{table.done:,}</b> of {table.total:,} cells done"]
+    words = [f"<b>{table.done:,}</b> of {plural(table.total, 'cell')} done"]
     words += [f'<b class="bad">{failed:,}</b> failed'] if failed else []
     words += [f"<b>{missing:,}</b> missing"] if missing else []
     return (
@@ -83,7 +95,7 @@ def facts(table: Table, runs: Sequence[RunFiles]) -> str:
     found = {
         "Shown": html.escape(table.selection),
         "Command": f"<code>{html.escape(table.command)}</code>" if table.command else "",
-        "Finished": f"{html.escape(ends[0])} to {html.escape(ends[-1])} UTC" if ends else "",
+        "Finished": html.escape(" to ".join(dict.fromkeys([*ends[:1], *ends[-1:]])) + " UTC") if ends else "",
         "Precision": tally(Counter(table.precisions)),
         "Device": tally(Counter(table.devices)),
         "Hardware": tally(Counter(hardware_words(one) for one in provenances)),
@@ -98,7 +110,7 @@ def tally(counts: Counter[str]) -> str:
     found = [(value, count) for value, count in counts.most_common() if value]
     if len(found) == 1:
         return html.escape(found[0][0])
-    return "; ".join(f"{html.escape(value)} ({count:,} runs)" for value, count in found)
+    return "; ".join(f"{html.escape(value)} ({plural(count, 'run')})" for value, count in found)
 
 
 def part_of(provenance: dict[str, Any], key: str) -> dict[str, Any]:
@@ -149,12 +161,6 @@ def results(table: Table, places: Places) -> str:
         f"{heading('row', numeric=False)}{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="quiet">{html.escape(" ".join(words))}</p>'
     )
-
-
-def heading(text: str, numeric: bool) -> str:
-    """A column's heading: a button, so that a keyboard reaches it."""
-    kind = ' class="number" data-first="descending"' if numeric else ' data-first="ascending"'
-    return f'<th scope="col" aria-sort="none"{kind}><button type="button">{html.escape(text)}</button></th>'
 
 
 def scale(table: Table, column: str) -> tuple[float, float]:
@@ -216,26 +222,6 @@ def notes(table: Table) -> str:
         kind = ' class="failures"' if section.heading == "Failed" else ""
         parts.append(f"<details{kind}{unfolded}><summary>{html.escape(section.heading)}</summary>{content}</details>")
     return f'<section id="notes"><h2>Notes</h2>{"".join(parts)}</section>' if parts else ""
-
-
-def grid_of(section: Section) -> str:
-    """A section's grid as a sortable table."""
-    if not section.rows:
-        return ""
-    numeric = numeric_columns(section.rows)
-    head = "".join(heading(name, right) for name, right in zip(section.columns, numeric, strict=True))
-    lines, label = [], ""
-    for row in section.rows:
-        label = row[0] or label  # blank where it repeats the line above, which another order would tear apart
-        cells = [
-            f"<td{' class=number' if right else ''}>{html.escape(text)}</td>"
-            for text, right in zip(row[1:], numeric[1:], strict=True)
-        ]
-        lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
 
 
 def charts(table: Table, places: Places, styles: dict[str, str]) -> str:
