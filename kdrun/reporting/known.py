@@ -22,6 +22,12 @@ class Known:
     measured: list[Measured]
     teacher: TeacherFacts | None = None
 
+    @property
+    def unlooked(self) -> bool:
+        """Whether heat maps could be compared with those of a teacher that learned before, and none were."""
+        taught = any(result.get("teacher_top1") is not None for result in self.results.values())
+        return taught and not any(run.gradcam for run in self.measured)
+
 
 KnownPlaces = dict[tuple[str, str], Known]
 
@@ -56,7 +62,7 @@ def lacking(known: KnownPlaces) -> list[str]:
     """Say what has not been measured yet, and what measures it."""
     runs = {one.run: one for place in known.values() for one in place.measured}
     taught = [place for place in known.values() if place.entry.teacher]
-    unlooked = [place for place in taught if not any(one.gradcam for one in place.measured)]
+    unlooked = [place for place in taught if place.unlooked]
     lines = []
     untested = sum(one.test is None for one in runs.values())
     words = (

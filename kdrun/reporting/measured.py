@@ -65,7 +65,8 @@ class Measured:
     def gradcam(self) -> Sheet | None:
         return self.maps.get(MAPS)
 
-    def __bool__(self) -> bool:
+    @property
+    def anything(self) -> bool:
         return bool(self.evaluations or self.derived or self.maps or self.exports or self.diagnosis)
 
 

@@ -55,7 +55,7 @@ def in_order(table: Table, known: KnownPlaces) -> list[tuple[str, str]]:
     for column in table.columns:
         for row in table.rows:
             found = known.get((row, column))
-            if found is not None and any(found.measured):
+            if found is not None and any(one.anything for one in found.measured):
                 places.setdefault(tuple(one.run for one in found.measured), (row, column))
     return list(places.values())
 
@@ -129,7 +129,7 @@ def exports(rows: Sequence[tuple[str, Known]]) -> Section:
 
 def details(name: str, place: Known, album: Album, unfolded: bool) -> str:
     """The pictures, the classes and the diagnosis of the first run of a place that has them."""
-    run = next((one for one in place.measured if one), None)
+    run = next((one for one in place.measured if one.anything), None)
     if run is None:
         return ""
     drawn = [

@@ -22,7 +22,7 @@ from kdrun.reporting.html.measured_section import measured_section
 from kdrun.reporting.html.run_files import Places, RunFiles, read_runs
 from kdrun.reporting.html.run_pages import MAX_CURVES, anchors, run_pages
 from kdrun.reporting.html.summary_section import summary_section
-from kdrun.reporting.known import damaged, known_places, lacking
+from kdrun.reporting.known import KnownPlaces, damaged, known_places, lacking
 from kdrun.reporting.labels import cell_text, delta_words, header_lines, sections
 from kdrun.reporting.summary import summary
 from kdrun.reporting.table import Entry, Table, table_of
@@ -45,14 +45,13 @@ def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
     table.skipped.extend(damaged(known))
     album, grid = Album(), bias_folder(root, ledger.name) / "grid.csv"
     runs = list({run.run: run for here in places.values() for run in here}.values())
-    styles = styles_of(table)
     title, _, state = header_lines(table)
     body = [
         f"<header><h1>{html.escape(title)}</h1>{progress(table, state)}</header>",
         f"<main>{summary_section(summary(table, known, grid), lacking(known), runs)}{facts(table, runs)}",
         f'<section id="table"><h2>Results</h2>{results(table, places)}</section>',
         notes(table),
-        charts(table, places, styles),
+        charts(table, places, known),
         measured_section(table, known, album),
         bias_section(root, ledger.name, album),
         f'<section id="runs"><h2>Runs</h2><p class="quiet">{html.escape(run_words(runs))}</p>'
@@ -224,24 +223,43 @@ def notes(table: Table) -> str:
     return f'<section id="notes"><h2>Notes</h2>{"".join(parts)}</section>' if parts else ""
 
 
-def charts(table: Table, places: Places, styles: dict[str, str]) -> str:
+def charts(table: Table, places: Places, known: KnownPlaces) -> str:
     """Learning curves and the price of accuracy, under one legend each."""
+    begun = [
+        row
+        for row in table.rows
+        if any(run.curves for column in table.columns for run in places.get((row, column), []))
+    ]
+    styles = styles_of(table, begun)
     curves = [figure.html() for figure in learning_curves(table, places, styles)]
-    costs = [figure.html() for figure in cost_charts(table, places, styles)]
     if not curves:
         return ""
     names = legend(table, styles)
     words = (
-        "Thick: the mean over the finished seeds; thin: the seeds. The best rows have colours, the others are grey; a "
-        "name in the legend brings its lines to the front."
+        "Lines: the mean over the finished seeds, in a band of one standard deviation; dashed: seeds that have not "
+        "ended. The best rows have colours, the others are grey; a name in the legend brings its seeds to the front."
     )
-    dots = "The line joins what nothing beats in both accuracy and cost. Training speeds compare only on one machine."
     return (
         f'<section id="curves"><h2>Learning curves</h2><p class="quiet">{words}</p>{names}'
-        f'<div class="charts">{"".join(curves)}</div></section>\n'
-        f'<section id="cost"><h2>Accuracy and cost</h2><p class="quiet">{dots}</p>{names}'
-        f'<div class="charts three">{"".join(costs)}</div></section>'
+        f'<div class="charts">{"".join(curves)}</div></section>\n{costs(table, places, styles, known, names)}'
     )
+
+
+def costs(table: Table, places: Places, styles: dict[str, str], known: KnownPlaces, names: str) -> str:
+    """Accuracy over what it costs; a sentence where all cost the same."""
+    every = cost_charts(table, places, styles, known)
+    drawn = [figure.html() for figure in every if figure.svg]
+    if not every:
+        return ""
+    lines = [figure.caption for figure in every if not figure.svg]
+    if drawn:
+        lines.insert(
+            0,
+            "The line joins what nothing beats in both accuracy and cost. Training speeds compare only on one machine.",
+        )
+    said = f'<p class="quiet">{html.escape(" ".join(lines))}</p>'
+    shown = f'{names}<div class="charts three">{"".join(drawn)}</div>' if drawn else ""
+    return f'<section id="cost"><h2>Accuracy and cost</h2>{said}{shown}</section>'
 
 
 def run_words(runs: Sequence[RunFiles]) -> str:
