@@ -90,6 +90,11 @@ def count(number: float) -> str:
     return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number:,.0f}"
 
 
+def plural(number: int, noun: str, many: str = "") -> str:
+    """Return 1 run, 2 runs, 1,000 runs. many: the plural of a noun that takes no s."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+
+
 def size(number: float) -> str:
     """Return bytes in MiB or GiB."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from rich.markup import escape
 
 from kdrun import console
@@ -28,11 +27,10 @@ from kdrun.evaluation.cam_runs import (
 from kdrun.evaluation.deployed import find_target
 from kdrun.evaluation.measure import chosen_split
 from kdrun.evaluation.targets import Target, target_of_run
-from kdrun.reporting.cam_panel import Column, draw_panel
+from kdrun.reporting.cam_panel import write_panel
 from kdrun.reporting.labels import short_labels
 from kdrun.runs.directory import find_runs, outputs_folder, short_path
 from kdrun.runs.identity import digest_of, slug
-from kdrun.runs.pictures import write_figure
 
 HELP = f"""
 usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|CLASS] [method=gradcam] [layer=PATH]
@@ -88,7 +86,7 @@ def command(words: list[str]) -> int:
     of = options.split if files is None else "files"
     findings = write_overlaps(watched, images, options, of)
     picture = place_of_picture(options, targets, root, of)
-    draw(picture, watched, images, shown, options)
+    write_panel(picture, watched, images, shown, options)
     show(watched, findings, images, shown, picture, options)
     console.unreadable(unreadable, len(images))
     return 1 if unreadable else 0
@@ -119,25 +117,6 @@ def place_of_picture(options: Options, targets: list[Target], root: Path, of: st
     if len(targets) == 1 and targets[0].folder is not None:
         return targets[0].folder / f"{name}.png"
     return root / "pictures" / f"{name}-{digest_of(sorted(target.label for target in targets))[:8]}.png"
-
-
-def draw(picture: Path, every: list[CamSubject], images: Images, shown: int, options: Options) -> None:
-    """The first `shown` images, class by class."""
-    labels = images.labels[:shown]
-    order = np.argsort(labels, kind="stable") if (labels >= 0).all() else np.arange(shown)
-    columns = []
-    for watched in every:
-        parts = (watched.maps, watched.predicted, watched.shown, watched.probability)
-        columns.append(Column(watched.head, *(part[order] for part in parts if part is not None)))
-    data = every[0].data
-    explained = {"predicted": "each network's predicted class", "true": "the true class"}.get(
-        options.target, f"the class {options.target}"
-    )
-    name = "Grad-CAM" if options.method == "gradcam" else options.method
-    place = data.config.dataset.name if options.images.isdecimal() else "own files"
-    title = f"{name} for {explained}, {place}"
-    panel = draw_panel(images.pixels[order], labels[order], data.splits.class_names, columns, title)
-    write_figure(panel, picture, options.figures)
 
 
 def show(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdrun.reporting.evaluation import INK
-from kdrun.runs.pictures import pyplot
+from kdrun.runs.pictures import pyplot, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from kdrun.evaluation.cam_images import Images
+    from kdrun.evaluation.cam_runs import CamSubject, Options
 
 RIGHT, WRONG = "#1e7b34", "#c0392b"
 CELL, HEAD, LINE, BAR = 1.25, 0.62, 0.2, 0.6  # inches: side of an image, heads of columns, a title's line, the scale
@@ -119,3 +123,22 @@ def caption(axes: Any, text: str, colour: str) -> None:
 
 def short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def write_panel(picture: Path, every: list[CamSubject], images: Images, shown: int, options: Options) -> None:
+    """Write the picture of the first `shown` images, class by class."""
+    labels = images.labels[:shown]
+    order = np.argsort(labels, kind="stable") if (labels >= 0).all() else np.arange(shown)
+    columns = []
+    for watched in every:
+        parts = (watched.maps, watched.predicted, watched.shown, watched.probability)
+        columns.append(Column(watched.head, *(part[order] for part in parts if part is not None)))
+    data = every[0].data
+    explained = {"predicted": "each network's predicted class", "true": "the true class"}.get(
+        options.target, f"the class {options.target}"
+    )
+    name = "Grad-CAM" if options.method == "gradcam" else options.method
+    place = data.config.dataset.name if options.images.isdecimal() else "own files"
+    title = f"{name} for {explained}, {place}"
+    panel = draw_panel(images.pixels[order], labels[order], data.splits.class_names, columns, title)
+    write_figure(panel, picture, options.figures)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.evaluation.stats import mean_std
 from kdrun.reporting.html.figures import floor_of
-from kdrun.reporting.html.run_files import Places, RunFiles, read_runs
+from kdrun.reporting.html.run_files import Places, RunFiles, band_of, read_runs
 from kdrun.reporting.table import Table
 from kdrun.runs.ledger import Ledger
 from kdrun.runs.pictures import pyplot, write_figure
@@ -54,7 +53,8 @@ def draw_column(axes: Axes, table: Table, column: str, rows: dict[str, list[RunF
             "color": INK if baseline else COLOURS[place % len(COLOURS)],
             "linestyle": "--" if baseline else STYLES[place // len(COLOURS) % len(STYLES)],
         }
-        epochs, means, deviations = band_of(runs, split)
+        band = band_of(runs, (split, "top1"))
+        epochs, means, deviations = ([one[part] for one in band] for part in range(3))
         means_of_rows.append(list(zip(epochs, means, strict=True)))
         count = f" ({len(runs)})" if len(runs) > 1 else ""
         axes.plot(epochs, means, linewidth=1.2, label=f"{row}{count}", **style)
@@ -89,15 +89,3 @@ def split_of(rows: dict[str, list[RunFiles]]) -> str:
     """Return test where any run was evaluated in several epochs, else train."""
     often = any(len(run.curves.get(("test", "top1"), [])) > 1 for runs in rows.values() for run in runs)
     return "test" if often else "train"
-
-
-def band_of(runs: Sequence[RunFiles], split: str) -> tuple[list[float], list[float], list[float]]:
-    """Return the epochs that all runs have, the mean over runs at each, and the standard deviation, 0 for one run."""
-    curves = [dict(curve) for run in runs if (curve := run.curves.get((split, "top1")))]
-    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    means, deviations = [], []
-    for epoch in shared:
-        mean, deviation = mean_std([curve[epoch] for curve in curves])
-        means.append(mean or 0.0)
-        deviations.append(deviation or 0.0)
-    return shared, means, deviations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from kdrun.display import plural
 from kdrun.evaluation.differences import Test
 from kdrun.evaluation.stats import MAX_SEEDS, MIN_SEEDS, Seeds, Verdict
 from kdrun.reporting.remarks import SETTINGS
@@ -71,7 +72,7 @@ def header_lines(table: Table) -> list[str]:
     lines = [table.title if table.name in ("runs", table.title) else f"{table.title} ({table.name})"]
     lines.append(table.selection)
     parts = [counted("precision", table.precisions), counted("device", table.devices)]
-    state = f"{table.done:,} of {table.total:,} cells done" + (f", {failed} failed" if failed else "")
+    state = f"{table.done:,} of {plural(table.total, 'cell')} done" + (f", {failed} failed" if failed else "")
     lines.append("; ".join(part for part in [*parts, state] if part))
     return lines
 
@@ -79,7 +80,7 @@ def header_lines(table: Table) -> list[str]:
 def counted(name: str, values: dict[str, int]) -> str:
     """precision bf16; where runs differ, with how many had which."""
     if len(values) > 1:
-        return f"{name} " + ", ".join(f"{value} ({count:,} runs)" for value, count in values.items())
+        return f"{name} " + ", ".join(f"{value} ({plural(count, 'run')})" for value, count in values.items())
     return f"{name} {next(iter(values))}" if values else ""
 
 

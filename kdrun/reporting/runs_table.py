@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdrun.display import plural
 from kdrun.errors import CheckpointError
 from kdrun.files import read_json
 from kdrun.runs.directory import RunDirectory
@@ -70,7 +71,10 @@ def ledger_of_runs(paths: list[Path], root: Path) -> Ledger:
     if BASELINE in rows:
         shape.baseline = shape.against = BASELINE
     cells.sort(key=lambda cell: (shape.columns.index(cell.column), rows.index(cell.row), cell.seed))
-    return Ledger("runs", f"{len(runs)} runs", "", shape, cells)
+    title = plural(len(runs), "run")
+    if len(runs) == 1:  # its place, instead of a number
+        title = f"{labels[runs[0].run]}, {shape.columns[0]}, seed {runs[0].seed}"
+    return Ledger("runs", title, "", shape, cells)
 
 
 def column_label(pair: tuple[str, str | None, str]) -> str:

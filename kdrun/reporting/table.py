@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kdrun.display import plural
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.differences import Pair, Sample, Spread, Test, estimate, family
 from kdrun.evaluation.stats import Verdict, mean_std, verdict
@@ -256,7 +257,7 @@ def teachers(column: str, places: dict[str, Place], shape: TableShape, root: Pat
         return Entry(row, column)
     different = sorted(Counter(round(top, 4) for top in tops).items(), key=lambda pair: (-pair[1], pair[0]))
     if len(different) > 1:
-        seen = ", ".join(f"{top:.2f} ({count} runs)" for top, count in different)
+        seen = ", ".join(f"{top:.2f} ({plural(count, 'run')})" for top, count in different)
         notes.append(f"{row}, {column}: the runs had teachers of different accuracy ({seen}); the first is shown.")
     cell = next((cell for cell in cells if cell.published), cells[0])
     values = {0: next(top for top in tops if round(top, 4) == different[0][0])} if tops else {}

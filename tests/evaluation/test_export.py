@@ -200,7 +200,7 @@ def test_a_wrong_file_gets_no_name(kdrun, outputs, tmp_path, monkeypatch, kind):
     old = tmp_path / "made" / f"student{suffix}"
     old.parent.mkdir()
     old.write_text("of another time")
-    monkeypatch.setattr("kdrun.commands.export.deployable", lambda model, card: Trap(deployable(model, card)))
+    monkeypatch.setattr("kdrun.evaluation.export.files.deployable", lambda model, card: Trap(deployable(model, card)))
     words = ["quantize=static"] if kind == "onnx" else []
     code, out, err = kdrun("export", str(run), f"save={old.parent}", f"format={kind}", *words)
     assert (code, err) == (1, ""), out

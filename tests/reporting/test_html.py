@@ -17,7 +17,7 @@ import pytest
 from kdrun.reporting.html import figures, run_pages
 from kdrun.reporting.html.charts import Frame, Mark, frontier, log_ticks, nice_ticks, scatter, thinned
 from kdrun.reporting.html.page import report_page
-from kdrun.reporting.html.run_files import differences, mean_curve, read_curves, read_runs, settings_of
+from kdrun.reporting.html.run_files import band_of, differences, read_curves, read_runs, settings_of
 from kdrun.reporting.table import table_of
 from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
@@ -290,7 +290,7 @@ def test_an_empty_sweep_has_a_page(outputs):
     ledger = Ledger("empty", "Empty", "", shape, [Cell("KD", "one", 0, [], "runs/a/b/c/d", method="kd")])
     text = report_page(ledger, outputs)
     Reader(text)
-    assert "<b>0</b> of 1 cells done" in text and "1 missing" in text and "Learning curves" not in text
+    assert "<b>0</b> of 1 cell done" in text and "1 missing" in text and "Learning curves" not in text
 
 
 def test_the_same_results_give_the_same_bytes(page, ledger, outputs):
@@ -306,9 +306,27 @@ def test_learning_curves_have_a_line_for_each_row(ledger, outputs):
     styles = figures.styles_of(table)
     assert styles == {"SRD": "c0", HOSTILE: "c1", "KD": "c2", "Student": "base"}
     (figure,) = figures.learning_curves(table, places, styles)
-    assert figure.svg.count('<polyline class="hit"') == 4 and figure.svg.count('<g class="thin">') == 12
+    lines, bands = figure.svg.count('<polyline class="hit"'), figure.svg.count('<polygon class="band"')
+    assert (lines, bands, figure.svg.count('<g class="thin">')) == (5, 4, 12)  # four rows and the teacher
+    assert "dotted: the teacher, 76.46 %" in figure.caption
     assert "SRD: 77.77 % test top-1 after epoch 30, 3 seeds" in figure.svg
     assert "the axis begins at" in figure.caption
+
+
+def test_seeds_that_have_not_ended_are_drawn_dashed(ledger, outputs):
+    (figure,) = figures.learning_curves(table := table_of(ledger, outputs), read_runs(ledger, table, outputs), {})
+    assert "<title>DIST, seed 0, failed after epoch 4</title>" in figure.svg and figure.svg.count('class="going"') == 1
+    assert "dashed: seeds that have not ended" in figure.caption
+    page = report_page(ledger, outputs)
+    assert 'class="key c3"' in page and ">DIST</button>" in page
+
+
+def test_a_loss_that_an_outlier_flattens_has_a_logarithmic_axis():
+    points = [(float(epoch), value) for epoch, value in enumerate((300.0, 2.0, 1.0, 1.0, 0.9, 0.8), 1)]
+    line = figures.Line("train", points, "train")
+    log = figures.line_chart([line], ("epoch", "loss"), "", log=True)
+    assert ">10<" in log and ">100<" in log and ">200<" not in log
+    assert Frame((0, 1), (1, 100), log_y=True).down(10) == pytest.approx((10 + 258) / 2)
 
 
 def test_training_accuracy_stands_in_where_the_test_set_was_seen_once(ledger, outputs):
@@ -326,7 +344,8 @@ def test_costs_that_are_all_equal_draw_nothing(ledger, outputs):
     table = table_of(ledger, outputs)
     places = read_runs(ledger, table, outputs)
     params, flops, speed = figures.cost_charts(table, places, figures.styles_of(table))
-    assert params.svg == flops.svg == "" and "every run has 570k" in params.caption and "83M" in flops.caption
+    assert params.svg == flops.svg == "" and params.caption == "Every run has 570k parameters."
+    assert flops.caption == "Every run has 83M FLOPs."
     assert speed.svg.count('<g class="s dot') == 4
     assert html.escape(f"{HOSTILE}, {COLUMN}: 74.53 ± 0.40 (3) %: 155 images/s") in speed.svg
 
@@ -389,13 +408,15 @@ def test_curves_leave_out_what_is_not_finite_or_cut_short():
     assert read_curves(text) == {("test", "top1"): [(1.0, 5.5)]}
 
 
-def test_the_mean_curve_covers_shared_epochs(ledger, outputs):
+def test_mean_and_band_cover_shared_epochs(ledger, outputs):
     table = table_of(ledger, outputs)
     runs = read_runs(ledger, table, outputs)["KD", COLUMN]
     runs[0].curves["test", "top1"] = [(1.0, 10.0), (2.0, 20.0), (3.0, 30.0)]
     runs[1].curves["test", "top1"] = [(2.0, 30.0), (3.0, 50.0)]
     del runs[2].curves["test", "top1"]
-    assert mean_curve(runs, ("test", "top1")) == [(2.0, 25.0), (3.0, 40.0)]
+    deviation = pytest.approx(50**0.5), pytest.approx(200**0.5)
+    assert band_of(runs, ("test", "top1")) == [(2.0, 25.0, deviation[0]), (3.0, 40.0, deviation[1])]
+    assert band_of(runs[:1], ("test", "top1"))[0] == (1.0, 10.0, 0.0) and band_of(runs[2:], ("test", "top1")) == []
 
 
 # the command

@@ -100,13 +100,12 @@ def runs_of(*curves: list[float]):
 
 
 def test_a_band_is_the_mean_and_one_deviation_of_the_epochs_that_all_seeds_have():
-    from kdrun.reporting.curve_picture import band_of
+    from kdrun.reporting.html.run_files import band_of
 
-    epochs, means, deviations = band_of(runs_of([50, 60, 70], [52, 62]), "test")
-    assert (epochs, means) == ([1, 2], [51, 61])
-    assert deviations == pytest.approx([2**0.5, 2**0.5])
-    assert band_of(runs_of([50, 60]), "test")[2] == [0, 0]
-    assert band_of(runs_of([50, 60]), "train") == ([], [], [])
+    band = band_of(runs_of([50, 60, 70], [52, 62]), ("test", "top1"))
+    assert band == [(1, 51, pytest.approx(2**0.5)), (2, 61, pytest.approx(2**0.5))]
+    assert band_of(runs_of([50, 60]), ("test", "top1")) == [(1, 50, 0), (2, 60, 0)]
+    assert band_of(runs_of([50, 60]), ("train", "top1")) == []
 
 
 def test_a_report_draws_the_curves_of_a_sweep_with_the_teachers_line(outputs, kdrun, monkeypatch):

@@ -359,7 +359,7 @@ def test_teachers_that_differ_are_said(ledger, outputs):
     place.write_text(json.dumps(json.loads(place.read_text()) | {"teacher_top1": 75.0}))
     table = table_of(ledger, outputs)
     assert table.entries["Teacher", FIRST].mean == 76.46
-    assert "different accuracy (76.46 (5 runs), 75.00 (1 runs))" in table.notes[0]
+    assert "different accuracy (76.46 (5 runs), 75.00 (1 run))" in table.notes[0]
 
 
 # ── of any runs ──────────────────────────────────────────────────────────────────────────────────────────────────────

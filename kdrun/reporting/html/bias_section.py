@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from pathlib import Path
 
+from kdrun.reporting.html.album import Album
 from kdrun.runs.ledger import ledger_path
 
 
@@ -14,7 +14,7 @@ def bias_folder(root: Path, name: str) -> Path:
     return ledger_path(root, name).parent / "bias"
 
 
-def bias_section(root: Path, name: str) -> str:
+def bias_section(root: Path, name: str, album: Album) -> str:
     """Nothing where the sweep has no grid yet."""
     folder = bias_folder(root, name)
     grids, sheets = sorted(folder.glob("grid*.png")), sorted(folder.glob("sheet-*.png"))
@@ -26,14 +26,14 @@ def bias_section(root: Path, name: str) -> str:
         "to 1) where that is longer than noise. Every figure is in grid.csv and grid.md beside the "
         "sweep's ledger."
     )
-    shown = "".join(picture(place, "heat map of the bias grid") for place in grids)
-    made = "".join(picture(place, f"contact sheet {place.stem.removeprefix('sheet-')}") for place in sheets)
+    shown = "".join(scrolled(album.picture(place, "heat map of the bias grid", "wide")) for place in grids)
+    made = "".join(
+        scrolled(album.picture(place, f"contact sheet {place.stem.removeprefix('sheet-')}", "wide")) for place in sheets
+    )
     folded = f"<details><summary>The derived test images</summary>{made}</details>" if sheets else ""
     head = f'<h2>Bias transfer</h2><p class="quiet">{html.escape(words)}</p>'
     return f'<section id="bias">{head}{shown}{folded}</section>'
 
 
-def picture(place: Path, text: str) -> str:
-    """A picture as wide as the page at most, within the page itself."""
-    data = base64.b64encode(place.read_bytes()).decode()
-    return f'<div class="scroll"><img class="wide" alt="{html.escape(text)}" src="data:image/png;base64,{data}"></div>'
+def scrolled(picture: str) -> str:
+    return f'<div class="scroll">{picture}</div>'

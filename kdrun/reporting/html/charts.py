@@ -16,7 +16,8 @@ LABELS = 6  # points of a scatter that are named beside their mark
 
 @dataclass
 class Line:
-    """One named line. style: a class of page.css (c0 … c7, base, rest); thin: the single runs behind a mean."""
+    """One named line. style: a class of page.css (c0 … c7, base, rest, taught); thin: the single runs behind a mean;
+    going: those that have not ended; band: low and high at each epoch."""
 
     label: str
     points: list[Point]
@@ -24,6 +25,8 @@ class Line:
     tip: str = ""
     row: int | None = None
     thin: list[tuple[str, list[Point]]] = field(default_factory=list)
+    going: list[tuple[str, list[Point]]] = field(default_factory=list)
+    band: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 @dataclass
@@ -40,13 +43,14 @@ class Mark:
 
 @dataclass
 class Frame:
-    """Where data lands on the paper. x and y limits in data units; log: the x axis is logarithmic."""
+    """Where data lands on the paper. x and y limits in data units; log, log_y: the axis is logarithmic."""
 
     x: Point
     y: Point
     width: float = 480
     height: float = 300
     log: bool = False
+    log_y: bool = False
     left: float = 46
     right: float = 12
     top: float = 10
@@ -57,7 +61,7 @@ class Frame:
         return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
 
     def down(self, value: float) -> float:
-        low, high = self.y
+        low, high, value = (math.log10(one) if self.log_y else one for one in (*self.y, value))
         return self.top + (high - value) / (high - low) * (self.height - self.top - self.bottom)
 
     def place(self, points: Sequence[Point]) -> str:
@@ -139,26 +143,34 @@ def svg(frame: Frame, label: str, body: str, kind: str = "chart") -> str:
 
 
 def line_chart(
-    lines: Sequence[Line], labels: tuple[str, str], name: str, y_floor: float | None = None, small: bool = False
+    lines: Sequence[Line],
+    labels: tuple[str, str],
+    name: str,
+    y_floor: float | None = None,
+    small: bool = False,
+    log: bool = False,
 ) -> str:
-    """Lines over epochs; a line of one point is a dot. y_floor: where the y axis begins, what lies below is cut off.
-    Empty where there is nothing to draw."""
+    """Lines over epochs; a line of one point is a dot. y_floor: where the y axis begins, what lies below is cut off;
+    log: the y axis is logarithmic. Empty where there is nothing to draw."""
     everything = [
-        point for line in lines for points in (line.points, *(one for _, one in line.thin)) for point in points
+        point
+        for line in lines
+        for points in (line.points, *(one for _, one in [*line.thin, *line.going]))
+        for point in points
     ]
     if not everything:
         return ""
     seen = [y for _, y in everything if y_floor is None or y >= y_floor]
-    low, high = limits(seen, 0.04)
+    low, high = (min(seen) / 1.3, max(seen) * 1.3) if log else limits(seen, 0.04)
     last = max(x for x, _ in everything)
     first = min(1.0, min(x for x, _ in everything))
     size = (340.0, 210.0) if small else (480.0, 300.0)
-    frame = Frame((first, max(last, first + 1)), (low if y_floor is None else y_floor, high), *size)
+    frame = Frame((first, max(last, first + 1)), (low if y_floor is None else y_floor, high), *size, log_y=log)
     x_ticks = [tick for tick in nice_ticks(*frame.x) if tick == int(tick)]
     # An inner <svg> cuts off what lies outside of it, without an id that would have to be unique.
     wide, tall = frame.width - frame.left, frame.height - frame.bottom + 1
     body = [
-        axes(frame, x_ticks, nice_ticks(*frame.y), labels),
+        axes(frame, x_ticks, (log_ticks if log else nice_ticks)(*frame.y), labels),
         f'<svg x="{frame.left}" y="0" width="{wide}" height="{tall}" viewBox="{frame.left} 0 {wide} {tall}">',
     ]
     body += [drawn(line, frame, small) for line in lines]
@@ -174,9 +186,13 @@ def drawn(line: Line, frame: Frame, small: bool) -> str:
     """A line with its runs behind it, its tooltip and, in large charts, a wider invisible copy for the pointer."""
     row = "" if line.row is None else f' data-row="{line.row}"'
     parts = [f'<g class="s {line.style}"{row}>']
+    if line.band:
+        low, high = ([(epoch, ends[side]) for epoch, *ends in line.band] for side in (0, 1))
+        parts.append(f'<polygon class="band" points="{frame.place([*thinned(low), *reversed(thinned(high))])}"/>')
     parts += [
-        f'<g class="thin"><title>{html.escape(tip)}</title><polyline points="{frame.place(thinned(points))}"/></g>'
-        for tip, points in line.thin
+        f'<g class="{kind}"><title>{html.escape(tip)}</title><polyline points="{frame.place(thinned(points))}"/></g>'
+        for kind, runs in (("thin", line.thin), ("going", line.going))
+        for tip, points in runs
         if len(points) > 1
     ]
     parts.append(f"<g><title>{html.escape(line.tip or line.label)}</title>")

@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdrun.display import plural
 from kdrun.reporting.html.charts import Line, Mark, Point, line_chart, scatter, short
-from kdrun.reporting.html.run_files import Places, RunFiles, mean_curve
+from kdrun.reporting.html.run_files import Places, RunFiles, band_of
+from kdrun.reporting.known import KnownPlaces
 from kdrun.reporting.labels import cell_text
 from kdrun.reporting.table import Table
 
@@ -31,8 +33,9 @@ class Figure:
         return f"<figure>{self.svg}<figcaption>{html.escape(self.caption)}</figcaption></figure>"
 
 
-def styles_of(table: Table) -> dict[str, str]:
-    """row -> class: the baseline in ink, in colour the best rows of each column in turn, the others grey."""
+def styles_of(table: Table, begun: Sequence[str] = ()) -> dict[str, str]:
+    """row -> class: the baseline in ink, in colour the best rows of each column in turn, then those that have begun,
+    the others grey."""
     ranks: list[tuple[int, int, str]] = []
     for place, column in enumerate(table.columns):
         here = [
@@ -42,10 +45,14 @@ def styles_of(table: Table) -> dict[str, str]:
         ]
         here.sort(key=lambda entry: -(entry.mean or 0.0))
         ranks += [(rank, place, entry.row) for rank, entry in enumerate(here)]
-    ranked = dict.fromkeys(row for _, _, row in sorted(ranks))
+    ranked = dict.fromkeys(
+        [*(row for _, _, row in sorted(ranks)), *(row for row in begun if row != table.shape.baseline)]
+    )
     styles = {row: f"c{place}" if place < COLOURS else "rest" for place, row in enumerate(ranked)}
     baseline = table.shape.baseline
-    measured = any(table.entries[baseline, column].runs for column in table.columns) if baseline else False
+    measured = baseline in begun or any(
+        table.entries[str(baseline), column].runs for column in table.columns if baseline
+    )
     return styles | ({baseline: "base"} if baseline and measured else {})
 
 
@@ -61,11 +68,14 @@ def legend(table: Table, styles: dict[str, str]) -> str:
 
 
 def learning_curves(table: Table, places: Places, styles: dict[str, str]) -> list[Figure]:
-    """A chart for each column: the mean of the finished seeds in front of the seeds."""
+    """A chart for each column: the mean of the finished seeds in a band of one deviation, the seeds that have not
+    ended, and the teacher's accuracy."""
     figures = []
     for column in table.columns:
         here = [
-            (row, runs) for row in table.rows if (runs := [run for run in places.get((row, column), []) if run.done])
+            (row, runs)
+            for row in table.rows
+            if (runs := [run for run in places.get((row, column), []) if run.done or run.curves])
         ]
         if here:
             figures.append(curves_of_column(table, column, here, styles))
@@ -82,25 +92,60 @@ def curves_of_column(
     }
     split = "test" if lengths["test"] > 1 or lengths["train"] < 2 else "train"
     key = (split, "top1")
-    lines = []
-    for row, runs in here:
-        mean = mean_curve(runs, key)
-        if mean:
-            count = sum(key in run.curves for run in runs)
-            tip = (
-                f"{row}: {mean[-1][1]:.2f} % {split} top-1 after epoch {mean[-1][0]:g}, {count} seed{'s'[: count > 1]}"
-            )
-            thin = [(f"{row}, seed {run.seed}", run.curves[key]) for run in runs if key in run.curves]
-            lines.append(Line(row, mean, styles.get(row, "rest"), tip, table.rows.index(row), thin))
+    lines = [line for row, runs in here if (line := line_of(table, row, runs, key, styles.get(row, "rest")))]
     lines.sort(key=lambda line: line.style.startswith("c"))  # colours in front of grey
     floor = floor_of([line.points for line in lines])
     caption = column or table.title
+    teacher = table.entries.get((table.shape.teacher_row or "", column))
+    mean = teacher.mean if teacher is not None and split == "test" else None
+    known = mean if mean is not None else taught_by(here) if split == "test" else None
+    if known is not None and lines:
+        ends = [x for line in lines for points in (line.points, *(one for _, one in line.going)) for x, _ in points]
+        tip = f"teacher: {known:.2f} % test top-1 at its last epoch"
+        lines.insert(
+            0, Line("teacher", [(min(ends), known), (max(ends) + (max(ends) == min(ends)), known)], "taught", tip)
+        )
+        caption += f"; dotted: the teacher, {known:.2f} %"
+    if any(line.going for line in lines):
+        caption += "; dashed: seeds that have not ended"
     if split == "train":
         caption += " (training top-1: the test set was evaluated once, at the end)"
     if floor is not None:
         caption += f"; the axis begins at {floor:g} %, earlier epochs lie below it"
     chart = line_chart(lines, ("epoch", f"{split} top-1, %"), f"Learning curves, {column}", floor)
     return Figure(chart, caption if chart else f"{column}: no accuracy in metrics.csv.")
+
+
+def line_of(table: Table, row: str, runs: list[RunFiles], key: tuple[str, str], style: str) -> Line | None:
+    """The mean over a row's finished seeds in a band of one standard deviation, and its seeds that have not ended."""
+    done = [run for run in runs if run.done and key in run.curves]
+    going = [
+        (f"{row}, seed {run.seed}, {run.state} after epoch {run.curves[key][-1][0]:g}", run.curves[key])
+        for run in runs
+        if not run.done and key in run.curves
+    ]
+    band = band_of(done, key)
+    mean = [(epoch, value) for epoch, value, _ in band]
+    if not mean and not going:
+        return None
+    tip = f"{row}: not ended"
+    if mean:
+        seeds = plural(len(done), "seed")
+        tip = f"{row}: {mean[-1][1]:.2f} % {key[0]} top-1 after epoch {mean[-1][0]:g}, {seeds}"
+    thin = [(f"{row}, seed {run.seed}", run.curves[key]) for run in done]
+    edges = [(epoch, value - spread, value + spread) for epoch, value, spread in band] if len(done) > 1 else []
+    return Line(row, mean, style, tip, table.rows.index(row), thin if len(done) > 1 else [], going, edges)
+
+
+def taught_by(here: list[tuple[str, list[RunFiles]]]) -> float | None:
+    """The accuracy of the one teacher of all runs; None where there are several, or none."""
+    tops = {
+        round(float(top), 4)
+        for _, runs in here
+        for run in runs
+        if isinstance(top := run.result.get("teacher_top1"), int | float)
+    }
+    return tops.pop() if len(tops) == 1 else None
 
 
 def floor_of(curves: Sequence[Sequence[Point]]) -> float | None:
@@ -116,9 +161,9 @@ def floor_of(curves: Sequence[Sequence[Point]]) -> float | None:
     return float(math.floor((start - 0.1 * (high - start)) / step) * step)
 
 
-def cost_charts(table: Table, places: Places, styles: dict[str, str]) -> list[Figure]:
-    """Accuracy over parameters, FLOPs and training speed, of each data set: a mark for each place of the
-    table."""
+def cost_charts(table: Table, places: Places, styles: dict[str, str], known: KnownPlaces | None = None) -> list[Figure]:
+    """Accuracy over parameters, FLOPs and training speed, of each data set: a mark for each place of the table, and of
+    size and operations one for each teacher."""
     datasets = list(dict.fromkeys(entry.dataset for entry in table.filled() if entry.runs))
     figures = []
     for dataset in datasets:
@@ -127,12 +172,31 @@ def cost_charts(table: Table, places: Places, styles: dict[str, str]) -> list[Fi
             marks = marks_of(table, places, styles, dataset, key)
             if not marks:
                 continue
+            marks = [*teacher_marks(known or {}, dataset, key), *marks]
             chart = scatter(
                 marks, (axis, "top-1, %"), f"{title}{axis}", cheaper, lambda cost, unit=unit: f"{cost:,.0f} {unit}"
             )
-            same = f"{title}{axis}: every run has {short(marks[0].x)}, so there is nothing to draw."
+            same = (
+                f"{dataset}: every run has {short(marks[0].x)} {unit}."
+                if len(datasets) > 1
+                else f"Every run has {short(marks[0].x)} {unit}."
+            )
             figures.append(Figure(chart, f"{title}{axis}" if chart else same))
     return figures
+
+
+def teacher_marks(known: KnownPlaces, dataset: str, key: str) -> list[Mark]:
+    """A mark for each teacher whose size and accuracy are known."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for place in known.values():
+        cost = getattr(place.teacher, key, None) if place.entry.dataset == dataset else None
+        tops = [top for one in place.results.values() if isinstance(top := one.get("teacher_top1"), int | float)]
+        if place.teacher is not None and cost and tops:
+            found.setdefault((place.teacher.name, cost), []).extend(tops)
+    return [
+        Mark(name, cost, sum(tops) / len(tops), "base", f"teacher {name}: {sum(tops) / len(tops):.2f} %")
+        for (name, cost), tops in found.items()
+    ]
 
 
 def marks_of(table: Table, places: Places, styles: dict[str, str], dataset: str, key: str) -> list[Mark]:

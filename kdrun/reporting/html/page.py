@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdrun.reporting.formats import numeric_columns, plain_best
-from kdrun.reporting.html.bias_section import bias_section
+from kdrun.display import plural
+from kdrun.reporting.formats import plain_best
+from kdrun.reporting.html.album import Album
+from kdrun.reporting.html.bias_section import bias_folder, bias_section
 from kdrun.reporting.html.charts import MAX_POINTS
 from kdrun.reporting.html.figures import cost_charts, learning_curves, legend, styles_of
+from kdrun.reporting.html.grids import grid_of, heading
+from kdrun.reporting.html.measured_section import measured_section
 from kdrun.reporting.html.run_files import Places, RunFiles, read_runs
 from kdrun.reporting.html.run_pages import MAX_CURVES, anchors, run_pages
-from kdrun.reporting.labels import Section, cell_text, delta_words, header_lines, sections
+from kdrun.reporting.html.summary_section import summary_section
+from kdrun.reporting.known import KnownPlaces, damaged, known_places, lacking
+from kdrun.reporting.labels import cell_text, delta_words, header_lines, sections
+from kdrun.reporting.summary import summary
 from kdrun.reporting.table import Entry, Table, table_of
 from kdrun.runs.ledger import Ledger
 
@@ -34,15 +41,19 @@ def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
     table = table_of(ledger, root)
     table.skipped.extend(foreign)
     places = read_runs(ledger, table, root)
+    known = known_places(table, places, root)
+    table.skipped.extend(damaged(known))
+    album, grid = Album(), bias_folder(root, ledger.name) / "grid.csv"
     runs = list({run.run: run for here in places.values() for run in here}.values())
-    styles = styles_of(table)
     title, _, state = header_lines(table)
     body = [
-        f"<header><h1>{html.escape(title)}</h1>{progress(table, state)}{facts(table, runs)}</header>",
-        f'<main><section id="table"><h2>Results</h2>{results(table, places)}</section>',
+        f"<header><h1>{html.escape(title)}</h1>{progress(table, state)}</header>",
+        f"<main>{summary_section(summary(table, known, grid), lacking(known), runs)}{facts(table, runs)}",
+        f'<section id="table"><h2>Results</h2>{results(table, places)}</section>',
         notes(table),
-        charts(table, places, styles),
-        bias_section(root, ledger.name),
+        charts(table, places, known),
+        measured_section(table, known, album),
+        bias_section(root, ledger.name, album),
         f'<section id="runs"><h2>Runs</h2><p class="quiet">{html.escape(run_words(runs))}</p>'
         f"{run_pages(table, places)}</section></main>",
     ]
@@ -65,7 +76,7 @@ def progress(table: Table, state: str) -> str:
     failed = sum(len(entry.failed) for entry in table.entries.values())
     missing = max(table.total - table.done - failed, 0)
     share = [100 * count / table.total if table.total else 0 for count in (table.done, failed)]
-    words = [f"<b>{table.done:,}</b> of {table.total:,} cells done"]
+    words = [f"<b>{table.done:,}</b> of {plural(table.total, 'cell')} done"]
     words += [f'<b class="bad">{failed:,}</b> failed'] if failed else []
     words += [f"<b>{missing:,}</b> missing"] if missing else []
     return (
@@ -83,7 +94,7 @@ def facts(table: Table, runs: Sequence[RunFiles]) -> str:
     found = {
         "Shown": html.escape(table.selection),
         "Command": f"<code>{html.escape(table.command)}</code>" if table.command else "",
-        "Finished": f"{html.escape(ends[0])} to {html.escape(ends[-1])} UTC" if ends else "",
+        "Finished": html.escape(" to ".join(dict.fromkeys([*ends[:1], *ends[-1:]])) + " UTC") if ends else "",
         "Precision": tally(Counter(table.precisions)),
         "Device": tally(Counter(table.devices)),
         "Hardware": tally(Counter(hardware_words(one) for one in provenances)),
@@ -98,7 +109,7 @@ def tally(counts: Counter[str]) -> str:
     found = [(value, count) for value, count in counts.most_common() if value]
     if len(found) == 1:
         return html.escape(found[0][0])
-    return "; ".join(f"{html.escape(value)} ({count:,} runs)" for value, count in found)
+    return "; ".join(f"{html.escape(value)} ({plural(count, 'run')})" for value, count in found)
 
 
 def part_of(provenance: dict[str, Any], key: str) -> dict[str, Any]:
@@ -149,12 +160,6 @@ def results(table: Table, places: Places) -> str:
         f"{heading('row', numeric=False)}{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="quiet">{html.escape(" ".join(words))}</p>'
     )
-
-
-def heading(text: str, numeric: bool) -> str:
-    """A column's heading: a button, so that a keyboard reaches it."""
-    kind = ' class="number" data-first="descending"' if numeric else ' data-first="ascending"'
-    return f'<th scope="col" aria-sort="none"{kind}><button type="button">{html.escape(text)}</button></th>'
 
 
 def scale(table: Table, column: str) -> tuple[float, float]:
@@ -218,44 +223,43 @@ def notes(table: Table) -> str:
     return f'<section id="notes"><h2>Notes</h2>{"".join(parts)}</section>' if parts else ""
 
 
-def grid_of(section: Section) -> str:
-    """A section's grid as a sortable table."""
-    if not section.rows:
-        return ""
-    numeric = numeric_columns(section.rows)
-    head = "".join(heading(name, right) for name, right in zip(section.columns, numeric, strict=True))
-    lines, label = [], ""
-    for row in section.rows:
-        label = row[0] or label  # blank where it repeats the line above, which another order would tear apart
-        cells = [
-            f"<td{' class=number' if right else ''}>{html.escape(text)}</td>"
-            for text, right in zip(row[1:], numeric[1:], strict=True)
-        ]
-        lines.append(f'<tr><th scope="row">{html.escape(label)}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def charts(table: Table, places: Places, styles: dict[str, str]) -> str:
+def charts(table: Table, places: Places, known: KnownPlaces) -> str:
     """Learning curves and the price of accuracy, under one legend each."""
+    begun = [
+        row
+        for row in table.rows
+        if any(run.curves for column in table.columns for run in places.get((row, column), []))
+    ]
+    styles = styles_of(table, begun)
     curves = [figure.html() for figure in learning_curves(table, places, styles)]
-    costs = [figure.html() for figure in cost_charts(table, places, styles)]
     if not curves:
         return ""
     names = legend(table, styles)
     words = (
-        "Thick: the mean over the finished seeds; thin: the seeds. The best rows have colours, the others are grey; a "
-        "name in the legend brings its lines to the front."
+        "Lines: the mean over the finished seeds, in a band of one standard deviation; dashed: seeds that have not "
+        "ended. The best rows have colours, the others are grey; a name in the legend brings its seeds to the front."
     )
-    dots = "The line joins what nothing beats in both accuracy and cost. Training speeds compare only on one machine."
     return (
         f'<section id="curves"><h2>Learning curves</h2><p class="quiet">{words}</p>{names}'
-        f'<div class="charts">{"".join(curves)}</div></section>\n'
-        f'<section id="cost"><h2>Accuracy and cost</h2><p class="quiet">{dots}</p>{names}'
-        f'<div class="charts three">{"".join(costs)}</div></section>'
+        f'<div class="charts">{"".join(curves)}</div></section>\n{costs(table, places, styles, known, names)}'
     )
+
+
+def costs(table: Table, places: Places, styles: dict[str, str], known: KnownPlaces, names: str) -> str:
+    """Accuracy over what it costs; a sentence where all cost the same."""
+    every = cost_charts(table, places, styles, known)
+    drawn = [figure.html() for figure in every if figure.svg]
+    if not every:
+        return ""
+    lines = [figure.caption for figure in every if not figure.svg]
+    if drawn:
+        lines.insert(
+            0,
+            "The line joins what nothing beats in both accuracy and cost. Training speeds compare only on one machine.",
+        )
+    said = f'<p class="quiet">{html.escape(" ".join(lines))}</p>'
+    shown = f'{names}<div class="charts three">{"".join(drawn)}</div>' if drawn else ""
+    return f'<section id="cost"><h2>Accuracy and cost</h2>{said}{shown}</section>'
 
 
 def run_words(runs: Sequence[RunFiles]) -> str:

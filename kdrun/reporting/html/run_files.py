@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import CheckpointError
+from kdrun.evaluation.stats import mean_std
 from kdrun.files import read_json
 from kdrun.reporting.html.charts import Point
 from kdrun.reporting.table import Table
@@ -108,13 +109,16 @@ def read_curves(text: str) -> dict[tuple[str, str], list[Point]]:
     return curves
 
 
-def mean_curve(runs: Sequence[RunFiles], key: tuple[str, str]) -> list[Point]:
-    """The mean over runs at every epoch that all those with such a curve have."""
+def band_of(runs: Sequence[RunFiles], key: tuple[str, str]) -> list[tuple[float, float, float]]:
+    """Return (epoch, mean over runs, their standard deviation) at every epoch that all those with such a curve have;
+    the deviation of a single run is 0."""
     found = [dict(run.curves[key]) for run in runs if key in run.curves]
-    if not found:
-        return []
-    shared = sorted(set.intersection(*(set(points) for points in found)))
-    return [(epoch, math.fsum(points[epoch] for points in found) / len(found)) for epoch in shared]
+    shared = sorted(set.intersection(*(set(points) for points in found))) if found else []
+    band = []
+    for epoch in shared:
+        mean, deviation = mean_std([points[epoch] for points in found])
+        band.append((epoch, mean or 0.0, deviation or 0.0))
+    return band
 
 
 def settings_of(text: str) -> dict[str, str]:

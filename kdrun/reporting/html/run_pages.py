@@ -11,6 +11,7 @@ from kdrun.reporting.html.charts import Line, line_chart
 from kdrun.reporting.html.run_files import Places, RunFiles, differences, facts_of, settings_of
 from kdrun.reporting.labels import cell_text
 from kdrun.reporting.table import Table
+from kdrun.runs.curves import is_flattened
 
 MAX_CURVES = 1000  # runs whose own curves are drawn: 4 KB each
 MAX_DIFFERENCES = 40  # settings; beyond them a run shows its whole configuration
@@ -178,7 +179,8 @@ def run_curves(run: RunFiles) -> str:
             for split, style in SPLITS
             if (points := run.curves.get((split, metric)))
         ]
-        chart = line_chart(lines, ("epoch", label), f"{run.run}: {label}", small=True)
+        log = metric == "loss" and is_flattened([y for line in lines for _, y in line.points])
+        chart = line_chart(lines, ("epoch", label), f"{run.run}: {label}", small=True, log=log)
         if chart:
             keys = "".join(
                 f'<span class="key {line.style}"><svg viewBox="0 0 26 8" aria-hidden="true">'

@@ -1,0 +1,54 @@
+"""Pictures within a page: each made small, and all together no larger than what can be sent by mail."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+BUDGET = 12 * 2**20  # bytes of all pictures of a page
+WIDEST = 1600  # pixels; more than a page shows
+MOST_PIXELS = 40_000_000
+COLOURS = 256  # enough for charts and for heat maps, at a third of the size
+
+
+@dataclass
+class Album:
+    """The pictures of one page. left: bytes that it may still grow by; left_out: pictures that found no room."""
+
+    left: int = BUDGET
+    left_out: int = 0
+
+    def picture(self, place: Path, text: str, kind: str = "") -> str:
+        """Return a picture as HTML, or nothing for a file that is no picture or a link to elsewhere."""
+        data = compact(place)
+        if data is None:
+            return ""
+        if len(data) > self.left:
+            self.left_out += 1
+            return ""
+        self.left -= len(data)
+        code = base64.b64encode(data).decode()
+        return f'<img{kind and f" class={kind}"} alt="{html.escape(text)}" src="data:image/png;base64,{code}">'
+
+
+def compact(place: Path) -> bytes | None:
+    """Return a PNG of at most WIDEST pixels across and COLOURS colours; None where it cannot be read."""
+    from PIL import Image
+
+    if place.is_symlink() or place.parent.is_symlink():
+        return None
+    try:
+        with Image.open(place, formats=("PNG",)) as found:
+            if found.width * found.height > MOST_PIXELS:
+                return None
+            image = found.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    return content.getvalue()
