@@ -24,7 +24,18 @@ from kdrun.sweeps.definition import Sweep
 from kdrun.sweeps.launcher import split_launcher
 from kdrun.sweeps.run import run_sweep
 from kdrun.sweeps.space import candidates, split_searched, typed, usual
-from kdrun.sweeps.tuning import DEFAULT, STUDENT, TUNED, Candidate, Search, find_best, last_sweep, rounds
+from kdrun.sweeps.tuning import (
+    DEFAULT,
+    STUDENT,
+    TUNED,
+    Candidate,
+    Search,
+    choose,
+    find_best,
+    held_out,
+    last_sweep,
+    rounds,
+)
 
 HELP = """
 usage: kdrun tune method=NAME ['KEY=interval(LOW,HIGH)'] [KEY=VALUE,VALUE] [seed=0,1,2] [key=value …]
@@ -32,8 +43,9 @@ usage: kdrun tune method=NAME ['KEY=interval(LOW,HIGH)'] [KEY=VALUE,VALUE] [seed
 Looks for better settings of a method by successive halving: all candidates train for a short time, as lanes on one
 teacher forward, the best third three times as long, and so on; three at full length. They are compared on a fifth of
 the training images (dataset.val_fraction=0.2), which neither they nor their teacher trained on; the test images stay
-unseen. The best and the default settings then train on all training images, beside the student alone, by seeds that
-the search had not, and are tested: the same command shows the result again, and goes on after an interruption.
+unseen. The best, if it beats the default settings by more than one standard error there, and the default settings then
+train on all training images, beside the student alone, by seeds that the search had not, and are tested. The same
+command shows the result again, and goes on after an interruption.
 
   kdrun tune method=kd                              temperature and weights around their defaults
   kdrun tune method=dkd 'method.temperature=interval(1,8)' method.nckd_weight=1,2,4,8 'optimizer.lr=interval(0.01,0.1)'
@@ -61,7 +73,7 @@ def command(words: list[str]) -> int:
     for share in (0, 0.999):  # a name that is none, or a bound beyond what a setting takes, in one line
         load([*fixed, *(one.at(share) for one in dimensions)], parsed.config_dir)
     name = check_name(parsed.options.name) if parsed.options.name else default_name(config, overrides, seeds)
-    search = Search(name, config, fixed, seeds)
+    search = Search(name, config, fixed, seeds, parsed.config_dir)
     tried = [Candidate(one) for one in candidates(dimensions, parsed.options.candidates, max(seeds) + 1)]
     show_plan(search, tried, [one.described for one in dimensions])
     display, shown = RichDisplay(name_runs=True), f"kdrun tune {shlex.join(words)}"
@@ -74,9 +86,16 @@ def command(words: list[str]) -> int:
     if code is not None:
         return code
     show_search(tried, save_search(tried, [one.key for one in dimensions], root / "sweeps" / name / "search.csv"))
-    last = last_sweep(search, ranked[0])
+    best = choose(ranked, held_out(search))
+    if best is not ranked[0]:
+        console.note(
+            f"{ranked[0].name} is not better than the default settings by more than one standard error on the "
+            f"{held_out(search)} validation images, so the default settings stay; more images tell more apart: "
+            "dataset.val_fraction=0.4"
+        )
+    last = last_sweep(search, best)
     code = run(last)
-    show_outcome(last, ranked[0], root)
+    show_outcome(last, best, root)
     return code
 
 
@@ -138,7 +157,7 @@ def show_outcome(last: Sweep, best: Candidate, root: Path) -> None:
             words = f" ({' '.join(best.words)})" if row == TUNED else ""
             console.fact(f"{row}:", f"{accuracy(entries[row])}{words}")
     if not best.words:
-        console.say("The default settings did best on the validation images: there is nothing to change.")
+        console.say("Nothing did better than the default settings on the validation images: keep them.")
         return
     test = entries[TUNED].test
     if test is None:
@@ -146,6 +165,9 @@ def show_outcome(last: Sweep, best: Candidate, root: Path) -> None:
     interval = "" if test.low is None else f", 95 % interval {test.low:+.2f} to {test.high:+.2f}"
     told = "" if test.distinguishable else "; these seeds cannot tell the two apart"
     console.fact("difference:", f"{test.difference:+.2f} points against the default settings{interval}{told}")
+    if test.difference <= 0:
+        console.say("What looked better on the validation images is not on the test images: keep the default settings.")
+        return
     words = next(spec.overrides for spec in last.specs if spec.row == TUNED)
     console.fact("command:", f"kdrun train {shlex.join(words)}")
 

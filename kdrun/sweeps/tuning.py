@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdrun.config.compose import load
 from kdrun.config.method_schema import read_method
 from kdrun.config.options import RunConfig
+from kdrun.data.counts import counts_of
+from kdrun.data.datasets import DataSource
 from kdrun.errors import RunError
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import Cell, TableShape, read_ledger, result_of, state_of
@@ -43,12 +46,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """What is asked for. words: of every run; seeds: of the runs that are tested."""
+    """What is asked for. words: of every run; seeds: of the runs that are tested; config_dir: the user's own groups."""
 
     name: str
     config: RunConfig
     words: list[str]
     seeds: list[int]
+    config_dir: str | None = None
 
     @property
     def column(self) -> str:
@@ -99,6 +103,7 @@ def find_best(
     alive = candidates
     for count, epochs in rounds(len(candidates), search.config.epochs):
         alive = alive[:count]
+        alive += [one for one in candidates if not one.words and one not in alive]  # the default is compared to the end
         sweep = round_of(search, alive, epochs)
         code = run(sweep)
         if code not in (0, 1):  # 1: some have failed, which shows what they are worth
@@ -114,6 +119,29 @@ def find_best(
         if not alive:
             raise RunError(f"none of the candidates could be trained: kdrun status {sweep.name}")
     return alive, None
+
+
+def held_out(search: Search) -> int:
+    """Return how many validation images the candidates are compared on."""
+    config = load(round_of(search, [Candidate([])], search.config.epochs).specs[0].overrides, search.config_dir)
+    return counts_of(DataSource(config.dataset)).test
+
+
+def choose(ranked: list[Candidate], images: int) -> Candidate:
+    """Return the best of the last round, or the default settings where it is not better than they are by more than one
+    standard error of its accuracy on `images` images: what is less, chance decides, and the best of many always looks
+    better than it is.
+
+    Source: the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3.
+    """
+    best = ranked[0]
+    default = next((one for one in ranked if not one.words), None)
+    last = max(best.scores)
+    if default is None:
+        return best
+    share = best.scores[last][0] / 100
+    error = 100 * (share * (1 - share) / images) ** 0.5
+    return best if best.scores[last][0] - default.scores[last][0] > error else default
 
 
 def round_of(search: Search, candidates: Sequence[Candidate], epochs: int) -> Sweep:
@@ -136,10 +164,11 @@ def round_of(search: Search, candidates: Sequence[Candidate], epochs: int) -> Sw
 def last_sweep(search: Search, best: Candidate) -> Sweep:
     """Return the sweep that tests the best candidate beside the default settings and the independent student: on all
     training images, tested on the test images, by seeds of its own."""
-    alone = [word for word in search.words if not word.startswith(("method=", "method.", "+method."))]
-    rows = {STUDENT: [*alone, "method=none"], DEFAULT: search.words}
+    whole = [word for word in search.words if not word.startswith("dataset.val_fraction=")]
+    alone = [word for word in whole if not word.startswith(("method=", "method.", "+method."))]
+    rows = {STUDENT: [*alone, "method=none"], DEFAULT: whole}
     if best.words:
-        rows[TUNED] = [*search.words, *best.words]
+        rows[TUNED] = [*whole, *best.words]
     specs = [
         CellSpec(row, search.column, [*words, f"seed={seed}"], published=False)
         for row, words in rows.items()

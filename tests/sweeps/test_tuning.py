@@ -12,7 +12,7 @@ from kdrun.data.counts import counts_of
 from kdrun.data.datasets import DataSource
 from kdrun.errors import ConfigError, DataError
 from kdrun.sweeps.space import Dimension, candidates, split_searched, typed, usual
-from kdrun.sweeps.tuning import Candidate, Search, last_sweep, round_of, rounds, shortened
+from kdrun.sweeps.tuning import Candidate, Search, choose, held_out, last_sweep, round_of, rounds, shortened
 from tests.conftest import TINY
 
 
@@ -101,6 +101,17 @@ def test_rounds_hold_images_out_and_the_last_runs_do_not():
     assert len(last_sweep(search, Candidate([])).specs) == 4  # the default settings were best
     held = Search("t", load([*words, "dataset.val_fraction=0.4"]), [*words, "dataset.val_fraction=0.4"], [0])
     assert load(round_of(held, [Candidate([])], 9).specs[0].overrides).dataset.val_fraction == 0.4
+    assert load(last_sweep(held, Candidate([])).specs[-1].overrides).dataset.val_fraction == 0
+
+
+def test_the_default_settings_stay_unless_the_images_can_tell():
+    best, default = Candidate(["method.temperature=2"], {9: (90.0, -0.3)}), Candidate([], {9: (88.0, -0.4)})
+    assert choose([best, default], 39) is default  # a standard error of 4.8 points
+    assert choose([best, default], 10_000) is best  # of 0.3 points
+    assert choose([default, best], 10_000) is default
+    assert choose([best], 39) is best  # the default settings have failed
+    words = ["method=kd", "experiment=digits_10"]
+    assert held_out(Search("t", load(words), words, [0])) == 39
 
 
 def test_validation_images_stand_in_for_the_test_images(tmp_path):
