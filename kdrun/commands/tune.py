@@ -157,7 +157,7 @@ def show_outcome(last: Sweep, best: Candidate, root: Path) -> None:
             words = f" ({' '.join(best.words)})" if row == TUNED else ""
             console.fact(f"{row}:", f"{accuracy(entries[row])}{words}")
     if not best.words:
-        console.say("Nothing did better than the default settings on the validation images: keep them.")
+        console.say("Nothing did better than the default settings by more than chance: keep them.")
         return
     test = entries[TUNED].test
     if test is None:
