@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kdrun.display import duration, legible, size
+from kdrun.display import duration, legible, plural, size
 from kdrun.errors import printable
 from kdrun.runs.directory import short_path
 from kdrun.runs.plan import Plan, code_notes, image_notes
@@ -137,8 +137,8 @@ def announce(plan: Plan) -> None:
     config = plan.config
     pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
     say(
-        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
-        f"[dim]{short_path(plan.run.path)}[/]"
+        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  "
+        f"{plural(config.epochs, 'epoch')}  [dim]{short_path(plan.run.path)}[/]"
     )
     for line in (*code_notes([plan]), *image_notes([plan])):
         note(line)
