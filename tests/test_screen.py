@@ -123,3 +123,32 @@ def test_figures_of_a_table_stay_whole_at_80_columns(monkeypatch):
     lines = found.get().splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert all(any(figure in line for line in lines) for figure in row[2:])
+
+
+def test_a_list_of_runs_has_whole_lines_at_80_columns(tmp_path):
+    from kdrun.reporting.run_list import ListedRun, table_of_runs
+
+    place = tmp_path / "runs/digits/vit_cifar_tiny-resnet8x4/fitnet_joint"
+    reason = "failed: student: the loss is not finite after many a step of training"
+    runs = [
+        ListedRun(
+            place / "s0-12345678", "done", "done", {"top1_last": 98.2, "finished_at": "2026-01-01T10:00:00+00:00"}
+        ),
+        ListedRun(place / "s1-12345678", "failed", reason),
+    ]
+    wide = table_of_runs(runs, tmp_path, "run", 120)
+    assert wide[0] == ["run", "top-1, %", "finished, UTC", "state"] and wide[1][1][-1] == reason
+    heads, rows, notes = table_of_runs(runs, tmp_path, "run", 80)
+    assert heads == ["run", "top-1, %", "state"]
+    assert notes == ["paths begin in runs/digits/vit_cifar_tiny-resnet8x4/fitnet_joint/", f"s1-12345678: {reason}"]
+    assert rows == [["s0-12345678", "98.20", "done"], ["s1-12345678", "", "failed"]]
+
+
+def test_a_path_in_front_of_a_table_is_never_folded(monkeypatch, capsys):
+    from kdrun import console
+
+    terminal = console.Terminal(width=40, force_terminal=True, no_color=True, highlight=False)
+    monkeypatch.setattr(console, "out", terminal)
+    path = f"runs/{'x' * 60}"
+    console.table("", ["run", "state"], [[path, "done"]])
+    assert path in capsys.readouterr().out and terminal.width == 40

@@ -15,7 +15,7 @@ from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.compose import load
 from kdrun.config.groups import conf_dir
-from kdrun.display import legible, size, untracked
+from kdrun.display import legible, plural, size, untracked
 from kdrun.errors import KdrunError, listed, print_error
 from kdrun.hardware import available_cores, compiler_missing, cpu_kind, cpu_name
 from kdrun.models import hub
@@ -124,7 +124,9 @@ def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
         problems.append(f"output_root={root} has {size(free)} free: a sweep needs more.")
     runs = len(list((root / "runs").glob("*/*/*/*/result.json")))
     teachers = len(list((root / "teachers").glob("*/*/*/result.json")))
-    return [["output_root", str(root), f"{size(free)} free, {runs} finished run(s), {teachers} teacher(s)"]]
+    return [
+        ["output_root", str(root), f"{size(free)} free, {plural(runs, 'finished run')}, {plural(teachers, 'teacher')}"]
+    ]
 
 
 def stored_rows(root: Path, problems: list[str]) -> list[list[str]]:

@@ -163,6 +163,9 @@ def list_runs(options: Options, filters: dict[str, str], teachers: bool) -> None
     if not runs:
         console.note(f"none of {len(every):,} in {root} is so.")
         return
-    console.table("", *table_of_runs(runs, root, "teacher" if teachers else "run"))
+    heads, rows, notes = table_of_runs(runs, root, "teacher" if teachers else "run", console.out.width)
+    console.table("", heads, rows)
+    for line in notes:
+        console.note(line)
     if len(runs) < len(every):
         console.note(f"{len(runs):,} of {len(every):,}")

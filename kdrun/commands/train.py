@@ -13,6 +13,7 @@ from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
 from kdrun.console import announce, fact, note, show_result, table, track
 from kdrun.console.screen import RichDisplay
+from kdrun.display import plural
 from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note
 from kdrun.hardware import available_cores
 from kdrun.runs.directory import rebuild_results, short_path
@@ -84,7 +85,7 @@ def multirun(words: list[str], config_dir: str | None) -> int:
 
     run_app(task, words)
     if failures:
-        print_error(f"{len(failures)} job(s) of the multirun failed; the others are done.")
+        print_error(f"{plural(len(failures), 'job')} of the multirun failed; the others are done.")
     return max((error.exit_code for error in failures), default=0)
 
 
@@ -143,7 +144,7 @@ def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -
         slots = make_slots(plans, launcher.get("processes", "auto"), sum(map(len, group_plans(plans))))
         asked = max((plan.config.threads or 0 for plan in plans), default=0)
         threads = asked or max(available_cores() // max(len(slots), 1), 1)
-        fact(chosen.name, f" {len(cells):,} cells  {chosen.title}")
+        fact(chosen.name, f" {plural(len(cells), 'cell')}  {chosen.title}")
         show_forecast(cells, len(slots), threads)
     return 2 if broken else 0
 

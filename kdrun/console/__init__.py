@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kdrun.display import duration, legible, size
+from kdrun.display import duration, legible, plural, size
 from kdrun.errors import printable
 from kdrun.runs.directory import short_path
 from kdrun.runs.plan import Plan, code_notes, image_notes
@@ -36,6 +36,7 @@ out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" i
 
 SHOWN = 20  # unreadable files that are named
 LONGEST_NAME = 30  # characters of a name that a table never folds
+NARROWEST = 10  # characters of a column of words
 
 
 def say(line: str) -> None:
@@ -93,16 +94,26 @@ def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A plain table; columns whose cells are numbers align right."""
     made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    least = 0  # columns of the terminal that no folding saves
     for position, column in enumerate(columns):
         numeric = all(row[position][:1] in "0123456789-+.–" or not row[position] for row in rows) if rows else False
         figures = numeric and position > 0
-        # Figures and short names stay whole: where there is no room for all, the columns of words fold between words.
-        name = all(len(row[position]) <= LONGEST_NAME and " " not in row[position] for row in rows)
+        # Figures, short names and the paths in front stay whole: a path that is folded can be neither copied nor found.
+        # Where there is no room for all, the columns of words fold between words.
+        named = all(" " not in row[position] for row in rows)
+        name = named and (position == 0 or all(len(row[position]) <= LONGEST_NAME for row in rows))
         made.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=figures or name)
+        longest = max(len(text) for text in (column, *(row[position] for row in rows)))
+        least += (longest if figures or name else min(longest, NARROWEST)) + 2
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     if out.is_terminal:
-        out.print(made)
+        width = out.width
+        out.width = max(width, least)
+        try:
+            out.print(made)
+        finally:
+            out.width = width
         return
     with out.capture() as lines:
         out.print(made)
@@ -126,8 +137,8 @@ def announce(plan: Plan) -> None:
     config = plan.config
     pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
     say(
-        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  {config.epochs} epochs  "
-        f"[dim]{short_path(plan.run.path)}[/]"
+        f"[bold]{plan.method.name}[/]  {pair}  {config.dataset.name}  seed {config.seed}  "
+        f"{plural(config.epochs, 'epoch')}  [dim]{short_path(plan.run.path)}[/]"
     )
     for line in (*code_notes([plan]), *image_notes([plan])):
         note(line)

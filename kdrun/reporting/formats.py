@@ -153,7 +153,21 @@ LATEX = {
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
+    "≥": r"$\geq$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "≈": r"$\approx$",
+    "‖": r"$\|$",
+    "…": r"\ldots{}",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "λ": r"$\lambda$",
+    "τ": r"$\tau$",
 }
+
+
+PRIVATE = ("Failed", "Passed over")  # sections that no reader of a paper needs: error texts, paths of this machine
 
 
 def latex(text: str) -> str:
@@ -182,6 +196,8 @@ def to_latex(table: Table, caption: str | None = None, label: str | None = None)
         r"\end{table}",
     ]
     for section in sections(table):
+        if section.heading in PRIVATE:
+            continue
         lines += ["%", f"% {section.heading}" if section.heading else "%"]
         lines += [f"%   {'  '.join(row)}" for row in ([section.columns, *section.rows] if section.rows else [])]
         lines += [f"%   {line}" for line in plain_best(section)]

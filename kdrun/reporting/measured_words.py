@@ -51,9 +51,11 @@ def measurements(runs: Sequence[Measured]) -> Iterator[Statement]:
     yield from diagnoses(runs)
 
 
-def of_runs(number: int) -> str:
-    """Say over how many runs a figure is a mean."""
-    return "" if number == 1 else f", mean of {number} runs"
+def of_runs(number: int, every: int) -> str:
+    """Say of how many runs a figure is the mean, unless it is of the only one."""
+    if every == 1:
+        return ""
+    return f", {'one' if number == 1 else 'mean'} of {plural(every if number == 1 else number, 'run')}"
 
 
 def closeness(tests: Sequence[Sheet | None]) -> Iterator[Statement]:
@@ -62,7 +64,7 @@ def closeness(tests: Sequence[Sheet | None]) -> Iterator[Statement]:
         return
     words = (
         f"It names the same class as its teacher on {agreement.value:.2f} % of the test images, and "
-        f"KL(teacher ‖ student) is {divergence.value:.3g} nats{of_runs(agreement.count)}"
+        f"KL(teacher ‖ student) is {divergence.value:.3g} nats{of_runs(agreement.count, len(tests))}"
     )
     alike = over_runs(tests, related)
     words += "" if alike is None else f"; the linear CKA of their features is {alike.value:.2f} (1 is the same)"
@@ -73,7 +75,9 @@ def calibration(tests: Sequence[Sheet | None]) -> Iterator[Statement]:
     error = mean_of(tests, "ece")
     if error is None:
         return
-    words = f"Its confidence is {error.value:.2f} points off its accuracy (ECE, 15 bins{of_runs(error.count)})"
+    words = (
+        f"Its confidence is {error.value:.2f} points off its accuracy (ECE, 15 bins{of_runs(error.count, len(tests))})"
+    )
     gap = over_runs(tests, overconfidence)
     if gap is not None and abs(gap.value) >= 0.005:
         words += f": on average {abs(gap.value):.2f} points too {'high' if gap.value > 0 else 'low'}"
@@ -108,7 +112,8 @@ def heat_maps(runs: Sequence[Measured]) -> Iterator[Statement]:
     if overlap is None:
         return
     beside = "" if other is None else f"; with the teacher's maps of other images it is {other.value:.2f}"
-    words = f"Its Grad-CAM maps overlap with its teacher's by an IoU of {overlap.value:.2f}{of_runs(overlap.count)}"
+    words = f"Its Grad-CAM maps overlap with its teacher's by an IoU of {overlap.value:.2f}"
+    words += of_runs(overlap.count, len(runs))
     yield Statement(f"{words}{beside}.", source_words(overlap.sources))
 
 

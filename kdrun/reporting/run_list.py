@@ -9,12 +9,14 @@ from typing import Any
 
 from kdrun.config.settings import method_settings, settings, unknown
 from kdrun.errors import CheckpointError, ConfigError
+from kdrun.reporting.labels import short_labels
 from kdrun.runs.differing import plain, settings_of
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import is_locked
 from kdrun.runs.marks import Marks, read_marks
 from kdrun.runs.result import RESULT_KEYS
 
+STATE_WIDTH = 12  # characters, for a state in more than a word
 STATES = ("done", "running", "failed", "unfinished")
 # sort=… -> (what runs are ordered by, whether the largest comes first)
 ORDERS: dict[str, tuple[Callable[[ListedRun], Any], bool]] = {
@@ -99,8 +101,24 @@ def in_order(runs: list[ListedRun], order: str) -> list[ListedRun]:
     return [*sorted(having, key=key, reverse=largest), *(run for run in runs if key(run) is None)]
 
 
-def table_of_runs(runs: list[ListedRun], root: Path, name: str) -> tuple[list[str], list[list[str]]]:
-    """Return heads and rows; marks have a column where there are any."""
+def table_of_runs(
+    runs: list[ListedRun], root: Path, name: str, width: int
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return heads, rows and notes; marks have a column where there are any. Where `width` has no room for all, no line
+    breaks: times are left out, states are single words that the notes explain, and paths begin below the folder that
+    all share."""
+    heads, rows = every_column(runs, root, name)
+    longest = sum(max(map(len, (head, *(row[place] for row in rows)))) + 2 for place, head in enumerate(heads[:3]))
+    if longest + STATE_WIDTH <= width:
+        return heads, rows, []
+    folder, paths = short_labels([row[0] for row in rows])
+    notes = [f"paths begin in {folder}/"] if folder else []
+    notes += [f"{path}: {run.said}" for path, run in zip(paths, runs, strict=True) if run.said != run.state]
+    short = [[path, row[1], run.state, *row[4:]] for path, row, run in zip(paths, rows, runs, strict=True)]
+    return [*heads[:2], *heads[3:]], short, notes
+
+
+def every_column(runs: list[ListedRun], root: Path, name: str) -> tuple[list[str], list[list[str]]]:
     marked = any(run.marks != Marks() for run in runs)
     rows = []
     for run in runs:

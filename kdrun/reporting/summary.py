@@ -44,9 +44,9 @@ def of_column(table: Table, column: str, known: KnownPlaces, grid: Path) -> Iter
     taught = [one for one in ranked if one.entry.teacher]
     chosen = (taught or ranked)[0]
     yield accuracy(table, chosen, ranked)
-    yield from beside_baseline(table, chosen, ranked)
     yield from beside_others(table, column)
-    yield size(chosen)
+    yield from beside_baseline(table, chosen, ranked)
+    yield size(chosen, "It" if len(ranked) == 1 else chosen.entry.row)
     yield from measurements(chosen.measured)
     yield from of_exports(chosen, ranked)
     yield from bias_shifts(grid, column)
@@ -111,7 +111,7 @@ def beside_baseline(table: Table, chosen: Known, ranked: list[Known]) -> Iterato
         return
     where = "above" if entry.delta >= 0 else "below"
     alone = "" if base.teacher else ", the same network without a teacher"
-    words = f"That is {abs(entry.delta):.2f} points {where} {base.row}{alone} ({base.mean:.2f} %)"
+    words = f"{entry.row} is {abs(entry.delta):.2f} points {where} {base.row}{alone} ({base.mean:.2f} %)"
     if entry.delta_interval is not None:
         low, high = entry.delta_interval
         words += f"; 95 % interval {interval_words(low, high)}"
@@ -143,19 +143,19 @@ def sentence_list(names: list[str]) -> str:
     return listed(names)
 
 
-def size(chosen: Known) -> Statement:
+def size(chosen: Known, name: str) -> Statement:
     """What part of its teacher's accuracy the student keeps, and with how much of its parameters and operations."""
     entry, results = chosen.entry, list(chosen.results.values())
     sources = [source_words([f"{run}/result.json" for run in chosen.results])]
     tops = [top for result in results if isinstance(top := result.get("teacher_top1"), int | float)]
     params, flops = (next((result.get(key) for result in results if result.get(key)), None) for key in COST)
     teacher = chosen.teacher
-    words, costs = "It has ", []
+    words, costs = f"{name} has ", []
     mean_top, _ = mean_std(tops)
     if entry.teacher and mean_top and entry.mean is not None:
         share = 100 * entry.mean / mean_top
         verb = "keeps" if share < 100 else "reaches"
-        words = f"It {verb} {share:.1f} % of the accuracy of its teacher {entry.teacher} ({mean_top:.2f} %) with "
+        words = f"{name} {verb} {share:.1f} % of the accuracy of its teacher {entry.teacher} ({mean_top:.2f} %) with "
     if isinstance(params, int | float):
         whole = teacher.params if teacher else None
         costs.append(part_words(params, whole, "parameters", f"{params:,.0f}", f"{whole or 0:,.0f}"))
@@ -164,7 +164,9 @@ def size(chosen: Known) -> Statement:
         costs.append(part_words(flops, whole, "FLOPs an image", count(flops), count(whole or 0)))
     sources += [teacher.source] if teacher and costs else []
     if not costs:
-        return Statement(words.replace(" with ", "") + ("an unknown size." if words == "It has " else "."), *sources)
+        return Statement(
+            words.replace(" with ", "") + ("an unknown size." if words == f"{name} has " else "."), *sources
+        )
     counts = "; a multiply-add counts as two" if isinstance(flops, int | float) else ""
     return Statement(f"{words}{' and '.join(costs)}{counts}.", *sources)
 

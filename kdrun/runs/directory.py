@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdrun.config.own_code import OwnFile
+from kdrun.display import plural
 from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere, RunError
 from kdrun.files import (
     checksum_of,
@@ -286,6 +287,6 @@ def find_runs(word: str, output_root: Path) -> list[Path]:
         require_file(path, word)
     there = len(list((output_root / "runs").glob("*/*/*/*/config.yaml")))
     raise ConfigError(
-        f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs holds {there} run(s): "
+        f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs holds {plural(there, 'run')}: "
         "kdrun list runs."
     )

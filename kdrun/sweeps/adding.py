@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from kdrun.display import plural
 from kdrun.errors import CheckpointError, ConfigError
 from kdrun.runs.ledger import Cell, Ledger, TableShape, changes_numbers, read_ledger
 
@@ -28,7 +29,7 @@ def added(new: Ledger, root: Path) -> tuple[Ledger, str]:
     kept = [cell for cell in kept if place_of(cell) not in own]  # of another state of the code or the images
     shape = joined_shape(old.shape, new.shape, [*kept, *cells])
     command = " && ".join(dict.fromkeys(one for one in [*old.command.split(" && "), new.command] if one))
-    line = f"{new.name} holds {len(kept)} cells of earlier commands, which stay in its table"
+    line = f"{new.name} holds {plural(len(kept), 'cell')} of earlier commands, which stay in its table"
     return replace(new, title=old.title, command=command, shape=shape, cells=[*kept, *cells]), line
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdrun.display import count, duration, size
+from kdrun.display import count, duration, plural, size
 from kdrun.runs.directory import short_path
 from kdrun.runs.ledger import Cell
 from kdrun.runs.plan import Plan
@@ -75,7 +75,7 @@ def lines_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> list[tuple[
     for path, teacher in found.teachers.items():
         plan = next(plan for plan in paths.values() if plan.teacher_run and str(plan.teacher_run.path) == path)
         assert plan.teacher_run is not None
-        about = f"{teacher.epochs} epochs, {count(teacher.params)} parameters, {count(teacher.flops)} FLOPs"
+        about = f"{plural(teacher.epochs, 'epoch')}, {count(teacher.params)} parameters, {count(teacher.flops)} FLOPs"
         where = short_path(plan.teacher_run.path)
         lines.append(("teacher to be trained:", f"{teacher.name}, {about}, {duration(teacher.seconds)}, into {where}"))
     done = len(paths) - len(found.runs)

@@ -14,7 +14,7 @@ from kdrun.config.own_code import read_once
 from kdrun.config.schema import check_value
 from kdrun.config.settings import settings
 from kdrun.data.datasets import located_once
-from kdrun.display import Track, duration, untracked
+from kdrun.display import Track, duration, plural, untracked
 from kdrun.errors import ConfigError, KdrunError, one_line, print_error
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
@@ -49,7 +49,7 @@ def run_sweep(
     total = len({str(plan.run.path) for plan in chosen})
     already = f", {done} of them done already" if done else ""
     wanted = sum(spec.chosen for spec in sweep.specs)
-    display.fact(sweep.name, f" {wanted} cells, {total} runs{already}  {short_path(root)}")
+    display.fact(sweep.name, f" {plural(wanted, 'cell')}, {plural(total, 'run')}{already}  {short_path(root)}")
     for line in (*code_notes(pending), *image_notes(pending)):
         display.note(line)
     if launcher["launcher"] != "lanes" and pending:
@@ -123,13 +123,13 @@ def launch(
         outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", show, display).run()
     spent = duration(time.monotonic() - begun)
     if outcome.failures:
-        print_error(f"{len(outcome.failures)} run(s) failed; the same command tries them again: kdrun status {name}")
+        print_error(f"{plural(len(outcome.failures), 'run')} failed; the same command tries again: kdrun status {name}")
     if outcome.elsewhere:
-        display.note(f"{len(outcome.elsewhere)} run(s) are being trained by other processes.")
+        display.note(f"{plural(len(outcome.elsewhere), 'run')} in training by other processes.")
     if outcome.stopped:
         print_error(outcome.stopped if outcome.disk_full else f"{outcome.stopped} The same command goes on.")
         return 1 if outcome.disk_full else 75
-    display.fact(f"{len(outcome.results)} run(s) done", f"in {spent}")
+    display.fact(f"{plural(len(outcome.results), 'run')} done", f"in {spent}")
     return 1 if outcome.failures else 0
 
 

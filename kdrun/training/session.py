@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdrun.config.own_code import located
-from kdrun.display import Display, EpochEnd, Step
+from kdrun.display import Display, EpochEnd, Step, plural
 from kdrun.errors import CheckpointError, DiskFull, KdrunError, RunError, listed
 from kdrun.files import sha256_of
 from kdrun.methods.base import Method
@@ -216,7 +216,7 @@ class Session:
             numerics = pinned(recorded, self.config.device)
         self.display.fact(
             "teacher",
-            f"{options.name} is not trained yet: {recipe.epochs} epochs by its own recipe, "
+            f"{options.name} is not trained yet: {plural(recipe.epochs, 'epoch')} by its own recipe, "
             f"once for all runs, into {short_path(run.path)}",
         )
         numerics.apply()

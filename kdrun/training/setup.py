@@ -6,7 +6,7 @@ from __future__ import annotations
 from kdrun.config.options import RunConfig
 from kdrun.config.schema import to_yaml
 from kdrun.data.resident import ResidentTrain
-from kdrun.display import Display, legible
+from kdrun.display import Display, legible, plural
 from kdrun.methods.base import stages_read
 from kdrun.training.build import Data
 from kdrun.training.compile_probe import choose_compile, switch
@@ -51,7 +51,7 @@ def begin(
     preparation = training.lane.method.preparation()
     if preparation is not None and not resumed:
         title = f"preparing {plan.method.name}"
-        display.note(f"{title}: {preparation.epochs} epochs before the first")
+        display.note(f"{title}: {plural(preparation.epochs, 'epoch')} before the first")
         with display.training(title, preparation.epochs, 0) as show, stop.later():
             for step in prepare(training, preparation, teacher, loaders.train, stop):
                 show(step)

@@ -113,7 +113,7 @@ def test_a_sweep_repairs_its_runs(kdrun, ready):
     assert code == 0 and "failed  " in out and "delete it, and the command that trained this run writes it again" in out
     code, out, err = kdrun("train", "-m", *WORDS, "seed=0,1", "name=mine", "launcher.processes=0")
     assert (code, err) == (0, ""), err
-    assert "2 run(s) done" in out
+    assert "2 runs done" in out
     assert not run_of(ready, 0).damage(thorough=True) and not run_of(ready, 1).damage(thorough=True)
 
 

@@ -445,7 +445,7 @@ def test_multirun_goes_on_after_a_failure(kdrun, outputs, diverging):
     )
     assert code == 1
     assert out.count("loss/ce is") == 2
-    assert "2 run(s) failed" in err
+    assert "2 runs failed" in err
     assert len(list((outputs / "runs").glob("*/*/*/*/result.json"))) == 2
     assert out.count("done  none") == 2
 

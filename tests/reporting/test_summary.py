@@ -123,9 +123,9 @@ def test_a_table_is_told_by_its_best_row_beside_the_others(four_rows, outputs): 
         "The most accurate of 4 rows is SRD: 77.77 ± 0.06 % of the test images (of the last epoch; 3 seeds). " in said
     )
     assert "It can be told apart from the next" in said
-    assert "That is 6.43 points above Student, the same network without a teacher (71.33 %); 95 % interval [" in said
+    assert "SRD is 6.43 points above Student, the same network without a teacher (71.33 %); 95 % interval [" in said
     assert f"Beside KD: SRD and {HOSTILE} above, Student below (Holm-corrected)." in said
-    assert "It reaches 101.7 % of the accuracy of its teacher wrn_40_2 (76.46 %) with 569,780 parameters and" in said
+    assert "SRD reaches 101.7 % of the accuracy of its teacher wrn_40_2 (76.46 %) with 569,780 parameters and" in said
     assert "Not in these figures: 1 run not finished and 1 run failed." in said
 
 
@@ -133,7 +133,7 @@ def test_a_student_that_is_best_alone_is_said_to_be(outputs):
     runs = [outputs / make_run(outputs, method, 0, top1) for method, top1 in (("none", 75.0), ("kd", 73.5))]
     said = words_of(ledger_of_runs(runs, outputs), outputs)
     assert "none, without one, has 75.00 %: kdrun diagnose RUN says what stands in the way." in said
-    assert "That is 1.50 points below none, the same network without a teacher (75.00 %)." in said
+    assert "kd is 1.50 points below none, the same network without a teacher (75.00 %)." in said
 
 
 def test_a_page_holds_what_was_measured_and_what_was_not(run, outputs):

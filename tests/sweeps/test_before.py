@@ -50,7 +50,7 @@ def test_a_chain_is_trained_in_order_and_once(kdrun, outputs, own_sweep):
     code, out, err = kdrun(*command)
     assert (code, err) == (0, ""), out
     results = list(outputs.glob("runs/*/*/*/*/result.json"))
-    assert len(results) == 4 and out.count("1 run(s) done") == 2 and "2 run(s) done" in out
+    assert len(results) == 4 and out.count("1 run done") == 2 and "2 runs done" in out
     provenance = [read_json(path.parent / "provenance.json") for path in results]
     starts = [str(one["teacher"]["from"]) for one in provenance if one["teacher"] and one["teacher"]["from"]]
     assert any("-resnet14/kd" in place for place in starts) and any("none-resnet20/none" in place for place in starts)
@@ -66,5 +66,5 @@ def test_a_chain_is_trained_in_order_and_once(kdrun, outputs, own_sweep):
 def test_a_run_that_fails_ends_the_sweep_before_its_cells(kdrun, outputs, own_sweep, diverging):
     command = ["train", "-m", "--config-dir", str(own_sweep), "sweep=chain", *TINY, "launcher.processes=0"]
     code, _, err = kdrun(*command, "optimizer.lr=77")
-    assert code == 1 and "1 run(s) failed" in err
+    assert code == 1 and "1 run failed" in err
     assert not list(outputs.glob("runs/*/*/*/*/result.json"))

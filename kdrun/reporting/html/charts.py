@@ -11,6 +11,7 @@ Point = tuple[float, float]
 
 MAX_POINTS = 80  # of one line; longer ones show every k-th point and the last
 MANY = 12  # lines; in a chart of more, the seeds of grey rows only show when their row is brought to the front
+CROWD = 5  # lines; in a chart of more, a band shows when its row is brought to the front
 LABELS = 6  # points of a scatter that are named beside their mark
 
 
@@ -166,11 +167,13 @@ def line_chart(
     first = min(1.0, min(x for x, _ in everything))
     size = (340.0, 210.0) if small else (480.0, 300.0)
     frame = Frame((first, max(last, first + 1)), (low if y_floor is None else y_floor, high), *size, log_y=log)
+    y_ticks = (log_ticks if log else nice_ticks)(*frame.y)
+    frame.left = room_for(y_ticks)
     x_ticks = [tick for tick in nice_ticks(*frame.x) if tick == int(tick)]
     # An inner <svg> cuts off what lies outside of it, without an id that would have to be unique.
     wide, tall = frame.width - frame.left, frame.height - frame.bottom + 1
     body = [
-        axes(frame, x_ticks, (log_ticks if log else nice_ticks)(*frame.y), labels),
+        axes(frame, x_ticks, y_ticks, labels),
         f'<svg x="{frame.left}" y="0" width="{wide}" height="{tall}" viewBox="{frame.left} 0 {wide} {tall}">',
     ]
     body += [drawn(line, frame, small) for line in lines]
@@ -178,8 +181,13 @@ def line_chart(
         frame,
         name,
         "".join([*body, "</svg>"]),
-        "chart small" if small else "chart many" if len(lines) > MANY else "chart",
+        " ".join(["chart", *["small"] * small, *["crowd"] * (len(lines) > CROWD), *["many"] * (len(lines) > MANY)]),
     )
+
+
+def room_for(ticks: Sequence[float]) -> float:
+    """Room at the left for the axis title and the labels of these ticks."""
+    return max(46.0, 28 + 7.5 * max((len(short(tick)) for tick in ticks), default=0))
 
 
 def drawn(line: Line, frame: Frame, small: bool) -> str:
@@ -199,7 +207,7 @@ def drawn(line: Line, frame: Frame, small: bool) -> str:
     if len(line.points) > 1:
         points = frame.place(thinned(line.points))
         parts.append(f'<polyline points="{points}"/>' + ("" if small else f'<polyline class="hit" points="{points}"/>'))
-    if 0 < len(line.points) <= 6:
+    if 0 < len(line.points) <= 6 and line.style != "taught":
         parts += [f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="3.5"/>' for x, y in line.points]
     return "".join([*parts, "</g></g>"])
 
@@ -228,10 +236,12 @@ def scatter(
     log = max(costs) / min(costs) > 20
     across = (min(costs) / 1.3, max(costs) * 1.3) if log else limits(costs, 0.1)
     frame = Frame(across, limits([mark.y for mark in marks], 0.1), 400, 270, log)
+    y_ticks = nice_ticks(*frame.y)
+    frame.left = room_for(y_ticks)
     edge = frontier(marks, smaller_is_cheaper)
     steps = " ".join(f"{frame.across(mark.x):.1f},{frame.down(mark.y):.1f}" for mark in edge)
     ticks = log_ticks(*frame.x) if log else nice_ticks(*frame.x)
-    body = [axes(frame, ticks, nice_ticks(*frame.y), labels), f'<polyline class="edge" points="{steps}"/>']
+    body = [axes(frame, ticks, y_ticks, labels), f'<polyline class="edge" points="{steps}"/>']
     for mark in marks:
         row = "" if mark.row is None else f' data-row="{mark.row}"'
         place = f'cx="{frame.across(mark.x):.1f}" cy="{frame.down(mark.y):.1f}"'
@@ -239,7 +249,8 @@ def scatter(
             f'<g class="s dot {mark.style}"{row}><title>{html.escape(mark.tip)}: {html.escape(show(mark.x))}'
             f'</title><circle {place} r="5"/></g>'
         )
-    body += names_beside(edge, frame)
+    teachers = [mark for mark in marks if mark.row is None and mark not in edge]
+    body += names_beside([*edge, *teachers], frame)
     return svg(frame, name, "".join(body))
 
 

@@ -16,7 +16,7 @@ from kdrun.reporting.table import Table
 
 COLOURS = 8  # that everybody can tell apart, half of them dashed; page.css has them as c0 … c7
 COSTS = (  # key of result.json, axis, tooltip's unit, whether less is better
-    ("params", "parameters of the student", "parameters", True),
+    ("params", "parameters", "parameters", True),
     ("flops", "FLOPs for one image (a multiply-add counts two)", "FLOPs", True),
     ("images_per_second", "training images/s", "images/s", False),
 )
@@ -105,7 +105,7 @@ def curves_of_column(
         lines.insert(
             0, Line("teacher", [(min(ends), known), (max(ends) + (max(ends) == min(ends)), known)], "taught", tip)
         )
-        caption += f"; dotted: the teacher, {known:.2f} %"
+        caption += f"; dash-dotted: the teacher, {known:.2f} %"
     if any(line.going for line in lines):
         caption += "; dashed: seeds that have not ended"
     if split == "train":
@@ -170,17 +170,14 @@ def cost_charts(table: Table, places: Places, styles: dict[str, str], known: Kno
         title = f"{dataset}: top-1 over " if len(datasets) > 1 else "Top-1 over "
         for key, axis, unit, cheaper in COSTS:
             marks = marks_of(table, places, styles, dataset, key)
-            if not marks:
+            marks = [*teacher_marks(known or {}, dataset, key), *marks] if marks else []
+            if not marks or (len(marks) == len(datasets) == 1):  # one run compares with nothing
                 continue
-            marks = [*teacher_marks(known or {}, dataset, key), *marks]
             chart = scatter(
                 marks, (axis, "top-1, %"), f"{title}{axis}", cheaper, lambda cost, unit=unit: f"{cost:,.0f} {unit}"
             )
-            same = (
-                f"{dataset}: every run has {short(marks[0].x)} {unit}."
-                if len(datasets) > 1
-                else f"Every run has {short(marks[0].x)} {unit}."
-            )
+            where = f" of {dataset}" if len(datasets) > 1 else ""
+            same = f"Every run{where} has {short(marks[0].x)} {unit}."
             figures.append(Figure(chart, f"{title}{axis}" if chart else same))
     return figures
 

@@ -236,8 +236,8 @@ def charts(table: Table, places: Places, known: KnownPlaces) -> str:
         return ""
     names = legend(table, styles)
     words = (
-        "Lines: the mean over the finished seeds, in a band of one standard deviation; dashed: seeds that have not "
-        "ended. The best rows have colours, the others are grey; a name in the legend brings its seeds to the front."
+        "Lines: the mean over the finished seeds, in a band of one standard deviation. The best rows have colours, the "
+        "others are grey; pressing a name in the legend brings its line, band and seeds to the front."
     )
     return (
         f'<section id="curves"><h2>Learning curves</h2><p class="quiet">{words}</p>{names}'
