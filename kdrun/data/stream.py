@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from kdrun.config.augment import Augment
 from kdrun.data.augment import teacher_epoch, view_draws
 from kdrun.data.decode import cannot_be_read, why_unreadable
 from kdrun.data.late import Late, LateView
+from kdrun.data.packed import Packed, on_device
 from kdrun.data.pixels import read_pixels
 from kdrun.data.processes import outlive_group_signal
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
@@ -28,19 +28,6 @@ from kdrun.hardware import available_cores
 from kdrun.structures import Batch
 
 View = Callable[[Tensor], Tensor]  # uint8 [3, H, W] -> [3, S, S]
-
-
-@dataclass
-class Packed:
-    """A batch as the workers send it: uint8 images [N, S, S, 3] of the student, of the teacher and of those that become
-    strong views, or (path, why) of the first file that is damaged."""
-
-    image: Tensor
-    label: Tensor
-    index: Tensor
-    teacher_image: Tensor | None = None
-    strong: Tensor | None = None
-    problem: tuple[str, str] | None = None
 
 
 def as_sent(packed: Packed) -> Packed:
@@ -145,17 +132,20 @@ class Stream:
             generator=torch.Generator(),  # otherwise every epoch would draw from the global one
         )
 
-    def packed(self) -> Iterator[Packed]:
+    def packed(self) -> Iterator[tuple[Packed, Tensor]]:
+        """Each batch on the device, and its index on the host."""
+        return on_device(self.read(), self.device)
+
+    def read(self) -> Iterator[Packed]:
         """Raises DataError for a damaged file: with dataset.on_error=skip the set was made without those."""
         for packed in self.loader:
             if packed.problem:
                 raise cannot_be_read(*packed.problem)
             yield packed
 
-    def on_device(self, pixels: Tensor, late: LateView | None = None) -> Tensor:
-        """uint8 [N, S, S, 3] -> normalised channels-last float32 on the device, with what `late` draws for it."""
+    def finished(self, pixels: Tensor, late: LateView | None = None) -> Tensor:
+        """uint8 [N, S, S, 3] -> normalised channels-last float32, with what `late` draws for it."""
         whole = slice(None)
-        pixels = pixels.to(self.device, non_blocking=True)
         if late is not None and late.policy is not None:
             pixels = channels_last(late.policy(channels_first(pixels), whole, whole))
         image = self.normalise(pixels)
@@ -205,25 +195,22 @@ class StreamTrain(Stream):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
         self.batches_of.epoch, self.batches_of.start = epoch, start
-        for packed in self.packed():
-            index = packed.index
-            image = self.on_device(packed.image, self.late.view(epoch, VIEW, index))
-            other, strong, mixed = image, None, None
-            label, mixing = packed.label.to(self.device), self.late.mixing(epoch, index)
+        for packed, index in self.packed():
+            image = self.finished(packed.image, self.late.view(epoch, VIEW, index))
+            other, strong, mixed, mixing = image, None, None, self.late.mixing(epoch, index)
             if mixing is not None:
-                image, mixed = mixing(image, label, slice(None))
+                image, mixed = mixing(image, packed.label, slice(None))
                 other = image
             if packed.teacher_image is not None:
                 drawn_as, clean = teacher_epoch(self.teacher_view, epoch), self.teacher_view == "clean"
                 late = None if clean else self.late.view(drawn_as, TEACHER_VIEW, index)
-                other = self.on_device(packed.teacher_image, late)
+                other = self.finished(packed.teacher_image, late)
             if packed.strong is not None:
                 draws = strong_draws(self.seed, epoch, index)
-                pixels = channels_first(packed.strong.to(self.device, non_blocking=True))
-                counts = counts_of(operations_of(draws))
+                pixels, counts = channels_first(packed.strong), counts_of(operations_of(draws))
                 pixels = strengthen(pixels, draws.to(self.device, non_blocking=True), counts)
-                strong = self.on_device(channels_last(pixels))
-            yield Batch(image, label, index.to(self.device), other, strong, mixed)
+                strong = self.finished(channels_last(pixels))
+            yield Batch(image, packed.label, packed.index, other, strong, mixed)
 
 
 class StreamEval(Stream):
@@ -246,8 +233,8 @@ class StreamEval(Stream):
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(image [N, 3, S, S], label [N])."""
-        for packed in self.packed():
-            yield self.on_device(packed.image), packed.label.to(self.device)
+        for packed, _ in self.packed():
+            yield self.finished(packed.image), packed.label
 
 
 def measured_stats(data: FileSet, image_size: int, resize: str, workers: int | None, limit: int = 10_000) -> Stats:
