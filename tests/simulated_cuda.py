@@ -76,6 +76,9 @@ class Placed(Tensor):
     def data_ptr(self) -> int:
         return self.held.data_ptr()
 
+    def record_stream(self, stream: Any) -> None:
+        assert isinstance(stream, Stream)
+
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to host memory.")
 
@@ -362,6 +365,12 @@ class Stream:
 
     def wait_stream(self, other: Stream) -> None:
         assert isinstance(other, Stream)
+
+    def record_event(self) -> Stream:
+        return self
+
+    def wait_event(self, event: Stream) -> None:
+        assert isinstance(event, Stream)
 
     def is_capturing(self) -> bool:
         return GPU.current is not None and GPU.current.graph is not None

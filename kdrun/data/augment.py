@@ -7,6 +7,7 @@ resume changes what a sample looks like in an epoch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,16 +85,29 @@ def colour_factors(augment: Augment, draws: Tensor) -> Tensor:
     return torch.stack([*((1 + column).clamp(min=0) for column in columns[:3]), columns[3]], dim=1)
 
 
-def area_shares(augment: Augment, draws: Tensor, aspect: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(width, height) [N] of a random area in sides of an image that is `aspect` times as high as wide, from a view's
-    draws. The area's own aspect ratio is between 3/4 and 4/3, evenly on a logarithmic scale. Of ATTEMPTS areas the
-    first one that fits is taken, else the first, cut to the image."""
+def area_and_ratio(augment: Augment, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """(share of the image's area, aspect ratio), both [N, ATTEMPTS], from a view's draws. The ratio is between 3/4 and
+    4/3, evenly on a logarithmic scale."""
     low, high = augment.resized_scale
     area, ratio = draws[:, AREAS].unflatten(1, (ATTEMPTS, 2)).unbind(2)
-    area, ratio = low + (high - low) * area, (math.log(4 / 3) * (2 * ratio - 1)).exp()
+    return low + (high - low) * area, (math.log(4 / 3) * (2 * ratio - 1)).exp()
+
+
+def area_shares(augment: Augment, draws: Tensor, aspect: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(width, height) [N] of a random area in sides of an image that is `aspect` times as high as wide, from a view's
+    draws. Of ATTEMPTS areas the first one that fits is taken, else the first, cut to the image."""
+    area, ratio = area_and_ratio(augment, draws)
     width, height = (area * ratio * aspect).sqrt(), (area / ratio / aspect).sqrt()
     first = ((width <= 1) & (height <= 1)).int().argmax(dim=1, keepdim=True)
     return width.gather(1, first).squeeze(1).clamp(max=1), height.gather(1, first).squeeze(1).clamp(max=1)
+
+
+def shares_of(areas: Sequence[tuple[float, float]], aspect: float) -> tuple[float, float]:
+    """`area_shares` of one image, from its areas and ratios: the same numbers, but for the last bit of a
+    square root, without a dozen tensors of one."""
+    found = [(math.sqrt(area * ratio * aspect), math.sqrt(area / ratio / aspect)) for area, ratio in areas]
+    width, height = next((one for one in found if max(one) <= 1), found[0])
+    return min(width, 1.0), min(height, 1.0)
 
 
 def affine(augment: Augment, draws: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def by_content(root: Path, files: Sequence[ImageFile]) -> str:
     """SHA-256 over paths and the content of every file; of a tree larger than WHOLE, over paths and sizes."""
     if sum(length for _, length, _ in files) > WHOLE:
         return by_names_and_sizes(files)
-    place = cache_home() / "trees" / hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+    place = index_place(root)
     stamp = stamp_of(files)
     known = _known_digest(place, stamp)
     if known is not None:
@@ -44,6 +44,11 @@ def by_content(root: Path, files: Sequence[ImageFile]) -> str:
     if settled:
         _remember(place, root, stamp, digest, files, hashes)
     return digest
+
+
+def index_place(root: Path, suffix: str = "") -> Path:
+    """Return where something of a tree is remembered."""
+    return cache_home() / "trees" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}{suffix}"
 
 
 def stamp_of(files: Sequence[ImageFile]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from kdrun.data.listing import (
     Listing,
     Place,
     entries_of,
+    folder_of,
     folders_in,
     images_beside,
     is_folder,
@@ -27,6 +31,7 @@ from kdrun.data.listing import (
     suffix_of,
 )
 from kdrun.data.splits import FileSet
+from kdrun.data.tree_index import Known, remember, remembered
 from kdrun.display import legible
 from kdrun.errors import DataError
 
@@ -51,6 +56,18 @@ class Tree:
     def content(self) -> str:
         return by_content(self.root, list(zip(self.paths, self.sizes, self.marks, strict=True)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As little as goes to another process: each task of a sweep has it. What files were like in the file system
+        is told by the content."""
+        kept = {**vars(self), "content": self.content, "sizes": None, "marks": None}
+        kept["paths"] = zlib.compress("\0".join(self.paths).encode(errors="surrogateescape"))
+        return kept | {"labels": zlib.compress(self.labels.tobytes())}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        paths = zlib.decompress(kept["paths"]).decode(errors="surrogateescape").split("\0")
+        labels = np.frombuffer(bytearray(zlib.decompress(kept["labels"])), dtype=np.int64)
+        vars(self).update(kept, paths=paths, labels=labels, sizes=[0] * len(paths), marks=[0] * len(paths))
+
     def fingerprint(self) -> str:
         """SHA-256 of what is in the tree, wherever it lies: equal for the same images under the same names."""
         return self.content
@@ -65,8 +82,26 @@ def class_name(folder: str) -> str:
 
 
 def scan(root: Path, may_be_empty: bool = False) -> Tree:
-    """List the images of every class folder under `root`. Raises DataError where it holds no class folders, or an empty
-    one, unless that may be."""
+    """List the images of every class folder under `root`, or recall them where no folder has changed. Raises DataError
+    where it holds no class folders, or an empty one, unless that may be."""
+    known = remembered(root)
+    if known is None:
+        begun, above = time.time(), folder_of("", os.stat(root))
+        found = listed(root, may_be_empty)
+        listings = {name: listing for name, listing in found.items() if listing.files}
+        files = [file for listing in listings.values() for file in listing.files]
+        counts = [len(listing.files) for listing in listings.values()]
+        labels = np.repeat(np.arange(len(listings), dtype=np.int64), counts)
+        known = Known(files, labels, list(listings), notes_on(root, listings))
+        # Where there are links, or classes without images, other folders and settings have a say.
+        if len(listings) == len(found) and not any(listing.linked for listing in found.values()):
+            remember(root, known, [above, *(one for listing in listings.values() for one in listing.folders)], begun)
+    paths, sizes, marks = (list(column) for column in zip(*known.files, strict=True))
+    return Tree(root, paths, sizes, marks, known.labels, known.class_names, known.notes)
+
+
+def listed(root: Path, may_be_empty: bool) -> dict[str, Listing]:
+    """Class name -> what lies in its folder. Raises DataError as `scan`."""
     names = class_folders(root)
     found = [(name, list_images(root, folder), folder) for name, folder in sorted(names.items())]
     empty = [folder for _, listing, folder in found if not listing.files]
@@ -76,15 +111,9 @@ def scan(root: Path, may_be_empty: bool = False) -> Tree:
         raise DataError(
             f"class folder {legible(root / empty[0])} holds no images ({NAMED}){instead}; add some or remove it."
         )
-    found = [entry for entry in found if entry[1].files]
-    if not found:
+    if len(empty) == len(found):
         raise DataError(f"{legible(root)} holds no images.")
-    files = [file for _, listing, _ in found for file in listing.files]
-    counts = [len(listing.files) for _, listing, _ in found]
-    labels = np.repeat(np.arange(len(found), dtype=np.int64), counts)
-    listings = {name: listing for name, listing, _ in found}
-    paths, sizes, marks = (list(column) for column in zip(*files, strict=True))
-    return Tree(root, paths, sizes, marks, labels, list(listings), notes_on(root, listings))
+    return {name: listing for name, listing, _ in found}
 
 
 def class_folders(root: Path) -> dict[str, str]:

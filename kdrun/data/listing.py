@@ -34,15 +34,21 @@ Place = tuple[int, int]  # device and inode: what a folder or file is, whatever 
 ImageFile = tuple[str, int, int]
 
 
+FolderMark = tuple[str, int, float]  # (path like an image's, a mark like an image's, when it was last changed)
+
+
 @dataclass
 class Listing:
     """The images of a folder and of those inside it. places: path -> what file it is, where links were followed.
-    others: suffix -> how many files are no images of a known kind. doubled: links to what is there already."""
+    others: suffix -> how many files are no images of a known kind. doubled: links to what is there already. folders:
+    those that were read, as they were before; linked: whether there was a link among what they hold."""
 
     files: list[ImageFile] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
     doubled: int = 0
+    folders: list[FolderMark] = field(default_factory=list)
+    linked: bool = False
 
 
 def is_passed_over(folder: str) -> bool:
@@ -96,6 +102,7 @@ def list_images(root: Path, folder: str = "") -> Listing:
     walk.met = {place_of(os.stat(parent)) for parent in above}
     walk.into(os.fspath(top), f"{folder}/" if folder else "")
     if walk.links:
+        walk.listing.linked = True
         walk.follow()
     walk.listing.files.sort()
     return walk.listing
@@ -112,7 +119,9 @@ class _Walk:
 
     def into(self, folder: str, prefix: str) -> None:
         """Add what lies in a folder."""
-        self.met.add(place_of(os.stat(folder)))
+        stat = os.stat(folder)
+        self.met.add(place_of(stat))
+        self.listing.folders.append(folder_of(prefix, stat))
         for entry in entries_of(folder):
             name = entry.name
             if entry.is_file(follow_symlinks=False):  # a pipe would be waited for
@@ -128,9 +137,7 @@ class _Walk:
         """Add a file where it is an image."""
         suffix = suffix_of(entry.name)
         if suffix in IMAGES:
-            stat = entry.stat()
-            mark = hash((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-            self.listing.files.append((path, stat.st_size, mark))
+            self.listing.files.append(image_file(path, entry.stat()))
         elif suffix not in BESIDE:
             self.listing.others[suffix] += 1
 
@@ -160,6 +167,21 @@ class _Walk:
 def places_of(root: Path, listing: Listing) -> dict[str, Place]:
     """path -> what file it is, of those that are there."""
     return {path: place_of(os.stat(root / path)) for path, size, _ in listing.files if size != GONE}
+
+
+def image_file(path: str, stat: os.stat_result) -> ImageFile:
+    """Return a file as the file system knows it."""
+    return path, stat.st_size, mark_of(stat)
+
+
+def folder_of(path: str, stat: os.stat_result) -> FolderMark:
+    """Return a folder as the file system knows it: its times change with the names in it."""
+    return path, mark_of(stat), max(stat.st_mtime, stat.st_ctime)
+
+
+def mark_of(stat: os.stat_result) -> int:
+    """Return a number that changes whenever a file or folder does; the same in every process."""
+    return hash((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
 
 
 def suffix_of(name: str) -> str:

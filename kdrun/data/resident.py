@@ -21,6 +21,7 @@ from kdrun.streams import key_of
 from kdrun.structures import Batch
 
 Stats = tuple[list[float], list[float]]
+CACHED = 2**17  # numbers at which `Normalise` works at once
 
 
 class Normalise:
@@ -32,7 +33,17 @@ class Normalise:
         self.mean, self.std = mean.view(3, 1, 1), std.view(3, 1, 1)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        return pixels.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
+        if pixels.device.type != "cpu":
+            return pixels.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
+        # The same, by whole rows, since a loop over three numbers takes a CPU three times as long, and few at a time,
+        # which stay in its caches.
+        width, rows = pixels.shape[2], pixels.flatten(0, 1).flatten(1)
+        scale, shift = self.scale.repeat(width), self.shift.repeat(width)
+        made = torch.empty(rows.shape, dtype=torch.float32)
+        few = max(CACHED // (3 * width), 1)
+        for part, place in zip(rows.split(few), made.split(few), strict=True):
+            place.copy_(part).mul_(scale).add_(shift)
+        return made.view(pixels.shape).permute(0, 3, 1, 2)
 
     def unit(self, image: Tensor) -> Tensor:
         """The same for images that are floats in [0, 1], [N, 3, H, W]."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdrun.config.augment import Augment
 from kdrun.data.augment import teacher_epoch, view_draws
-from kdrun.data.decode import cannot_be_read, read_image, why_unreadable
+from kdrun.data.decode import cannot_be_read, why_unreadable
 from kdrun.data.late import Late, LateView
+from kdrun.data.packed import Packed, on_device
+from kdrun.data.pixels import read_pixels
 from kdrun.data.processes import outlive_group_signal
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.resident import Normalise, Stats, shuffled
@@ -24,22 +27,16 @@ from kdrun.draws import STRONG_VIEW, TEACHER_VIEW, VIEW
 from kdrun.hardware import available_cores
 from kdrun.structures import Batch
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One decoded file: image, teacher's image and the crop that becomes the strong view, uint8 [3, S, S], or its
-    path and the reason why there is none."""
-
-    image: Tensor | None
-    teacher_image: Tensor | None
-    label: int
-    index: int
-    problem: tuple[str, str] | None = None
-    strong: Tensor | None = None
+View = Callable[[Tensor], Tensor]  # uint8 [3, H, W] -> [3, S, S]
 
 
-class Decoder(Dataset[Sample]):
-    """(epoch, index) -> Sample. epoch -1 is the unaugmented view."""
+def as_sent(packed: Packed) -> Packed:
+    """Return a batch that was packed where it was read."""
+    return packed
+
+
+class Decoder(Dataset[Packed]):
+    """Keys (epoch, index) of a batch -> the batch. epoch -1 is the unaugmented view."""
 
     def __init__(
         self,
@@ -51,42 +48,44 @@ class Decoder(Dataset[Sample]):
         teacher_view: str,
         views: tuple[str, ...] = (),
     ):
-        self.files, self.seed, self.augment, self.teacher_view, self.views = files, seed, augment, teacher_view, views
+        self.files, self.size, self.seed, self.augment = files, size, seed, augment
+        self.teacher_view, self.views = teacher_view, views
         self.plain, self.augmented = PlainView(size, resize), AugmentedView(augment, size, resize)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
-        """The samples of one batch: drawn together, since a draw of one number takes as long as of many."""
-        epoch, index = keys[0][0], [index for _, index in keys]
-        if epoch < 0:
-            return [self._sample(one, {}) for one in index]
-        epochs = {VIEW: epoch}
-        if self.teacher_view in ("independent", "fixed"):
-            epochs[TEACHER_VIEW] = teacher_epoch(self.teacher_view, epoch)
-        if "strong" in self.views:
-            epochs[STRONG_VIEW] = epoch
-        draws = {
-            purpose: view_draws(self.augment, self.seed, drawn_as, purpose, torch.tensor(index))
-            for purpose, drawn_as in epochs.items()
-        }
-        return [
-            self._sample(one, {purpose: rows[row] for purpose, rows in draws.items()}) for row, one in enumerate(index)
-        ]
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Packed:
+        """Each file is decoded once, whatever is made of it, and written to its place in the batch."""
+        epoch, index = keys[0][0], torch.tensor([index for _, index in keys])
+        views = self.views_of(epoch, index)
+        made = {name: torch.empty(len(keys), self.size, self.size, 3, dtype=torch.uint8) for name in views}
+        for row, one in enumerate(index.tolist()):
+            path = os.path.join(self.files.root, self.files.paths[one])
+            try:
+                pixels = read_pixels(path)
+            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damage
+                nothing = torch.empty(0)
+                return Packed(nothing, nothing, nothing, problem=(path, why_unreadable(error, path)))
+            for name, view in views.items():
+                made[name][row] = view[row](pixels).permute(1, 2, 0)
+        return Packed(label=torch.from_numpy(self.files.labels)[index], index=index, **made)
 
-    def _sample(self, index: int, draws: dict[int, Tensor]) -> Sample:
-        """draws: of each augmented view, by purpose; none: the unaugmented view."""
-        label, path = int(self.files.labels[index]), self.files.root / self.files.paths[index]
-        try:
-            pixels = torch.from_numpy(read_image(path, None).copy()).permute(2, 0, 1)
-        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
-            return Sample(None, None, label, index, (str(path), why_unreadable(error, path)))
-        if not draws:
-            return Sample(self.plain(pixels), None, label, index)
-        made = {purpose: self.augmented(pixels, row) for purpose, row in draws.items()}
-        other = self.plain(pixels) if self.teacher_view == "clean" else made.get(TEACHER_VIEW)
-        return Sample(made[VIEW], other, label, index, strong=made.get(STRONG_VIEW))
+    def views_of(self, epoch: int, index: Tensor) -> dict[str, list[View]]:
+        """What is made of samples `index` [N], by its name in `Packed`: N functions of what is decoded."""
+        plain: list[View] = [self.plain] * len(index)
+        if epoch < 0:
+            return {"image": plain}
+        purposes = {"image": (VIEW, epoch)}
+        if self.teacher_view in ("independent", "fixed"):
+            purposes["teacher_image"] = TEACHER_VIEW, teacher_epoch(self.teacher_view, epoch)
+        if "strong" in self.views:
+            purposes["strong"] = STRONG_VIEW, epoch
+        made: dict[str, list[View]] = {"teacher_image": plain} if self.teacher_view == "clean" else {}
+        for name, (purpose, drawn_as) in purposes.items():
+            drawn = self.augmented.drawn(view_draws(self.augment, self.seed, drawn_as, purpose, index))
+            made[name] = [partial(self.augmented, drawn=one) for one in drawn]
+        return made
 
 
 class EpochBatches:
@@ -108,37 +107,6 @@ class EpochBatches:
             yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
 
 
-@dataclass
-class Packed:
-    """A batch as the workers send it: uint8 images [N, 3, S, S], and (path, why) of the first that is damaged."""
-
-    image: Tensor
-    teacher_image: Tensor | None
-    label: Tensor
-    index: Tensor
-    problem: tuple[str, str] | None = None
-    strong: Tensor | None = None
-
-
-def pack(samples: list[Sample]) -> Packed:
-    """Stack the samples of a batch."""
-    problem = next((sample.problem for sample in samples if sample.problem), None)
-    if problem:
-        return Packed(torch.empty(0), None, torch.empty(0), torch.empty(0), problem)
-    good = [sample for sample in samples if sample.image is not None]
-    images = [sample.image for sample in good if sample.image is not None]
-    others = [sample.teacher_image for sample in good if sample.teacher_image is not None]
-    strong = [sample.strong for sample in good if sample.strong is not None]
-    return Packed(
-        torch.stack(images) if images else torch.empty(0, dtype=torch.uint8),
-        torch.stack(others) if others else None,
-        torch.tensor([sample.label for sample in good]),
-        torch.tensor([sample.index for sample in good]),
-        None,
-        torch.stack(strong) if strong else None,
-    )
-
-
 class Stream:
     """What training and evaluation share: workers and packing."""
 
@@ -157,28 +125,41 @@ class Stream:
             decoder,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=count,
-            collate_fn=pack,
+            collate_fn=as_sent,
             pin_memory=device.type == "cuda",
             persistent_workers=count > 0,
             worker_init_fn=outlive_group_signal,
             generator=torch.Generator(),  # otherwise every epoch would draw from the global one
         )
 
-    def packed(self) -> Iterator[Packed]:
+    def packed(self) -> Iterator[tuple[Packed, Tensor]]:
+        """Each batch on the device, and its index on the host."""
+        return on_device(self.read(), self.device)
+
+    def read(self) -> Iterator[Packed]:
         """Raises DataError for a damaged file: with dataset.on_error=skip the set was made without those."""
         for packed in self.loader:
             if packed.problem:
                 raise cannot_be_read(*packed.problem)
             yield packed
 
-    def on_device(self, pixels: Tensor, late: LateView | None = None) -> Tensor:
-        """uint8 [N, 3, S, S] -> normalised channels-last float32 on the device, with what `late` draws for it."""
+    def finished(self, pixels: Tensor, late: LateView | None = None) -> Tensor:
+        """uint8 [N, S, S, 3] -> normalised channels-last float32, with what `late` draws for it."""
         whole = slice(None)
-        pixels = pixels.to(self.device, non_blocking=True)
         if late is not None and late.policy is not None:
-            pixels = late.policy(pixels, whole, whole)
-        image = self.normalise(pixels.permute(0, 2, 3, 1).contiguous())
+            pixels = channels_last(late.policy(channels_first(pixels), whole, whole))
+        image = self.normalise(pixels)
         return image if late is None or late.erasing is None else late.erasing(image, whole)
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """[N, H, W, 3] -> [N, 3, H, W], in memory too."""
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def channels_last(pixels: Tensor) -> Tensor:
+    """[N, 3, H, W] -> [N, H, W, 3], in memory too."""
+    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 class StreamTrain(Stream):
@@ -214,23 +195,22 @@ class StreamTrain(Stream):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
         self.batches_of.epoch, self.batches_of.start = epoch, start
-        for packed in self.packed():
-            index = packed.index
-            image = self.on_device(packed.image, self.late.view(epoch, VIEW, index))
-            other, strong, mixed = image, None, None
-            label, mixing = packed.label.to(self.device), self.late.mixing(epoch, index)
+        for packed, index in self.packed():
+            image = self.finished(packed.image, self.late.view(epoch, VIEW, index))
+            other, strong, mixed, mixing = image, None, None, self.late.mixing(epoch, index)
             if mixing is not None:
-                image, mixed = mixing(image, label, slice(None))
+                image, mixed = mixing(image, packed.label, slice(None))
                 other = image
             if packed.teacher_image is not None:
                 drawn_as, clean = teacher_epoch(self.teacher_view, epoch), self.teacher_view == "clean"
                 late = None if clean else self.late.view(drawn_as, TEACHER_VIEW, index)
-                other = self.on_device(packed.teacher_image, late)
+                other = self.finished(packed.teacher_image, late)
             if packed.strong is not None:
                 draws = strong_draws(self.seed, epoch, index)
-                pixels, counts = packed.strong.to(self.device, non_blocking=True), counts_of(operations_of(draws))
-                strong = self.on_device(strengthen(pixels, draws.to(self.device, non_blocking=True), counts))
-            yield Batch(image, label, index.to(self.device), other, strong, mixed)
+                pixels, counts = channels_first(packed.strong), counts_of(operations_of(draws))
+                pixels = strengthen(pixels, draws.to(self.device, non_blocking=True), counts)
+                strong = self.finished(channels_last(pixels))
+            yield Batch(image, packed.label, packed.index, other, strong, mixed)
 
 
 class StreamEval(Stream):
@@ -253,8 +233,8 @@ class StreamEval(Stream):
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(image [N, 3, S, S], label [N])."""
-        for packed in self.packed():
-            yield self.on_device(packed.image), packed.label.to(self.device)
+        for packed, _ in self.packed():
+            yield self.finished(packed.image), packed.label
 
 
 def measured_stats(data: FileSet, image_size: int, resize: str, workers: int | None, limit: int = 10_000) -> Stats:

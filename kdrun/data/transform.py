@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from kdrun.config.augment import Augment
-from kdrun.data.augment import ANGLE, CORNER, FLIP, PLACE, area_shares, colour_factors
+from kdrun.data.augment import ANGLE, CORNER, FLIP, PLACE, area_and_ratio, colour_factors, shares_of
 
 EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre crop keeps
 
@@ -25,13 +28,26 @@ class PlainView:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         if self.resize == "stretch":
-            return V.resize(pixels, [self.size, self.size], antialias=True)
+            return V.resize_image(pixels, [self.size, self.size])
         side = self.size if self.resize == "fit" else round(self.size / EVAL_CROP)
-        return V.center_crop(V.resize(pixels, [side], antialias=True), [self.size, self.size])
+        return V.center_crop_image(V.resize_image(pixels, [side]), [self.size, self.size])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A view's draws as plain numbers. areas: (area, aspect ratio) of the attempts; place: (left, top) of the area, as
+    shares; corner: (top, left) in the padded image; colours: brightness, contrast, saturation, hue."""
+
+    flip: bool
+    corner: tuple[int, int] | None = None
+    areas: list[tuple[float, float]] | None = None
+    place: tuple[float, float] = (0.0, 0.0)
+    angle: float = 0.0
+    colours: tuple[float, float, float, float] | None = None
 
 
 class AugmentedView:
-    """An augmented view, (uint8 [3, H, W], draws float64 [columns] of `view_draws`) -> uint8 [3, size, size].
+    """An augmented view, (uint8 [3, H, W], what was drawn for it) -> uint8 [3, size, size].
 
     torchvision's functions in the order of its usual transforms: crop, flip, rotation, then brightness, contrast,
     saturation and hue, whose order torchvision shuffles.
@@ -40,39 +56,43 @@ class AugmentedView:
     def __init__(self, augment: Augment, size: int, resize: str):
         self.augment, self.size, self.plain = augment, size, PlainView(size, resize)
 
-    def __call__(self, pixels: Tensor, draws: Tensor) -> Tensor:
-        augment, draws = self.augment, draws[None]
-        image = self.area(pixels, draws) if augment.crop == "resized" else self.plain(pixels)
+    def drawn(self, draws: Tensor) -> list[Drawn]:
+        """What draws float64 [N, columns] of `view_draws` mean, for each of N samples: at once, since a tensor of one
+        number takes as long as one of many."""
+        augment, resized = self.augment, self.augment.crop == "resized"
+        columns: dict[str, list[Any]] = {"flip": (draws[:, FLIP] < augment.flip).tolist()}
         if augment.padding:
-            mode = "constant" if augment.crop_padding_mode == "zeros" else "reflect"
-            top, left = (draws[0, CORNER] * (2 * augment.padding + 1)).long().tolist()
-            padded = V.pad(image, [augment.padding], padding_mode=mode)
-            image = V.crop(padded, top, left, self.size, self.size)
-        if augment.flip and draws[0, FLIP] < augment.flip:
-            image = V.horizontal_flip(image)
+            columns["corner"] = (draws[:, CORNER] * (2 * augment.padding + 1)).long().tolist()
+        if resized:
+            columns["areas"] = torch.stack(area_and_ratio(augment, draws), dim=2).tolist()
+            columns["place"] = draws[:, PLACE].tolist()
         if augment.rotation:
-            angle = augment.rotation * (2 * float(draws[0, ANGLE]) - 1)
-            image = V.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
-        return self.coloured(image, draws) if augment.jitters else image
+            columns["angle"] = (augment.rotation * (2 * draws[:, ANGLE] - 1)).tolist()
+        if augment.jitters:
+            columns["colours"] = colour_factors(augment, draws).tolist()
+        return [Drawn(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
-    def area(self, pixels: Tensor, draws: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor, drawn: Drawn) -> Tensor:
+        image = self.plain(pixels) if drawn.areas is None else self.area(pixels, drawn.areas, drawn.place)
+        if drawn.corner is not None:
+            mode = "constant" if self.augment.crop_padding_mode == "zeros" else "reflect"
+            padded = V.pad(image, [self.augment.padding], padding_mode=mode)
+            image = V.crop(padded, *drawn.corner, self.size, self.size)
+        if drawn.flip:
+            image = V.horizontal_flip_image(image)
+        if drawn.angle:
+            image = V.rotate(image, drawn.angle, interpolation=InterpolationMode.BILINEAR)
+        return image if drawn.colours is None else self.coloured(image, *drawn.colours)
+
+    def area(self, pixels: Tensor, areas: list[tuple[float, float]], place: tuple[float, float]) -> Tensor:
         """A random area, resized."""
         height, width = pixels.shape[-2:]
-        shares = torch.stack(area_shares(self.augment, draws, height / width))[:, 0].tolist()
-        across, down = max(round(shares[0] * width), 1), max(round(shares[1] * height), 1)
-        left, top = draws[0, PLACE].tolist()
-        return V.resized_crop(
-            pixels,
-            int(top * (height - down + 1)),
-            int(left * (width - across + 1)),
-            down,
-            across,
-            [self.size, self.size],
-            antialias=True,
-        )
+        across, down = shares_of(areas, height / width)
+        across, down = max(round(across * width), 1), max(round(down * height), 1)
+        left, top = int(place[0] * (width - across + 1)), int(place[1] * (height - down + 1))
+        return V.resized_crop_image(pixels, top, left, down, across, [self.size, self.size])
 
-    def coloured(self, image: Tensor, draws: Tensor) -> Tensor:
-        """Brightness, contrast, saturation, hue."""
-        brightness, contrast, saturation, hue = colour_factors(self.augment, draws)[0].tolist()
+    def coloured(self, image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+        """The image in other colours."""
         image = V.adjust_saturation(V.adjust_contrast(V.adjust_brightness(image, brightness), contrast), saturation)
         return V.adjust_hue(image, hue)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from kdrun.config.augment import Augment
 from kdrun.data.decode import read_image
 from kdrun.data.image_tree import scan
+from kdrun.data.packed import on_device
 from kdrun.data.resident import ResidentTrain
 from kdrun.data.splits import ArraySet
 from kdrun.data.stream import StreamEval, StreamTrain, measured_stats
 from kdrun.errors import DataError
+from tests.simulated_cuda import simulated_cuda
 
 CPU = torch.device("cpu")
 STATS = ([0.5] * 3, [0.25] * 3)
@@ -165,3 +168,23 @@ def test_a_streamed_image_has_the_view_of_a_resident_one(image_folder):
         for loader in (resident, train_loader(root, augment=augment, views=("strong",)))
     ]
     assert all(torch.equal(image, strong[1][i]) for i, image in strong[0].items())
+
+
+def test_a_gpu_is_sent_pinned_batches_one_ahead(image_folder, monkeypatch):
+    """All tensors of a batch are pinned where the loader pins, and the next batch is read before this one is used."""
+    loader = train_loader(image_folder("set"), teacher_view="independent", views=("strong",))
+    packed = next(loader.read())
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    again = pin_memory(packed)
+    assert len(pinned) == 5 == len(again.tensors)
+    assert all(again.tensors[name] is not value for name, value in packed.tensors.items())
+    with simulated_cuda() as gpu:
+        read: list[int] = []
+        batches = on_device((read.append(1) or packed for _ in range(3)), torch.device("cuda"))
+        for used, (batch, index) in enumerate(batches, start=1):
+            assert len(read) == min(used + 1, 3)
+            assert batch.image.is_cuda and batch.label.is_cuda and not index.is_cuda
+        assert used == 3
+        assert gpu.copies and all(what.startswith("non-blocking") for what in gpu.copies)
+        assert not gpu.syncs

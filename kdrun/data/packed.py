@@ -1,0 +1,62 @@
+"""A batch on its way from the processes that read files to the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Packed:
+    """A batch as the workers send it: uint8 images [N, S, S, 3] of the student, of the teacher and of those that become
+    strong views, or (path, why) of the first file that is damaged."""
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+    teacher_image: Tensor | None = None
+    strong: Tensor | None = None
+    problem: tuple[str, str] | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Packed:
+        """Return the batch with every tensor changed."""
+        return replace(self, **{name: change(value) for name, value in self.tensors.items()})
+
+    def pin_memory(self) -> Packed:
+        """Return the batch in memory from which a GPU takes it while the host goes on. The loader asks for it by this
+        name, and passes over what does not have it."""
+        return self.changed(Tensor.pin_memory)
+
+
+def on_device(batches: Iterable[Packed], device: torch.device) -> Iterator[tuple[Packed, Tensor]]:
+    """Yield each batch on the device, and its index on the host. A GPU is sent the next one while it works on this."""
+    if device.type != "cuda":
+        yield from ((packed, packed.index) for packed in batches)
+        return
+    side = torch.cuda.Stream(device=device)
+    waiting: list[tuple[Packed, Tensor, torch.cuda.Event]] = []
+    for packed in batches:
+        with torch.cuda.stream(side):
+            sent = packed.changed(lambda x: x.to(device, non_blocking=True))
+            waiting.append((sent, packed.index, side.record_event()))
+        if len(waiting) > 1:
+            yield arrived(*waiting.pop(0))
+    for one in waiting:
+        yield arrived(*one)
+
+
+def arrived(packed: Packed, index: Tensor, sent: torch.cuda.Event) -> tuple[Packed, Tensor]:
+    """Let the stream that reads a batch wait for it, and its memory for the stream."""
+    reads = torch.cuda.current_stream(packed.image.device)
+    reads.wait_event(sent)
+    for tensor in packed.tensors.values():
+        tensor.record_stream(reads)
+    return packed, index
