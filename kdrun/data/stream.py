@@ -30,7 +30,7 @@ from kdrun.structures import Batch
 View = Callable[[Tensor], Tensor]  # uint8 [3, H, W] -> [3, S, S]
 
 
-def as_sent(packed: Packed) -> Packed:
+def as_sent(packed: Any) -> Any:
     """Return a batch that was packed where it was read."""
     return packed
 
@@ -59,7 +59,9 @@ class Decoder(Dataset[Packed]):
         """Each file is decoded once, whatever is made of it, and written to its place in the batch."""
         epoch, index = keys[0][0], torch.tensor([index for _, index in keys])
         views = self.views_of(epoch, index)
-        made = {name: torch.empty(len(keys), self.size, self.size, 3, dtype=torch.uint8) for name in views}
+        made: dict[str, Any] = {
+            name: torch.empty(len(keys), self.size, self.size, 3, dtype=torch.uint8) for name in views
+        }
         for row, one in enumerate(index.tolist()):
             path = os.path.join(self.files.root, self.files.paths[one])
             try:
