@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdrun.display import plural
 from kdrun.evaluation.bias_grid import CLEAN, TEACHER, BiasEntry, Column, Spread
 from kdrun.evaluation.transfer import LIMITS
 from kdrun.files import write_text
@@ -17,25 +18,53 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#222222"
+ROWS = (0.24, 0.4)  # inches of a row in the upper and the lower panel
+WIDEST = 5  # sets beside each other
 
 
 def draw_heat_map(grid: Grid, column: Column) -> Figure:
     """Two panels, one above the other: accuracy kept on each set, and how far it was shifted, with the share of the way
-    to the teacher. Intervals are in the tables: the figures stay large enough to be read in a column of a paper."""
+    to the teacher; of many sets in blocks. Intervals are in the tables: the figures stay large enough to be read in a
+    column of a paper."""
     entries = grid.of(column.name)
     testsets = [name for name in column.testsets if name != CLEAN]
     labels = list(dict.fromkeys(row for row, _ in entries))
-    width = max(1.6 + 0.78 * len(testsets), 4.6)
-    figure, (top, bottom) = pyplot().subplots(
-        2,
+    blocks = in_blocks(testsets)
+    width = max(1.6 + 0.78 * len(blocks[0]), 4.6)
+    figure, panels = pyplot().subplots(
+        2 * len(blocks),
         1,
-        figsize=(width, 2.3 + 0.3 * len(labels) + 0.44 * len(labels)),
+        figsize=(width, (2.1 + sum(ROWS) * len(labels)) * len(blocks)),
         layout="constrained",
-        height_ratios=(0.3, 0.44),
+        height_ratios=ROWS * len(blocks),
+        squeeze=False,
     )
-    cells = [[entries[label, name] for name in testsets] for label in labels]
-    moved = [abs(entry.shift.value) for row in cells for entry in row if entry.row != TEACHER and entry.shift.value]
+    moved = [abs(entry.shift.value) for entry in entries.values() if entry.row != TEACHER and entry.shift.value]
     widest = max([10.0, *moved])  # the teacher's own way may be far longer than any student's
+    controls = {row for (row, _), entry in entries.items() if entry.control}
+    names = [short_label(label) + (CONTROL if label in controls else "") for label in labels]
+    for place, block in enumerate(blocks):
+        top, bottom = panels[2 * place : 2 * place + 2, 0]
+        draw_block(top, bottom, [[entries[label, name] for name in block] for label in labels], widest)
+        for axes in (top, bottom):
+            axes.set_xticks(range(len(block)), [folded(name) for name in block], fontsize=8, rotation=0)
+            axes.set_yticks(range(len(labels)), names, fontsize=9)
+        top.set_xticklabels([])
+    seeds = max((entry.seeds for (row, _), entry in entries.items() if row != TEACHER), default=0)
+    figure.suptitle(f"{column.name}, {plural(seeds, 'seed')}", fontsize=10)
+    figure.supxlabel("* its interval (grid.csv) excludes 0; ¹ control", fontsize=8)
+    return figure
+
+
+def in_blocks(testsets: list[str]) -> list[list[str]]:
+    """Return the sets in blocks of about the same length, none longer than a column of a paper has room for."""
+    count = max(-(-len(testsets) // WIDEST), 1)
+    size = max(-(-len(testsets) // count), 1)
+    return [testsets[start : start + size] for start in range(0, len(testsets), size)] or [[]]
+
+
+def draw_block(top: Any, bottom: Any, cells: list[list[BiasEntry]], widest: float) -> None:
+    """Draw both panels of some sets. widest: the end of the scale of shifts."""
     draw_panel(
         top,
         "accuracy kept on the set,\n% of that on clean images, above chance",
@@ -48,16 +77,6 @@ def draw_heat_map(grid: Grid, column: Column) -> Figure:
         ("RdBu", -widest, widest),
         [[(entry.shift.value, shift_label(entry)) for entry in row] for row in cells],
     )
-    controls = {row for (row, _), entry in entries.items() if entry.control}
-    names = [short_label(label) + (CONTROL if label in controls else "") for label in labels]
-    for axes in (top, bottom):
-        axes.set_xticks(range(len(testsets)), [folded(name) for name in testsets], fontsize=8, rotation=0)
-        axes.set_yticks(range(len(labels)), names, fontsize=9)
-    top.set_xticklabels([])
-    seeds = max((entry.seeds for (row, _), entry in entries.items() if row != TEACHER), default=0)
-    figure.suptitle(f"{column.name}, {seeds} seed{'s' if seeds != 1 else ''}", fontsize=10)
-    figure.supxlabel("* its interval (grid.csv) excludes 0; ¹ control", fontsize=8)
-    return figure
 
 
 def folded(name: str) -> str:

@@ -176,7 +176,8 @@ def latex(text: str) -> str:
 
 
 def to_latex(table: Table, caption: str | None = None, label: str | None = None) -> str:
-    """A table environment for booktabs, as a paper takes it; what the statistics say follows as comments."""
+    """A table environment for booktabs, as a paper takes it; what the statistics say follows as comments, errors do
+    not."""
 
     def shown(entry: Entry) -> str:
         text = latex(paper_cell(entry, seeds))

@@ -62,7 +62,7 @@ def test_a_shift_has_a_minus_sign_a_star_and_its_share():
     assert shift_label(entry(1.0, -2.5)) == "1.0\n≤ −2.50"
 
 
-@pytest.mark.parametrize("sets", [3, 5])
+@pytest.mark.parametrize("sets", [3, 5, 9])
 def test_a_bias_map_can_be_read_at_the_width_of_a_column(sets, monkeypatch):
     monkeypatch.setattr(bias_picture, "TEACHER", "Teacher")
     names = [f"noise:size=8,sigma=0.{place}" for place in range(sets)]

@@ -26,7 +26,7 @@ def bias_section(root: Path, name: str, album: Album) -> str:
         "to 1) where that is longer than noise. Every figure is in grid.csv and grid.md beside the "
         "sweep's ledger."
     )
-    shown = "".join(scrolled(album.picture(place, "heat map of the bias grid", "wide")) for place in grids)
+    shown = "".join(scrolled(album.picture(place, "heat map of the bias grid", "map")) for place in grids)
     made = "".join(
         scrolled(album.picture(place, f"contact sheet {place.stem.removeprefix('sheet-')}", "wide")) for place in sheets
     )
