@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def on_device(batches: Iterable[Packed], device: torch.device) -> Iterator[tuple
         yield from ((packed, packed.index) for packed in batches)
         return
     side = torch.cuda.Stream(device=device)
-    waiting: list[tuple[Packed, Tensor, torch.cuda.Event]] = []
+    waiting: list[tuple[Packed, Tensor, Any]] = []  # with the event after which a batch is there
     for packed in batches:
         with torch.cuda.stream(side):
             sent = packed.changed(lambda x: x.to(device, non_blocking=True))
@@ -53,7 +54,7 @@ def on_device(batches: Iterable[Packed], device: torch.device) -> Iterator[tuple
         yield arrived(*one)
 
 
-def arrived(packed: Packed, index: Tensor, sent: torch.cuda.Event) -> tuple[Packed, Tensor]:
+def arrived(packed: Packed, index: Tensor, sent: Any) -> tuple[Packed, Tensor]:
     """Let the stream that reads a batch wait for it, and its memory for the stream."""
     reads = torch.cuda.current_stream(packed.image.device)
     reads.wait_event(sent)
