@@ -20,7 +20,9 @@ from kdrun.errors import RunError, one_line
 from kdrun.methods.base import Forward, Method, check_terms
 from kdrun.streams import Streams
 from kdrun.structures import Batch, Outputs, Progress, filled
+from kdrun.training import ranks
 from kdrun.training.average import Average
+from kdrun.training.joint import Joint
 from kdrun.training.meters import EvalMeter, TrainMeter
 from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -36,7 +38,7 @@ class Preparation(Method):
 
     def __init__(self, method: Method):
         super().__init__()
-        self.method = method
+        self.method, self.batch_terms = method, method.batch_terms  # type: ignore[misc]
 
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         terms = self.method.prepare_losses(batch, student, teacher, progress)
@@ -60,6 +62,8 @@ class Lane:
     ema: Average | None = None
     peer: Peer | None = None  # takes the place of the shared teacher
     random: bool = False  # it draws from PyTorch's generator of a GPU
+    alone: bool = field(default_factory=lambda: ranks.now.size == 1)  # one process trains it
+    joint: Joint | None = None  # else
     deployed: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     numbers: Numbers = field(init=False)
@@ -106,7 +110,7 @@ class Lane:
         try:
             self.compute(batch, teacher, self.progress)
             self.random = self.random or (self.device.type == "cuda" and has_drawn(self.device))
-            self.meter.end(len(batch.label))
+            self.meter.end(len(batch.label) if batch.share is None else batch.share.total)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self.explain(error, len(batch.label)) from error
 
@@ -122,15 +126,21 @@ class Lane:
         """Do everything of a step that happens on the device: nothing in here waits for a GPU, and all that lasts stays
         where it is in memory."""
         self.logits, self.usual = None, batch.image
-        terms = self.method(batch, self.forward, teacher, progress)
-        check_terms(terms, self.method)
         every, done = self.options.accumulate_steps, self.progress.step + 1
-        loss = torch.stack(list(terms.values())).sum() / every
-        loss.backward()
+        updates = done % every == 0 or done == self.progress.steps_per_epoch
+        if self.alone:
+            terms = self.method(batch, self.forward, teacher, progress)
+            check_terms(terms, self.method)
+            loss = torch.stack(list(terms.values())).sum() / every
+            loss.backward()
+        else:
+            # Only now: what trains before the first epoch has a lane of its own with the same weights.
+            self.joint = self.joint or Joint(self.student.tap, self.method)
+            terms = self.joint.backward(batch, self.forward, teacher, progress, every, updates)
         # A mixed image has no one right class.
         shown = self.logits if self.method.trains_classifier and batch.mixed is None else None
-        self.meter.add(terms, shown, batch.label)
-        if done % every == 0 or done == self.progress.steps_per_epoch:
+        self.meter.add(terms, shown, batch.label, batch.share)
+        if updates:
             self.update()
 
     @contextmanager
