@@ -45,6 +45,10 @@ class Part(NamedTuple):
         counts = tuple(after - before for before, after in pairwise(edges))
         return slice(start + edges[self.rank], start + edges[self.rank + 1]), Share(self.rank, counts)
 
+    def turns(self, count: int, size: int) -> range:
+        """Return where those of the batches of `size` begin that are this process's, in turn with the others."""
+        return range(self.rank * size, count, self.size * size)
+
     def most(self, count: int, unit: int = 1) -> int:
         """Return how many images of a batch of `count` a process takes at most."""
         units = -(-count // unit)

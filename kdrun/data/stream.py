@@ -22,6 +22,7 @@ from kdrun.data.splits import FileSet
 from kdrun.data.transform import AugmentedView, PlainView
 from kdrun.draws import STRONG_VIEW, TEACHER_VIEW, VIEW
 from kdrun.hardware import available_cores
+from kdrun.shares import Part, Share
 from kdrun.structures import Batch
 
 
@@ -90,22 +91,36 @@ class Decoder(Dataset[Sample]):
 
 
 class EpochBatches:
-    """A batch sampler whose epoch is set from outside, so that the workers live on between epochs."""
+    """A batch sampler whose epoch is set from outside, so that the workers live on between epochs. part: of each batch;
+    of batches in the set's own order, without a seed, whole ones in turn."""
 
-    def __init__(self, count: int, batch_size: int, seed: int | None):
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(self, count: int, batch_size: int, seed: int | None, part: Part, unit: int = 1):
+        self.count, self.batch_size, self.seed, self.part, self.unit = count, batch_size, seed, part, unit
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size) - self.start
+        return len(self.starts)
+
+    @property
+    def starts(self) -> range:
+        """Where the batches begin."""
+        if self.seed is None:
+            return self.part.turns(self.count, self.batch_size)
+        return range(self.start * self.batch_size, self.count, self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         if self.seed is None:
-            epoch, order = -1, torch.arange(self.count)
-        else:
-            epoch, order = self.epoch, shuffled(self.count, self.seed, self.epoch, torch.device("cpu"))
-        for start in range(self.start * self.batch_size, self.count, self.batch_size):
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+            for start in self.starts:
+                yield [(-1, index) for index in range(start, min(start + self.batch_size, self.count))]
+            return
+        order = shuffled(self.count, self.seed, self.epoch, torch.device("cpu"))
+        for start in self.starts:
+            window, _ = self.cut(start)
+            yield [(self.epoch, int(index)) for index in order[window]]
+
+    def cut(self, start: int) -> tuple[slice, Share | None]:
+        """What this process takes of the batch that begins at `start`."""
+        return self.part.cut(start, min(start + self.batch_size, self.count), self.unit)
 
 
 @dataclass
@@ -182,8 +197,8 @@ class Stream:
 
 
 class StreamTrain(Stream):
-    """Shuffled, augmented training batches read from files. views: as in `ResidentTrain`; RandAugment and Cutout run on
-    the device."""
+    """Shuffled, augmented training batches read from files. views, part: as in `ResidentTrain`; RandAugment and Cutout
+    run on the device."""
 
     def __init__(
         self,
@@ -199,9 +214,11 @@ class StreamTrain(Stream):
         workers: int | None,
         device: torch.device,
         views: tuple[str, ...] = (),
+        part: Part = Part(),  # noqa: B008
     ):
         decoder = Decoder(data, image_size, resize, augment, seed, teacher_view, views)
-        super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, device)
+        order = EpochBatches(len(data), batch_size, seed, part, augment.stays_together)
+        super().__init__(decoder, order, workers, stats, device)
         self.num_samples = len(data)
         self.labels = torch.from_numpy(data.labels)
         self.batch_size, self.seed, self.teacher_view = batch_size, seed, teacher_view
@@ -214,8 +231,8 @@ class StreamTrain(Stream):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
         self.batches_of.epoch, self.batches_of.start = epoch, start
-        for packed in self.packed():
-            index = packed.index
+        for begin, packed in zip(self.batches_of.starts, self.packed(), strict=True):
+            index, (_, share) = packed.index, self.batches_of.cut(begin)
             image = self.on_device(packed.image, self.late.view(epoch, VIEW, index))
             other, strong, mixed = image, None, None
             label, mixing = packed.label.to(self.device), self.late.mixing(epoch, index)
@@ -230,11 +247,11 @@ class StreamTrain(Stream):
                 draws = strong_draws(self.seed, epoch, index)
                 pixels, counts = packed.strong.to(self.device, non_blocking=True), counts_of(operations_of(draws))
                 strong = self.on_device(strengthen(pixels, draws.to(self.device, non_blocking=True), counts))
-            yield Batch(image, label, index.to(self.device), other, strong, mixed)
+            yield Batch(image, label, index.to(self.device), other, strong, mixed, share)
 
 
 class StreamEval(Stream):
-    """Unaugmented batches in the set's own order."""
+    """Unaugmented batches in the set's own order; of several processes each makes some of them."""
 
     def __init__(
         self,
@@ -246,9 +263,10 @@ class StreamEval(Stream):
         stats: Stats,
         workers: int | None,
         device: torch.device,
+        part: Part = Part(),  # noqa: B008
     ):
         decoder = Decoder(data, image_size, resize, Augment(crop="none", flip=0.0), 0, "same")
-        super().__init__(decoder, EpochBatches(len(data), batch_size, None), workers, stats, device)
+        super().__init__(decoder, EpochBatches(len(data), batch_size, None, part), workers, stats, device)
         self.num_samples, self.batch_size = len(data), batch_size
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -65,8 +65,7 @@ class Joint:
         with nullcontext() if updates else self.module.no_sync():
             terms = self.module(batch, student, teacher, progress)
             (torch.stack(list(terms.values())).sum() * weight).backward()
-        if share is not None:
-            level(self.statistics)
+        level(self.statistics)
         return terms
 
 

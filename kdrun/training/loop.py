@@ -106,7 +106,7 @@ class Lane:
 
     def step(self, batch: Batch, teacher: Forward | None, epoch: int, step: int, steps: int) -> None:
         """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
-        self.begin(epoch, step, steps)
+        self.begin(epoch, step, steps, 0 if batch.share is None else batch.share.rank)
         try:
             self.compute(batch, teacher, self.progress)
             self.random = self.random or (self.device.type == "cuda" and has_drawn(self.device))
@@ -114,9 +114,9 @@ class Lane:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self.explain(error, len(batch.label)) from error
 
-    def begin(self, epoch: int, step: int, steps: int) -> None:
-        """Set whatever differs from step to step."""
-        seed_dropout(self.streams.dropout, epoch, step, self.device)
+    def begin(self, epoch: int, step: int, steps: int, rank: int = 0) -> None:
+        """Set whatever differs from step to step. rank: of a process that has other images than number 0."""
+        seed_dropout(self.streams.dropout, epoch, step, self.device, rank)
         draws = Draws(self.streams.method, epoch, step, self.numbers)
         self.progress = Progress(epoch, self.epochs, step, steps, draws, self.numbers)
         self.numbers.begin(self.progress)
@@ -145,12 +145,17 @@ class Lane:
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Keep an error as this lane's failure, so that its neighbours go on. The first one stays."""
+        """Keep an error as this lane's failure, so that its neighbours go on. The first one stays. Where several
+        processes train it, what one of them alone may have met ends all of them."""
         try:
             yield
         except RunError as error:
+            if not self.alone and error.__cause__ is not None:
+                raise
             self.failed = self.failed or error
         except Exception as error:
+            if not self.alone:
+                raise
             failed = RunError(located(error))
             failed.__cause__ = error
             self.failed = self.failed or failed
@@ -171,6 +176,8 @@ class Lane:
         """Out of memory, and what cannot repeat, in one line that says what to change; any other error as it is."""
         if line := unrepeatable(error):
             return RunError(line)
+        if not self.alone and ranks.is_of_connection(error):
+            return ranks.now.gone(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             return RunError(
                 f"out of memory at batch_size={batch_size} ({one_line(error)[:120]}). Halve batch_size and set "
@@ -254,6 +261,8 @@ def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numer
                 meter.update(logits[: len(label)].float(), label)
     finally:
         model.train(training)
+    if ranks.now.size > 1:
+        meter.join()
     return meter.result()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdrun.errors import RunError
 from kdrun.shares import Share
+from kdrun.training import ranks
 from kdrun.training.joint import totals
 
 
@@ -34,6 +35,11 @@ class EvalMeter:
         nll = F.cross_entropy(logits, label, reduction="sum")
         self.sums += torch.stack([first[:, 0].sum().double(), first.sum().double(), nll.double()])
         self.count += len(label)
+
+    def join(self) -> None:
+        """Add up what all processes have found of their batches."""
+        *sums, count = ranks.now.total(torch.cat([self.sums, self.sums.new_tensor([self.count])])).unbind()
+        self.sums, self.count = torch.stack(sums), int(count)
 
     def result(self) -> dict[str, float]:
         top1, top5, nll = (self.sums / max(self.count, 1)).tolist()

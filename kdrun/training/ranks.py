@@ -59,6 +59,10 @@ class Alone:
         stop.heard = stop.signal
         return due or bool(stop.heard)
 
+    def gone(self, error: BaseException) -> BaseException:
+        """Return what ends this process where the others cannot be reached any more."""
+        return error
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Let process 0 go through before the others."""
@@ -158,7 +162,6 @@ class Together(Alone):
             raise
 
     def gone(self, error: BaseException) -> BaseException:
-        """Return what ends this process where the others cannot be reached any more."""
         assert self.heart is not None
         verdict = self.heart.find_out()
         code, line = verdict or (Interrupted.exit_code, f"the other processes have gone ({one_line(error)[:120]}).")
