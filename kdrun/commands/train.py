@@ -159,7 +159,12 @@ def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -
     cells = [(cell, plan) for spec, (cell, plan) in wanted if plan is not None and spec.chosen]
     if cells:
         plans = [plan for _, plan in cells if plan.run.pending]
-        slots = make_slots(plans, launcher.get("processes", "auto"), sum(map(len, group_plans(plans))))
+        slots = make_slots(
+            plans,
+            launcher.get("processes", "auto"),
+            sum(map(len, group_plans(plans))),
+            int(launcher.get("gpus_per_run", "1")),
+        )
         asked = max((plan.config.threads or 0 for plan in plans), default=0)
         threads = asked or max(available_cores() // max(len(slots), 1), 1)
         fact(chosen.name, f" {len(cells):,} cells  {chosen.title}")
@@ -207,10 +212,14 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
     processes = launcher.get("processes", "auto")
     if processes != "auto" and not processes.isdecimal():
         raise ConfigError(f"launcher.processes={processes}: must be auto or a whole number, at least 0.")
-    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
+    per_run = launcher.get("gpus_per_run", "1")
+    if not per_run.isdecimal() or int(per_run) == 0:
+        raise ConfigError(f"launcher.gpus_per_run={per_run}: must be a whole number, at least 1.")
+    known = ["launcher.processes", "launcher.gpus_per_run"]
+    for key in set(launcher) - {"launcher", "processes", "gpus_per_run"} if kind == "lanes" else ():
         raise ConfigError(
-            f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
-            "The lanes launcher has launcher.processes."
+            f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', known)} "
+            f"The lanes launcher has {' and '.join(known)}."
         )
     return launcher, rest
 
@@ -284,10 +293,16 @@ Many runs, as lanes: those that share data, teacher, length and seed train in on
   sweep=NAME           a table of conf/sweep (kdrun list sweeps); row=… column=… seed=… choose parts of it
   name=NAME            what kdrun table, status and report call it
   launcher.processes=N processes at once; auto: one per GPU, or per core; 0: in this process, for debugging
+  launcher.gpus_per_run=N  N GPUs, or processes on a CPU, train each run together; with launcher=slurm they are on
+                       launcher.nodes=M machines
   launcher=slurm launcher.timeout_min=240 launcher.slurm_partition=… launcher.gpus_per_node=1 …
                        a SLURM job for each group of lanes; they save, requeue themselves and resume
                        (pip install 'kdrun[slurm]'); launcher=submitit_local is the same without a cluster
   hydra/launcher=joblib, hydra/launcher=submitit_slurm …  Hydra's own launchers, one job for each run
+
+One run on N GPUs of this machine (docs/several_devices.md: several machines, SLURM):
+
+  torchrun --nproc-per-node=N -m kdrun train …
 
   dry_run=true         measure a few steps and say what it will cost: each run's time, memory and disk, teachers to
                        train, what is done already, total time; nothing is written

@@ -8,11 +8,15 @@ from torch import Tensor
 
 from kdrun.config.compose import load
 from kdrun.config.groups import choices
+from kdrun.errors import ConfigError
 from kdrun.methods.base import Method
 from kdrun.methods.kd import KD
 from kdrun.shares import Part
 from kdrun.structures import Batch
+from kdrun.sweeps.slurm import per_node
+from kdrun.training import ranks
 from kdrun.training.method_ranks import differences
+from kdrun.training.precision import resolve, resolve_device
 from tests.methods.cases import settings
 
 METHODS = choices("method")
@@ -105,3 +109,44 @@ def test_images_of_this_process_keep_their_index_beside_the_labels_of_all():
     assert gathered.image_index.tolist() == [12, 13]
     own = Batch(image, torch.arange(2), torch.arange(12, 14), image, share=share)
     assert own.image_index.tolist() == [12, 13]
+
+
+def test_the_environment_says_which_process_this_is(monkeypatch):
+    for rank, size, expected in ((None, None, (0, 1)), ("0", "1", (0, 1)), ("2", "4", (2, 4))):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        assert ranks.announced() == expected
+    for rank, size in (("4", "4"), ("one", "2"), ("0", "-1")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", size)
+        with pytest.raises(ConfigError, match=f"RANK={rank} WORLD_SIZE={size}: unset them"):
+            ranks.announced()
+
+
+def test_several_processes_refuse_what_is_of_one_device(monkeypatch):
+    group = ranks.Together(1, 2, str)
+    group.local = 1
+    monkeypatch.setattr(ranks, "now", group)
+    with pytest.raises(ConfigError, match="graphs=true: a graph records the steps of one device"):
+        resolve("cpu", "fp32", "false", 1, False, "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == resolve_device("cuda") == "cuda:1"
+    with pytest.raises(ConfigError, match="device=cuda:0 is one GPU, and 2 processes train"):
+        resolve_device("cuda:0")
+    group.local = 2
+    with pytest.raises(ConfigError, match=r"there are 2 GPU\(s\): start one process for each GPU"):
+        resolve_device("cuda")
+
+
+def test_a_cluster_is_asked_for_a_process_on_each_gpu():
+    assert per_node({"gpus_per_run": 16, "nodes": 2, "timeout_min": 5}, on_cpu=False) == {
+        "nodes": 2,
+        "timeout_min": 5,
+        "tasks_per_node": 8,
+        "gpus_per_node": 8,
+    }
+    assert per_node({"timeout_min": 5}, on_cpu=False) == {"timeout_min": 5}
+    assert per_node({"gpus_per_run": 2}, on_cpu=True) == {"nodes": 1, "tasks_per_node": 2}
+    with pytest.raises(ConfigError, match=r"launcher.gpus_per_run=3: cannot be spread evenly over launcher.nodes=2"):
+        per_node({"gpus_per_run": 3, "nodes": 2}, on_cpu=False)
