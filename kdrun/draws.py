@@ -149,10 +149,10 @@ class Draws:
         return permutation(self.key(purpose, each_step=True), count, device)
 
 
-def seed_dropout(seed: int, epoch: int, step: int, device: torch.device) -> None:
-    """Seed what dropout on `device` draws from in one step. `torch.manual_seed` visits every backend, which takes a
-    hundred times as long."""
-    key = key_of(seed, epoch, DROPOUT, step)
+def seed_dropout(seed: int, epoch: int, step: int, device: torch.device, rank: int = 0) -> None:
+    """Seed what dropout on `device` draws from in one step, another seed for each process that has images of its own.
+    `torch.manual_seed` visits every backend, which takes a hundred times as long."""
+    key = key_of(seed, epoch, DROPOUT, step, *([rank] if rank else []))
     torch.default_generator.manual_seed(key & (MASK >> 1))
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(key & (MASK >> 1))

@@ -64,9 +64,14 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def print_error(line: str) -> None:
+muted = False  # of several processes that train one run, one prints
+
+
+def print_error(line: str, whoever: bool = False) -> None:
     """The one line of an error on stderr; in red on a terminal, unless NO_COLOR is set. Rich would take longer to
-    import than the mistake takes to find."""
+    import than the mistake takes to find. whoever: from a muted process too."""
+    if muted and not whoever:
+        return
     line = printable(line)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(f"\x1b[1;31merror:\x1b[0m {line}" if colour else f"error: {line}", file=sys.stderr)
@@ -74,7 +79,8 @@ def print_error(line: str) -> None:
 
 def print_note(line: str) -> None:
     """What one should know of the results that follow, beside them: on stderr."""
-    print(f"note: {printable(line)}", file=sys.stderr)
+    if not muted:
+        print(f"note: {printable(line)}", file=sys.stderr)
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:

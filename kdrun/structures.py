@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.draws import Draws, Numbers
+from kdrun.shares import Share
 
 # Everything a method may ask of a network beside its logits.
 FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"})
@@ -31,6 +32,9 @@ class Batch:
     position in the training set; teacher_image [N, C, H, W], which is `image` itself unless `teacher_view` differs;
     strong [N, C, H, W], a strongly augmented view, where a method asks for it by `views`; mixed: where images are
     mixed, the other half of each label, which `kdrun.methods.losses.hard_label_loss` takes into account.
+
+    share: where several processes train together, which images these are; None: all. A method with `batch_terms =
+    "batch"` then gets the labels and the index of all, beside the images of this process, whose index is `image_index`.
     """
 
     image: Tensor
@@ -39,6 +43,14 @@ class Batch:
     teacher_image: Tensor
     strong: Tensor | None = None
     mixed: Mixed | None = None
+    share: Share | None = None
+
+    @property
+    def image_index(self) -> Tensor:
+        """The index of the samples in `image`."""
+        if self.share is None or len(self.index) == self.share.own:
+            return self.index
+        return self.index[self.share.rows]
 
 
 class Outputs(NamedTuple):

@@ -17,14 +17,15 @@ FILE_LINES, FUNCTION_LINES = 320, 50
 ENTRIES = 23  # files and folders at the top of the package
 
 # room -> the rooms, or single modules of them, that it may import; itself always.
-GROUND = ("errors", "files", "structures", "display", "hardware", "streams", "draws")
+GROUND = ("errors", "files", "structures", "display", "hardware", "streams", "draws", "shares")
 ENGINE = (*GROUND, "config", "data", "models", "methods", "runs")
 MAY_IMPORT = {
     "errors": (),
     "files": ("errors",),
     "streams": (),
     "draws": ("streams",),
-    "structures": ("draws",),
+    "shares": (),
+    "structures": ("draws", "shares"),
     "display": ("errors",),
     "hardware": ("errors",),
     "config": ("errors", "streams"),
@@ -57,6 +58,7 @@ TORCH_FREE = (
     "__init__",
     "errors",
     "files",
+    "shares",
     "streams",
     "display",
     "config",
@@ -69,6 +71,8 @@ TORCH_FREE = (
     "data.datasets",
     "data.processes",
     "data.splits",
+    "training.heartbeat",
+    "training.ranks",
     "training.signals",
     "evaluation.loading",
     "evaluation.targets",

@@ -15,7 +15,8 @@ HELP = """
 usage: kdrun check method=NAME [method.KEY=VALUE …] [--config-dir FOLDER]
 
 Runs a method on tiny networks with random weights, a CNN and a ViT in either role, for some seconds: does every part of
-it train, does the teacher stand still, do small batches, bf16 and resuming work, does every setting have an effect?
+it train, does the teacher stand still, do small batches, bf16 and resuming work, does every setting have an effect, do
+two processes that share out a batch find what one finds?
 For a method of your own before its first run; exit code 1 if a property does not hold.
 
   kdrun check method=mine --config-dir my_conf

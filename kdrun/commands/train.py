@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from kdrun import errors
 from kdrun.config.arguments import WITH_VALUE, flag_fault, split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
 from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
-from kdrun.console import announce, fact, note, show_result, table, track
+from kdrun.console import announce, fact, note, out, show_result, table, track
 from kdrun.console.screen import RichDisplay
 from kdrun.display import plural
 from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note
@@ -19,6 +21,7 @@ from kdrun.hardware import available_cores
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.plan import Plan, make_plan, output_root
 from kdrun.runs.recorded import way_out
+from kdrun.training.ranks import announced, together
 
 if TYPE_CHECKING:
     from kdrun.runs.ledger import Cell
@@ -29,11 +32,17 @@ FLAGS = ("-m", "--multirun", "--resolve", *WITH_VALUE)  # the last three are Hyd
 
 def command(words: list[str]) -> int:
     """A single run is composed here; sweeps (-m) and Hydra's own flags (--cfg job …) go through Hydra's application."""
+    several = be_one_of_several()
     words, dry = split_dry_run(words)
     flags, overrides, config_dir = split_arguments(words)
     check_flags(flags, overrides)
     if dry and not set(flags) <= {"-m", "--multirun"}:
         raise ConfigError(f"dry_run=true: leave {flags[0]} out.")
+    if several and (flags or dry or any(word.startswith("sweep=") for word in overrides)):
+        raise ConfigError(
+            "several processes train one run: leave -m, sweep= and dry_run= out; in a sweep launcher.gpus_per_run=N "
+            "gives each run N of them."
+        )
     named = any(word.startswith("sweep=") for word in overrides)
     hydras_own = ("hydra/launcher=joblib", "hydra/launcher=basic", "hydra/launcher=submitit", "hydra/sweeper=")
     other = any(word.startswith(hydras_own) for word in overrides)
@@ -49,6 +58,16 @@ def command(words: list[str]) -> int:
         train(config, overrides)
         return 0
     return multirun(words, config_dir)
+
+
+def be_one_of_several() -> bool:
+    """Fall silent unless this is the process that speaks for all that train the run; whether there are several."""
+    rank, size = announced()
+    if size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of looking for unused parameters
+    if rank > 0:
+        errors.muted = out.quiet = True
+    return size > 1
 
 
 def check_flags(flags: list[str], overrides: list[str]) -> None:
@@ -141,7 +160,12 @@ def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -
     cells = [(cell, plan) for spec, (cell, plan) in wanted if plan is not None and spec.chosen]
     if cells:
         plans = [plan for _, plan in cells if plan.run.pending]
-        slots = make_slots(plans, launcher.get("processes", "auto"), sum(map(len, group_plans(plans))))
+        slots = make_slots(
+            plans,
+            launcher.get("processes", "auto"),
+            sum(map(len, group_plans(plans))),
+            int(launcher.get("gpus_per_run", "1")),
+        )
         asked = max((plan.config.threads or 0 for plan in plans), default=0)
         threads = asked or max(available_cores() // max(len(slots), 1), 1)
         fact(chosen.name, f" {plural(len(cells), 'cell')}  {chosen.title}")
@@ -189,7 +213,13 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     from kdrun.training.threads import presence
 
     outcome: list[dict[str, Any] | KdrunError] = []
-    with presence(), plan.run.lock(), pinned(plan.code.files.values()), stop_on_signals() as stop:
+    with (
+        together(plan.run.fail),
+        presence(),
+        plan.run.lock(),
+        pinned(plan.code.files.values()),
+        stop_on_signals() as stop,
+    ):
         try:
             Session([plan], stop, RichDisplay(), lambda _, found: outcome.append(found)).run()
         except RunError as error:
@@ -207,7 +237,8 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     result = outcome[0]
     if isinstance(result, KdrunError):
         raise result
-    rebuild_results(output_root(config))
+    if announced()[0] == 0:
+        rebuild_results(output_root(config))
     show_result("done", plan, result)
     return result
 
@@ -233,10 +264,16 @@ Many runs, as lanes: those that share data, teacher, length and seed train in on
   sweep=NAME           a table of conf/sweep (kdrun list sweeps); row=… column=… seed=… choose parts of it
   name=NAME            what kdrun table, status and report call it
   launcher.processes=N processes at once; auto: one per GPU, or per core; 0: in this process, for debugging
+  launcher.gpus_per_run=N  N GPUs, or processes on a CPU, train each run together; with launcher=slurm they are on
+                       launcher.nodes=M machines
   launcher=slurm launcher.timeout_min=240 launcher.slurm_partition=… launcher.gpus_per_node=1 …
                        a SLURM job for each group of lanes; they save, requeue themselves and resume
                        (pip install 'kdrun[slurm]'); launcher=submitit_local is the same without a cluster
   hydra/launcher=joblib, hydra/launcher=submitit_slurm …  Hydra's own launchers, one job for each run
+
+One run on N GPUs of this machine (docs/several_devices.md: several machines, SLURM):
+
+  torchrun --nproc-per-node=N -m kdrun train …
 
   dry_run=true         measure a few steps and say what it will cost: each run's time, memory and disk, teachers to
                        train, what is done already, total time; nothing is written

@@ -73,6 +73,11 @@ class Augment:
         return self.mixup > 0 or self.cutmix > 0
 
     @property
+    def stays_together(self) -> int:
+        """How many neighbours in an epoch's order no process may be given apart: where images are mixed, pairs are."""
+        return 2 if self.mixes else 1
+
+    @property
     def changes(self) -> bool:
         """True if an image may look different from one epoch to the next."""
         moved = self.padding > 0 or self.flip > 0 or self.warps or self.jitters

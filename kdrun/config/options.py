@@ -249,6 +249,9 @@ class RunConfig:
         choices=("auto", "true", "false"),
         help="on a GPU: record a training step of all lanes once, and play it; auto: not yet",
     )
+    sync_bn: bool = setting(
+        False, help="where several GPUs train one run: batch norm over the images of all, not of each by itself"
+    )
     figures: list[str] = setting([], choices=VECTORS, help="formats in which pictures are written beside PNG")
     logger: list[str] = setting(
         [], choices=LOGGERS, help="beside metrics.csv, which is always written (pip install 'kdrun[tensorboard]')"

@@ -17,6 +17,7 @@ from kdrun.data.mixing import Mixing
 from kdrun.data.randaugment import counts_of, operations_of, strengthen, strong_draws
 from kdrun.data.splits import ArraySet
 from kdrun.draws import ORDER, STRONG_VIEW, TEACHER_VIEW, VIEW, permutation
+from kdrun.shares import Part, Share
 from kdrun.streams import key_of
 from kdrun.structures import Batch
 
@@ -97,7 +98,8 @@ class Drawn:
 class ResidentTrain:
     """Shuffled, augmented training batches; the last one may be small. Everything is a function of (seed, epoch).
 
-    views: what to make beside the usual view; "strong" fills `Batch.strong` from a crop and flip of its own.
+    views: what to make beside the usual view; "strong" fills `Batch.strong` from a crop and flip of its own. part: the
+    images of each batch that it makes, where several processes share them out; `batch_size` is that of all together.
     """
 
     def __init__(
@@ -111,7 +113,10 @@ class ResidentTrain:
         teacher_view: str,
         device: torch.device,
         views: tuple[str, ...] = (),
+        part: Part = Part(),  # noqa: B008 (a tuple)
     ):
+        self.part, self.unit = part, augment.stays_together
+        self.own_batch_size = part.most(batch_size, self.unit)
         self.batch_size, self.seed, self.augment, self.teacher_view = batch_size, seed, augment, teacher_view
         self.views = views
         self.device = device
@@ -135,20 +140,22 @@ class ResidentTrain:
         """What the teacher sees of the samples in their own order, in full batches: the last one goes on with the first
         samples. Only where `teacher_sees_the_same`."""
         assert self.teacher_sees_the_same
-        order = torch.arange(self.steps_per_epoch * self.batch_size, device=self.device) % self.num_samples
+        size = self.own_batch_size
+        order = torch.arange(-(-self.num_samples // size) * size, device=self.device) % self.num_samples
         views = self._teacher_views(0, order)
         if views is None:  # nothing is augmented
             views = centre_views(self.augment, self.num_samples, self.device)
-        for start in range(0, self.num_samples, self.batch_size):
-            window = slice(start, start + self.batch_size)
+        for start in range(0, self.num_samples, size):
+            window = slice(start, start + size)
             yield self.view(order[window], views, window)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
         drawn = self.draw(epoch)
         for step in range(start, self.steps_per_epoch):
-            window = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            yield self.batch(drawn.order[window], drawn, window)
+            begin = step * self.batch_size
+            window, share = self.part.cut(begin, min(begin + self.batch_size, self.num_samples), self.unit)
+            yield self.batch(drawn.order[window], drawn, window, share)
 
     def draw(self, epoch: int) -> Drawn:
         """Draw everything that `epoch` is made by."""
@@ -158,15 +165,15 @@ class ResidentTrain:
         mixing = self.late.mixing(epoch, self.everything)
         return Drawn(order, self._draw(epoch, VIEW, order), teacher_views, mixing, strong)
 
-    def batch(self, index: Tensor, drawn: Drawn, window: slice = slice(0)) -> Batch:
+    def batch(self, index: Tensor, drawn: Drawn, window: slice = slice(0), share: Share | None = None) -> Batch:
         """Samples `index` [N], which stand at `window` of the epoch's order, as they look in it. The window is read
-        where there are late views or strong ones."""
+        where there are late views or strong ones. share: which of the batch they are."""
         image, label, mixed = self.view(index, drawn.views, window), self.device_labels[index], None
         if drawn.mixing is not None:
             image, mixed = drawn.mixing(image, label, index)
         other = image if drawn.teacher_views is None else self.view(index, drawn.teacher_views, window)
         strong = None if drawn.strong is None else drawn.strong(index, window)
-        return Batch(image, label, index, other, strong, mixed)
+        return Batch(image, label, index, other, strong, mixed, share)
 
     @property
     def recordable(self) -> bool:
@@ -238,10 +245,18 @@ def as_pixels(image: Tensor) -> Tensor:
 
 
 class ResidentEval:
-    """Unaugmented batches in the set's own order."""
+    """Unaugmented batches in the set's own order; of several processes each makes some of them."""
 
-    def __init__(self, data: ArraySet, *, batch_size: int, stats: Stats, device: torch.device):
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        data: ArraySet,
+        *,
+        batch_size: int,
+        stats: Stats,
+        device: torch.device,
+        part: Part = Part(),  # noqa: B008
+    ):
+        self.batch_size, self.part = batch_size, part
         self.num_samples = len(data)
         self.images = torch.from_numpy(np.ascontiguousarray(data.images)).to(device)
         self.labels = torch.from_numpy(data.labels).to(device)
@@ -249,7 +264,7 @@ class ResidentEval:
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(image [N, 3, H, W], label [N])."""
-        for start in range(0, self.num_samples, self.batch_size):
+        for start in self.part.turns(self.num_samples, self.batch_size):
             window = slice(start, start + self.batch_size)
             yield self.normalise(self.images[window]), self.labels[window]
 

@@ -25,6 +25,7 @@ from kdrun.data.splits import FileSet
 from kdrun.data.transform import AugmentedView, PlainView
 from kdrun.draws import STRONG_VIEW, TEACHER_VIEW, VIEW
 from kdrun.hardware import available_cores
+from kdrun.shares import Part, Share
 from kdrun.structures import Batch
 
 View = Callable[[Tensor], Tensor]  # uint8 [3, H, W] -> [3, S, S]
@@ -91,22 +92,36 @@ class Decoder(Dataset[Packed]):
 
 
 class EpochBatches:
-    """A batch sampler whose epoch is set from outside, so that the workers live on between epochs."""
+    """A batch sampler whose epoch is set from outside, so that the workers live on between epochs. part: of each batch;
+    of batches in the set's own order, without a seed, whole ones in turn."""
 
-    def __init__(self, count: int, batch_size: int, seed: int | None):
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(self, count: int, batch_size: int, seed: int | None, part: Part, unit: int = 1):
+        self.count, self.batch_size, self.seed, self.part, self.unit = count, batch_size, seed, part, unit
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size) - self.start
+        return len(self.starts)
+
+    @property
+    def starts(self) -> range:
+        """Where the batches begin."""
+        if self.seed is None:
+            return self.part.turns(self.count, self.batch_size)
+        return range(self.start * self.batch_size, self.count, self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         if self.seed is None:
-            epoch, order = -1, torch.arange(self.count)
-        else:
-            epoch, order = self.epoch, shuffled(self.count, self.seed, self.epoch, torch.device("cpu"))
-        for start in range(self.start * self.batch_size, self.count, self.batch_size):
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+            for start in self.starts:
+                yield [(-1, index) for index in range(start, min(start + self.batch_size, self.count))]
+            return
+        order = shuffled(self.count, self.seed, self.epoch, torch.device("cpu"))
+        for start in self.starts:
+            window, _ = self.cut(start)
+            yield [(self.epoch, int(index)) for index in order[window]]
+
+    def cut(self, start: int) -> tuple[slice, Share | None]:
+        """What this process takes of the batch that begins at `start`."""
+        return self.part.cut(start, min(start + self.batch_size, self.count), self.unit)
 
 
 class Stream:
@@ -165,8 +180,8 @@ def channels_last(pixels: Tensor) -> Tensor:
 
 
 class StreamTrain(Stream):
-    """Shuffled, augmented training batches read from files. views: as in `ResidentTrain`; RandAugment and Cutout run on
-    the device."""
+    """Shuffled, augmented training batches read from files. views, part: as in `ResidentTrain`; RandAugment and Cutout
+    run on the device."""
 
     def __init__(
         self,
@@ -182,9 +197,11 @@ class StreamTrain(Stream):
         workers: int | None,
         device: torch.device,
         views: tuple[str, ...] = (),
+        part: Part = Part(),  # noqa: B008
     ):
         decoder = Decoder(data, image_size, resize, augment, seed, teacher_view, views)
-        super().__init__(decoder, EpochBatches(len(data), batch_size, seed), workers, stats, device)
+        order = EpochBatches(len(data), batch_size, seed, part, augment.stays_together)
+        super().__init__(decoder, order, workers, stats, device)
         self.num_samples = len(data)
         self.labels = torch.from_numpy(data.labels)
         self.batch_size, self.seed, self.teacher_view = batch_size, seed, teacher_view
@@ -197,7 +214,8 @@ class StreamTrain(Stream):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start` + 1, … of `epoch`."""
         self.batches_of.epoch, self.batches_of.start = epoch, start
-        for packed, index in self.packed():
+        for begin, (packed, index) in zip(self.batches_of.starts, self.packed(), strict=True):
+            _, share = self.batches_of.cut(begin)
             image = self.finished(packed.image, self.late.view(epoch, VIEW, index))
             other, strong, mixed, mixing = image, None, None, self.late.mixing(epoch, index)
             if mixing is not None:
@@ -212,11 +230,11 @@ class StreamTrain(Stream):
                 pixels, counts = channels_first(packed.strong), counts_of(operations_of(draws))
                 pixels = strengthen(pixels, draws.to(self.device, non_blocking=True), counts)
                 strong = self.finished(channels_last(pixels))
-            yield Batch(image, packed.label, packed.index, other, strong, mixed)
+            yield Batch(image, packed.label, packed.index, other, strong, mixed, share)
 
 
 class StreamEval(Stream):
-    """Unaugmented batches in the set's own order."""
+    """Unaugmented batches in the set's own order; of several processes each makes some of them."""
 
     def __init__(
         self,
@@ -228,9 +246,10 @@ class StreamEval(Stream):
         stats: Stats,
         workers: int | None,
         device: torch.device,
+        part: Part = Part(),  # noqa: B008
     ):
         decoder = Decoder(data, image_size, resize, Augment(crop="none", flip=0.0), 0, "same")
-        super().__init__(decoder, EpochBatches(len(data), batch_size, None), workers, stats, device)
+        super().__init__(decoder, EpochBatches(len(data), batch_size, None, part), workers, stats, device)
         self.num_samples, self.batch_size = len(data), batch_size
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -49,6 +49,7 @@ class AT(KD):
         depth (P3 left its MobileNetV2 cells blank); kdrun pairs by resolution.
     """
 
+    batch_terms = "sample"
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
 

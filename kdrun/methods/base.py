@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -69,6 +69,10 @@ class Method(nn.Module):
     `kdrun explain` prints: a claim, then the sections Paper, Equation, Hyperparameters and Disagreements.
     """
 
+    # "sample": each term is a mean over samples, of which none looks at another, so that several processes need only
+    # average. "batch": a term relates samples to each other, or the method keeps something of each sample; on several
+    # processes it gets the outputs of all, with their gradient. What a class does not say itself is "batch".
+    batch_terms: ClassVar[Literal["sample", "batch"]] = "batch"
     # False: the method never looks at a teacher, so none is found or trained, and one student serves all pairs.
     needs_teacher: ClassVar[bool] = True
     # True: the teacher starts untrained and learns along, as the submodule `peer` (deep mutual learning).
@@ -91,6 +95,11 @@ class Method(nn.Module):
     # Properties of `kdrun check` that a paper makes untrue, with the reason.
     exceptions: ClassVar[dict[str, str]] = {}
     peer: Tap
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "batch_terms" not in vars(cls):  # what is true of a class need not be of what is derived from it
+            cls.batch_terms = "batch"
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         """Make trainable extra modules from measured shapes. Raise PairingError where the method cannot run."""

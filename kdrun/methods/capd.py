@@ -127,6 +127,7 @@ class CAPD(Method):
         bound. Training accuracy is on transformed views.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"tokens", "attention"})
@@ -169,7 +170,7 @@ class CAPD(Method):
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         """The teacher sees the image, the student with probability `transformed` a transformed view of it."""
         assert teacher is not None
-        view = transformed(batch.image, self.transformed, progress.draws, batch.index)
+        view = transformed(batch.image, self.transformed, progress.draws, batch.image_index)
         return self.losses(batch, student(view), teacher(batch.teacher_image), progress)
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:

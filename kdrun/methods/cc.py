@@ -40,6 +40,7 @@ class CC(Method):
         whose rows are the usual reference, compares neighbours in batch order. kdrun follows RepDistiller.
     """
 
+    batch_terms = "batch"
     takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})

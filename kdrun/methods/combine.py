@@ -69,6 +69,8 @@ class Combine(Method):
         self.parts = nn.ModuleList(methods)
         self.student_needs = frozenset().union(*(method.student_needs for method in methods))  # type: ignore[misc]
         self.teacher_needs = frozenset().union(*(method.teacher_needs for method in methods))  # type: ignore[misc]
+        relates = any(method.batch_terms == "batch" for method in methods)
+        self.batch_terms = "batch" if relates else "sample"  # type: ignore[misc]
         self.takes_mixed = all(method.takes_mixed for method in methods)  # type: ignore[misc]
         self.views = tuple(sorted({view for method in methods for view in method.views}))  # type: ignore[misc]
 

@@ -44,6 +44,7 @@ class Cosine(Method):
         pool. Its own figures put this row below the student alone.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})

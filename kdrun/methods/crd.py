@@ -96,6 +96,7 @@ class CRD(Method):
         cannot run.
     """
 
+    batch_terms = "batch"
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
     bank_s: Tensor

@@ -46,6 +46,7 @@ class InBatchCRD(Method):
         samples of the same class are among them; method=crd is the published one.
     """
 
+    batch_terms = "batch"
     takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})

@@ -100,6 +100,7 @@ class CSKD(Method):
         in srd.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     deploys = True
     student_needs = HEADS

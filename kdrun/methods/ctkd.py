@@ -53,6 +53,7 @@ class CTKD(Method):
         started, which is small beside the gradient. The paper's per-sample temperature is not here.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     exceptions: ClassVar[dict[str, str]] = {
         "first step moves all": "the ramp is 0 in the first epoch: theta stands still"

@@ -57,6 +57,7 @@ class DeiT(Method):
         divides the student's logits by it, which changes nothing at 1. With mixup the teacher must see the mixed image.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     student_needs = frozenset({"heads"})
 

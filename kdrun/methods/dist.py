@@ -62,6 +62,7 @@ class DIST(Method):
         clamps instead. OFAKD's defaults are 1, 1, T = 1.
     """
 
+    batch_terms = "batch"
     takes_mixed = True
 
     def __init__(self, *, temperature: float, ce_weight: float, inter_weight: float, intra_weight: float):

@@ -62,6 +62,8 @@ class DKD(Method):
         are never set and cannot run.
     """
 
+    batch_terms = "sample"
+
     def __init__(
         self,
         *,

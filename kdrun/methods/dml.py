@@ -36,6 +36,7 @@ class DML(Method):
         this row; here teacher.checkpoint starts the peer from it.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     trains_teacher = True
     exceptions = {"frozen teacher": "both networks learn; neither is a teacher beforehand"}

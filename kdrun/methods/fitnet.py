@@ -72,6 +72,7 @@ class FitNet(KD):
         with a kernel of 1 + s - t or not at all, kdrun averages the larger map to the smaller grid.
     """
 
+    batch_terms = "sample"
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
 

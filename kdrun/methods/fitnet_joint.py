@@ -35,6 +35,7 @@ class FitNetJoint(KD):
         batch norm nor ReLU (hint_regressor). Grids as in fitnet.
     """
 
+    batch_terms = "sample"
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})
 

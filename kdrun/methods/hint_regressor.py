@@ -30,6 +30,7 @@ class HintRegressor(Method):
         different grids, which the tutorial cannot run, the larger map is averaged to the smaller grid.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})

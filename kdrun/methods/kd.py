@@ -27,6 +27,7 @@ class KD(Method):
         The PyTorch tutorial minimises the soft cross-entropy: its value is larger by T^2 H(p_t), its gradient is equal.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
 
     def __init__(self, *, temperature: float, ce_weight: float, kd_weight: float):

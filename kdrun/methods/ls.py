@@ -26,6 +26,7 @@ class LabelSmoothing(Method):
         lot. PyTorch, timm and the logit-standardisation code spread it over all K, and so does this one.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     needs_teacher = False
 

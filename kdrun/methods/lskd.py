@@ -46,6 +46,8 @@ class LSKD(KD):
         optimizer.clip_norm.
     """
 
+    batch_terms = "sample"
+
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
         assert teacher is not None
         return {

@@ -76,6 +76,7 @@ class MLKD(Method):
         method with one view at least.
     """
 
+    batch_terms = "batch"
     views: ClassVar[tuple[str, ...]] = ("strong",)
 
     def __init__(

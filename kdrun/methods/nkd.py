@@ -45,6 +45,8 @@ class NKD(Method):
         two equal networks is not 0.
     """
 
+    batch_terms = "sample"
+
     def __init__(self, *, temperature: float, ce_weight: float, target_weight: float, gamma: float):
         super().__init__()
         self.temperature, self.ce_weight = temperature, ce_weight

@@ -23,6 +23,7 @@ class Independent(Method):
         RepDistiller reports the last epoch, mdistiller the best epoch on the test set, for the same row.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     needs_teacher = False
 

@@ -50,6 +50,7 @@ class NST(Method):
         None in value. Public code forms the products of all channel pairs at all positions, kdrun their Gram matrix.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})

@@ -129,6 +129,7 @@ class OFA(Method):
         distillation token keeps it beside the class token, which is what is read.
     """
 
+    batch_terms = "sample"
     student_needs = frozenset({"maps", "tokens"})
 
     def __init__(self, *, temperature: float, eps: float, ce_weight: float, kd_weight: float, stage_weight: float):

@@ -48,6 +48,7 @@ class PKT(Method):
         everywhere. kdrun's norm has a finite gradient at a zero vector, the public one has none.
     """
 
+    batch_terms = "batch"
     takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})

@@ -90,6 +90,7 @@ class ReviewKD(Method):
         channels in both.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     student_needs = frozenset({"maps", "pooled"})
     teacher_needs = frozenset({"maps", "preact", "pooled"})

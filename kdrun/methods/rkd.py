@@ -58,6 +58,7 @@ class RKD(Method):
         are, and sends a gradient of 1e12 through their direction; kdrun subtracts first and gives them none.
     """
 
+    batch_terms = "batch"
     takes_mixed = True
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})

@@ -65,6 +65,7 @@ class SimKD(Method):
         Teachers as in srd.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     deploys = True
     trains_classifier = False

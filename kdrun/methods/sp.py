@@ -42,6 +42,7 @@ class SP(Method):
         None in value. The public loss has shape [1] instead of being a scalar.
     """
 
+    batch_terms = "batch"
     takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})

@@ -114,6 +114,7 @@ class SRD(Method):
         transformer's final tokens; a class-token transformer is refused.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     name: ClassVar[str] = "srd"
     student_needs = frozenset({"maps"})

@@ -31,6 +31,7 @@ class SRDDist(SRD):
         and teachers as in srd.
     """
 
+    batch_terms = "batch"
     name = "srd_dist"
 
     def regression(self, cross: Tensor, teacher: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class SRDKL(SRD):
         takes it once. Maps, grids and teachers as in srd.
     """
 
+    batch_terms = "sample"
     name = "srd_kl"
 
     def regression(self, cross: Tensor, teacher: Tensor) -> Tensor:

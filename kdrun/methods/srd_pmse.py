@@ -29,6 +29,7 @@ class SRDPMSE(SRD):
         None known. Maps, grids and teachers as in srd.
     """
 
+    batch_terms = "sample"
     name = "srd_pmse"
 
     def regression(self, cross: Tensor, teacher: Tensor) -> Tensor:

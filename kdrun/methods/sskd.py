@@ -89,6 +89,7 @@ class SSKD(Method):
         one is turned, which is the same. Ties of ranks are broken by position, in their code by chance.
     """
 
+    batch_terms = "batch"
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
     shows_batch = False  # but its rotations

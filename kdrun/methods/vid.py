@@ -64,6 +64,7 @@ class VID(Method):
         RepDistiller and the paper do. Maps of different grids are averaged to the smaller one, as there.
     """
 
+    batch_terms = "sample"
     takes_mixed = True
     student_needs = frozenset({"maps"})
     teacher_needs = frozenset({"maps"})

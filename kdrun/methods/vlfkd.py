@@ -62,6 +62,7 @@ class VLFKD(Method):
         notebook left the projectors out of the optimizer. They are trained here.
     """
 
+    batch_terms = "sample"
     student_needs = frozenset({"tokens"})
     teacher_needs = frozenset({"maps"})
     teacher_stages = frozenset({-1})

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdrun import files
 from kdrun.config.own_code import OwnFile
 from kdrun.display import plural
 from kdrun.errors import CheckpointError, ConfigError, LockedElsewhere, RunError
@@ -118,8 +119,12 @@ class RunDirectory:
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold this directory alone. Where another process does, `waiting` is told which one, and waited for it.
 
-        Raises LockedElsewhere where nobody is told, RunError where the folder cannot be made.
+        Raises LockedElsewhere where nobody is told, RunError where the folder cannot be made. A process that looks on
+        leaves it to the one that writes.
         """
+        if files.onlooking:
+            yield
+            return
         lock = FileLock(self.path / ".lock")
         owner = self.path / ".owner"
         for place in (self.path / ".lock", owner):
@@ -151,6 +156,8 @@ class RunDirectory:
     def begin(self, config_yaml: str, provenance: dict[str, Any], code: Iterable[OwnFile]) -> None:
         """Write what is known before training, signed, with copies of the user's own code; a failure of an earlier try
         is forgotten."""
+        if files.onlooking:
+            return
         write_copies(self.path, code)
         write_text(self.path / "config.yaml", config_yaml)
         write_json(self.path / "provenance.json", provenance)
@@ -170,6 +177,8 @@ class RunDirectory:
 
     def finish(self, result: RunResult) -> None:
         """Write the checksums of what the run leaves, then result.json, whose presence means finished."""
+        if files.onlooking:
+            return
         self.failed_path.unlink(missing_ok=True)
         text = json.dumps(result.as_dict(), indent=2, default=str) + "\n"
         record(self.path, (self.weights_path, self.best_weights_path, self.metrics_path), {self.result_path: text})
@@ -177,6 +186,8 @@ class RunDirectory:
 
     def append_metrics(self, rows: Iterable[tuple[int, str, str, float]]) -> None:
         """Add (epoch, split, metric, value) rows."""
+        if files.onlooking:
+            return
         new = not self.metrics_path.is_file()
         try:
             with self.metrics_path.open("a", newline="") as file:
@@ -214,6 +225,8 @@ class RunDirectory:
 
     def truncate_metrics(self, epochs: int) -> None:
         """Drop rows of epochs after `epochs` (counted from 1): training resumes from a checkpoint before them."""
+        if files.onlooking:
+            return
         rows = [row for row in self.read_metrics() if row[0] <= epochs]
         self.metrics_path.unlink(missing_ok=True)
         if rows:

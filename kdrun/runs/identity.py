@@ -127,6 +127,8 @@ def run_identity(
         identity["teacher_view"] = config.teacher_view
         if not config.teacher_cache:
             identity["teacher_cache"] = False
+    if config.sync_bn:
+        identity["sync_bn"] = True
     if config.graphs == "true":
         identity["graphs"] = True
     if code:

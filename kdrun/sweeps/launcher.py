@@ -25,9 +25,13 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
     processes = launcher.get("processes", "auto")
     if processes != "auto" and not processes.isdecimal():
         raise ConfigError(f"launcher.processes={processes}: must be auto or a whole number, at least 0.")
-    for key in set(launcher) - {"launcher", "processes"} if kind == "lanes" else ():
+    per_run = launcher.get("gpus_per_run", "1")
+    if not per_run.isdecimal() or int(per_run) == 0:
+        raise ConfigError(f"launcher.gpus_per_run={per_run}: must be a whole number, at least 1.")
+    known = ["launcher.processes", "launcher.gpus_per_run"]
+    for key in set(launcher) - {"launcher", "processes", "gpus_per_run"} if kind == "lanes" else ():
         raise ConfigError(
-            f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', ['launcher.processes'])} "
-            "The lanes launcher has launcher.processes."
+            f"launcher.{key}: no such setting.{suggest(f'launcher.{key}', known)} "
+            f"The lanes launcher has {' and '.join(known)}."
         )
     return launcher, rest

@@ -14,13 +14,14 @@ from kdrun.runs.plan import Plan
 @dataclass
 class Task:
     """kind: "rehearse" (can these run at all?), "teacher" (train the first plan's into the store) or "lanes"; again:
-    after the process that was at it died."""
+    after the process that was at it died; processes: how many train each run together."""
 
     kind: str
     plans: list[Plan]
     label: str
     memory_share: float = 0.5
     again: bool = False
+    processes: int = 1
 
 
 @dataclass(frozen=True)

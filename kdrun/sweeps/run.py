@@ -61,7 +61,7 @@ def run_sweep(
     code = launch(
         sweep.name,
         pending,
-        launcher.get("processes", "auto"),
+        launcher,
         root,
         {str(plan.run.path): cell for cell, plan in found if plan},
         display,
@@ -110,7 +110,12 @@ def show_broken(cells: list[Cell]) -> None:
 
 
 def launch(
-    name: str, pending: list[Plan], processes: str, root: Path, places: dict[str, Cell], display: SweepDisplay
+    name: str,
+    pending: list[Plan],
+    launcher: dict[str, str],
+    root: Path,
+    places: dict[str, Cell],
+    display: SweepDisplay,
 ) -> int:
     """Run the pending plans and return the exit code."""
     if not pending:
@@ -120,7 +125,8 @@ def launch(
     begun = time.monotonic()
     runs = {str(plan.run.path) for plan in pending}
     with display.sweep(len(runs), {run: place_of(cell) for run, cell in places.items()}) as show:
-        outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", show, display).run()
+        processes, per_run = launcher.get("processes", "auto"), int(launcher.get("gpus_per_run", "1"))
+        outcome = Scheduler(pending, processes, root / "sweeps" / name / "logs", show, display, per_run).run()
     spent = duration(time.monotonic() - begun)
     if outcome.failures:
         print_error(f"{plural(len(outcome.failures), 'run')} failed; the same command tries again: kdrun status {name}")

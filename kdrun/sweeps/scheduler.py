@@ -56,21 +56,24 @@ def gpu_numbers() -> list[str]:
     return sorted((name for name in found if name.isdigit()), key=int)
 
 
-def make_slots(plans: list[Plan], requested: str, most: int) -> list[Slot]:
+def make_slots(plans: list[Plan], requested: str, most: int, per_run: int = 1) -> list[Slot]:
     """Return the places of `launcher.processes`, auto or a number: auto is a process per GPU, or per core where no run
-    asks for one; at most `most`."""
+    asks for one; at most `most`. per_run: GPUs, or shares of the cores, of each."""
     cores = available_cores()
     gpus = [] if all(plan.config.device == "cpu" for plan in plans) else gpu_numbers()
     threads = max((plan.config.threads or 1 for plan in plans), default=1)
-    count = int(requested) if requested != "auto" else len(gpus) or max(cores // threads, 1)
+    count = int(requested) if requested != "auto" else max((len(gpus) or cores // threads) // per_run, 1)
     count = min(count, max(most, 1)) if count else 0
-    share = max(cores // max(count, 1), 1)
+    share = max(cores // max(count * per_run, 1), 1)
     slots = []
     for number in range(count):
         # PyTorch reads this when it starts: `threads=null` then means this process's share of the cores.
         environment = {"OMP_NUM_THREADS": str(share)}
         if gpus and {plan.config.device for plan in plans} <= {"auto", "cuda"}:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            first = number * per_run
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(
+                dict.fromkeys(gpus[(first + place) % len(gpus)] for place in range(per_run))
+            )
         slots.append(Slot(number, environment))
     return slots
 
@@ -83,10 +86,14 @@ def fresh(plan: Plan) -> bool:
 class Scheduler:
     """Rehearsals first, then teachers and students, each group as soon as its teacher is there."""
 
-    def __init__(self, plans: list[Plan], processes: str, logs: Path, show: ShowMessage, display: Display):
+    def __init__(
+        self, plans: list[Plan], processes: str, logs: Path, show: ShowMessage, display: Display, per_run: int = 1
+    ):
+        """per_run: processes that train each run together."""
+        self.per_run = per_run
         self.show, self.display, self.logs, self.outcome = show, display, logs, Outcome()
         self.groups = group_plans(plans)
-        self.slots = make_slots(plans, processes, sum(len(group) for group in self.groups))
+        self.slots = make_slots(plans, processes, sum(len(group) for group in self.groups), per_run)
         self.pending: list[Task] = []
         self.teacher_failures: dict[str, str] = {}
         self.twins: dict[str, list[Plan]] = {}
@@ -101,7 +108,8 @@ class Scheduler:
                     [plan for plan in group if str(plan.run.path) not in self.outcome.failures] for group in self.groups
                 ]
                 groups = split_to_fill([group for group in kept if group], len(self.slots))
-                lanes = [Task("lanes", group, label_of(group), 0.5 / max(len(self.slots), 1)) for group in groups]
+                share = 0.5 / (max(len(self.slots), 1) * self.per_run)
+                lanes = [Task("lanes", group, label_of(group), share, processes=self.per_run) for group in groups]
                 self.work(self.teachers(groups) + lanes)
             finally:
                 self.shut_down()
@@ -132,7 +140,10 @@ class Scheduler:
         for plan in (group[0] for group in groups):
             if plan.teacher_run is not None and not plan.teacher_run.finished:
                 missing.setdefault(str(plan.teacher_run.path), plan)
-        return [Task("teacher", [plan], f"teacher {plan.config.teacher.name}") for plan in missing.values()]
+        return [
+            Task("teacher", [plan], f"teacher {plan.config.teacher.name}", processes=self.per_run)
+            for plan in missing.values()
+        ]
 
     def work(self, tasks: list[Task]) -> None:
         """Give tasks to free slots until none is left."""
@@ -249,7 +260,7 @@ class Scheduler:
         if code == -signal.SIGKILL and task.kind == "lanes" and len(unfinished) > 1:
             half = len(unfinished) // 2
             again = [
-                Task("lanes", part, label_of(part), task.memory_share / 2)
+                replace(task, plans=part, label=label_of(part), memory_share=task.memory_share / 2)
                 for part in (unfinished[:half], unfinished[half:])
             ]
         else:

@@ -17,6 +17,7 @@ from kdrun.sweeps.grouping import group_plans
 from kdrun.sweeps.messages import Task
 from kdrun.sweeps.scheduler import label_of, teacher_of
 from kdrun.sweeps.worker import run_task
+from kdrun.training.ranks import together
 
 CLUSTERS = {"slurm": "slurm", "submitit_local": "local"}
 
@@ -33,9 +34,10 @@ class Submission:
 
         number = JobEnvironment._usr_sig()
         requeue = signal.getsignal(number)  # submitit's own handler, which run_task's replaces while it trains
-        finished = run_task(
-            self.task, lambda message: print(message, flush=True), PlainDisplay(sys.stdout, name_runs=True)
-        )
+        export_ranks()
+        with together() as here:
+            display = PlainDisplay(sys.stdout if here.main else None, name_runs=True)
+            finished = run_task(self.task, lambda message: print(message, flush=True) if here.main else None, display)
         if finished.stopped and not finished.disk_full:
             signal.signal(number, requeue)
             os.kill(os.getpid(), number)
@@ -49,6 +51,30 @@ class Submission:
         return DelayedSubmission(self)
 
 
+def export_ranks() -> None:
+    """Tell the job's processes, in torchrun's words, which ones they are. One alone is told nothing."""
+    from submitit.core.job_environment import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    job = JobEnvironment()
+    if job.num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if job.num_nodes == 1:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+def per_node(settings: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
+    """Return the settings with `gpus_per_run` in SLURM's words: a process for each GPU, evenly on the nodes. Raises
+    ConfigError where they do not divide."""
+    count, nodes = settings.pop("gpus_per_run", 1), settings.get("nodes", 1)
+    if count == 1:
+        return settings
+    if count % nodes:
+        raise ConfigError(f"launcher.gpus_per_run={count}: cannot be spread evenly over launcher.nodes={nodes}.")
+    found = {"tasks_per_node": count // nodes, **({} if on_cpu else {"gpus_per_node": count // nodes})}
+    return {**settings, "nodes": nodes, **found}
+
+
 def submit(
     name: str, plans: list[Plan], root: Path, cluster: str, settings: dict[str, str], display: Display
 ) -> list[str]:
@@ -59,6 +85,7 @@ def submit(
         raise ConfigError(f"launcher={cluster} needs submitit: pip install 'kdrun[slurm]'.") from error
     folder = root / "sweeps" / name / "jobs"
     values = {key: int(value) if value.lstrip("-").isdigit() else value for key, value in settings.items()}
+    values = per_node(values, all(plan.config.device == "cpu" for plan in plans))
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=CLUSTERS[cluster])
         executor.update_parameters(name=f"kdrun-{name}", **values)

@@ -19,6 +19,7 @@ from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, Run
 from kdrun.models.own_import import pinned
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.messages import Advanced, Ended, Finished, Message, Report, Task
+from kdrun.training import ranks
 from kdrun.training.signals import Stop, stop_on_signals
 from kdrun.training.threads import presence
 
@@ -41,6 +42,10 @@ def serve(connection: Connection, log: str) -> None:
 
 def run_task(task: Task, report: Report, display: Display) -> Finished:
     """Never raises for a failure of the task's runs: it is reported for each of them."""
+    if task.processes > 1 and task.kind != "rehearse":
+        from kdrun.sweeps.several import run_on_several
+
+        return run_on_several(task, report)
     work = {"rehearse": rehearse, "teacher": train_teacher, "lanes": train_lanes}[task.kind]
     over: set[str] = set()
 
@@ -53,8 +58,10 @@ def run_task(task: Task, report: Report, display: Display) -> Finished:
         try:
             with pinned(file for plan in task.plans for file in plan.code.files.values()):
                 work(task, told, stop, display)
-        except Interrupted:
-            pass
+        except Interrupted as stopped:
+            for plan in task.plans if not (stop.signal or stop.heard) else ():  # another process of the run has died
+                if str(plan.run.path) not in over:
+                    end(plan, str(stopped), told, record=False)
         except Exception as error:
             if not isinstance(error, KdrunError):
                 traceback.print_exc()
@@ -65,7 +72,8 @@ def run_task(task: Task, report: Report, display: Display) -> Finished:
                 if str(plan.run.path) not in over:  # a failed.txt may be there of an earlier try
                     end(plan, located(error), report, record=not full and task.kind == "lanes")
             return Finished(located(error) if full else "", full)
-    return Finished(f"stopped by {stop.signal}; saved." if stop.signal else "")
+    name = stop.signal or stop.heard
+    return Finished(f"stopped by {name}; saved." if name else "")
 
 
 def end(plan: Plan, reason: str, report: Report, record: bool = True) -> None:
@@ -121,6 +129,8 @@ def train_lanes(task: Task, report: Report, stop: Stop, display: Display) -> Non
                 plans.append(plan)
             else:  # done by another machine, in the meantime
                 report(Ended(str(plan.run.path), plan.run.result()))
+        chosen = ranks.now.from_main(lambda: {str(plan.run.path) for plan in plans})
+        plans = [plan for plan in plans if str(plan.run.path) in chosen]
         for group in by_compiled_needs(plans):
             while group:
                 told = Reporting(display, report, tuple(str(plan.run.path) for plan in group))

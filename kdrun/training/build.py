@@ -18,6 +18,7 @@ from kdrun.runs.identity import digest_of, teachers_images
 from kdrun.runs.plan import Plan
 from kdrun.runs.recorded import check_unchanged
 from kdrun.streams import Streams
+from kdrun.training import ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,7 +110,7 @@ def make_loaders(
     from kdrun.training.training_run import Loaders
 
     splits, options = data.splits, data.config.dataset
-    common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device}
+    common: dict[str, Any] = {"stats": data.stats, "device": numerics.torch_device, "part": ranks.now.part}
     train: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": streams.data,
@@ -133,6 +134,7 @@ def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader
     common: dict[str, Any] = {
         "stats": data.stats,
         "device": numerics.torch_device,
+        "part": ranks.now.part,
         "batch_size": eval_batch_size(data.config.eval_batch_size, numerics),
     }
     if isinstance(part, ArraySet):
@@ -231,7 +233,8 @@ def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: 
 
     torch.manual_seed(streams.start)
     tap = make_tap(options, data.splits.num_classes, data.splits.image_size, data.stats)
-    return Network(tap.to(numerics.device), numerics, batch_size)
+    own_batch_size = ranks.now.part.most(batch_size, data.config.dataset.augment.stays_together)
+    return Network(tap.to(numerics.device), numerics, own_batch_size)
 
 
 def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
@@ -262,9 +265,11 @@ def make_lane(
     epochs: int,
     streams: Streams,
     spec: DataSpec,
+    sync_norm: bool = False,
 ) -> Lane:
-    """Measure shapes, let the method build its parts, and put everything that trains into one lane. Raises ConfigError
-    for a network that cannot be trained."""
+    """Measure shapes, let the method build its parts, and put everything that trains into one lane. sync_norm: where
+    several processes train it, batch norm sees the images of all. Raises ConfigError for a network that cannot be
+    trained."""
     import torch
 
     from kdrun.models.adapters import ProbeAdapter
@@ -288,6 +293,9 @@ def make_lane(
     if method.trains_teacher:
         assert teacher is not None
         method.peer, peer = teacher.tap, Peer(teacher)
+    if sync_norm and ranks.now.size > 1:
+        for trained in (student.tap, method):
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(trained)
     if method.deploys and optimizer.ema_decay is not None and isinstance(student.tap.adapter, ProbeAdapter):
         raise PairingError(
             f"optimizer.ema_decay={optimizer.ema_decay}: an average of what this method deploys needs a student of the "

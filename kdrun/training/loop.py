@@ -20,7 +20,9 @@ from kdrun.errors import RunError, one_line
 from kdrun.methods.base import Forward, Method, check_terms
 from kdrun.streams import Streams
 from kdrun.structures import Batch, Outputs, Progress, filled
+from kdrun.training import ranks
 from kdrun.training.average import Average
+from kdrun.training.joint import Joint
 from kdrun.training.meters import EvalMeter, TrainMeter
 from kdrun.training.network import Network
 from kdrun.training.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -36,7 +38,7 @@ class Preparation(Method):
 
     def __init__(self, method: Method):
         super().__init__()
-        self.method = method
+        self.method, self.batch_terms = method, method.batch_terms  # type: ignore[misc]
 
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
         terms = self.method.prepare_losses(batch, student, teacher, progress)
@@ -60,6 +62,8 @@ class Lane:
     ema: Average | None = None
     peer: Peer | None = None  # takes the place of the shared teacher
     random: bool = False  # it draws from PyTorch's generator of a GPU
+    alone: bool = field(default_factory=lambda: ranks.now.size == 1)  # one process trains it
+    joint: Joint | None = None  # else
     deployed: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     numbers: Numbers = field(init=False)
@@ -102,17 +106,17 @@ class Lane:
 
     def step(self, batch: Batch, teacher: Forward | None, epoch: int, step: int, steps: int) -> None:
         """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
-        self.begin(epoch, step, steps)
+        self.begin(epoch, step, steps, 0 if batch.share is None else batch.share.rank)
         try:
             self.compute(batch, teacher, self.progress)
             self.random = self.random or (self.device.type == "cuda" and has_drawn(self.device))
-            self.meter.end(len(batch.label))
+            self.meter.end(len(batch.label) if batch.share is None else batch.share.total)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self.explain(error, len(batch.label)) from error
 
-    def begin(self, epoch: int, step: int, steps: int) -> None:
-        """Set whatever differs from step to step."""
-        seed_dropout(self.streams.dropout, epoch, step, self.device)
+    def begin(self, epoch: int, step: int, steps: int, rank: int = 0) -> None:
+        """Set whatever differs from step to step. rank: of a process that has other images than number 0."""
+        seed_dropout(self.streams.dropout, epoch, step, self.device, rank)
         draws = Draws(self.streams.method, epoch, step, self.numbers)
         self.progress = Progress(epoch, self.epochs, step, steps, draws, self.numbers)
         self.numbers.begin(self.progress)
@@ -122,25 +126,36 @@ class Lane:
         """Do everything of a step that happens on the device: nothing in here waits for a GPU, and all that lasts stays
         where it is in memory."""
         self.logits, self.usual = None, batch.image
-        terms = self.method(batch, self.forward, teacher, progress)
-        check_terms(terms, self.method)
         every, done = self.options.accumulate_steps, self.progress.step + 1
-        loss = torch.stack(list(terms.values())).sum() / every
-        loss.backward()
+        updates = done % every == 0 or done == self.progress.steps_per_epoch
+        if self.alone:
+            terms = self.method(batch, self.forward, teacher, progress)
+            check_terms(terms, self.method)
+            loss = torch.stack(list(terms.values())).sum() / every
+            loss.backward()
+        else:
+            # Only now: what trains before the first epoch has a lane of its own with the same weights.
+            self.joint = self.joint or Joint(self.student.tap, self.method)
+            terms = self.joint.backward(batch, self.forward, teacher, progress, every, updates)
         # A mixed image has no one right class.
         shown = self.logits if self.method.trains_classifier and batch.mixed is None else None
-        self.meter.add(terms, shown, batch.label)
-        if done % every == 0 or done == self.progress.steps_per_epoch:
+        self.meter.add(terms, shown, batch.label, batch.share)
+        if updates:
             self.update()
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Keep an error as this lane's failure, so that its neighbours go on. The first one stays."""
+        """Keep an error as this lane's failure, so that its neighbours go on. The first one stays. Where several
+        processes train it, what one of them alone may have met ends all of them."""
         try:
             yield
         except RunError as error:
+            if not self.alone and error.__cause__ is not None:
+                raise
             self.failed = self.failed or error
         except Exception as error:
+            if not self.alone:
+                raise
             failed = RunError(located(error))
             failed.__cause__ = error
             self.failed = self.failed or failed
@@ -161,6 +176,8 @@ class Lane:
         """Out of memory, and what cannot repeat, in one line that says what to change; any other error as it is."""
         if line := unrepeatable(error):
             return RunError(line)
+        if not self.alone and ranks.is_of_connection(error):
+            return ranks.now.gone(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             return RunError(
                 f"out of memory at batch_size={batch_size} ({one_line(error)[:120]}). Halve batch_size and set "
@@ -244,6 +261,8 @@ def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numer
                 meter.update(logits[: len(label)].float(), label)
     finally:
         model.train(training)
+    if ranks.now.size > 1:
+        meter.join()
     return meter.result()
 
 

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdrun.errors import RunError
+from kdrun.shares import Share
+from kdrun.training import ranks
+from kdrun.training.joint import totals
 
 
 def ranked(logits: Tensor) -> Tensor:
@@ -32,6 +35,11 @@ class EvalMeter:
         nll = F.cross_entropy(logits, label, reduction="sum")
         self.sums += torch.stack([first[:, 0].sum().double(), first.sum().double(), nll.double()])
         self.count += len(label)
+
+    def join(self) -> None:
+        """Add up what all processes have found of their batches."""
+        *sums, count = ranks.now.total(torch.cat([self.sums, self.sums.new_tensor([self.count])])).unbind()
+        self.sums, self.count = torch.stack(sums), int(count)
 
     def result(self) -> dict[str, float]:
         top1, top5, nll = (self.sums / max(self.count, 1)).tolist()
@@ -78,24 +86,30 @@ class TrainMeter:
             self.checked = step
         self.step = step
 
-    def add(self, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor) -> None:
+    def add(self, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor, share: Share | None = None) -> None:
         """Add what a step found, without waiting for a GPU. terms: scalar tensors; logits [N or more, K], the first N
-        of the usual view, or None where the method shows none. Raises RunError on a CPU if a term is not finite."""
+        of the usual view, or None where the method shows none; share: of several processes, of which each adds what
+        all found. Raises RunError on a CPU if a term is not finite."""
         if not self.names:
             self.names = list(terms)
             self.sums = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
         if self.history.numel() == 0:
             self.history = torch.zeros(self.steps, len(terms), device=self.device)
         values = torch.stack([terms[name].detach().float() for name in self.names])
+        right = None if logits is None else (logits[: len(label)].argmax(dim=1) == label).sum()
+        count = len(label)
+        if share is not None:
+            values, right = totals(values, values.new_zeros(()) if right is None else right, share)
+            count = share.total
         if self.device.type == "cpu":
             self.history[self.step] = values
         else:
             self.history.index_copy_(0, self.row, values[None])
             self.row += 1
-        self.sums += values.double() * len(label)
+        self.sums += values.double() * count
         self.shows = logits is not None
-        if logits is not None:
-            self.correct += (logits[: len(label)].argmax(dim=1) == label).sum()
+        if right is not None:
+            self.correct += right
         if self.device.type == "cpu":
             self.check(self.step + 1)
 

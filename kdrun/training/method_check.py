@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdrun.errors import KdrunError, RunError, one_line
 from kdrun.methods.factory import make_method
 from kdrun.structures import Mixed
+from kdrun.training.method_ranks import differences
 from kdrun.training.method_trial import CLASSES, PAIRS, Subject, Trial, batch_of
 
 # What a method may declare untrue of itself, in `Method.exceptions`; each check demands exactly the opposite then.
@@ -209,6 +210,12 @@ def averages(subject: Subject) -> None:
         need(not torch.equal(trial.lane.deployed(image), before), "training leaves the deployed network as it was")
 
 
+def two_processes(subject: Subject) -> None:
+    """Two processes that share out a batch find the loss and the gradient of one: see `Method.batch_terms`."""
+    (difference,) = differences([subject.node])
+    need(not difference, difference)
+
+
 PAIR_CHECKS: dict[str, Callable[[Subject, str], None]] = {"one step": one_step, "small batches": small_batches}
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "hard-label term": hard_label_term,
@@ -229,6 +236,7 @@ def all_checks(subject: Subject) -> Iterator[tuple[str, str, Callable[[], None]]
             yield f"{name}, {pair}", first_sentence(check), lambda check=check, pair=pair: check(subject, pair)
     for name, check in CHECKS.items():
         yield name, first_sentence(check), lambda check=check: check(subject)
+    yield "two processes", first_sentence(two_processes), lambda: two_processes(subject)
 
 
 def first_sentence(check: Callable[..., None]) -> str:

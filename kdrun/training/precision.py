@@ -12,6 +12,7 @@ import torch
 
 from kdrun.errors import ConfigError
 from kdrun.hardware import compiler_missing, cpu_flags, cpu_name, keep_freed_memory
+from kdrun.training import ranks
 from kdrun.training.bf16_probe import bf16_speedup
 from kdrun.training.threads import Share, free_threads
 
@@ -22,7 +23,7 @@ DEFAULT_THREADS = torch.get_num_threads()  # PyTorch's own choice, before any ru
 @dataclass(frozen=True)
 class Numerics:
     """precision: fp32, tf32 or bf16. compile: whether the networks are compiled. threads: CPU threads. graphs: whether
-    training steps are CUDA graphs."""
+    training steps are CUDA graphs. processes: how many train together, each on a device of its own."""
 
     device: str
     precision: str
@@ -30,6 +31,7 @@ class Numerics:
     threads: int
     deterministic: bool
     graphs: bool = False
+    processes: int = 1
 
     @property
     def torch_device(self) -> torch.device:
@@ -69,17 +71,35 @@ def unrepeatable(error: BaseException) -> str:
 
 
 def resolve_device(requested: str) -> str:
-    """auto -> cuda:0 where there is one, else cpu. Raises ConfigError for a device that is not there."""
+    """auto -> cuda:0 where there is one, else cpu; of several processes each gets a GPU of its own. Raises ConfigError
+    for a device that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested == "auto" and not count:
+        return "cpu"
+    if requested in ("auto", "cuda") and ranks.now.size > 1:
+        return own_gpu(count)
     if requested == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
+        return "cuda:0"
     if requested.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if ranks.now.size > 1:
+            raise ConfigError(f"device={requested} is one GPU, and {ranks.now.size} processes train: say device=cuda.")
         index = int(requested.partition(":")[2] or 0)
         if index >= count:
             there = f"there are {count} GPU(s)" if count else "PyTorch sees no GPU here"
             raise ConfigError(f"device={requested}: {there}; use device=cpu or device=auto.")
         return f"cuda:{index}"
     return requested
+
+
+def own_gpu(count: int) -> str:
+    """Return the GPU of this one of several processes. Raises ConfigError where there are too few."""
+    local = ranks.now.local
+    if local >= count > 1 or not count:
+        raise ConfigError(
+            f"process {ranks.now.rank} of {ranks.now.size} is number {local + 1} on its machine, where there are "
+            f"{count} GPU(s): start one process for each GPU, or set device=cpu."
+        )
+    return f"cuda:{local if count > 1 else 0}"  # a cluster may show each process one
 
 
 def resolve_precision(requested: str, device: str) -> str:
@@ -112,10 +132,13 @@ def resolve(
     device: str, precision: str, compile: str, threads: int | None, deterministic: bool, graphs: str = "auto"
 ) -> Resolved:
     """Resolve every `auto` for this machine. Raises ConfigError for what it does not have."""
+    processes = ranks.now.size
     place = resolve_device(device)
     missing = compiler_missing(place)
     if compile == "true" and missing:
         raise ConfigError(f"compile=true: {missing}; install g++ or set compile=false.")
+    if graphs == "true":
+        refuse_graphs()
     if graphs == "true" and not place.startswith("cuda"):
         raise ConfigError(
             f"graphs=true: CUDA graphs need a GPU, and this runs on {place}; choose graphs=auto or false."
@@ -128,11 +151,19 @@ def resolve(
     share = Share(threads, "as set") if threads else resolve_threads()
     precise = resolve_precision(precision, place)
     # auto is off until a GPU has shown that graphs and single kernels end in the same bits.
-    numerics = Numerics(place, precise, compile == "true", share.threads, deterministic, graphs == "true")
+    numerics = Numerics(place, precise, compile == "true", share.threads, deterministic, graphs == "true", processes)
     notes = [f"{place}, {numerics.precision}, {share.threads} thread{'s' * (share.threads > 1)} ({share.reason})"]
     if compile == "auto" and missing:
         notes.append(f"compile=auto: {missing}, so the networks run uncompiled.")
-    return Resolved(numerics, notes, compile == "auto" and not missing)
+    if processes > 1 and compile == "auto" and not missing:
+        notes.append("compile=auto: with several processes the networks run uncompiled; compile=true compiles them.")
+    return Resolved(numerics, notes, compile == "auto" and not missing and processes == 1)
+
+
+def refuse_graphs() -> None:
+    """Raise ConfigError where several processes train."""
+    if ranks.now.size > 1:
+        raise ConfigError("graphs=true: a graph records the steps of one device; leave it out with several processes.")
 
 
 def resolve_threads() -> Share:
@@ -155,11 +186,24 @@ def pinned(resolved: dict[str, Any], device: str) -> Numerics:
         )
     if resolved["compile"] and (missing := compiler_missing(place)):
         raise ConfigError(f"this run was started compiled, but {missing}: install g++, or resume it elsewhere.")
+    if resolved.get("graphs", False):  # older runs do not say
+        refuse_graphs()
     return Numerics(
         place,
         resolved["precision"],
         resolved["compile"],
         resolved["threads"],
         resolved["deterministic"],
-        resolved.get("graphs", False),  # older runs do not say
+        resolved.get("graphs", False),
+        ranks.now.size,
     )
+
+
+def on_own_device(numerics: Numerics, requested: str) -> Numerics:
+    """Return the numerics of process 0 with the device of this one."""
+    if ranks.now.size == 1:
+        return numerics
+    own = replace(numerics, device=resolve_device(requested))
+    if own.device.startswith("cuda"):
+        torch.cuda.set_device(own.torch_device)
+    return own

@@ -11,6 +11,7 @@ from kdrun.config.options import RunConfig
 from kdrun.data.splits import Dataset
 from kdrun.runs.directory import now
 from kdrun.runs.result import RunResult
+from kdrun.training import ranks
 from kdrun.training.cost import count_flops, peak_memory
 from kdrun.training.loggers import Logger, make_loggers
 from kdrun.training.loop import Lane
@@ -24,7 +25,9 @@ def open_loggers(trainings: list[TrainingRun]) -> Iterator[dict[Path, list[Logge
         loggers = {}
         for training in trainings:
             config, path = training.plan.config, training.run.path
-            loggers[path] = make_loggers(config.logger, path, asdict(config), training.digest, training.epoch)
+            loggers[path] = make_loggers(
+                config.logger if ranks.now.main else [], path, asdict(config), training.digest, training.epoch
+            )
             for logger in loggers[path]:
                 closing.callback(logger.close)
         yield loggers

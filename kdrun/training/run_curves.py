@@ -6,6 +6,7 @@ import time
 
 from kdrun.errors import DiskFull, RunError
 from kdrun.runs.curves import draw_curves
+from kdrun.training import ranks
 from kdrun.training.training_run import TrainingRun
 
 EVERY = 60.0  # seconds, at least
@@ -14,6 +15,8 @@ SHARE = 30  # of the time, at most one part is spent on pictures
 
 def draw(training: TrainingRun) -> None:
     """Draw a run's curves as far as they are known, a student's beside its teacher's accuracy."""
+    if not ranks.now.main:
+        return
     plan, config = training.plan, training.plan.config
     if training.run.role == "teacher":
         draw_curves(training.run, f"teacher {config.teacher.name} on {config.dataset.name}", config.figures)

@@ -24,17 +24,18 @@ from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan
 from kdrun.runs.recorded import read_resolved
 from kdrun.streams import Streams
+from kdrun.training import ranks
 from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.checkpoint import save_weights
 from kdrun.training.cost import free_memory
 from kdrun.training.loggers import check_loggers, log
 from kdrun.training.loop import evaluate
 from kdrun.training.network import Network
-from kdrun.training.precision import pinned, resolve, resolve_precision
+from kdrun.training.precision import Resolved, on_own_device, pinned, resolve, resolve_precision
 from kdrun.training.rehearsal import rehearse
 from kdrun.training.result import open_loggers, parameters_of, result_of, warnings
 from kdrun.training.run_curves import GrowingCurves, draw
-from kdrun.training.setup import begin, decide_compile, keep_outputs
+from kdrun.training.setup import begin, decide_compile, keep_outputs, shares_in_words
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_store import describe, load_stored, record_weights
@@ -60,26 +61,26 @@ class Session:
         self.plan, self.config = plans[0], plans[0].config
         config = self.config
         check_loggers(config.logger)
-        recorded = next((found for plan in plans if (found := read_resolved(plan.run.path)) is not None), None)
-        if recorded is not None:
-            self.numerics, notes, self.undecided = pinned(recorded, config.device), [], False
-        else:
-            found = resolve(
-                config.device,
-                config.precision,
-                config.compile,
-                config.threads,
-                config.deterministic,
-                config.graphs,
-            )
-            self.numerics, notes, self.undecided = found.numerics, found.notes, found.undecided
+        settled = ranks.now.from_main(self.settle)
+        self.numerics, self.undecided = on_own_device(settled.numerics, config.device), settled.undecided
         claim(self.numerics.threads)
-        for line in notes:
+        for line in settled.notes:
             self.display.note(line)
-        self.data = load_data(self.plan, display.track)
+        with ranks.now.main_first():
+            self.data = load_data(self.plan, display.track)
         self.display.fact(*self.data.overview)
         for line in (*(f"note: {line}" for line in self.data.notes), *warnings(config, self.data.splits)):
             self.display.note(line)
+
+    def settle(self) -> Resolved:
+        """Return the numerics that a started run is pinned to, or what is best here."""
+        config = self.config
+        recorded = next((found for plan in self.plans if (found := read_resolved(plan.run.path)) is not None), None)
+        if recorded is not None:
+            return Resolved(pinned(recorded, config.device), [], False)
+        return resolve(
+            config.device, config.precision, config.compile, config.threads, config.deterministic, config.graphs
+        )
 
     def run(self) -> None:
         """Teacher first, then the students to their last epoch."""
@@ -125,7 +126,7 @@ class Session:
         loaders = make_loaders(self.data, config.batch_size, streams, config.teacher_view, self.numerics, views=views)
         spec = data_spec(self.data, loaders.train)
         trainings: list[TrainingRun] = []
-        room = self.memory_share * free_memory(self.numerics.torch_device)
+        room = self.memory_share * ranks.now.from_main(lambda: free_memory(self.numerics.torch_device))
         for position, (plan, method) in enumerate(methods):
             if trainings and sum(training.lane.memory() for training in trainings) > room:
                 self.left = [plan for plan, _ in methods[position:]]
@@ -142,7 +143,9 @@ class Session:
                     epochs=plan.config.epochs,
                     streams=streams,
                     spec=spec,
+                    sync_norm=config.sync_bn,
                 )
+                self.say_once(shares_in_words(lane, config))
                 extra = 0 if method.deploys else method.extra_parameters()
                 added = f", and {extra:,} more of {plan.method.name} in training only" if extra else ""
                 self.display.fact("student", f"{plan.config.student.name}: {parameters_of(lane):,} parameters{added}")
@@ -157,7 +160,7 @@ class Session:
         try:
             yield
         except Exception as error:
-            if len(self.plans) == 1 or isinstance(error, DiskFull):
+            if len(self.plans) == 1 or ranks.now.size > 1 or isinstance(error, DiskFull):
                 raise
             ours = isinstance(error, KdrunError)
             plan.run.fail(str(error) if ours else f"{located(error)}\n{traceback.format_exc()}")
@@ -174,11 +177,12 @@ class Session:
             self.tell(network, trains=True)
             self.display.fact("teacher", f"{options.name}: untrained, learns along with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
-        if stored is not None and not stored.finished:
+        if stored is not None and ranks.now.from_main(lambda: not stored.finished):
             self.rehearse()  # what cannot run must not cost a teacher's training first
             with stored.lock(lambda who: self.display.note(f"{who} trains {short_path(stored.path)}: waiting for it")):
-                if not stored.finished:
+                if ranks.now.from_main(lambda: not stored.finished):
                     self.train_teacher(stored)
+            ranks.now.most(0)  # its weights are written
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, self.numerics, self.config.batch_size)
         self.tell(network, trains=False)
@@ -199,9 +203,12 @@ class Session:
         """Show what was found out about a network, each line once."""
         traits = network.tap.traits
         for line in [*traits.notes, *(traits.training_notes if trains else [])]:
-            if line not in self.told:
-                self.told.add(line)
-                self.display.note(line)
+            self.say_once(line)
+
+    def say_once(self, line: str) -> None:
+        if line and line not in self.told:
+            self.told.add(line)
+            self.display.note(line)
 
     def rehearse(self, plan: Plan | None = None) -> None:
         """Try one step of the method. Raises PairingError, ConfigError."""
@@ -210,7 +217,7 @@ class Session:
     def train_teacher(self, run: RunDirectory) -> None:
         """By its own recipe, precision and seed, with the same loop and the labels alone."""
         options, recipe = self.config.teacher, self.config.teacher.recipe
-        recorded = read_resolved(run.path)
+        recorded = ranks.now.from_main(lambda: read_resolved(run.path))
         numerics = replace(self.numerics, precision=resolve_precision(options.precision, self.numerics.device))
         if recorded is not None:
             numerics = pinned(recorded, self.config.device)
@@ -232,6 +239,7 @@ class Session:
             epochs=recipe.epochs,
             streams=streams,
             spec=data_spec(self.data, loaders.train),
+            sync_norm=numerics.torch_device.type == "cuda",  # the store holds what one process would train
         )
         training = TrainingRun(self.plan, run, self.plan.teacher_digest or "", lane)
         if self.undecided and recorded is None:
@@ -256,9 +264,9 @@ class Session:
             try:
                 begin(training, teacher, loaders, what, data=self.data, display=self.display, stop=self.stop)
                 store_pretrained(training, loaders)
-            except DiskFull:
-                raise
             except (RunError, CheckpointError) as error:  # a damaged last.pt is this lane's alone
+                if isinstance(error, DiskFull) or ranks.now.size > 1:
+                    raise
                 training.run.fail(str(error))
                 yield training, error
                 continue

@@ -7,9 +7,13 @@ from kdrun.config.options import RunConfig
 from kdrun.config.schema import to_yaml
 from kdrun.data.resident import ResidentTrain
 from kdrun.display import Display, legible, plural
+from kdrun.errors import ConfigError
 from kdrun.methods.base import stages_read
+from kdrun.training import ranks
 from kdrun.training.build import Data
 from kdrun.training.compile_probe import choose_compile, switch
+from kdrun.training.joint import running_statistics
+from kdrun.training.loop import Lane
 from kdrun.training.provenance import provenance
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
@@ -70,6 +74,8 @@ def keep_outputs(
         return
 
     teacher.cache, problem = fill(teacher.network, train, display.track)
+    if ranks.now.most(bool(problem)) and not problem:
+        teacher.cache, problem = None, "another process cannot keep the teacher's outputs"
     if problem:
         display.note(f"{problem}: the teacher computes them in every epoch")
 
@@ -82,3 +88,22 @@ def decide_compile(trainings: list[TrainingRun], teacher: Teacher | None, loader
     switch(networks + ([] if teacher is None else [teacher.network]), compiled)
     if note:
         display.note(note)
+
+
+def shares_in_words(lane: Lane, config: RunConfig) -> str:
+    """Say how several processes share out the training of `lane`; an empty string for one. Raises ConfigError where
+    they cannot train it as they are told to."""
+    if lane.alone:
+        return ""
+    on_gpu = lane.device.type == "cuda"
+    if config.sync_bn and not on_gpu:
+        raise ConfigError("sync_bn=true: PyTorch synchronises batch norm on GPUs alone; leave it out on a CPU.")
+    size, batch_size = ranks.now.size, config.batch_size
+    norm = ""
+    if running_statistics(lane.student.tap) or running_statistics(lane.method):
+        norm = "; batch norm sees the images of its own process" + (" (sync_bn=true: of all)" if on_gpu else "")
+    if size > batch_size:
+        return (
+            f"{size} processes: a batch of {batch_size} is too small to be shared out, and each passes all of it{norm}"
+        )
+    return f"{size} processes: of the {batch_size} images of a batch each passes {lane.student.batch_size}{norm}"

@@ -14,10 +14,13 @@ from kdrun.errors import Interrupted
 
 class Stop:
     """The signal that asked to end, an empty string where none has. It raises Interrupted where it arrives, except
-    inside `later`, where whoever trains looks at it between two steps."""
+    inside `later`, where whoever trains looks at it between two steps.
+
+    heard: what whoever trains has taken note of, in all processes of the run: see `ranks.Alone.heed`.
+    """
 
     def __init__(self) -> None:
-        self.signal = ""
+        self.signal, self.heard = "", ""
         self.deferred = 0
 
     @contextmanager
@@ -28,6 +31,14 @@ class Stop:
             yield
         finally:
             self.deferred -= 1
+
+    @property
+    def number(self) -> int:
+        return signal.Signals[self.signal] if self.signal else 0
+
+    def hear(self, number: int) -> None:
+        """Take note of a signal that came to some process of the run; 0: of none."""
+        self.heard = signal.Signals(number).name if number else ""
 
     def request(self, number: int) -> None:
         """Note a signal. Raises KeyboardInterrupt for a second Ctrl-C, Interrupted outside `later`."""

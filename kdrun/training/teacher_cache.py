@@ -75,7 +75,8 @@ def fill(network: Network, loader: ResidentTrain, track: Track) -> tuple[Teacher
     a lane beside other lanes, gets the same numbers.
     """
     assert not network.tap.training, "the teacher is in training mode"
-    samples, steps, cache = loader.num_samples, loader.steps_per_epoch, None
+    samples, size, cache = loader.num_samples, loader.own_batch_size, None
+    steps = -(-samples // size)
     label = f"teacher outputs of {samples:,} images, the same in every epoch"
     for step, image in zip(track(iter(range(steps)), steps, label), loader.teacher_images(), strict=True):
         with torch.no_grad():
@@ -83,11 +84,11 @@ def fill(network: Network, loader: ResidentTrain, track: Track) -> tuple[Teacher
             if cache is None and not rows_stand_alone(network, image, outputs):
                 return None, "here the last bits of an image's outputs depend on its place in the batch"
         if cache is None:
-            room = min(MOST, free_memory(network.numerics.torch_device) // 4)
+            room = min(MOST, free_memory(network.numerics.torch_device) // (4 * loader.part.size))
             if bytes_of(tensors_of(outputs)) * samples // len(image) > room:
                 return None, "they do not fit into memory"
             cache = TeacherCache(outputs, samples)
-        cache.put(step * loader.batch_size, outputs)
+        cache.put(step * size, outputs)
     return cache, ""
 
 

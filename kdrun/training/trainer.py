@@ -14,6 +14,7 @@ from kdrun.config.options import OptimizerOptions
 from kdrun.display import Step
 from kdrun.errors import Interrupted, KdrunError, RunError
 from kdrun.runs.directory import short_path
+from kdrun.training import ranks
 from kdrun.training.checkpoint import save_weights
 from kdrun.training.graphs import Graphs
 from kdrun.training.loop import Eager, Lane, Preparation, TrainLoader, evaluate, train_epoch
@@ -23,6 +24,7 @@ from kdrun.training.teacher import Teacher
 from kdrun.training.training_run import Loaders, TrainingRun
 
 SAVE_SECONDS = 15  # least time between checkpoints at the ends of short epochs
+ASKING = 10  # steps between two questions of several processes to each other
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,15 @@ def prepare(
         if own.failed is not None:
             raise own.failed
         stage.epoch = epoch + 1
-        stopping = stop.signal  # one that comes while this is saved is heeded after the next epoch
-        if stopping or time.monotonic() - saved > SAVE_SECONDS:
+        # A signal that comes while this is saved is heeded after the next epoch.
+        if ranks.now.heed(stop, time.monotonic() - saved > SAVE_SECONDS):
             stage.save()
             saved = time.monotonic()
-        if stopping:
-            raise stopped(stopping, "while preparing")
+        if stop.heard:
+            raise stopped(stop.heard, "while preparing")
     training.save()
-    stage.state_path.unlink(missing_ok=True)
+    if ranks.now.main:
+        stage.state_path.unlink(missing_ok=True)
 
 
 def fit(
@@ -104,23 +107,21 @@ def fit(
     for epoch in range(min((training.epoch for training in trainings), default=epochs), epochs):
         clock = Clock(loaders.train)
         trainings = [training for training in waiting if training.epoch <= epoch]
-        for training in trainings:
-            training.begun = training.step
-        starts = [training.step for training in trainings]
+        starts = [training.start_epoch() for training in trainings]
         for step in train_epoch([training.lane for training in trainings], teacher, loaders.train, epoch, starts, how):
             yield from remarks(how)
             clock.tick(step)
             yield Step(epoch + 1, step + 1, steps, clock.images_per_second)
-            due = bool(stop.signal) or time.monotonic() - saved > save_every
+            due = look_up(step) and ranks.now.heed(stop, time.monotonic() - saved > save_every)
             if due and step + 1 < steps and is_whole(trainings, step + 1):
                 save_between(living(trainings), epoch, step + 1, clock.lap())
                 saved = time.monotonic()
                 clock.resume()
-                if stop.signal:
-                    raise stopped(stop.signal, f"in epoch {epoch + 1}")
+                if stop.heard:
+                    raise stopped(stop.heard, f"in epoch {epoch + 1}")
         lap = clock.lap()
         # Short epochs need not each pay for a checkpoint: a resume repeats them bit for bit.
-        save = epoch + 1 == epochs or bool(stop.signal) or time.monotonic() - saved > SAVE_SECONDS
+        save = ranks.now.heed(stop, time.monotonic() - saved > SAVE_SECONDS) or epoch + 1 == epochs
         for training in trainings:
             tested = evaluated(training, loaders) if epoch + 1 == epochs or (epoch + 1) % eval_every == 0 else {}
             if training.lane.failed is not None:
@@ -133,8 +134,15 @@ def fit(
         if not waiting:
             return
         # One that came during the evaluation, after this epoch was not to be saved, is heeded in the next one.
-        if stop.signal and save and epoch + 1 < epochs:
-            raise stopped(stop.signal, f"after epoch {epoch + 1}")
+        ranks.now.heed(stop)
+        if stop.heard and save and epoch + 1 < epochs:
+            raise stopped(stop.heard, f"after epoch {epoch + 1}")
+
+
+def look_up(step: int) -> bool:
+    """Whether to ask, after this step, if it is time to save or to stop: several processes must agree on it, for which
+    each waits for its device."""
+    return ranks.now.size == 1 or (step + 1) % ASKING == 0
 
 
 def stepper(trainings: list[TrainingRun], teacher: Teacher | None, loader: TrainLoader) -> Eager:

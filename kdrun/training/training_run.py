@@ -9,6 +9,7 @@ from typing import Any
 from kdrun.errors import CheckpointError, listed, one_line
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan
+from kdrun.training import ranks
 from kdrun.training.checkpoint import load_state, save_state, unusable
 from kdrun.training.loop import EvalLoader, Lane, TrainLoader
 from kdrun.training.meters import TrainMeter
@@ -107,11 +108,18 @@ class TrainingRun:
         return None if self.teacher is None else self.teacher.get("sha256")
 
     def resume(self, steps: int) -> bool:
-        """Load last.pt where there is one; whether training resumes. Raises CheckpointError."""
-        if not self.state_path.is_file():
+        """Load last.pt where there is one; whether training resumes. Raises CheckpointError. All processes of the run
+        have loaded it before any goes on."""
+        resumed = self.state_path.is_file()
+        if resumed:
+            self.go_on(load_state(self.state_path), steps)
+        elif ranks.now.main:
             self.run.metrics_path.unlink(missing_ok=True)
-            return False
-        state = load_state(self.state_path)
+        ranks.now.most(0)
+        return resumed
+
+    def go_on(self, state: dict[str, Any], steps: int) -> None:
+        """Check what last.pt holds and take it over. Raises CheckpointError."""
         # The same run on images that have been repaired since may go on where its directory was moved.
         if state.get("digest") != self.digest and state.get("other_images") != self.other_images:
             raise CheckpointError(
@@ -125,7 +133,11 @@ class TrainingRun:
             problem = f"does not fit this run ({type(error).__name__}: {one_line(error)})"
             raise unusable(self.state_path, problem) from error
         self.check_metrics(state.get("metrics"))
-        return True
+
+    def start_epoch(self) -> int:
+        """Return the step from which it takes part in the current epoch."""
+        self.begun = self.step
+        return self.step
 
     def check_origin(self, state: dict[str, Any]) -> None:
         """Raise CheckpointError where the run would go on with another teacher or other numerics than it began with."""
@@ -138,7 +150,12 @@ class TrainingRun:
         begun, own = state.get("numerics"), self.lane.student.numerics.as_dict()
         if not isinstance(begun, dict):
             return
-        for key in own.keys() & begun.keys() - {"device"}:
+        if (before := begun.get("processes", 1)) != own["processes"]:
+            self.notes.append(
+                f"note: {before} process{'es' * (before > 1)} trained it so far and {own['processes']} from here on: "
+                "sums in another order, so not the bits of either"
+            )
+        for key in own.keys() & begun.keys() - {"device", "processes"}:
             if own[key] != begun[key]:
                 raise CheckpointError(
                     f"{self.run.path} was trained with {key}={begun[key]} so far and would go on with "
@@ -164,7 +181,7 @@ class TrainingRun:
 
     def check_metrics(self, recorded: str | None) -> None:
         """Drop the rows after the checkpoint, and note where those before it are not what they were."""
-        if self.stage:
+        if self.stage or not ranks.now.main:
             return
         self.run.truncate_metrics(self.epoch)
         if recorded is None or recorded == self.run.metrics_checksum(self.epoch):
@@ -174,5 +191,7 @@ class TrainingRun:
         self.notes.append(f"note: {short_path(self.run.metrics_path)} {what}; training goes on, its curves do not")
 
     def save(self) -> None:
+        if not ranks.now.main:
+            return
         self.run.sync_metrics()
         save_state(self.state_path, self.state())

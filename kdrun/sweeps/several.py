@@ -1,0 +1,57 @@
+"""A sweep's task on several processes of this machine, which train each of its runs together: launcher.gpus_per_run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+from kdrun.data.processes import ShieldedContext, ignore_signals
+from kdrun.display import PlainDisplay
+from kdrun.errors import Interrupted
+from kdrun.sweeps.messages import Finished, Report, Task
+from kdrun.training.launch import start
+from kdrun.training.ranks import together
+from kdrun.training.signals import stop_on_signals
+from kdrun.training.threads import presence
+
+
+def run_on_several(task: Task, report: Report) -> Finished:
+    """Start the processes, pass on what number 0 reports, and the signal that ends them."""
+    context = ShieldedContext()
+    ours, theirs = context.Pipe(duplex=False)
+    with stop_on_signals() as stop, stop.later():
+        processes = start(task.processes, serve_one, theirs, replace(task, processes=1), context=context)
+        theirs.close()
+        finished: Finished | None = None
+        try:
+            while finished is None:
+                if ours.poll(0.5):
+                    message = ours.recv()
+                    finished = message if isinstance(message, Finished) else report(message)
+                elif stop.signal:  # again and again: a process that is just starting hears nothing yet
+                    os.kill(processes[0].pid, signal.SIGTERM)
+        except EOFError:
+            pass
+        for process in processes:
+            process.join()
+    if finished is not None:
+        return finished
+    raise RuntimeError(f"the {task.processes} processes of {task.label} ended without a word; the log says more")
+
+
+def serve_one(connection: Connection, task: Task) -> None:
+    """Be one of the processes."""
+    from kdrun.sweeps.worker import run_task
+
+    ignore_signals()  # until the task heeds them
+    try:
+        with presence(), together() as here:
+            display = PlainDisplay(sys.stdout if here.main else None, name_runs=True)
+            finished = run_task(task, connection.send if here.main else lambda _: None, display)
+            if here.main:
+                connection.send(finished)
+    except Interrupted as stopped:  # another process died: number 0 has said so
+        sys.exit(stopped.exit_code)

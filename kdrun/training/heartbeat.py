@@ -1,0 +1,123 @@
+"""Signs of life among the processes that train one run, so that one which dies ends the others instead of leaving them
+to wait for it: a process on a GPU would wait for ever.
+
+Each writes a number that grows, and at its end why it ended, into the store by which the processes found each other.
+Number 0 watches all of them and says what it finds; the others watch number 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from kdrun.errors import Interrupted, RunError, print_error
+
+BEAT = 1.0  # seconds between two signs
+SILENCE = 30.0  # seconds without one, after which a process is taken for dead
+SHORT_SILENCE = 5.0  # the same where a connection broke, so that some process has died
+GRACE = 15.0  # seconds that the work may take to end by itself after another process has ended
+
+Verdict = tuple[int, str]  # an exit code and a line
+
+
+class Heartbeat(threading.Thread):
+    """This process's signs of life, and its look at the others'. store: a client of its own; record: called with the
+    line of a failure if process 0 has to be ended by force."""
+
+    def __init__(self, store: Any, rank: int, size: int, record: Callable[[str], object]):
+        super().__init__(daemon=True, name="heartbeat")
+        self.store, self.rank, self.size, self.record = store, rank, size, record
+        self.watched = list(range(1, size)) if rank == 0 else [0]
+        self.seen: dict[int, tuple[int, float]] = {}  # a process -> its last sign, and when it came
+        self.beats = 0
+        self.over, self.found, self.hurry = threading.Event(), threading.Event(), threading.Event()
+        self.verdict: Verdict | None = None
+        self.gone: int | None = None
+
+    def start(self, timeout: timedelta | None = None) -> None:
+        """Wait for a sign of every process, then begin to watch."""
+        if self.rank == 0:
+            self.store.set("verdict", "null")
+        self.sign()
+        self.store.wait([f"process{number}" for number in range(self.size)], timeout or timedelta(seconds=SILENCE))
+        super().start()
+
+    def run(self) -> None:
+        while not self.over.wait(BEAT):
+            try:
+                self.sign()
+                self.verdict = self.look()
+            except RuntimeError:  # the store has gone, and the process that held it
+                self.verdict = self.silent(0)
+            if self.verdict is not None and not self.over.is_set():
+                break
+        if self.verdict is None:
+            return
+        self.found.set()
+        if not self.over.wait(GRACE):  # the work hangs in a kernel that waits for the dead
+            self.end_by_force(*self.verdict)
+
+    def end_by_force(self, code: int, line: str) -> None:
+        if self.rank == 0 and code == RunError.exit_code:
+            with suppress(Exception):
+                self.record(line)
+        if self.rank == 0 or self.speaks:
+            print_error(line, whoever=True)
+        os._exit(code)
+
+    def sign(self, code: int | None = None, line: str = "") -> None:
+        self.beats += 1
+        self.store.set(f"process{self.rank}", json.dumps([self.beats, code, line]))
+
+    def look(self) -> Verdict | None:
+        """Return what ends this process: a process that has ended or is silent, as number 0 sees it, or number 0."""
+        names = [f"process{number}" for number in self.watched]
+        *signs, told = (json.loads(value) for value in self.store.multi_get([*names, "verdict"]))
+        if self.rank and told is not None:
+            return told[0], told[1]
+        for number, (beat, code, line) in zip(self.watched, signs, strict=True):
+            if code is not None:
+                return self.tell((code, line if number == 0 else f"process {number} of {self.size}: {line}"))
+            if self.seen.get(number, (None, 0.0))[0] != beat:
+                self.seen[number] = beat, time.monotonic()
+            elif time.monotonic() - self.seen[number][1] > (SHORT_SILENCE if self.hurry.is_set() else SILENCE):
+                return self.tell(self.silent(number))
+        return None
+
+    def silent(self, number: int) -> Verdict:
+        self.gone = number
+        return Interrupted.exit_code, (
+            f"process {number} of {self.size} has died: the run ends here. The same command resumes from the last save."
+        )
+
+    def tell(self, verdict: Verdict) -> Verdict:
+        if self.rank == 0:
+            self.store.set("verdict", json.dumps(verdict))
+        return verdict
+
+    def find_out(self) -> Verdict | None:
+        """Return why the others cannot be reached; None where they all seem to live."""
+        self.hurry.set()
+        self.found.wait(3 * SHORT_SILENCE)
+        return self.verdict
+
+    @property
+    def speaks(self) -> bool:
+        """Return True if this process says what has happened, since number 0 cannot: one on each machine."""
+        return self.gone == 0 and (self.rank == 1 or os.environ.get("LOCAL_RANK") == "0")
+
+    def stop(self, code: int | None = None, line: str = "") -> None:
+        """End the signs, with the reason where it is too early."""
+        self.over.set()
+        if code is not None:
+            try:
+                self.sign(code, line)
+                time.sleep(BEAT * 1.5 if self.rank == 0 else 0)
+            except RuntimeError:  # the store went first
+                pass

@@ -1,0 +1,35 @@
+"""Processes on this machine that train one run together, where torchrun has not started them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from kdrun.data.processes import ShieldedContext
+from kdrun.hardware import environment
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(count: int, work: Callable[..., None], *arguments: Any, context: Any = None) -> list[Any]:
+    """Return `count` started processes that call `work(*arguments)`; each finds in its environment which one it is."""
+    shared = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns of looking for unused parameters where there are none
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # as torchrun has it
+    }
+    processes = [(context or ShieldedContext()).Process(target=work, args=arguments) for _ in range(count)]
+    for rank, process in enumerate(processes):
+        with environment({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}):
+            process.start()
+    return processes

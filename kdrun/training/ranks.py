@@ -1,0 +1,234 @@
+"""The processes that train one run together, as torchrun, SLURM or a sweep starts them; nearly always there is one.
+
+Number 0 alone prints, writes and decides; all of them take the same way through a run. What they tell each other goes
+over the CPU (gloo), so that it waits for no GPU; gradients, and what losses gather, go where the networks are.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from kdrun import errors, files
+from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, one_line
+from kdrun.shares import Part
+from kdrun.training.heartbeat import Heartbeat
+from kdrun.training.signals import Stop
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+JOINING = timedelta(minutes=10)  # for all processes to come
+WAITING = timedelta(days=30)  # for each other: a heartbeat, and no clock, finds out who has died
+
+
+class Alone:
+    """The one process of a run: what it asks the others, it answers itself."""
+
+    rank, size, local = 0, 1, 0
+
+    @property
+    def main(self) -> bool:
+        """True in the process that prints, writes and decides."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> Part:
+        return Part(self.rank, self.size)
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns in process 0, which alone calls it."""
+        return make()
+
+    def most(self, number: int) -> int:
+        """Return the largest of all processes' numbers."""
+        return number
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' values, which are overwritten."""
+        return values
+
+    def heed(self, stop: Stop, due: bool = False) -> bool:
+        """Return whether it is time to save, since it is `due` in process 0 or some process got a signal, which all
+        then have in `stop.heard`."""
+        stop.heard = stop.signal
+        return due or bool(stop.heard)
+
+    def gone(self, error: BaseException) -> BaseException:
+        """Return what ends this process where the others cannot be reached any more."""
+        return error
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let process 0 go through before the others."""
+        yield
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Raise, for an error of the connection to the others, what has become of them."""
+        yield
+
+
+class Together(Alone):
+    """One of several processes. Raises where another one has gone: what it failed with, or Interrupted."""
+
+    def __init__(self, rank: int, size: int, record: Callable[[str], object]):
+        self.rank, self.size, self.local = rank, size, int(os.environ.get("LOCAL_RANK", rank))
+        self.record = record
+        self.heart: Heartbeat | None = None
+
+    def join(self) -> None:
+        """Wait for all processes and connect to them. Raises RunError where they do not come."""
+        import torch
+        import torch.distributed as dist
+        from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(self.size) and sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not lead to itself
+        host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+        serves = self.main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        try:
+            store, own = (
+                PrefixStore(
+                    f"kdrun{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}",
+                    TCPStore(host, port, None, serving, timeout=JOINING, wait_for_workers=False),
+                )
+                for serving in (serves, False)
+            )
+            self.heart = Heartbeat(own, self.rank, self.size, self.record)
+            self.heart.start(JOINING)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=WAITING)
+        except (RuntimeError, ValueError) as error:
+            raise RunError(
+                f"process {self.rank} of {self.size} cannot reach the others at {host}:{port} ({one_line(error)}): do "
+                "all of them run the same command?"
+            ) from error
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        import torch
+        import torch.distributed as dist
+
+        box = [make() if self.main else None]
+        with self.reaching():
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]  # type: ignore[return-value]
+
+    def most(self, number: int) -> int:
+        return self.largest([number])[0]
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Return the largest of all processes' numbers, place by place."""
+        import torch
+        import torch.distributed as dist
+
+        values = torch.tensor(numbers)
+        with self.reaching():
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values.tolist()
+
+    def total(self, values: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        with self.reaching():
+            dist.all_reduce(values)
+        return values
+
+    def heed(self, stop: Stop, due: bool = False) -> bool:
+        signal, wanted = self.largest([stop.number, due and self.main])
+        stop.hear(signal)
+        return bool(wanted or signal)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        if not self.main:
+            self.most(0)
+        yield
+        if self.main:
+            self.most(0)
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if is_of_connection(error):
+                raise self.gone(error) from error
+            raise
+
+    def gone(self, error: BaseException) -> BaseException:
+        assert self.heart is not None
+        verdict = self.heart.find_out()
+        code, line = verdict or (Interrupted.exit_code, f"the other processes have gone ({one_line(error)[:120]}).")
+        if self.heart.speaks:
+            errors.muted = False
+        return ending(code, line)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Tell the others why this process ends, or wait for them at the end of the work."""
+        import torch.distributed as dist
+
+        if self.heart is None:
+            return
+        if error is None:
+            self.most(0)
+            self.heart.stop()
+            dist.destroy_process_group()
+        else:
+            self.heart.stop(getattr(error, "exit_code", 1), str(error) if isinstance(error, known) else repr(error))
+
+
+known = (KdrunError, Interrupted)
+
+
+def ending(code: int, line: str) -> BaseException:
+    """Return the error that ends a process with this code and line."""
+    kind = {Interrupted.exit_code: Interrupted, KdrunError.exit_code: ConfigError}.get(code, RunError)
+    return kind(line)
+
+
+def is_of_connection(error: BaseException) -> bool:
+    """Return True for what PyTorch raises where another process cannot be reached."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+now: Alone = Alone()
+
+
+def announced() -> tuple[int, int]:
+    """Return (number of this process, how many there are) as torchrun or a cluster says in the environment; (0, 1)
+    where nothing does. Raises ConfigError for what is no number."""
+    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(word.isdecimal() for word in told) or int(told[0]) >= max(int(told[1]), 1):
+        raise ConfigError(f"RANK={told[0]} WORLD_SIZE={told[1]}: unset them, or start the run by torchrun.")
+    return int(told[0]), int(told[1])
+
+
+@contextmanager
+def together(record: Callable[[str], object] = str) -> Iterator[Alone]:
+    """Be one of the processes that the environment announces, while the context lasts. record: as of `Heartbeat`."""
+    global now
+    rank, size = announced()
+    if size == 1 or now.size > 1:
+        yield now
+        return
+    group = Together(rank, size, record)
+    files.onlooking = not group.main
+    failed: BaseException | None = None
+    try:
+        group.join()
+        now = group
+        yield group
+    except BaseException as error:
+        failed = error
+        raise
+    finally:
+        now, files.onlooking = Alone(), False
+        group.leave(failed)

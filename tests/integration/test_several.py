@@ -1,0 +1,170 @@
+"""One run on several processes, as torchrun starts them: what it ends with, and what ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdrun.runs.recorded import read_resolved
+from kdrun.training.launch import free_port
+from tests.conftest import TINY
+from tests.integration.test_runs import numbers, only_run
+
+WORDS = [*TINY, "device=cpu", "teacher.random=true"]
+pytestmark = pytest.mark.slow
+
+
+class Group:
+    """A run's processes; lines: what each has printed."""
+
+    def __init__(self, folder: Path, outputs: Path, words: list[str], size: int = 2):
+        self.logs = [folder / f"{outputs.name}.{rank}.log" for rank in range(size)]
+        shared = {
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": "1",
+            "KDRUN_OUTPUTS": str(outputs),
+        }
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with log.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "kdrun", "train", *words],
+                        env=environment,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+
+    def wait(self) -> list[int]:
+        return [process.wait(timeout=240) for process in self.processes]
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 240
+        while text not in self.logs[0].read_text():
+            assert self.processes[0].poll() is None, self.logs[0].read_text()
+            assert time.monotonic() < deadline, self.logs[0].read_text()
+            time.sleep(0.05)
+
+    @property
+    def lines(self) -> list[str]:
+        return [log.read_text() for log in self.logs]
+
+
+def trained(tmp_path: Path, name: str, words: list[str], size: int = 2) -> Path:
+    group = Group(tmp_path, tmp_path / name, words, size)
+    assert group.wait() == [0] * size, group.lines
+    assert not any(group.lines[1:])  # process 0 alone prints
+    return only_run(tmp_path / name)
+
+
+def distance(one: Path, other: Path) -> float:
+    """The largest relative distance of a tensor of the trained students."""
+    first, second = (load_file(run / "student.safetensors") for run in (one, other))
+    return max(((second[key] - first[key]).norm() / first[key].norm()).item() for key in first)
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    """A ViT by kd: no batch statistics, 9 steps, the last of each epoch on 8 images."""
+    words = [*WORDS, "teacher=vit_cifar_tiny", "student=vit_cifar_tiny", "method=kd", "epochs=3", "optimizer.lr=0.01"]
+    one, two = trained(tmp_path, "one", words, 1), trained(tmp_path, "two", words)
+    assert one.name == two.name  # the same run
+    assert distance(one, two) < 1e-4
+    assert (read_resolved(one) or {})["processes"] == 1 and (read_resolved(two) or {})["processes"] == 2
+
+
+def test_what_a_signal_or_a_kill_ends_goes_on_bit_by_bit(tmp_path):
+    """crd on a CNN, whose banks and batch statistics every process keeps; SIGTERM to number 1, SIGKILL of number 1."""
+    words = [*WORDS, "method=crd", "method.negatives=16", "epochs=40", "save_every_minutes=1e-9"]
+    whole = trained(tmp_path, "whole", words)
+    broken = tmp_path / "broken"
+    group = Group(tmp_path, broken, words)
+    group.wait_for("epoch  2/40")
+    os.kill(group.processes[1].pid, signal.SIGTERM)
+    assert group.wait() == [75, 75], group.lines
+    assert "error: stopped by SIGTERM " in group.lines[0] and "saved. The same command resumes." in group.lines[0]
+    assert group.lines[1] == ""
+    epoch = torch.load(only_run(broken) / "last.pt")["epoch"]
+
+    group = Group(tmp_path, broken, words)
+    group.wait_for(f"epoch {epoch + 3:2d}/40")
+    os.kill(group.processes[1].pid, signal.SIGKILL)
+    begun = time.monotonic()
+    assert group.wait() == [75, -signal.SIGKILL], group.lines
+    assert time.monotonic() - begun < 60
+    errors = [line for line in group.lines[0].splitlines() if "error" in line]
+    assert errors == ["error: process 1 of 2 has died: the run ends here. The same command resumes from the last save."]
+    assert "resuming student after epoch" in group.lines[0] and not list(broken.rglob("failed.txt"))
+
+    assert numbers(trained(tmp_path, "broken", words)) == numbers(whole)
+
+
+def test_the_death_of_number_0_is_told_by_another(tmp_path):
+    group = Group(tmp_path, tmp_path / "run", [*WORDS, "method=none", "epochs=4000"])
+    group.wait_for("epoch    2/4000")
+    os.kill(group.processes[0].pid, signal.SIGKILL)
+    assert group.wait() == [-signal.SIGKILL, 75]
+    assert group.lines[1].splitlines() == [
+        "error: process 0 of 2 has died: the run ends here. The same command resumes from the last save."
+    ]
+
+
+def test_another_number_of_processes_goes_on_with_a_note(tmp_path):
+    words = [*WORDS, "method=none", "epochs=4000"]
+    group = Group(tmp_path, tmp_path / "run", words)
+    group.wait_for("epoch    2/4000")
+    os.kill(group.processes[0].pid, signal.SIGTERM)
+    assert group.wait() == [75, 75], group.lines
+    alone = Group(tmp_path, tmp_path / "run", words, 1)
+    alone.wait_for("resuming student after epoch")
+    alone.wait_for("note: 2 processes trained it so far and 1 from here on")
+    alone.wait_for("student epoch")
+    os.kill(alone.processes[0].pid, signal.SIGTERM)
+    assert alone.wait() == [75]
+    assert (read_resolved(only_run(tmp_path / "run")) or {})["processes"] == 1
+
+
+def test_a_failure_of_one_process_ends_all_with_its_line(tmp_path):
+    """And one that all find, here a rate at which the loss is no number, is told once."""
+    words = [*WORDS, "method=none", "epochs=50", "optimizer.lr=100", "optimizer.momentum=0.99"]
+    group = Group(tmp_path, tmp_path / "run", words)
+    assert group.wait() == [1, 1], group.lines
+    assert group.lines[0].count("error:") == 1 and "optimizer.clip_norm" in group.lines[0], group.lines
+    assert group.lines[1] == ""
+    assert "optimizer.clip_norm" in next((tmp_path / "run").rglob("failed.txt")).read_text()
+
+
+def test_what_does_not_go_with_several_processes_is_refused_in_one_line(tmp_path):
+    for words, line in (
+        (["-m", "method=kd,dkd"], "several processes train one run: leave -m"),
+        (["sync_bn=true", "method=none"], "sync_bn=true: PyTorch synchronises batch norm on GPUs alone"),
+    ):
+        group = Group(tmp_path, tmp_path / "run", [*WORDS, *words])
+        assert set(group.wait()) == {2}, group.lines
+        assert [text for text in group.lines[0].splitlines() if "error" in text] == [
+            next(text for text in group.lines[0].splitlines() if text.startswith(f"error: {line}"))
+        ]
+        assert group.lines[1] == ""
+
+
+def test_a_sweep_gives_each_run_several_processes(kdrun, outputs):
+    """Two lanes that share a teacher's forward, on one pair of processes."""
+    words = [*WORDS, "method=kd,rkd", "epochs=2", "name=pair", "launcher.processes=1", "launcher.gpus_per_run=2"]
+    code, out, err = kdrun("train", "-m", *words)
+    assert code == 0, out + err
+    runs = [path.parent for path in outputs.rglob("result.json")]
+    assert len(runs) == 2
+    assert all((read_resolved(run) or {})["processes"] == 2 for run in runs)
