@@ -46,7 +46,7 @@ def test_a_dry_run_names_what_differs_and_the_teacher_and_writes_nothing(kdrun, 
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
     assert [line[:3] for line in lines if line[:1] in (["none"], ["kd"])] == [["none", "0,", "1"], ["kd", "0,", "1"]]
-    assert "teacher to be trained: resnet8, 1 epochs, 7" in out
+    assert "teacher to be trained: resnet8, 1 epoch, 7" in out
     assert "runs: 4, 0 of them done, 4 to be trained" in out
     for word in ("total time: about", "memory: about", "disk: about", "s/epoch", "params", "FLOPs"):
         assert word in out
