@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from kdrun.data.processes import ShieldedContext, ignore_signals
-from kdrun.display import PlainDisplay
+from kdrun.display import Display, PlainDisplay
 from kdrun.errors import Interrupted
 from kdrun.sweeps.messages import Finished, Report, Task
 from kdrun.training.launch import start
@@ -17,13 +18,15 @@ from kdrun.training.ranks import together
 from kdrun.training.signals import stop_on_signals
 from kdrun.training.threads import presence
 
+Work = Callable[[Task, Report, Display], Finished]
 
-def run_on_several(task: Task, report: Report) -> Finished:
-    """Start the processes, pass on what number 0 reports, and the signal that ends them."""
+
+def run_on_several(task: Task, report: Report, work: Work) -> Finished:
+    """Start the processes, which do `work`; pass on what number 0 reports, and the signal that ends them."""
     context = ShieldedContext()
     ours, theirs = context.Pipe(duplex=False)
     with stop_on_signals() as stop, stop.later():
-        processes = start(task.processes, serve_one, theirs, replace(task, processes=1), context=context)
+        processes = start(task.processes, serve_one, theirs, replace(task, processes=1), work, context=context)
         theirs.close()
         finished: Finished | None = None
         try:
@@ -42,15 +45,13 @@ def run_on_several(task: Task, report: Report) -> Finished:
     raise RuntimeError(f"the {task.processes} processes of {task.label} ended without a word; the log says more")
 
 
-def serve_one(connection: Connection, task: Task) -> None:
+def serve_one(connection: Connection, task: Task, work: Work) -> None:
     """Be one of the processes."""
-    from kdrun.sweeps.worker import run_task
-
     ignore_signals()  # until the task heeds them
     try:
         with presence(), together() as here:
             display = PlainDisplay(sys.stdout if here.main else None, name_runs=True)
-            finished = run_task(task, connection.send if here.main else lambda _: None, display)
+            finished = work(task, connection.send if here.main else lambda _: None, display)
             if here.main:
                 connection.send(finished)
     except Interrupted as stopped:  # another process died: number 0 has said so

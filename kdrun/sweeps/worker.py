@@ -19,6 +19,7 @@ from kdrun.errors import DiskFull, Interrupted, KdrunError, LockedElsewhere, Run
 from kdrun.models.own_import import pinned
 from kdrun.runs.plan import Plan
 from kdrun.sweeps.messages import Advanced, Ended, Finished, Message, Report, Task
+from kdrun.sweeps.several import run_on_several
 from kdrun.training import ranks
 from kdrun.training.signals import Stop, stop_on_signals
 from kdrun.training.threads import presence
@@ -43,9 +44,7 @@ def serve(connection: Connection, log: str) -> None:
 def run_task(task: Task, report: Report, display: Display) -> Finished:
     """Never raises for a failure of the task's runs: it is reported for each of them."""
     if task.processes > 1 and task.kind != "rehearse":
-        from kdrun.sweeps.several import run_on_several
-
-        return run_on_several(task, report)
+        return run_on_several(task, report, run_task)
     work = {"rehearse": rehearse, "teacher": train_teacher, "lanes": train_lanes}[task.kind]
     over: set[str] = set()
 
