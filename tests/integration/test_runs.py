@@ -117,6 +117,7 @@ def test_contents_of_a_run(kdrun, outputs):
         "graphs": False,
         "threads": torch.get_num_threads(),
         "deterministic": False,
+        "processes": 1,
     }
     provenance = json.loads((run / "provenance.json").read_text())
     assert len(provenance["teacher"]["sha256"]) == 64
