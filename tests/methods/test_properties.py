@@ -102,7 +102,13 @@ def test_a_fault_is_found(fault):
     checks["averages"]()
 
 
-def test_a_sound_method_passes():
+@pytest.fixture
+def one_process(monkeypatch):
+    """Two processes start in ten seconds of CPU; tests/training/test_ranks.py compares them."""
+    monkeypatch.setattr("kdrun.training.method_check.differences", lambda nodes: [""] * len(nodes))
+
+
+def test_a_sound_method_passes(one_process):
     checks = broken("none")
     assert len(checks) == len(PAIRS) * len(PAIR_CHECKS) + len(CHECKS) + 1 == 15
     for run in checks.values():
@@ -158,7 +164,7 @@ def own(tmp_path, monkeypatch):
     return write
 
 
-def test_check_on_a_method_of_ones_own(own, kdrun):
+def test_check_on_a_method_of_ones_own(own, kdrun, one_process):
     words = own("self.weight * F.mse_loss(student.logits, teacher.logits)", "kdrun_sound_method")
     code, out, err = kdrun("check", *words)
     assert (code, err) == (0, ""), out + err
