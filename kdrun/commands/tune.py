@@ -14,6 +14,7 @@ from kdrun.config.compose import load
 from kdrun.config.options import RunConfig, setting
 from kdrun.config.words import seeds_of
 from kdrun.console.screen import RichDisplay
+from kdrun.display import plural
 from kdrun.files import write_text
 from kdrun.reporting.table import Entry, table_of
 from kdrun.runs.directory import short_path
@@ -86,11 +87,12 @@ def command(words: list[str]) -> int:
     if code is not None:
         return code
     show_search(tried, save_search(tried, [one.key for one in dimensions], root / "sweeps" / name / "search.csv"))
-    best = choose(ranked, held_out(search))
+    images = held_out(search)
+    best = choose(ranked, images)
     if best is not ranked[0]:
         console.note(
             f"{ranked[0].name} is not better than the default settings by more than one standard error on the "
-            f"{held_out(search)} validation images, so the default settings stay; more images tell more apart: "
+            f"{plural(images, 'validation image')}, so the default settings stay; more images tell more apart: "
             "dataset.val_fraction=0.4"
         )
     last = last_sweep(search, best)
@@ -121,7 +123,7 @@ def save_search(tried: list[Candidate], keys: list[str], place: Path) -> Path:
     """Write every candidate with its settings and what it came to in each round; return the file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    lengths = sorted({epochs for one in tried for epochs in one.scores})
+    lengths = lengths_of(tried)
     writer.writerow([*keys, *(f"{value}_{epochs}_epochs" for epochs in lengths for value in ("top1", "nll"))])
     for one in in_order(tried):
         given = dict(word.split("=", 1) for word in one.words)
@@ -132,6 +134,11 @@ def save_search(tried: list[Candidate], keys: list[str], place: Path) -> Path:
     return place
 
 
+def lengths_of(tried: list[Candidate]) -> list[int]:
+    """Return the epochs of the rounds, the shortest first."""
+    return sorted({epochs for one in tried for epochs in one.scores})
+
+
 def in_order(tried: list[Candidate]) -> list[Candidate]:
     """Return the candidates as far as they came, and by what they came to there."""
     return sorted(tried, key=lambda one: max(one.scores.items(), default=(0, (0.0, 0.0))), reverse=True)
@@ -139,12 +146,12 @@ def in_order(tried: list[Candidate]) -> list[Candidate]:
 
 def show_search(tried: list[Candidate], place: Path) -> None:
     """Print what every candidate came to on the validation images."""
-    lengths = sorted({epochs for one in tried for epochs in one.scores})
+    lengths = lengths_of(tried)
     rows = [
         [one.name, *(f"{one.scores[epochs][0]:.2f}" if epochs in one.scores else "" for epochs in lengths)]
         for one in in_order(tried)
     ]
-    console.table("validation top-1 in per cent", ["settings", *(f"{epochs} epochs" for epochs in lengths)], rows)
+    console.table("validation top-1 in per cent", ["settings", *(plural(epochs, "epoch") for epochs in lengths)], rows)
     console.note(f"wrote {short_path(place)}")
 
 
@@ -175,5 +182,4 @@ def show_outcome(last: Sweep, best: Candidate, root: Path) -> None:
 def accuracy(entry: Entry) -> str:
     """Return mean, spread and number of seeds."""
     spread = "" if entry.std is None else f" ± {entry.std:.2f}"
-    count = len(entry.values)
-    return f"{entry.mean:.2f}{spread} % on the test images, {count} {'seed' if count == 1 else 'seeds'}"
+    return f"{entry.mean:.2f}{spread} % on the test images, {plural(len(entry.values), 'seed')}"

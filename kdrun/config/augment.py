@@ -74,7 +74,7 @@ class Augment:
 
     @property
     def stays_together(self) -> int:
-        """How many neighbours in an epoch's order no process may be given apart: where images are mixed, pairs are."""
+        """Return how many neighbours in an epoch's order stay with one process: where images are mixed, pairs do."""
         return 2 if self.mixes else 1
 
     @property

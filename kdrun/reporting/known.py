@@ -24,7 +24,7 @@ class Known:
 
     @property
     def unlooked(self) -> bool:
-        """Whether heat maps could be compared with those of a teacher that learned before, and none were."""
+        """True if heat maps could be compared with those of a teacher that learned before, and none were."""
         taught = any(result.get("teacher_top1") is not None for result in self.results.values())
         return taught and not any(run.gradcam for run in self.measured)
 

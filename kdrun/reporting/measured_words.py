@@ -127,7 +127,7 @@ def derived_sets(runs: Sequence[Measured]) -> Iterator[Statement]:
     shown = kept if len(kept) <= FEW else [kept[0], kept[-1]]
     parts = [f"{100 * mean.value:.1f} % on {name}" for mean, name in shown]
     among = "" if len(kept) <= FEW else f", the best and the worst of {len(kept)} derived test sets"
-    words = f"Of its accuracy on clean images it keeps {listed(parts)}{among}."
+    words = f"Of its accuracy on clean images it keeps {enumerated(parts)}{among}."
     yield Statement(words, source_words([source for mean, _ in shown for source in mean.sources]))
 
 
@@ -167,7 +167,7 @@ def whole_file(form: Sheet, reference: Sheet, name: str) -> Statement:
     if one is not None and many is not None:
         beside = "" if before is None else f" (PyTorch {before:.2f} ms)"
         parts.append(f"takes {one:.2f} ms for one image{beside} and {many:.1f} ms for 64 on the CPU that exported it")
-    return Statement(f"Exported as {form.text('form')} {name} {listed(parts)}.", form.source)
+    return Statement(f"Exported as {form.text('form')} {name} {enumerated(parts)}.", form.source)
 
 
 def quantised(kind: str, form: Sheet, whole: Sheet) -> Statement:
@@ -184,14 +184,14 @@ def quantised(kind: str, form: Sheet, whole: Sheet) -> Statement:
         if (text := times_words(whole.figure(key), form.figure(key), more, less, unit))
     ]
     words = f"{kind.replace('ONNX, ', '').replace('INT8 ', 'INT8 (')}) {cost}"
-    words += f" and is {listed(gains)} than the float32 file" if gains else ""
+    words += f" and is {enumerated(gains)} than the float32 file" if gains else ""
     if problem := form.text("problem"):
         words += f"; it was not kept ({problem})"
     return Statement(f"{words}.", form.source)
 
 
-def listed(parts: Sequence[str]) -> str:
-    """a, b and c."""
+def enumerated(parts: Sequence[str]) -> str:
+    """Return a, b and c."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 

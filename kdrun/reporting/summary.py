@@ -11,7 +11,7 @@ from kdrun.display import count, duration, plural
 from kdrun.evaluation.stats import mean_std
 from kdrun.reporting.known import Known, KnownPlaces
 from kdrun.reporting.labels import interval_words
-from kdrun.reporting.measured_words import Statement, bias_shifts, exported, listed, measurements, source_words
+from kdrun.reporting.measured_words import Statement, bias_shifts, enumerated, exported, measurements, source_words
 from kdrun.reporting.table import Table
 
 NAMES = 4  # of rows that a sentence lists
@@ -140,7 +140,7 @@ def sentence_list(names: list[str]) -> str:
     """A, B and C; of many the first ones, and how many more."""
     if len(names) > NAMES + 1:
         return f"{', '.join(names[:NAMES])} and {len(names) - NAMES} more"
-    return listed(names)
+    return enumerated(names)
 
 
 def size(chosen: Known, name: str) -> Statement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdrun.config.compose import translate
 from kdrun.config.method_schema import read_method
@@ -104,7 +104,7 @@ def typed(dimensions: Sequence[Dimension], config: RunConfig) -> list[Dimension]
         known, name = settings().get(key), key.removeprefix("method.")
         return known.kind is int if known is not None else parameters.get(name, "").startswith("int")
 
-    return [Dimension(one.key, one.values, one.low, one.high, is_whole(one.key)) for one in dimensions]
+    return [replace(one, whole=is_whole(one.key)) for one in dimensions]
 
 
 def candidates(dimensions: Sequence[Dimension], count: int, seed: int) -> list[list[str]]:

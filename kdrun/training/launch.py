@@ -17,13 +17,20 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(count: int, work: Callable[..., None], *arguments: Any, context: Any = None) -> list[Any]:
-    """Return `count` started processes that call `work(*arguments)`; each finds in its environment which one it is."""
-    shared = {
+def meeting_place(count: int) -> dict[str, str]:
+    """Return the environment by which `count` processes of this machine find each other."""
+    return {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
+    }
+
+
+def start(count: int, work: Callable[..., None], *arguments: Any, context: Any = None) -> list[Any]:
+    """Return `count` started processes that call `work(*arguments)`; each finds in its environment which one it is."""
+    shared = {
+        **meeting_place(count),
         "TORCHELASTIC_USE_AGENT_STORE": "False",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns of looking for unused parameters where there are none
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # as torchrun has it

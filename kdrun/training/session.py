@@ -6,7 +6,7 @@ One run is a session with one lane; runs that share data, teacher, length and nu
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -251,14 +251,10 @@ class Session:
         draw(training)
         run.finish(result_of(training))
 
-    def run_to_end(
+    def begin_all(
         self, trainings: list[TrainingRun], teacher: Teacher | None, loaders: Loaders, what: str
-    ) -> Iterator[tuple[TrainingRun, KdrunError | None]]:
-        """Resume or begin, and train to the last epoch, yielding each as it ends, with its error if it failed.
-
-        Raises Interrupted for a signal, DiskFull where nobody can go on.
-        """
-        epochs, steps = trainings[0].lane.epochs, loaders.train.steps_per_epoch
+    ) -> Generator[tuple[TrainingRun, KdrunError | None], None, list[TrainingRun]]:
+        """Resume or begin each run; yield those that need no training or cannot begin, and return the others."""
         waiting: list[TrainingRun] = []
         for training in trainings:
             try:
@@ -270,11 +266,22 @@ class Session:
                 training.run.fail(str(error))
                 yield training, error
                 continue
-            if training.epoch == epochs:
+            if training.epoch == training.lane.epochs:
                 save_weights(training.run.weights_path, training.lane.evaluated.state_dict())  # gone, or damaged since
                 yield training, None
             else:
                 waiting.append(training)
+        return waiting
+
+    def run_to_end(
+        self, trainings: list[TrainingRun], teacher: Teacher | None, loaders: Loaders, what: str
+    ) -> Iterator[tuple[TrainingRun, KdrunError | None]]:
+        """Resume or begin, and train to the last epoch, yielding each as it ends, with its error if it failed.
+
+        Raises Interrupted for a signal, DiskFull where nobody can go on.
+        """
+        epochs, steps = trainings[0].lane.epochs, loaders.train.steps_per_epoch
+        waiting = yield from self.begin_all(trainings, teacher, loaders, what)
         if not waiting:
             return
         first = min(training.epoch + training.step / steps for training in waiting)

@@ -140,8 +140,8 @@ def fit(
 
 
 def look_up(step: int) -> bool:
-    """Whether to ask, after this step, if it is time to save or to stop: several processes must agree on it, for which
-    each waits for its device."""
+    """Return True after a step at which to ask whether it is time to save or to stop: several processes must agree on
+    it, for which each waits for its device."""
     return ranks.now.size == 1 or (step + 1) % ASKING == 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdrun.display import plural
 from kdrun.errors import CheckpointError, listed, one_line
 from kdrun.runs.directory import RunDirectory, short_path
 from kdrun.runs.plan import Plan
@@ -152,8 +153,8 @@ class TrainingRun:
             return
         if (before := begun.get("processes", 1)) != own["processes"]:
             self.notes.append(
-                f"note: {before} process{'es' * (before > 1)} trained it so far and {own['processes']} from here on: "
-                "sums in another order, so not the bits of either"
+                f"note: {plural(before, 'process', 'processes')} trained it so far and {own['processes']} from here "
+                "on: sums in another order, so not the bits of either"
             )
         for key in own.keys() & begun.keys() - {"device", "processes"}:
             if own[key] != begun[key]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdrun.runs.recorded import read_resolved
-from kdrun.training.launch import free_port
+from kdrun.training.launch import meeting_place
 from tests.conftest import TINY
 from tests.integration.test_runs import numbers, only_run
 
@@ -27,14 +27,7 @@ class Group:
 
     def __init__(self, folder: Path, outputs: Path, words: list[str], size: int = 2):
         self.logs = [folder / f"{outputs.name}.{rank}.log" for rank in range(size)]
-        shared = {
-            "WORLD_SIZE": str(size),
-            "LOCAL_WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "OMP_NUM_THREADS": "1",
-            "KDRUN_OUTPUTS": str(outputs),
-        }
+        shared = {**meeting_place(size), "OMP_NUM_THREADS": "1", "KDRUN_OUTPUTS": str(outputs)}
         self.processes = []
         for rank, log in enumerate(self.logs):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
