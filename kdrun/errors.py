@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 
 
@@ -105,3 +106,16 @@ def reason_of(error: BaseException) -> str:
     """What failed.txt says: our own errors by their line, any other by its type and its line."""
     line, kind = one_line(error), type(error).__name__
     return line if isinstance(error, KdrunError) or line == kind else f"{kind}: {line}"
+
+
+def with_notes(error: BaseException) -> str:
+    """Return an error's message and, below it, its notes."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())]).rstrip("\n")
+
+
+def trace_behind(error: BaseException) -> str:
+    """Return the traceback of the unexpected error that caused a failure; "" where the failure's line says all."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, KdrunError | MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+        return ""
+    return "".join(traceback.format_exception(cause))

@@ -16,7 +16,7 @@ from kdrun.config.own_code import located, own_place
 from kdrun.console import announce, fact, note, out, show_result, table, track
 from kdrun.console.screen import RichDisplay
 from kdrun.display import plural
-from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note
+from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, print_error, print_note, with_notes
 from kdrun.hardware import available_cores
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.plan import Plan, make_plan, output_root
@@ -223,7 +223,7 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
         try:
             Session([plan], stop, RichDisplay(), lambda _, found: outcome.append(found)).run()
         except RunError as error:
-            plan.run.fail(str(error))
+            plan.run.fail(with_notes(error))
             raise
         except (KdrunError, MemoryError):
             raise

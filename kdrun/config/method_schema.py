@@ -142,7 +142,7 @@ def _imported(name: str, module: str) -> list[ast.ClassDef]:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     origin = absolute(node.module, node.level, module, is_package)
-                    return _ancestry(alias.name, _classes(origin, name), origin)
+                    return _ancestry(alias.name, _classes(origin, f"{module}.{name}"), origin)
     return []
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdrun.display import Display, PlainDisplay
+from kdrun.display import Display, PlainDisplay, plural
 from kdrun.errors import ConfigError, one_line
 from kdrun.runs.directory import short_path
 from kdrun.runs.plan import Plan
@@ -110,6 +110,8 @@ def submit(
         if cluster == "slurm":
             executor.update_parameters(slurm_additional_parameters={})
     listed = ", ".join(jobs[:8]) + (" …" if len(jobs) > 8 else "")
-    display.fact(f"{len(jobs)} jobs", f"for {len(groups)} groups of lanes: {listed}  {short_path(folder)}")
+    display.fact(
+        plural(len(jobs), "job"), f"for {plural(len(groups), 'group')} of lanes: {listed}  {short_path(folder)}"
+    )
     display.fact("where they stand:", f"kdrun status {name}")
     return jobs

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdrun.errors import Interrupted, RunError, print_error
 
@@ -23,12 +23,18 @@ SILENCE = 30.0  # seconds without one, after which a process is taken for dead
 SHORT_SILENCE = 5.0  # the same where a connection broke, so that some process has died
 GRACE = 15.0  # seconds that the work may take to end by itself after another process has ended
 
-Verdict = tuple[int, str]  # an exit code and a line
+
+class Verdict(NamedTuple):
+    """Why the processes end. details: the traceback of an unexpected error, for failed.txt."""
+
+    code: int
+    line: str
+    details: str = ""
 
 
 class Heartbeat(threading.Thread):
-    """This process's signs of life, and its look at the others'. store: a client of its own; record: called with the
-    line of a failure if process 0 has to be ended by force."""
+    """This process's signs of life, and its look at the others'. store: a client of its own; record: called with a
+    failure's line and traceback if process 0 has to be ended by force."""
 
     def __init__(self, store: Any, rank: int, size: int, record: Callable[[str], object]):
         super().__init__(daemon=True, name="heartbeat")
@@ -61,29 +67,32 @@ class Heartbeat(threading.Thread):
             return
         self.found.set()
         if not self.over.wait(GRACE):  # the work hangs in a kernel that waits for the dead
-            self.end_by_force(*self.verdict)
+            self.end_by_force(self.verdict)
 
-    def end_by_force(self, code: int, line: str) -> None:
-        if self.rank == 0 and code == RunError.exit_code:
+    def end_by_force(self, verdict: Verdict) -> None:
+        if self.rank == 0 and verdict.code == RunError.exit_code:
             with suppress(Exception):
-                self.record(line)
+                self.record(f"{verdict.line}\n{verdict.details}".rstrip("\n"))
         if self.rank == 0 or self.speaks:
-            print_error(line, whoever=True)
-        os._exit(code)
+            print_error(verdict.line, whoever=True)
+        os._exit(verdict.code)
 
-    def sign(self, code: int | None = None, line: str = "") -> None:
+    def sign(self, end: Verdict | None = None) -> None:
         self.beats += 1
-        self.store.set(f"process{self.rank}", json.dumps([self.beats, code, line]))
+        self.store.set(f"process{self.rank}", json.dumps([self.beats, end]))
 
     def look(self) -> Verdict | None:
         """Return what ends this process: a process that has ended or is silent, as number 0 sees it, or number 0."""
         names = [f"process{number}" for number in self.watched]
         *signs, told = (json.loads(value) for value in self.store.multi_get([*names, "verdict"]))
         if self.rank and told is not None:
-            return told[0], told[1]
-        for number, (beat, code, line) in zip(self.watched, signs, strict=True):
-            if code is not None:
-                return self.tell((code, line if number == 0 else f"process {number} of {self.size}: {line}"))
+            return Verdict(*told)
+        for number, (beat, end) in zip(self.watched, signs, strict=True):
+            if end is not None:
+                code, line, details = end
+                return self.tell(
+                    Verdict(code, line if number == 0 else f"process {number} of {self.size}: {line}", details)
+                )
             if self.seen.get(number, (None, 0.0))[0] != beat:
                 self.seen[number] = beat, time.monotonic()
             elif time.monotonic() - self.seen[number][1] > (SHORT_SILENCE if self.hurry.is_set() else SILENCE):
@@ -92,8 +101,9 @@ class Heartbeat(threading.Thread):
 
     def silent(self, number: int) -> Verdict:
         self.gone = number
-        return Interrupted.exit_code, (
-            f"process {number} of {self.size} has died: the run ends here. The same command resumes from the last save."
+        died = f"process {number} of {self.size} has died"
+        return Verdict(
+            Interrupted.exit_code, f"{died}: the run ends here. The same command resumes from the last save."
         )
 
     def tell(self, verdict: Verdict) -> Verdict:
@@ -112,12 +122,12 @@ class Heartbeat(threading.Thread):
         """Return True if this process says what has happened, since number 0 cannot: one on each machine."""
         return self.gone == 0 and (self.rank == 1 or os.environ.get("LOCAL_RANK") == "0")
 
-    def stop(self, code: int | None = None, line: str = "") -> None:
+    def stop(self, early: Verdict | None = None) -> None:
         """End the signs, with the reason where it is too early."""
         self.over.set()
-        if code is not None:
+        if early is not None:
             try:
-                self.sign(code, line)
+                self.sign(early)
                 time.sleep(BEAT * 1.5 if self.rank == 0 else 0)
             except RuntimeError:  # the store went first
                 pass

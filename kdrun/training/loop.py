@@ -107,12 +107,13 @@ class Lane:
     def step(self, batch: Batch, teacher: Forward | None, epoch: int, step: int, steps: int) -> None:
         """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
         self.begin(epoch, step, steps, 0 if batch.share is None else batch.share.rank)
+        images = len(batch.label) if batch.share is None else batch.share.total
         try:
             self.compute(batch, teacher, self.progress)
             self.random = self.random or (self.device.type == "cuda" and has_drawn(self.device))
-            self.meter.end(len(batch.label) if batch.share is None else batch.share.total)
+            self.meter.end(images)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            raise self.explain(error, len(batch.label)) from error
+            raise self.explain(error, images) from error
 
     def begin(self, epoch: int, step: int, steps: int, rank: int = 0) -> None:
         """Set whatever differs from step to step. rank: of a process that has other images than number 0."""

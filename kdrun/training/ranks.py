@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from kdrun import errors, files
-from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, one_line
+from kdrun.errors import ConfigError, Interrupted, KdrunError, RunError, one_line, trace_behind
 from kdrun.shares import Part
-from kdrun.training.heartbeat import Heartbeat
+from kdrun.training.heartbeat import Heartbeat, Verdict
 from kdrun.training.signals import Stop
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Together(Alone):
         self.rank, self.size, self.local = rank, size, int(os.environ.get("LOCAL_RANK", rank))
         self.record = record
         self.heart: Heartbeat | None = None
+        # Before torch is imported: DDP warns of looking for unused parameters where there are none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     def join(self) -> None:
         """Wait for all processes and connect to them. Raises RunError where they do not come."""
@@ -163,11 +166,11 @@ class Together(Alone):
 
     def gone(self, error: BaseException) -> BaseException:
         assert self.heart is not None
-        verdict = self.heart.find_out()
-        code, line = verdict or (Interrupted.exit_code, f"the other processes have gone ({one_line(error)[:120]}).")
+        lost = Verdict(Interrupted.exit_code, f"the other processes have gone ({one_line(error)[:120]}).")
+        verdict = self.heart.find_out() or lost
         if self.heart.speaks:
             errors.muted = False
-        return ending(code, line)
+        return ending(verdict)
 
     def leave(self, error: BaseException | None) -> None:
         """Tell the others why this process ends, or wait for them at the end of the work."""
@@ -180,16 +183,23 @@ class Together(Alone):
             self.heart.stop()
             dist.destroy_process_group()
         else:
-            self.heart.stop(getattr(error, "exit_code", 1), str(error) if isinstance(error, known) else repr(error))
+            self.heart.stop(verdict_of(error))
 
 
-known = (KdrunError, Interrupted)
+def verdict_of(error: BaseException) -> Verdict:
+    """Return what the other processes are told of the error that ends this one."""
+    expected = isinstance(error, KdrunError | Interrupted)
+    details = trace_behind(error) if expected else "".join(traceback.format_exception(error))
+    return Verdict(getattr(error, "exit_code", 1), str(error) if expected else repr(error), details)
 
 
-def ending(code: int, line: str) -> BaseException:
-    """Return the error that ends a process with this code and line."""
-    kind = {Interrupted.exit_code: Interrupted, KdrunError.exit_code: ConfigError}.get(code, RunError)
-    return kind(line)
+def ending(verdict: Verdict) -> BaseException:
+    """Return the error that ends a process, with the traceback of another one's error as its note."""
+    kind = {Interrupted.exit_code: Interrupted, KdrunError.exit_code: ConfigError}.get(verdict.code, RunError)
+    error = kind(verdict.line)
+    if verdict.details:
+        error.add_note(verdict.details)
+    return error
 
 
 def is_of_connection(error: BaseException) -> bool:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from kdrun.config.options import OptimizerOptions
 from kdrun.display import Step
-from kdrun.errors import Interrupted, KdrunError, RunError
+from kdrun.errors import Interrupted, RunError, trace_behind
 from kdrun.runs.directory import short_path
 from kdrun.training import ranks
 from kdrun.training.checkpoint import save_weights
@@ -211,9 +208,7 @@ def mark_failed(training: TrainingRun) -> Failed:
     """Record why a run ended, an unexpected error with its traceback; the last good checkpoint stays."""
     error = training.lane.failed
     assert error is not None
-    cause = error.__cause__
-    unexpected = cause is not None and not isinstance(cause, KdrunError | MemoryError | torch.OutOfMemoryError)
-    details = "".join(traceback.format_exception(cause)) if unexpected else ""
+    details = trace_behind(error)
     training.run.fail(f"{error}\n{details}".rstrip("\n"))
     traced = f"; traceback in {short_path(training.run.failed_path)}" if details else ""
     return Failed(training, f"{error}{traced}")

@@ -140,6 +140,43 @@ def test_a_failure_of_one_process_ends_all_with_its_line(tmp_path):
     assert "optimizer.clip_norm" in next((tmp_path / "run").rglob("failed.txt")).read_text()
 
 
+BROKEN = """
+import os
+from kdrun.methods.base import Method
+
+class Broken(Method):
+    def losses(self, batch, student, teacher, progress):
+        if os.environ["RANK"] == "2" and progress.epoch >= 1:
+            raise FLAW
+        return {"kd": (student.logits - teacher.logits).square().mean()}
+"""
+
+
+@pytest.mark.parametrize(
+    ("flaw", "line"),
+    [
+        ("ValueError('no such view')", "no such view"),
+        ("MemoryError('no memory left')", "out of memory at batch_size=32 (no memory left)"),
+    ],
+)
+def test_an_error_of_one_process_alone_ends_the_others_with_its_line(tmp_path, monkeypatch, flaw, line):
+    """Three processes, of which the last fails in its second epoch while the others wait for its gradients."""
+    (tmp_path / "broken_method.py").write_text(BROKEN.replace("FLAW", flaw))
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf/method/broken.yaml").write_text("_target_: broken_method.Broken\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    words = [*WORDS, f"--config-dir={tmp_path / 'conf'}", "method=broken", "epochs=4"]
+    group = Group(tmp_path, tmp_path / "run", words, 3)
+    begun = time.monotonic()
+    assert group.wait() == [1, 1, 1], group.lines
+    assert time.monotonic() - begun < 90
+    errors = [text for text in group.lines[0].splitlines() if "error:" in text]
+    assert len(errors) == 1 and errors[0].startswith("error: process 2 of 3: ") and line in errors[0], group.lines
+    assert not any("Traceback" in text for text in group.lines), group.lines
+    recorded = next((tmp_path / "run").rglob("failed.txt")).read_text()
+    assert line in recorded and ("broken_method.py" in recorded.partition("Traceback")[2]) == ("ValueError" in flaw)
+
+
 def test_what_does_not_go_with_several_processes_is_refused_in_one_line(tmp_path):
     for words, line in (
         (["-m", "method=kd,dkd"], "several processes train one run: leave -m"),
