@@ -38,7 +38,7 @@ class Submission:
         with together() as here:
             display = PlainDisplay(sys.stdout if here.main else None, name_runs=True)
             finished = run_task(self.task, lambda message: print(message, flush=True) if here.main else None, display)
-        if finished.stopped and not finished.disk_full:
+        if finished.stopped and not finished.disk_full and here.main:  # submitit lets the first task alone requeue
             signal.signal(number, requeue)
             os.kill(os.getpid(), number)
             time.sleep(60)  # the handler ends this process

@@ -432,7 +432,7 @@ def test_a_submitted_job_saves_requeues_and_resumes(kdrun, outputs, tmp_path):
     assert kdrun(*words, HERE, f"output_root={tmp_path / 'whole'}")[0] == 0
     code, out, err = kdrun(*words, "launcher=submitit_local", "launcher.timeout_min=5")
     assert (code, err) == (0, "")
-    assert "1 jobs for 1 groups" in out
+    assert "1 job for 1 group of lanes" in out
     pickled = outputs / "sweeps" / "jobs" / "jobs"
     log = wait_for(
         lambda: next((path for path in pickled.glob("*_0_log.out") if "epoch  2/16" in path.read_text()), None)
