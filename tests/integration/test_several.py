@@ -81,11 +81,11 @@ def test_two_processes_train_what_one_trains(tmp_path):
 
 def test_what_a_signal_or_a_kill_ends_goes_on_bit_by_bit(tmp_path):
     """crd on a CNN, whose banks and batch statistics every process keeps; SIGTERM to number 1, SIGKILL of number 1."""
-    words = [*WORDS, "method=crd", "method.negatives=16", "epochs=40", "save_every_minutes=1e-9"]
+    words = [*WORDS, "method=crd", "method.negatives=16", "epochs=16", "save_every_minutes=1e-9"]
     whole = trained(tmp_path, "whole", words)
     broken = tmp_path / "broken"
     group = Group(tmp_path, broken, words)
-    group.wait_for("epoch  2/40")
+    group.wait_for("epoch  2/16")
     os.kill(group.processes[1].pid, signal.SIGTERM)
     assert group.wait() == [75, 75], group.lines
     assert "error: stopped by SIGTERM " in group.lines[0] and "saved. The same command resumes." in group.lines[0]
@@ -93,7 +93,7 @@ def test_what_a_signal_or_a_kill_ends_goes_on_bit_by_bit(tmp_path):
     epoch = torch.load(only_run(broken) / "last.pt")["epoch"]
 
     group = Group(tmp_path, broken, words)
-    group.wait_for(f"epoch {epoch + 3:2d}/40")
+    group.wait_for(f"epoch {epoch + 3:2d}/16")
     os.kill(group.processes[1].pid, signal.SIGKILL)
     begun = time.monotonic()
     assert group.wait() == [75, -signal.SIGKILL], group.lines
@@ -105,22 +105,15 @@ def test_what_a_signal_or_a_kill_ends_goes_on_bit_by_bit(tmp_path):
     assert numbers(trained(tmp_path, "broken", words)) == numbers(whole)
 
 
-def test_the_death_of_number_0_is_told_by_another(tmp_path):
-    group = Group(tmp_path, tmp_path / "run", [*WORDS, "method=none", "epochs=4000"])
+def test_another_process_reports_the_death_of_number_0_and_one_alone_resumes_with_a_note(tmp_path):
+    words = [*WORDS, "method=none", "epochs=4000", "save_every_minutes=1e-9"]
+    group = Group(tmp_path, tmp_path / "run", words)
     group.wait_for("epoch    2/4000")
     os.kill(group.processes[0].pid, signal.SIGKILL)
     assert group.wait() == [-signal.SIGKILL, 75]
     assert group.lines[1].splitlines() == [
         "error: process 0 of 2 has died: the run ends here. The same command resumes from the last save."
     ]
-
-
-def test_another_number_of_processes_goes_on_with_a_note(tmp_path):
-    words = [*WORDS, "method=none", "epochs=4000"]
-    group = Group(tmp_path, tmp_path / "run", words)
-    group.wait_for("epoch    2/4000")
-    os.kill(group.processes[0].pid, signal.SIGTERM)
-    assert group.wait() == [75, 75], group.lines
     alone = Group(tmp_path, tmp_path / "run", words, 1)
     alone.wait_for("resuming student after epoch")
     alone.wait_for("note: 2 processes trained it so far and 1 from here on")
@@ -177,17 +170,22 @@ def test_an_error_of_one_process_alone_ends_the_others_with_its_line(tmp_path, m
     assert line in recorded and ("broken_method.py" in recorded.partition("Traceback")[2]) == ("ValueError" in flaw)
 
 
+def test_a_multirun_by_several_processes_is_refused_before_they_meet(kdrun, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        code, _, err = kdrun("train", "-m", *WORDS, "method=kd,dkd")
+        assert code == 2
+        line = "error: several processes train one run: leave -m"
+        assert (err.startswith(line) and err.count("\n") == 1) if rank == "0" else err == ""
+
+
 def test_what_does_not_go_with_several_processes_is_refused_in_one_line(tmp_path):
-    for words, line in (
-        (["-m", "method=kd,dkd"], "several processes train one run: leave -m"),
-        (["sync_bn=true", "method=none"], "sync_bn=true: PyTorch synchronises batch norm on GPUs alone"),
-    ):
-        group = Group(tmp_path, tmp_path / "run", [*WORDS, *words])
-        assert set(group.wait()) == {2}, group.lines
-        assert [text for text in group.lines[0].splitlines() if "error" in text] == [
-            next(text for text in group.lines[0].splitlines() if text.startswith(f"error: {line}"))
-        ]
-        assert group.lines[1] == ""
+    group = Group(tmp_path, tmp_path / "run", [*WORDS, "sync_bn=true", "method=none"])
+    assert group.wait() == [2, 2], group.lines
+    (error,) = (text for text in group.lines[0].splitlines() if "error" in text)
+    assert error.startswith("error: sync_bn=true: PyTorch synchronises batch norm on GPUs alone")
+    assert group.lines[1] == ""
 
 
 def test_a_sweep_gives_each_run_several_processes(kdrun, outputs):
