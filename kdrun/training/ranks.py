@@ -167,7 +167,10 @@ class Together(Alone):
         code, line = verdict or (Interrupted.exit_code, f"the other processes have gone ({one_line(error)[:120]}).")
         if self.heart.speaks:
             errors.muted = False
-        return ending(code, line)
+        ended = ending(code, line)
+        if isinstance(ended, Interrupted) and (verdict is None or self.heart.gone is not None):
+            ended.asked = False
+        return ended
 
     def leave(self, error: BaseException | None) -> None:
         """Tell the others why this process ends, or wait for them at the end of the work."""
