@@ -166,7 +166,7 @@ def test_a_column_is_a_family(ledger, outputs):
         assert [test.p_holm for test in tests] == pytest.approx(holm([test.p for test in tests]))
     text = to_text(table, 200)
     assert f"Against KD, {FIRST} (a family of 2 tests)" in text
-    assert "2 columns are 2 families at 5 % each: if no row differed, up to 10 % of such tables" in text
+    assert "2 columns are 2 families at 5 % each: without any real difference, up to 10 % of such tables" in text
 
 
 def test_bold_only_if_distinguishable(ledger, outputs):
@@ -204,7 +204,7 @@ def test_settings_that_depart_from_the_publications_are_marked(ledger, outputs):
         )
     table = table_of(ledger, outputs)
     assert [entry.row for entry in table.filled() if entry.departs] == ["SRD"]
-    words = "settings other than the publication's (epochs 2, published 240; optimizer.gamma 0.2, published 0.1)"
+    words = "settings differ from the publication's (epochs 2, published 240; optimizer.gamma 0.2, published 0.1)"
     assert table.entries["SRD", FIRST].remarks == [f"‡ {words}"]
     assert f"‡ {words}: SRD ({FIRST})." in to_text(table, 300)
     assert "77.77 ± 0.06 (3) ‡ *" in to_text(table, 120) and "74.67 ‡" in to_text(table, 120)
@@ -230,11 +230,11 @@ def test_one_teacher_or_several_is_said(ledger, outputs):
     def note() -> str:
         return table_of(ledger, outputs).notes[-1]
 
-    assert note().startswith("One teacher taught all seeds")
+    assert note().startswith("All seeds share one teacher")
     for one in ledger.cells:
         place = outputs / one.run / "config.yaml"
         place.write_text(place.read_text().replace("teacher:\n", f"teacher:\n  seed: {one.seed}\n"))
-    assert note().startswith("Each seed has a teacher of its own")
+    assert note().startswith("Each seed has its own teacher")
     place.write_text(place.read_text().replace("seed: 2\n", "seed: 1\n", 1))
     assert note() == "Of 4 cells, 3 have a teacher for each seed, 1 one teacher for several seeds."
 
@@ -272,11 +272,11 @@ def test_other_values(ledger, outputs):
 def test_unknown_names_are_one_clear_error(ledger, outputs, kdrun):
     ledger.shape.benchmark = "p33"
     known = ", ".join(sorted({row.benchmark for row in published()}))
-    with pytest.raises(ConfigError, match=rf"benchmark=p33: .*Did you mean p3\? There are: {known}\."):
+    with pytest.raises(ConfigError, match=rf"benchmark=p33: .*Did you mean p3\? Available: {known}\."):
         table_of(ledger, outputs)
     for words, line in [
         (["value=top1"], "value=top1: choose top1_last or top1_best or top1_val_selected. Did you mean top1_last?"),
-        (["against=SRDD"], "against=SRDD: no such row. Did you mean SRD? There are: Student, KD, SRD."),
+        (["against=SRDD"], "against=SRDD: no such row. Did you mean SRD? Available: Student, KD, SRD."),
         (["save=table.xls"], "save=table.xls: give a file that ends in .csv or .md or .tex or .html."),
         (
             ["agains=KD"],
@@ -360,7 +360,7 @@ def test_teachers_that_differ_are_said(ledger, outputs):
     place.write_text(json.dumps(json.loads(place.read_text()) | {"teacher_top1": 75.0}))
     table = table_of(ledger, outputs)
     assert table.entries["Teacher", FIRST].mean == 76.46
-    assert "different accuracy (76.46 (5 runs), 75.00 (1 run))" in table.notes[0]
+    assert "different accuracies (76.46 (5 runs), 75.00 (1 run))" in table.notes[0]
 
 
 # ── of any runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -445,7 +445,7 @@ def test_runs_by_directory_glob_and_digest(outputs, kdrun):
     assert (code, err) == (0, "")
     assert "3 runs" in out and "74.00 ± 1.00 (3)" in out and "notes: not a run (no config.yaml)" in out
     code, _, err = kdrun("table", words[-1])
-    assert code == 2 and "no run among these folders" in err
+    assert code == 2 and "none of these folders is a run" in err
     code, _, err = kdrun("table", str(outputs / "nothing*"))
     assert code == 2 and err.count("\n") == 1
 
@@ -453,7 +453,7 @@ def test_runs_by_directory_glob_and_digest(outputs, kdrun):
 def test_without_a_word_the_ledgers(ledger, kdrun, tmp_path):
     assert kdrun("table") == (0, "tables  p3_table\n", "")
     code, out, _ = kdrun("table", f"output_root={tmp_path / 'elsewhere'}")
-    assert code == 0 and "holds no sweep yet" in out
+    assert code == 0 and "has no sweep yet" in out
 
 
 # ── formats ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -491,7 +491,7 @@ def test_every_format_has_the_same_cells_and_notes(ledger, outputs, kdrun, tmp_p
     for text in (
         "73.60 ± 0.10 (3)",
         "75.53 ± 0.55 (3)",
-        "Beside published values",
+        "Comparison with published values",
         "too few seeds",
         "reproduced",
         f"Against KD, {FIRST}",
@@ -533,7 +533,7 @@ def test_latex_is_what_a_paper_takes(ledger, outputs, kdrun, tmp_path):
     [
         ("rows=KD", "error: rows=KD: give ROW:NAME"),
         ("rows=KDD:x", "error: rows=KDD: no such row. Did you mean KD?"),
-        ("rows=KD:SRD", "error: rows=KD:SRD: two rows would be called SRD."),
+        ("rows=KD:SRD", "error: rows=KD:SRD: two rows would have the name SRD."),
     ],
 )
 def test_rows_that_cannot_be_renamed(word, line, ledger, kdrun):
@@ -629,7 +629,7 @@ def test_running_runs_share_the_time(outputs):
         progress = progress_of(ledger, outputs)
     assert (progress.counts["running"], progress.running) == (2, 2)
     assert progress.seconds == pytest.approx((80 * 3 / 4 + 200 / 4 + 120) / 2)
-    assert "2 of them at a time" in progress.basis
+    assert "2 at a time" in progress.basis
 
 
 def test_before_anything_is_finished(outputs):
@@ -652,7 +652,7 @@ def test_status_of_all_and_of_one(outputs, kdrun, ledger):
     assert re.match(r"half +8 +3 +– +2 +2 +1 +about 3 min 50 s$", lines[1])
     assert re.match(r"p3_table +18 +18 +– +– +– +–$", lines[2])
     assert "half: failed  at, wrn_40_2 → wrn_40_1, seed 5: loss is nan" in out
-    assert "half: go on with: kdrun train -m sweep=half" in out
+    assert "half: to continue: kdrun train -m sweep=half" in out
     assert "passed over:" in out and "broken" in out
     code, out, _ = kdrun("status", "p3_table")
     assert code == 0 and "half" not in out
@@ -708,7 +708,7 @@ def test_watching_ends_when_nothing_is_left(outputs, kdrun, ledger, monkeypatch)
 
 def test_no_sweep_no_error(kdrun):
     code, out, err = kdrun("status")
-    assert (code, err) == (0, "") and "holds no sweep yet" in out
+    assert (code, err) == (0, "") and "has no sweep yet" in out
 
 
 # ── speed ────────────────────────────────────────────────────────────────────────────────────────────────────────────
