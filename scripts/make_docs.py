@@ -72,9 +72,14 @@ def settings_page() -> str:
             alike = [item for item in items if (item.key.removeprefix(prefix), item.meaning) in known]
             items = [item for item in items if item not in alike]
             lines += [f"All settings of `{same}*` exist as `{prefix}*`{', and these:' if items else '.'}", ""]
-        rows = [[code(item.key), kind_of(item), code(item.default), item.meaning] for item in items]
+        rows = [[code(item.key), kind_of(item), code(usual(item)), item.meaning] for item in items]
         lines += table(["setting", "type", "default", "meaning"], rows) if rows else []
     return "\n".join([*lines, "", *options_of_commands(), ""])
+
+
+def usual(item: Explained) -> str:
+    """Return a setting's default where no environment variable says otherwise."""
+    return "outputs" if item.key == "output_root" else item.default
 
 
 def kind_of(item: Explained) -> str:
