@@ -51,6 +51,11 @@ class DatasetOptions:
         choices=RESIZES,
         help="for images in class folders: stretch to a square, fit the shorter side, or crop the inner 7/8 of that",
     )
+    cache: str = setting(
+        "none",
+        choices=("none", "resized"),
+        help="resized: decode and resize image files once, into output_root; not for augment.crop=resized",
+    )
     train_fraction: float | None = setting(
         None, over=0, under=1, help="share of each class for training, if the data set has no test images of its own"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdrun.config.options import DatasetOptions
 from kdrun.data import cifar, digits, fake, folder, overview
 from kdrun.data.image_tree import Tree
-from kdrun.data.splits import Dataset, limited, stratified_split
+from kdrun.data.splits import AnySet, Dataset, FileSet, limited, stratified_split
 from kdrun.display import Track, untracked
 from kdrun.errors import DataError
 
@@ -40,6 +40,23 @@ def located(name: str, root: str | None, may_lack: bool) -> cifar.Source | folde
     return known.get(key)
 
 
+def refuse_cache(options: DatasetOptions) -> None:
+    """Raise DataError for `dataset.cache` where it cannot be."""
+    if options.cache == "none":
+        return
+    if options.name not in STREAMED:
+        raise DataError(
+            f"dataset.cache={options.cache} is for image files that are read in every epoch "
+            f"(dataset={' or '.join(STREAMED)}), and dataset={options.name} is decoded once anyway: leave it out."
+        )
+    if options.augment.crop == "resized":
+        raise DataError(
+            f"dataset.cache={options.cache} keeps each image at {options.image_size}x{options.image_size}, and "
+            "dataset.augment.crop=resized enlarges parts of the files themselves: choose crop=padded or none, or leave "
+            "dataset.cache out."
+        )
+
+
 class DataSource:
     """A located data set: `fingerprint` identifies its content, `load` decodes and splits it."""
 
@@ -52,6 +69,7 @@ class DataSource:
                 "dataset.evaluate_on=val: there are no validation images; dataset.val_fraction=0.2 holds out a fifth "
                 "of the training images."
             )
+        refuse_cache(options)
 
     def fingerprint(self) -> str:
         """Identity of the content, without decoding anything."""
@@ -83,9 +101,10 @@ class DataSource:
         """The class folders of which the images are read; none of what comes as arrays."""
         return list(self.located.trees or ()) if self.located is not None else []
 
-    def load(self, cache: Path, track: Track = untracked, as_files: bool = False) -> Dataset:
+    def load(self, cache: Path, track: Track = untracked, as_files: bool = False, fill_cache: bool = False) -> Dataset:
         """All splits. cache: folder for decoded images and downloads. as_files: class folders as files, whether they
-        are to be decoded at once or not. Raises DataError."""
+        are to be decoded at once or not. fill_cache: do what `dataset.cache` asks for, rather than use what is there.
+        Raises DataError."""
         options = self.options
         found = self._splits(cache, track, as_files)
         train = limited(found.train, options.train_limit, options.split_seed, found.class_names)
@@ -98,7 +117,21 @@ class DataSource:
         if options.evaluate_on == "val":
             assert val is not None
             test, val = val, None
-        return replace(found, train=train, val=val, test=test)
+        found = replace(found, train=train, val=val, test=test)
+        return self._resized(found, cache, track, fill_cache) if options.cache == "resized" and not as_files else found
+
+    def _resized(self, splits: Dataset, cache: Path, track: Track, fill: bool) -> Dataset:
+        """The splits with what is kept of their files."""
+        from kdrun.data.keep_resized import kept
+
+        def kept_of(part: AnySet | None) -> AnySet | None:
+            tree = next((tree for tree in self.trees if isinstance(part, FileSet) and tree.root == part.root), None)
+            if part is None or tree is None:
+                return part
+            return kept(part, tree.fingerprint(), self.options, cache, track, fill)
+
+        parts = {name: kept_of(getattr(splits, name)) for name in ("train", "val", "test")}
+        return replace(splits, **parts)  # type: ignore[arg-type]
 
     def _splits(self, cache: Path, track: Track, as_files: bool) -> Dataset:
         """The splits as they are, before anything is limited or held out."""

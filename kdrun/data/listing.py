@@ -74,7 +74,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 def folders_in(folder: str | os.PathLike[str]) -> list[str]:
     """Names of the folders in a folder, without those that belong to a program."""
-    return sorted(entry.name for entry in entries_of(folder) if not is_passed_over(entry.name) and is_folder(entry))
+    return sorted(entry.name for entry in entries_of(folder) if is_folder(entry) and not is_passed_over(entry.name))
 
 
 def images_beside(folder: str | os.PathLike[str]) -> int:

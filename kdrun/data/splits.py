@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdrun.errors import DataError
+
+if TYPE_CHECKING:
+    from kdrun.data.resized import Resized
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,20 @@ class ArraySet:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Image files that are read while training: paths relative to root, labels int64 [N]."""
+    """Image files that are read while training: paths relative to root, labels int64 [N]. resized: what is kept of
+    them, which is then read instead."""
 
     root: Path
     paths: list[str]
     labels: np.ndarray
+    resized: Resized | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: np.ndarray) -> FileSet:
-        return FileSet(self.root, [self.paths[i] for i in index], self.labels[index])
+        resized = None if self.resized is None else self.resized.take(index)
+        return FileSet(self.root, [self.paths[i] for i in index], self.labels[index], resized)
 
 
 AnySet = ArraySet | FileSet

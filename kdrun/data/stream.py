@@ -30,6 +30,8 @@ from kdrun.structures import Batch
 
 View = Callable[[Tensor], Tensor]  # uint8 [3, H, W] -> [3, S, S]
 
+AS_IT_IS = "stretch"  # how an image is resized that has its size already
+
 
 def as_sent(packed: Any) -> Any:
     """Return a batch that was packed where it was read."""
@@ -51,13 +53,15 @@ class Decoder(Dataset[Packed]):
     ):
         self.files, self.size, self.seed, self.augment = files, size, seed, augment
         self.teacher_view, self.views = teacher_view, views
+        if files.resized is not None:
+            resize = AS_IT_IS
         self.plain, self.augmented = PlainView(size, resize), AugmentedView(augment, size, resize)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Packed:
-        """Each file is decoded once, whatever is made of it, and written to its place in the batch."""
+        """Each file is decoded at most once, whatever is made of it, and written to its place in the batch."""
         epoch, index = keys[0][0], torch.tensor([index for _, index in keys])
         views = self.views_of(epoch, index)
         made: dict[str, Any] = {
@@ -66,7 +70,7 @@ class Decoder(Dataset[Packed]):
         for row, one in enumerate(index.tolist()):
             path = os.path.join(self.files.root, self.files.paths[one])
             try:
-                pixels = read_pixels(path)
+                pixels = read_pixels(path) if self.files.resized is None else self.files.resized[one]
             except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damage
                 nothing = torch.empty(0)
                 return Packed(nothing, nothing, nothing, problem=(path, why_unreadable(error, path)))

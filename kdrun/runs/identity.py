@@ -22,7 +22,7 @@ from kdrun.runs.checkpoints import weights_file
 from kdrun.streams import VERSION as STREAMS
 
 # Settings of location, speed and strictness: they change no number of a finished run.
-PLACES = {"root", "workers", "on_error", "allow_missing_classes"}
+PLACES = {"root", "workers", "cache", "on_error", "allow_missing_classes"}
 TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
 
 

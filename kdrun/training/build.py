@@ -56,9 +56,10 @@ class Data:
         return [*self.splits.notes, *left_out]
 
 
-def load_data(plan: Plan, track: Track = untracked) -> Data:
-    """Decode (or map) the images; measure mean and std where `dataset.normalize=measure`, once, into the cache."""
-    splits = plan.source.load(plan.cache, track)
+def load_data(plan: Plan, track: Track = untracked, fill_cache: bool = False) -> Data:
+    """Decode (or map) the images; measure mean and std where `dataset.normalize=measure`, once, into the cache.
+    fill_cache: do what `dataset.cache` asks for, rather than use what is there."""
+    splits = plan.source.load(plan.cache, track, fill_cache=fill_cache)
     options = plan.config.dataset
     if options.normalize == "given":
         assert options.mean is not None and options.std is not None

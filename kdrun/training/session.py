@@ -67,7 +67,7 @@ class Session:
         for line in settled.notes:
             self.display.note(line)
         with ranks.now.main_first():
-            self.data = load_data(self.plan, display.track)
+            self.data = load_data(self.plan, display.track, fill_cache=True)
         self.display.fact(*self.data.overview)
         for line in (*(f"note: {line}" for line in self.data.notes), *warnings(config, self.data.splits)):
             self.display.note(line)
