@@ -1,7 +1,7 @@
 """kdrun: a config-driven experiment runner for knowledge distillation of image classifiers.
 
-In Python: `kdrun.load(RUN)` is a trained network with its transform, class names, configuration and metrics, and
-`kdrun.results("outputs")` a table of every finished run.
+In Python: `kdrun.load(RUN)` loads a trained network with its transform, class names, configuration and metrics;
+`kdrun.results("outputs")` is a table of all finished runs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ __all__ = ["__version__", "load", "results"]
 def load(
     run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu", *, trust: bool = False
 ) -> Trained:
-    """The network of `run` (a run directory, a digest prefix, or a directory of teachers/), ready to use: `.model`,
-    `.transform`, `.class_names`, `.config`, `.metrics`, `.result`. model: student or teacher; weights: last or best;
-    trust: run the code of its own that a run from elsewhere names."""
+    """Load a trained network of `run` (a run directory, a digest prefix, or a directory of teachers/), ready to use:
+    `.model`, `.transform`, `.class_names`, `.config`, `.metrics`, `.result`.
+
+    model: student or teacher. weights: last or best. trust: allow a run from elsewhere to execute the user code that it
+    names.
+    """
     from kdrun import api  # torch is imported here, not by `import kdrun`
 
     return api.load(run, model, weights, device, trust)
 
 
 def results(outputs: str | Path = "outputs") -> pd.DataFrame:
-    """One row per finished run below `outputs`, with typed columns."""
+    """Return one row per finished run below `outputs`, with typed columns."""
     from kdrun import api
 
     return api.results(outputs)

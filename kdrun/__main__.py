@@ -1,4 +1,4 @@
-"""``python -m kdrun``: the same command line as the console script, also from a plain checkout."""
+"""Entry point of `python -m kdrun`: the same command line as the console script, also from a plain checkout."""
 
 from kdrun.cli import console
 

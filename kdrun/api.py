@@ -1,4 +1,5 @@
-"""kdrun in a notebook: a finished run's network with all that belongs to it, and every result as a table."""
+"""Notebook interface: load a finished run's network with everything that belongs to it, and read all results as a
+table."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.config.options import RunConfig
 from kdrun.config.schema import check_ranges
+from kdrun.display import plural
 from kdrun.errors import ConfigError, print_note
 from kdrun.evaluation.deployed import Deployed, deploy, find_target, home
 from kdrun.evaluation.loading import numerics_for
@@ -21,14 +23,23 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-DTYPES = {int: "Int64", float: "Float64", bool: "boolean", str: "string", list: "string"}  # pandas, with missing values
+DTYPES = {
+    int: "Int64",
+    float: "Float64",
+    bool: "boolean",
+    str: "string",
+    list: "string",
+}  # pandas types with missing values
 
 
 @dataclass
 class Trained:
-    """A trained network. model: maps what `transform` returns to logits [N, K], in evaluation mode and float32.
-    config: of the run. metrics: epoch, split, metric and value of its training; result: its result.json. Both are the
-    teacher's own where the teacher was asked for and is in the store."""
+    """A trained network.
+
+    model: maps the output of `transform` to logits [N, K], in evaluation mode and float32. config: the run's
+    configuration. metrics: epoch, split, metric and value of its training. result: its result.json. For a teacher from
+    the store, metrics and result are the teacher's own.
+    """
 
     model: nn.Module
     class_names: list[str]
@@ -38,8 +49,8 @@ class Trained:
     _deployed: Deployed
 
     def transform(self, images: Any) -> Tensor:
-        """A PIL image, a path, or a list of them -> [N, 3, S, S] on the network's device, exactly as evaluation
-        prepares them: upright, RGB, resized, normalised."""
+        """Prepare images as evaluation does (upright, RGB, resized, normalised): a PIL image, a path, or a list of
+        them -> [N, 3, S, S] on the network's device."""
         import numpy as np
 
         several = images if isinstance(images, list | tuple) else [images]
@@ -50,8 +61,10 @@ class Trained:
 def load(
     run: str | Path, model: str = "student", weights: str = "last", device: str = "cpu", trust: bool = False
 ) -> Trained:
-    """The network of `run`: a run directory, a digest prefix, or a directory of teachers/. Raises a KdrunError in one
-    line where there is no such thing, or it names code of its own that is not trusted."""
+    """Load the network of `run`: a run directory, a digest prefix, or a directory of teachers/.
+
+    Raises a KdrunError (one line) if there is no such run, or if it names user code that is not trusted.
+    """
     which = Which(model, weights, trust)
     check_ranges(which)
     target = find_target(str(run), which, {"device": device})
@@ -73,7 +86,7 @@ def load(
 
 
 def metrics_of(directory: RunDirectory) -> pd.DataFrame:
-    """metrics.csv with typed columns."""
+    """Return metrics.csv with typed columns."""
     import pandas as pd
 
     frame = pd.DataFrame(directory.read_metrics(), columns=list(METRIC_COLUMNS))
@@ -81,9 +94,11 @@ def metrics_of(directory: RunDirectory) -> pd.DataFrame:
 
 
 def results(outputs: str | Path = "outputs") -> pd.DataFrame:
-    """One row per finished run below `outputs`: `run`, its directory, the keys of result.json, and a column for each
-    setting that differs among them, such as optimizer.lr. Missing values are NA. Damaged results are counted on stderr.
-    Raises ConfigError where there is no such folder."""
+    """Return one row per finished run below `outputs`: `run` (its directory), the keys of result.json, and a column for
+    each setting that differs between runs, such as optimizer.lr.
+
+    Missing values are NA. Damaged results are counted on stderr. Raises ConfigError if there is no such folder.
+    """
     import pandas as pd
 
     root = Path(os.path.expanduser(outputs))
@@ -91,7 +106,7 @@ def results(outputs: str | Path = "outputs") -> pd.DataFrame:
         raise ConfigError(f"outputs={outputs}: no such folder.")
     found = finished_runs(root)
     if damaged := len(list(root.glob("runs/*/*/*/*/result.json"))) - len(found):
-        print_note(f"{damaged} damaged result(s) passed over; kdrun list runs output_root={root} names them")
+        print_note(f"skipped {plural(damaged, 'damaged result')}; kdrun list runs output_root={root} lists them")
     rows = [
         {key: result.get(key) for key in RESULT_KEYS}
         | {"overrides": " ".join(result.get("overrides") or []), "run": str(place)}

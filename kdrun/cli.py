@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported here: `--help` and mistakes must answer at once."""
+"""The command line. Nothing heavy is imported here: `--help` and error messages must appear at once."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ usage: kdrun COMMAND [key=value …]
 commands:
 {chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
 
-kdrun train runs as it is: a resnet20 teaches a resnet8 handwritten digits, offline, in a minute or two.
-Groups choose files in conf/ (method=dkd teacher=vgg16 student=resnet8 dataset=cifar100 optimizer=…), every value can
+kdrun train works without arguments: a resnet20 teaches a resnet8 to read handwritten digits, offline, in a minute.
+A group selects a file in conf/ (method=dkd teacher=vgg16 student=resnet8 dataset=cifar100 optimizer=…), any value can
 be set (epochs=30 method.temperature=2), and -m runs every combination: kdrun train -m method=kd,dkd seed=0,1,2.
 
-  kdrun COMMAND --help    what a command takes
-  kdrun train --cfg job   the composed configuration, without running it
+  kdrun COMMAND --help    arguments and settings of a command
+  kdrun train --cfg job   print the composed configuration without running it
   kdrun --version
 """
 
 
-SPIN_COUNT = "30000"  # of rounds; libgomp's own is 300,000 to 30 billion
+SPIN_COUNT = "30000"  # iterations; libgomp's default is 300,000 to 30 billion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 a run failed, 2 the request was wrong, 75 stopped by a
-    signal after saving (run the same command again)."""
+    """Run one command and return its exit code.
+
+    0: done; 1: a run failed; 2: the request was wrong; 75: stopped by a signal after saving (the same command resumes).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     spin_briefly()
     write_in_any_encoding()
@@ -47,35 +49,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"kdrun {__version__}")
         return 0
-    from kdrun.errors import Interrupted, KdrunError, print_error, suggest
+    from kdrun.errors import Interrupted, KdrunError, noted, print_error, print_stopped, suggest
 
+    noted.clear()
     try:
         if words[0] not in COMMANDS:
             raise KdrunError(
-                f"{words[0]}: no such command.{suggest(words[0], COMMANDS)} There are: {', '.join(COMMANDS)}."
+                f"{words[0]}: no such command.{suggest(words[0], COMMANDS)} Available: {', '.join(COMMANDS)}."
             )
         return run_command(words[0], words[1:])
     except KdrunError as error:
         print_error(str(error))
         return error.exit_code
     except Interrupted as stopped:
-        print_error(str(stopped))
+        (print_stopped if stopped.asked else print_error)(str(stopped))
         return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except MemoryError as error:
-        print_error(
-            f"there is not enough memory ({str(error) or 'no size is known'}): ask for fewer or smaller images."
-        )
+        print_error(f"out of memory ({str(error) or 'size unknown'}): use fewer or smaller images.")
         return 1
-    except BrokenPipeError:  # the reader of `kdrun list | head` has gone
+    except BrokenPipeError:  # as in `kdrun list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def run_command(name: str, words: list[str]) -> int:
-    """Print the help of a command, or run it; what trains ends resumably on a signal from its first line on."""
+    """Print the help of a command, or run it. Commands that train stop resumably on a signal from their first line
+    on."""
     with ExitStack() as signals:
         if name in ("train", "tune"):
             from kdrun.training.signals import stop_on_signals
@@ -92,9 +94,11 @@ def run_command(name: str, words: list[str]) -> int:
 
 
 def spin_briefly() -> None:
-    """Let OpenMP's threads give up their core soon where they wait for one another: a run that shares its cores with
-    other work would otherwise spend most of its time on waiting, and the other work's too. Read by libgomp as torch is
-    imported; a user's own choice stays."""
+    """Shorten the time for which OpenMP's threads spin while they wait for each other.
+
+    A run that shares its cores with other work would otherwise waste most of its time, and the other work's, on
+    spinning. libgomp reads the value when torch is imported; a user's own choice is kept.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
@@ -115,7 +119,7 @@ PLAIN = {
 
 
 def write_in_any_encoding() -> None:
-    """Show signs that a terminal's or a log's encoding lacks by ones that it has: → as ->, others as \\u4e2d."""
+    """Replace characters that the terminal's or log's encoding lacks by similar ones: → by ->, others by \\u4e2d."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
@@ -130,8 +134,11 @@ def write_in_any_encoding() -> None:
 
 
 def write_files_in_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding for files: what is written here is read
-    elsewhere, and names are in any script. What is printed stays in the locale's encoding."""
+    """Restart in Python's UTF-8 mode if the locale has another file encoding.
+
+    Files written here are read elsewhere, and names can be in any script. Output on the terminal keeps the locale's
+    encoding.
+    """
     if locale.getpreferredencoding(False).lower().replace("-", "") != "utf8":
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
         os.environ["PYTHONUTF8"] = "1"
@@ -139,9 +146,11 @@ def write_files_in_utf8() -> None:
 
 
 def leave_current_folder() -> None:
-    """Import no library from the folder that kdrun was started in, which may hold somebody else's files: neither here,
-    where `python -m` looks there first, nor in the processes that are started. One's own code is still found there
-    where a command line names it, and so is kdrun in a plain checkout."""
+    """Remove the current folder from the import path, for this process and its children: it may hold somebody else's
+    files, and `python -m` looks there first.
+
+    User code named on the command line is still imported from there, and so is kdrun in a plain checkout.
+    """
     here = os.getcwd()
     if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) != here:
         if sys.path[:1] in ([here], [""]):
@@ -150,7 +159,7 @@ def leave_current_folder() -> None:
 
 
 def console() -> None:
-    """The console script."""
+    """Run the console script."""
     write_files_in_utf8()
     leave_current_folder()
     sys.exit(main())

@@ -1,4 +1,5 @@
-"""The seam between engines and the screen: what an engine may show, and plain lines for it. No rich, no torch."""
+"""Output interface of the engines: the events and lines that an engine may show, and a plain-text display. No rich,
+no torch."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from typing import Protocol, TextIO
 
 from kdrun.errors import printable
 
-Track = Callable[[Iterator[int], int, str], Iterator[int]]  # (steps, how many, label) -> the same steps
+Track = Callable[[Iterator[int], int, str], Iterator[int]]  # (steps, total, label) -> the same steps
 
 
 @dataclass(frozen=True)
 class Step:
-    """The end of a training step. step counts from 1."""
+    """End of a training step. step counts from 1."""
 
     epoch: int
     step: int
@@ -27,7 +28,8 @@ class Step:
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """The end of one run's epoch, saved. epoch counts from 1; metrics by split; best: top-1 on the test set so far."""
+    """End of one run's epoch, after saving. epoch counts from 1; metrics: by split; best: best top-1 on the test set
+    so far."""
 
     run: Path
     epoch: int
@@ -39,18 +41,18 @@ Show = Callable[[Step | EpochEnd], None]
 
 
 class Display(Protocol):
-    """What an engine prints to. Lines are plain text; how they look is the display's own affair."""
+    """Output of an engine. Lines are plain text; each display decides how to render them."""
 
     def note(self, line: str) -> None:
-        """Print a line of minor weight."""
+        """Print a line of minor importance."""
         ...
 
     def fact(self, name: str, line: str) -> None:
-        """Print a line that begins with the name of what it is about."""
+        """Print a line that begins with the name of its subject."""
         ...
 
     def track(self, steps: Iterator[int], total: int, label: str) -> Iterator[int]:
-        """Pass `steps` on and show how many of `total` are over."""
+        """Yield `steps` unchanged and show how many of `total` are done."""
         ...
 
     def training(self, what: str, epochs: int, first: float) -> AbstractContextManager[Show]:
@@ -59,13 +61,15 @@ class Display(Protocol):
 
 
 def untracked(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
-    """Pass `steps` on and show nothing."""
+    """Yield `steps` unchanged and show nothing."""
     yield from steps
 
 
 def legible(name: str | os.PathLike[str]) -> str:
-    """Return a file's name as text for the screen and for tables: bytes that are no UTF-8 as Latin-1 has them, and
-    control characters, which a terminal would obey, by their numbers."""
+    """Return a file name as text for the screen and for tables.
+
+    Bytes that are not UTF-8 are shown as Latin-1; control characters, which a terminal would obey, as escapes.
+    """
     text = os.fspath(name)
     if text.isprintable():
         return text
@@ -74,7 +78,7 @@ def legible(name: str | os.PathLike[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return 3 s, 4 min 05 s or 2 h 10 min."""
+    """Return a duration as 3 s, 4 min 05 s or 2 h 10 min."""
     seconds = max(round(seconds), 0)
     if seconds < 60:
         return f"{seconds} s"
@@ -84,26 +88,27 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """Return 278,324 as 0.28M."""
+    """Return a large number in short form: 278,324 as 0.28M."""
     if number >= 1e9:
         return f"{number / 1e9:.2f}G"
     return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number:,.0f}"
 
 
 def plural(number: int, noun: str, many: str = "") -> str:
-    """Return 1 run, 2 runs, 1,000 runs. many: the plural of a noun that takes no s."""
+    """Return a count with its noun: 1 run, 2 runs, 1,000 runs. many: the plural of a noun that does not just take an
+    s."""
     return f"{number:,} {noun if number == 1 else many or noun + 's'}"
 
 
 def size(number: float) -> str:
-    """Return bytes in MiB or GiB."""
+    """Return a number of bytes in MiB or GiB."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
 class TrainingLines:
-    """One training as lines: one after each epoch, and a sign of life each minute within a long one.
+    """Training progress as plain lines: one after each epoch, and one per minute within long epochs.
 
-    name_runs: begin each line with the run's method and seed, where several train side by side.
+    name_runs: begin each line with the run's method and seed, for several runs that train together.
     """
 
     def __init__(self, what: str, epochs: int, first: float, write: Callable[[str], None], name_runs: bool = False):
@@ -129,8 +134,8 @@ class TrainingLines:
         self.last_line = time.monotonic()
 
     def epoch_line(self, event: EpochEnd, strong: Callable[[str], str] = str, narrow: bool = False) -> str:
-        """Return an epoch's line. strong: marks the accuracy on the test set; narrow: leaves out what 80 columns lack
-        room for."""
+        """Return an epoch's line. strong: highlights the test accuracy; narrow: leaves out what does not fit into 80
+        columns."""
         train, test = event.metrics["train"], event.metrics.get("test")
         width = len(str(self.epochs))
         what = f"{event.run.parent.name} {event.run.name.partition('-')[0]}" if self.name_runs else self.what
@@ -149,7 +154,7 @@ class TrainingLines:
         return "  ".join(cells)
 
     def time_left(self, event: Step | EpochEnd) -> str:
-        """Return the time left at this process's own pace."""
+        """Return the estimated time left, from the pace since this process started."""
         position = event.epoch - 1 + event.step / event.steps if isinstance(event, Step) else event.epoch
         if position <= self.first:
             return ""
@@ -158,7 +163,7 @@ class TrainingLines:
 
 
 class PlainDisplay:
-    """Lines in a file, or nowhere."""
+    """Plain lines, written to a file or discarded."""
 
     def __init__(self, file: TextIO | None = None, name_runs: bool = False):
         self.file, self.name_runs = file, name_runs

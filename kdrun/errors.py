@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line says what is wrong, with which value, and what to do."""
+"""Errors that a user can act on. One line says what is wrong, with which value, and what to do."""
 
 from __future__ import annotations
 
@@ -11,66 +11,70 @@ from collections.abc import Iterable
 
 
 class KdrunError(Exception):
-    """Shown as its one line, without a traceback; the command ends with `exit_code`."""
+    """Base class of kdrun's errors, shown as one line without a traceback. The command ends with `exit_code`."""
 
     exit_code = 2
 
 
 class ConfigError(KdrunError):
-    """A setting is wrong: name, value, type, range or combination."""
+    """Wrong setting: name, value, type, range or combination."""
 
 
 class DataError(KdrunError):
-    """A data set is missing, damaged or does not fit."""
+    """Data set that is missing, damaged or unsuitable."""
 
 
 class CheckpointError(KdrunError):
-    """A file of weights is missing, damaged, unsafe or of another architecture."""
+    """Weights file that is missing, damaged, unsafe or of another architecture."""
 
 
 class PairingError(KdrunError):
-    """A method cannot run on this pair of networks."""
+    """Pair of networks that a method cannot run on."""
 
 
 class RunError(KdrunError):
-    """A run failed while training; its directory holds `failed.txt` and the last good checkpoint."""
+    """Run that failed while training; its directory holds `failed.txt` and the last good checkpoint."""
 
     exit_code = 1
 
 
 class DiskFull(RunError):
-    """No room for a file: none of the neighbours can go on either."""
+    """Full disk: no other run on it can continue either."""
 
 
 class LockedElsewhere(RunError):
-    """Another process is at this run: no failure of it."""
+    """Lock held by another process, which is training the run. Not counted as a failure of the run."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C: everything is saved and the same command resumes. Like KeyboardInterrupt it
-    passes by every `except Exception`, which would take it for a damaged image or a failed run.
+    """Stop by SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C, after saving: the same command resumes.
 
-    75 is EX_TEMPFAIL of sysexits.h: "try again later", the code to requeue on.
+    Like KeyboardInterrupt it is not caught by `except Exception`, which would take it for a damaged image or a failed
+    run. 75 is EX_TEMPFAIL of sysexits.h ("try again later"), the code on which schedulers requeue.
     """
 
     exit_code = 75
+    asked = True  # False: not by a signal to this process, but by the death of another process of the run
 
 
-# What a name out of somebody else's file could move, recolour or reverse on a terminal, and what no encoding has.
+# Characters with which a name from a foreign file could control a terminal, and lone surrogates.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """`text` with control characters as one would write them: \\x1b."""
+    """Return `text` with control characters escaped: \\x1b."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-muted = False  # of several processes that train one run, one prints
+noted: set[str] = set()  # the notes of this command
+muted = False  # when several processes train one run, only one prints
 
 
 def print_error(line: str, whoever: bool = False) -> None:
-    """The one line of an error on stderr; in red on a terminal, unless NO_COLOR is set. Rich would take longer to
-    import than the mistake takes to find. whoever: from a muted process too."""
+    """Print the one line of an error on stderr; in red on a terminal, unless NO_COLOR is set.
+
+    Without rich, whose import would delay the message. whoever: print from a muted process too.
+    """
     if muted and not whoever:
         return
     line = printable(line)
@@ -78,32 +82,40 @@ def print_error(line: str, whoever: bool = False) -> None:
     print(f"\x1b[1;31merror:\x1b[0m {line}" if colour else f"error: {line}", file=sys.stderr)
 
 
-def print_note(line: str) -> None:
-    """What one should know of the results that follow, beside them: on stderr."""
+def print_stopped(line: str) -> None:
+    """Print the line of a stop that was asked for, on stderr. It is no error: the same command resumes."""
     if not muted:
-        print(f"note: {printable(line)}", file=sys.stderr)
+        print(printable(line), file=sys.stderr)
+
+
+def print_note(line: str, once: bool = False) -> None:
+    """Print a note about the results that follow, on stderr. once: only the first time in this command."""
+    if muted or (once and line in noted):
+        return
+    noted.add(line)
+    print(f"note: {printable(line)}", file=sys.stderr)
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest known name, or nothing."""
+    """Return ' Did you mean X?' for the most similar known name, or an empty string."""
     near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """Return a, b, c and 4 more."""
+    """Return names as a list: a, b, c and 4 more."""
     shown = list(names)
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
+    """Return the first line of an exception's message, or its type if the message is empty."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
 
 
 def reason_of(error: BaseException) -> str:
-    """What failed.txt says: our own errors by their line, any other by its type and its line."""
+    """Return the text of failed.txt: the line of one of kdrun's errors; type and line of any other."""
     line, kind = one_line(error), type(error).__name__
     return line if isinstance(error, KdrunError) or line == kind else f"{kind}: {line}"
 

@@ -1,4 +1,4 @@
-"""Files that survive a kill at any instant: written beside their place, synced, then renamed over it."""
+"""Files that survive a kill at any instant: written next to their destination, synced, then renamed over it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import IO, Any
 
 from kdrun.errors import CheckpointError, DiskFull, RunError, one_line
 
-onlooking = False  # of several processes that train one run, one writes
+onlooking = False  # when several processes train one run, only one writes
 LEAST_ROOM = 2**20  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-# What zipfile, and numpy.load on it, raise for an archive that is damaged somewhere.
+# Errors of zipfile (and of numpy.load, which uses it) for a damaged archive.
 DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
-CHECKSUM = "checksum"  # the key of a JSON file under which it is
+CHECKSUM = "checksum"  # its key in a JSON file
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file in the same folder, flush it to disk, and rename it to `path`.
 
-    Raises DiskFull, or RunError for a folder that cannot be written; `path` is then as it was before. Nothing is
-    written where this process looks on.
+    Raises DiskFull, or RunError for a folder that cannot be written; `path` is then unchanged. Does nothing in a
+    process that is only `onlooking`.
     """
     if onlooking:
         return
@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.unlink(missing_ok=True)
-        with scratch.open("xb") as file:  # never through a link that lies in wait
+        with scratch.open("xb") as file:  # x: never follow a planted symlink
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -45,24 +45,24 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise refused(error, path) from error
-    except RuntimeError as error:  # torch.save hides what the disk said behind one
+    except RuntimeError as error:  # torch.save wraps the OSError
         if isinstance(error.__context__, OSError):
             raise refused(error.__context__, path) from error
         if shutil.disk_usage(path.parent).free < LEAST_ROOM:
             raise DiskFull(f"{path} cannot be written ({one_line(error)}); is the disk full?") from error
-        raise  # no fault of the disk: a loader's worker that died is raised wherever the run happens to be
+        raise  # not the disk: PyTorch raises the death of a loader's worker at an arbitrary line
     finally:
-        with suppress(OSError):  # its folder may be a file
+        with suppress(OSError):  # the parent may be a file
             scratch.unlink(missing_ok=True)
 
 
 def refused(error: OSError, path: Path) -> RunError:
-    """The error of a disk that refuses: DiskFull where it has no room, or the user's share of it none."""
+    """Return the error for a failed write: DiskFull if the disk or the user's quota is full, else RunError."""
     return (DiskFull if error.errno in NO_ROOM else RunError)(explain_os_error(error, path))
 
 
 def explain_os_error(error: OSError, path: Path) -> str:
-    """The one line for a disk that refuses."""
+    """Return the one-line message for a failed write."""
     if error.errno in NO_ROOM:
         return f"disk full while writing {path}: free some space and run the same command again; it resumes."
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
@@ -73,7 +73,7 @@ def explain_os_error(error: OSError, path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system allows a folder to be opened."""
+    """Make the rename durable, if the system allows a folder to be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -91,14 +91,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object with a checksum of its content as the last entry, which `read_json` checks and takes out."""
+    """Write an object with a checksum of its content as the last entry, which `read_json` checks and removes."""
     plain = json.loads(json.dumps(content, default=str))
     write_text(path, json.dumps({**plain, CHECKSUM: checksum_of(plain)}, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises CheckpointError where the file is damaged, or has changed since it was written;
-    one without a checksum is somebody else's, or of an earlier version."""
+    """Read a JSON object. A file without a checksum is accepted: it is from elsewhere or from an earlier version.
+
+    Raises CheckpointError if the file is damaged or has changed since it was written.
+    """
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -107,22 +109,24 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds no JSON object.")
     told = content.pop(CHECKSUM, None)
     if told is not None and told != checksum_of(content):
-        raise CheckpointError(f"{path} has changed since it was written (its checksum is another one).")
+        raise CheckpointError(f"{path} has changed since it was written (its checksum does not match).")
     return content
 
 
 def checksum_of(content: Any) -> str:
-    """Return 64 bits of the SHA-256 of plain values, in hexadecimal, whatever their order and spacing in a file."""
+    """Return 64 bits of the SHA-256 of plain values, in hexadecimal, independent of their order and spacing in a
+    file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def spreadsheet_safe(row: Iterable[Any]) -> list[Any]:
-    """A row for a CSV file, where text that a spreadsheet would take for a formula gets an apostrophe in front, as
-    spreadsheets themselves write it; numbers stay."""
+    """Return a row for a CSV file. Text that a spreadsheet would take for a formula is prefixed with an apostrophe,
+    as spreadsheets write it themselves; numbers are kept."""
     return [f"'{cell}" if isinstance(cell, str) and is_formula(cell) else cell for cell in row]
 
 
 def is_formula(cell: str) -> bool:
+    """Return True if a spreadsheet would take the text for a formula."""
     if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return False
     try:
@@ -139,27 +143,27 @@ def sha256_of(path: Path) -> str:
 
 
 def check_archive(path: Path) -> None:
-    """Raise ValueError where a file of torch.save, which is a zip archive, has changed since it was written, by the
-    checksums in it that torch.load passes over."""
+    """Raise ValueError if a file of torch.save (a zip archive) has changed since it was written, by the archive's
+    checksums, which torch.load does not check."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except DAMAGED_ARCHIVE as error:
         raise ValueError(f"it has changed since it was written: {one_line(error)}") from error
     if damaged is not None:
-        raise ValueError(f"it has changed since it was written: {damaged} in it has another checksum")
+        raise ValueError(f"it has changed since it was written: the checksum of {damaged} in it does not match")
 
 
 def require_file(path: Path, called: str) -> None:
-    """Raise CheckpointError unless `path` is a file that ends: not a folder, a pipe or a device. called: as a line
-    names it."""
+    """Raise CheckpointError unless `path` is a regular file (no folder, pipe or device). called: its name in the
+    message."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         reason = "no such file" if missing else f"cannot be opened ({error.strerror or error})"
         raise CheckpointError(f"{called}: {reason}.") from error
-    except ValueError as error:  # a null byte in it
+    except ValueError as error:  # the path contains a null byte
         raise CheckpointError(f"{called}: no such file.") from error
     if stat.S_ISDIR(mode):
         raise CheckpointError(f"{called} is a directory: name the file of weights in it.")

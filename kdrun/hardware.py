@@ -1,5 +1,5 @@
-"""What this machine offers a process and its children: cores, processor features, a compiler, the environment that they
-start with, and a folder for what is known of the machine."""
+"""Properties of this machine: cores, processor features, a compiler, the environment of child processes, and cache
+folders."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def _limit(folder: Path) -> float | None:
 
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for what starts inside, and put back what was there: libraries read them as they are
-    imported, so a spawned process can only be told before it starts."""
+    """Set environment variables inside the block, and restore them afterwards. Libraries read them on import, so a
+    spawned process can only be configured before it starts."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -85,7 +85,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_kind() -> str:
-    """Return what matters of the CPU for these networks: its widest matrix unit."""
+    """Return the CPU property that matters most for these networks: its widest matrix unit."""
     flags = cpu_flags()
     if "amx_bf16" in flags:
         return "AMX"
@@ -112,13 +112,13 @@ def compiler_missing(device: str) -> str:
         return ""
     compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
     if compiler is None or shutil.which(compiler.split()[0]) is None:
-        return "there is no C++ compiler (g++ or clang++) here"
+        return "no C++ compiler (g++ or clang++) is installed"
     return ""
 
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed instead of giving it back to the system; whether it was told.
+    """Tell glibc to keep freed memory instead of returning it to the system. Return True if it accepted.
 
     A training step frees and asks again for hundreds of megabytes of activations. By default much of that is unmapped
     and mapped anew, page by page, at every step: 370 page faults per image were counted in a plain PyTorch loop.
@@ -134,11 +134,11 @@ def keep_freed_memory() -> bool:
 
 
 def user_cache() -> Path:
-    """Return the folder for what belongs to this user and machine rather than to a project: $XDG_CACHE_HOME/kdrun."""
+    """Return the folder for data of this user and machine rather than of a project: $XDG_CACHE_HOME/kdrun."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "kdrun"
 
 
 def cache_home() -> Path:
-    """Return the folder for what can be made again, and may be large: $KDRUN_CACHE, else the user's cache."""
+    """Return the folder for data that can be recomputed and may be large: $KDRUN_CACHE, else the user's cache."""
     given = os.environ.get("KDRUN_CACHE")
     return Path(os.path.expanduser(given)) if given else user_cache()

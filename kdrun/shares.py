@@ -1,4 +1,4 @@
-"""How the images of a batch are shared out among the processes that train one run together."""
+"""Division of a batch's images among the processes that train one run together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 
 class Share(NamedTuple):
-    """The images of one batch that this process has: those of number `rank`, where `counts` says how many each has."""
+    """A share: the images of one batch that this process computes, those of number `rank`. counts: images of each
+    process."""
 
     rank: int
     counts: tuple[int, ...]
@@ -22,20 +23,22 @@ class Share(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """Where they stand in the batch."""
+        """Return the positions of this process's images in the batch."""
         start = sum(self.counts[: self.rank])
         return slice(start, start + self.own)
 
 
 class Part(NamedTuple):
-    """This process among those that train one run: number `rank` of `size`."""
+    """This process's number `rank` among the `size` processes that train one run."""
 
     rank: int = 0
     size: int = 1
 
     def cut(self, start: int, stop: int, unit: int = 1) -> tuple[slice, Share | None]:
-        """Return which of the places start … stop-1 of an epoch's order, one batch, this process takes, and its share.
-        unit: images that stay together. A batch of fewer images than processes is every one's whole, without a share.
+        """Return this process's slice of one batch (positions start … stop-1 of an epoch's order), and its share.
+
+        unit: consecutive images that stay together. A batch with fewer images than processes goes whole to every
+        process, without a share.
         """
         count = stop - start
         units = -(-count // unit)
@@ -46,10 +49,10 @@ class Part(NamedTuple):
         return slice(start + edges[self.rank], start + edges[self.rank + 1]), Share(self.rank, counts)
 
     def turns(self, count: int, size: int) -> range:
-        """Return where those of the batches of `size` begin that are this process's, in turn with the others."""
+        """Return the starts of this process's batches of `size`, when processes take turns."""
         return range(self.rank * size, count, self.size * size)
 
     def most(self, count: int, unit: int = 1) -> int:
-        """Return how many images of a batch of `count` a process takes at most."""
+        """Return the largest number of images of a batch of `count` that a process takes."""
         units = -(-count // unit)
         return min(count, unit * -(-units // self.size))

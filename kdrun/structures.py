@@ -1,4 +1,4 @@
-"""What passes through the seam between engine, models and methods."""
+"""Data structures passed between engine, models and methods."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from kdrun.draws import Draws, Numbers
 from kdrun.shares import Share
 
-# Everything a method may ask of a network beside its logits.
+# Everything a method may request from a network in addition to its logits.
 FEATURES = frozenset({"maps", "preact", "pooled", "tokens", "attention", "heads"})
 
 
 class Mixed(NamedTuple):
-    """The other half of each sample's label after mixup or CutMix: label [N] int64 of the other image, share [N]
-    float32 of its own."""
+    """Second half of each sample's label after mixup or CutMix: label [N] int64 of the other image, share [N]
+    float32 of the first."""
 
     label: Tensor
     share: Tensor
@@ -30,11 +30,11 @@ class Batch:
 
     image [N, C, H, W] normalised float32 in channels-last memory; label [N] int64; index [N] int64, the sample's
     position in the training set; teacher_image [N, C, H, W], which is `image` itself unless `teacher_view` differs;
-    strong [N, C, H, W], a strongly augmented view, where a method asks for it by `views`; mixed: where images are
-    mixed, the other half of each label, which `kdrun.methods.losses.hard_label_loss` takes into account.
+    strong [N, C, H, W], a strongly augmented view, if the method requests it in `views`; mixed: the second half of each
+    label if images are mixed, used by `kdrun.methods.losses.hard_label_loss`.
 
-    share: where several processes train together, which images these are; None: all. A method with `batch_terms =
-    "batch"` then gets the labels and the index of all, beside the images of this process, whose index is `image_index`.
+    share: the images of this process if several train together; None: all. A method with `batch_terms = "batch"` then
+    gets the labels and index of the whole batch, but only this process's images, whose index is `image_index`.
     """
 
     image: Tensor
@@ -47,20 +47,20 @@ class Batch:
 
     @property
     def image_index(self) -> Tensor:
-        """The index of the samples in `image`."""
+        """Return the index of the samples in `image`."""
         if self.share is None or len(self.index) == self.share.own:
             return self.index
         return self.index[self.share.rows]
 
 
 class Outputs(NamedTuple):
-    """What a network returns; everything but `logits` is None unless it was asked for.
+    """Outputs of a network; everything but `logits` is None unless it was requested.
 
     logits [N, K]; maps: stage maps [N, C, H, W], the stem first, the deepest last; preact: the same before each
     stage's last activation; pooled [N, D], the classifier's input; tokens: patch tokens [N, L, D] of the last block,
     prefix [N, P, D] its class and distillation tokens; attention: (q, k, v) of the last block, each
     [N, heads, P + L, d]; heads: further logits by name, such as "dist" [N, K]; map_prefix: the prefix tokens
-    [N, P, D] beside each of the stage maps, where both maps and tokens were asked for.
+    [N, P, D] at each of the stage maps, if both maps and tokens were requested.
     """
 
     logits: Tensor
@@ -74,7 +74,7 @@ class Outputs(NamedTuple):
     map_prefix: tuple[Tensor, ...] | None = None
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same outputs with `function` applied to every tensor in them."""
+        """Return the outputs with `function` applied to every tensor in them."""
 
         def walk(value: object) -> object:
             if isinstance(value, Tensor):
@@ -88,19 +88,20 @@ class Outputs(NamedTuple):
         return Outputs(*(walk(value) for value in self))  # type: ignore[arg-type]
 
     def float(self) -> Outputs:
-        """The same outputs in float32: softmax, Pearson and norms do not survive half precision."""
+        """Return the outputs in float32: softmax, Pearson correlation and norms lose too much in half precision."""
         return self.apply(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def only(self, needs: frozenset[str]) -> Outputs:
-        """The same outputs without what `needs` does not name; prefix tokens travel with the tokens (and maps)."""
+        """Return the outputs without those that `needs` does not name. Prefix tokens are kept with the tokens (and
+        maps)."""
         kept = needs | {"logits"} | ({"prefix"} if "tokens" in needs else set())
         if {"maps", "tokens"} <= needs:
             kept |= {"map_prefix"}
         return Outputs(*(value if name in kept else None for name, value in zip(self._fields, self, strict=True)))  # type: ignore[arg-type]
 
     def at(self, stages: frozenset[int] | None) -> Outputs:
-        """The same outputs with None in the place of every map but those of `stages` (counted from the end where
-        negative); None keeps them all."""
+        """Return the outputs with None for every map except those of `stages` (negative: counted from the end). None
+        keeps all."""
         if stages is None:
             return self
 
@@ -114,10 +115,10 @@ class Outputs(NamedTuple):
 
 
 def filled(image: Tensor, size: int) -> Tensor:
-    """Repeat the images of a small batch up to `size`; a larger one stays as it is.
+    """Repeat the images of a small batch up to `size`; return a larger batch unchanged.
 
-    On some CPUs the last bits of a row of a matrix product depend on how many rows there are, so what a network says of
-    an image is only the same in any batch if all batches have one shape.
+    On some CPUs the last bits of a row of a matrix product depend on the number of rows, so a network's output for an
+    image is reproducible only if all batches have the same shape.
     """
     count = len(image)
     return image if count >= size else torch.cat([image] * -(-size // count))[:size]
@@ -125,11 +126,11 @@ def filled(image: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Spec:
-    """Measured shapes of one network's outputs, without the batch dimension.
+    """Measured output shapes of one network, without the batch dimension.
 
-    The first `stems` maps are the network's stem, which no method pairs.
-    `classifier` maps pooled [N, D] to logits [N, K]; it is None where the network has no such single module.
-    `head_modules` maps a token [..., D] to the logits of each of `heads`.
+    The first `stems` maps belong to the network's stem, which no method pairs. `classifier` maps pooled [N, D] to
+    logits [N, K]; None if the network has no such single module. `head_modules` maps a token [..., D] to the logits of
+    each of `heads`.
     """
 
     num_classes: int
@@ -148,7 +149,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a method may know of the training set: memory banks and their negatives need sizes and labels.
+    """Properties of the training set that a method may use: memory banks and their negatives need sizes and labels.
 
     labels [num_samples] int64 on the CPU, in the order of `Batch.index`.
     """
@@ -161,9 +162,11 @@ class DataSpec:
 
 @dataclass
 class Progress:
-    """Where training stands. epoch and step count from 0. A method takes every random number from `draws`: it is the
-    same after a resume, in any lane and on any device. What it computes from `epoch` and `step` it takes from `number`:
-    a plain number that enters a kernel would stay what it was when a CUDA graph of the step was recorded.
+    """Current position in training. epoch and step count from 0.
+
+    A method takes every random number from `draws`, which is the same after a resume, in any lane and on any device. It
+    takes values that it computes from `epoch` and `step` through `number`: a plain number in a kernel would keep the
+    value that it had when a CUDA graph of the step was recorded.
     """
 
     epoch: int
@@ -175,11 +178,12 @@ class Progress:
 
     @property
     def first(self) -> bool:
-        """True at the very first step, which is never recorded."""
+        """Return True at the very first step, which is never recorded."""
         return not (self.epoch or self.step)
 
     def number(self, function: Callable[[Progress], float], dtype: torch.dtype = torch.float32) -> Any:
-        """Return function(self): a number on a CPU, and on a GPU a scalar tensor of `dtype` that always stays in the
-        same place. float64 multiplies tensors with dimensions as a plain number does, but would make a scalar term
-        float64."""
+        """Return function(self): a number on a CPU; on a GPU a scalar tensor of `dtype` at a fixed address.
+
+        float64 multiplies tensors with dimensions as a plain number does, but would make a scalar term float64.
+        """
         return function(self) if self.numbers is None else self.numbers.get(function, dtype)

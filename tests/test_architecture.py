@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "sweeps": (*ENGINE, "training", "evaluation"),
     "reporting": ("errors", "files", "display", "config", "runs", "evaluation"),
     "console": ("errors", "display", "runs", "sweeps.messages"),
-    "api": ("errors", "config", "runs", "evaluation"),
+    "api": ("errors", "display", "config", "runs", "evaluation"),
     "commands": (*ENGINE, "training", "evaluation", "sweeps", "reporting", "console"),
     "cli": ("errors", "commands", "config.arguments", "training.signals"),
     "__main__": ("cli",),

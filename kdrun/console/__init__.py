@@ -1,4 +1,4 @@
-"""Everything that is printed: lines, tables and questions, no colour under NO_COLOR."""
+"""Terminal output: lines, tables and questions. No colour under NO_COLOR."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from kdrun.runs.plan import Plan, code_notes, image_notes
 
 
 class Terminal(Console):
-    """Shows control characters of names out of files instead of sending them."""
+    """Console that shows control characters in names from files instead of sending them to the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
-UNFOLDED = 10_000  # columns of a pipe or a log file, which have no width: a folded line is lost to grep
+UNFOLDED = 10_000  # columns of a pipe or log file, which have no width: grep would miss a folded line
 
 out = Terminal(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNFOLDED)
 
 
-SHOWN = 20  # unreadable files that are named
-LONGEST_NAME = 30  # characters of a name that a table never folds
-NARROWEST = 10  # characters of a column of words
+SHOWN = 20  # unreadable files listed by name
+LONGEST_NAME = 30  # characters of a name up to which a table never folds it
+NARROWEST = 10  # characters of a column of text
 
 
 def say(line: str) -> None:
-    """A line in rich markup, of which values must be escaped by the caller: on a terminal it breaks between words and
-    never within a path, a pipe gets it whole."""
+    """Print a line in rich markup (the caller must escape values). A terminal breaks it between words but never
+    within a path; a pipe gets it whole."""
     whole = out.render_str(line)
     for part in whole.split("\n", allow_blank=True):
         out.print(between_words(part, out.width) if out.is_terminal else part, soft_wrap=True)
 
 
 def between_words(line: Text, width: int) -> Text:
-    """Return a line folded between words; one that is longer than `width` stays whole, so that it can be copied."""
+    """Return a line folded between words; a word longer than `width` stays whole, so that it can be copied."""
     pieces = textwrap.wrap(
         line.plain, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=False, expand_tabs=False
     )
@@ -63,12 +63,12 @@ def note(line: str) -> None:
 
 
 def fact(name: str, line: str) -> None:
-    """A line that begins with the name of what it is about."""
+    """Print a line that begins with the name of its subject."""
     say(f"[bold]{escape(name)}[/] {escape(line)}")
 
 
 def confirm(question: str) -> bool:
-    """Ask on the terminal; no without one."""
+    """Ask a yes/no question on the terminal; without a terminal the answer is no."""
     if not sys.stdin.isatty():
         return False
     try:
@@ -78,7 +78,7 @@ def confirm(question: str) -> bool:
 
 
 def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
-    """A progress bar over `steps` with time left; one plain line where there is no terminal."""
+    """Yield `steps` with a progress bar and the time left; print one plain line if there is no terminal."""
     if not out.is_terminal:
         note(f"{label} …")
         yield from steps
@@ -92,14 +92,14 @@ def track(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A plain table; columns whose cells are numbers align right."""
+    """Print a plain table. Columns of numbers are right-aligned."""
     made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    least = 0  # columns of the terminal that no folding saves
+    least = 0  # columns that the table needs even when folded
     for position, column in enumerate(columns):
         numeric = all(row[position][:1] in "0123456789-+.–" or not row[position] for row in rows) if rows else False
         figures = numeric and position > 0
-        # Figures, short names and the paths in front stay whole: a path that is folded can be neither copied nor found.
-        # Where there is no room for all, the columns of words fold between words.
+        # Numbers, short names and leading paths stay whole: a folded path can be neither copied nor searched for.
+        # If space is short, columns of text fold between words.
         named = all(" " not in row[position] for row in rows)
         name = named and (position == 0 or all(len(row[position]) <= LONGEST_NAME for row in rows))
         made.add_column(column, justify="right" if figures else "left", overflow="fold", no_wrap=figures or name)
@@ -121,19 +121,19 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def unreadable(found: Sequence[tuple[Path, str]], readable: int, so: str = "") -> None:
-    """Name the images that could not be read, and say beside how many that could. so: what becomes of them, or is to be
-    done; else that they are left out."""
+    """List the images that could not be read, and count the readable ones. so: what happens to them, or what to do;
+    by default that they are left out."""
     for path, reason in found[:SHOWN]:
         say(f"[bold red]unreadable[/]  {escape(legible(path))}: {escape(reason)}")
     if found:
-        more = f" ({len(found) - SHOWN:,} more than are shown)" if len(found) > SHOWN else ""
+        more = f" (the first {SHOWN} are listed)" if len(found) > SHOWN else ""
         then = f"; {so}" if so else f" and {'is' if len(found) == 1 else 'are'} left out"
         count = f"{len(found):,} of {readable + len(found):,}"
         fact(count, f"images could not be read{more}{then}.")
 
 
 def announce(plan: Plan) -> None:
-    """Print what is about to run, and where."""
+    """Print the run that is about to start, and its directory."""
     config = plan.config
     pair = f"{plan.teacher_name} → {config.student.name}" if plan.teacher_name else config.student.name
     say(
@@ -145,7 +145,7 @@ def announce(plan: Plan) -> None:
 
 
 def show_result(how: str, plan: Plan, result: dict[str, Any]) -> None:
-    """Print a run's result, and where it lies."""
+    """Print a run's result, and its directory."""
     teacher = f", teacher {result['teacher_top1']:.2f} %" if result["teacher_top1"] is not None else ""
     selected = result["top1_val_selected"]
     val = f", validation-selected {selected:.2f} %" if selected is not None else ""

@@ -1,5 +1,5 @@
-"""Training on the screen: a bar within an epoch and a line after it, or a bar for each process of a sweep; plain lines
-where there is no terminal."""
+"""Live training display: a bar within each epoch and a line after it, or a bar for each process of a sweep; plain
+lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kdrun.display import EpochEnd, Show, Step, TrainingLines, duration
 from kdrun.errors import printable
 from kdrun.sweeps.messages import Advanced, Begun, Ended, Message, ShowMessage, Task
 
-WIDE = 100  # columns, below which bars are short and lines leave out what is not needed
-VERY_WIDE = 160  # from which on a sweep's bars have room for long names
+WIDE = 100  # columns; below this, bars and lines are shortened
+VERY_WIDE = 160  # columns from which a sweep's bars have room for long names
 
 
 def standing(report: Advanced, lanes: int, narrow: bool) -> str:
-    """Return where a process's training stands: epoch, speed, and the loss and accuracy of its runs so far."""
+    """Return the progress of a process: epoch, speed, and the loss and accuracy of its runs so far."""
     parts = [f"epoch {report.position:.1f}/{report.epochs}"]
     if not narrow:
         speed = f"{report.images_per_second:,.0f} images/s"
@@ -33,13 +33,13 @@ def standing(report: Advanced, lanes: int, narrow: bool) -> str:
 
 
 def between(bounds: tuple[float, float], digits: int) -> str:
-    """Return 88.1–92.0, or one figure where both are alike."""
+    """Return a range such as 88.1–92.0, or one number if both ends are equal."""
     low, high = (f"{bound:.{digits}f}" for bound in bounds)
     return low if low == high else f"{low}–{high}"
 
 
 class TrainingView(TrainingLines):
-    """One training on the screen: a bar within the epoch, a line after each."""
+    """Display of one training: a bar within the epoch, a line after each."""
 
     def __init__(self, what: str, epochs: int, first: float, name_runs: bool = False):
         super().__init__(what, epochs, first, console.note, name_runs)
@@ -81,13 +81,13 @@ class TrainingView(TrainingLines):
 
 
 class SweepView:
-    """A sweep on the screen: a bar for everything and one for each process, a line for each run that ends."""
+    """Display of a sweep: one bar for all runs, one for each process, and a line for each run that ends."""
 
     def __init__(self, runs: int, places: dict[str, str]):
         self.runs, self.places = runs, places
         self.over: set[str] = set()
         self.ended, self.failed, self.last_line = 0, 0, time.monotonic()
-        self.begun: float | None = None  # when the first run trained: checks and teachers say nothing of a run's pace
+        self.begun: float | None = None  # start of the first run; checks and teachers do not count for the pace
         self.positions: dict[int, tuple[float, int, int]] = {}  # slot -> (epoch, epochs, lanes)
         self.tasks: dict[int, TaskID] = {}
         self.progress: Progress | None = None
@@ -109,7 +109,7 @@ class SweepView:
             self.progress.stop()
 
     def show(self, slot: int, task: Task, report: Message) -> None:
-        """One report of a process."""
+        """Show one message of a process."""
         if isinstance(report, Begun):
             self._bar(slot, task, 0, 1, "starting")
         elif isinstance(report, Advanced):
@@ -123,7 +123,7 @@ class SweepView:
 
     def _advance(self, number: int, task: Task, report: Advanced) -> None:
         lanes = sum(run not in self.over for run in report.runs)
-        # A preparation, or a teacher that these lanes still have to train, is no part of any run's epochs.
+        # Preparing data, or training the lanes' teacher first, does not count towards any run's epochs.
         counted = lanes if report.what == "student" else 0
         if counted and self.begun is None:
             self.begun = time.monotonic()
@@ -154,7 +154,7 @@ class SweepView:
         )
 
     def _done(self) -> float:
-        """Runs, counting the trained part of those under way."""
+        """Return the number of finished runs, plus the finished fractions of those in progress."""
         return self.ended + sum(lanes * epoch / epochs for epoch, epochs, lanes in self.positions.values())
 
     def _summary(self) -> str:
@@ -187,7 +187,7 @@ class SweepView:
 
 
 class RichDisplay:
-    """The terminal, as engines see it. name_runs: as of TrainingLines."""
+    """Terminal output for engines. name_runs: as in TrainingLines."""
 
     def __init__(self, name_runs: bool = False):
         self.name_runs = name_runs

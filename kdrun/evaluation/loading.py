@@ -29,7 +29,7 @@ def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
 def tell_unreadable(data: Data) -> None:
     """Say on stderr which images the figures leave out."""
     if data.splits.unreadable:
-        print_note(unreadable_in_words(data.splits.unreadable))
+        print_note(unreadable_in_words(data.splits.unreadable), once=True)
 
 
 def load_network(

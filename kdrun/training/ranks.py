@@ -170,7 +170,10 @@ class Together(Alone):
         verdict = self.heart.find_out() or lost
         if self.heart.speaks:
             errors.muted = False
-        return ending(verdict)
+        ended = ending(verdict)
+        if isinstance(ended, Interrupted) and (verdict is lost or self.heart.gone is not None):
+            ended.asked = False
+        return ended
 
     def leave(self, error: BaseException | None) -> None:
         """Tell the others why this process ends, or wait for them at the end of the work."""

@@ -48,7 +48,7 @@ class Stop:
         if number == signal.SIGHUP:
             leave_dead_terminal()
         if not self.deferred:
-            raise Interrupted(f"stopped by {self.signal}; nothing is lost. The same command goes on.")
+            raise Interrupted(f"stopped by {self.signal}; nothing is lost. The same command resumes.")
 
 
 @contextmanager

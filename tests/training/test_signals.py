@@ -173,7 +173,7 @@ def test_waiting_for_anothers_teacher_says_for_whom_and_ends_on_a_signal(kdrun, 
         code, out, err = kdrun("train", *words)
     assert code == 75
     assert "process 7 on somewhere since noon trains" in out and "waiting for it" in out
-    assert err == "error: stopped by SIGTERM; nothing is lost. The same command goes on.\n"
+    assert err == "stopped by SIGTERM; nothing is lost. The same command resumes.\n"
     assert not list(outputs.rglob("failed.txt"))
 
 
