@@ -1,1 +1,1 @@
-"""Words on a command line become a checked configuration; no torch."""
+"""Configuration: from command-line arguments to a checked configuration. No torch."""

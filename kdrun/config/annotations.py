@@ -1,4 +1,4 @@
-"""What an annotation in a method's source means, without evaluating it: it may be anybody's file."""
+"""Types of annotations in a method's source, without evaluating them: the source may be anybody's file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "di
 
 
 def annotated_type(annotation: str) -> Any:
-    """The type of an annotation that consists of numbers, text, lists, dictionaries, tuples and unions of them; Any for
-    every other one."""
+    """Return the type of an annotation made of numbers, text, lists, dictionaries, tuples and unions of them; Any
+    for every other annotation."""
     try:
         return type_of(ast.parse(annotation, mode="eval").body)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
@@ -20,7 +20,7 @@ def annotated_type(annotation: str) -> Any:
 
 
 def type_of(node: ast.expr) -> Any:
-    """As `annotated_type`, of a parsed one."""
+    """Return the type of a parsed annotation, as `annotated_type` does."""
     if isinstance(node, ast.Constant):
         return None if node.value is None else annotated_type(node.value) if isinstance(node.value, str) else Any
     if isinstance(node, ast.Name | ast.Attribute):
@@ -31,7 +31,7 @@ def type_of(node: ast.expr) -> Any:
 
 
 def subscripted(node: ast.Subscript) -> Any:
-    """list[…], dict[…], tuple[…], Optional[…] and Union[…]."""
+    """Return the type of list[…], dict[…], tuple[…], Optional[…] or Union[…]."""
     outer = name_of(node.value).lower()
     elements = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     inner = [... if isinstance(part, ast.Constant) and part.value is ... else type_of(part) for part in elements]

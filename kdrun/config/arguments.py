@@ -1,9 +1,9 @@
-"""The words of a command line. A command declares its settings as a dataclass of `setting(…)` fields, with the rules of
-`kdrun.config.options`; `parse` reads every command's words by it, and `options_help` is its section of `--help`.
+"""Command-line arguments. A command declares its settings as a dataclass of `setting(…)` fields, with the rules of
+`kdrun.config.options`; `parse` reads its arguments, and `options_help` writes its section of `--help`.
 
-A field's type says how its value is read: str, int, float, bool, Path, or a list of these, split at commas. Further
-metadata: help, a clause; shows, what stands for the value in help; suffixes, of a file; words, name -> value that is no
-number.
+A field's type decides how its value is read: str, int, float, bool, Path, or a list of these, split at commas. Further
+metadata: help, a clause; shows, the placeholder of the value in help; suffixes, of a file; words, name -> value for
+names accepted in place of a number.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from kdrun.config.settings import KINDS, nearest, settings
 from kdrun.errors import ConfigError, suggest
 
 Options = TypeVar("Options")
-WITH_VALUE = ("--cfg", "-c", "--package", "-p")  # flags that are followed by one
+WITH_VALUE = ("--cfg", "-c", "--package", "-p")  # flags that take a value
 
 
 @dataclass
 class NoOptions:
-    """A command without settings of its own."""
+    """Options of a command without settings of its own."""
 
 
 @dataclass(frozen=True)
 class Parsed(Generic[Options]):
-    """A command's words. names: those that are no settings. rest: the settings that are not the command's own."""
+    """Parsed arguments of a command. names: positional arguments; rest: settings that the command does not declare."""
 
     names: list[str]
     options: Options
@@ -48,13 +48,13 @@ class Parsed(Generic[Options]):
 
 
 def output_root_setting() -> Any:
-    """Return the field of the output folder, for the commands that compose no configuration."""
+    """Return the field of the output folder, for commands that compose no configuration."""
     return setting(None, help="the output folder: ./outputs, or $KDRUN_OUTPUTS", shows="FOLDER")
 
 
 def figures_setting() -> Any:
-    """Return the field of the formats of pictures, for the commands that draw them."""
-    return setting([], choices=VECTORS, help="write pictures in these formats too, beside PNG")
+    """Return the field of the picture formats, for commands that draw pictures."""
+    return setting([], choices=VECTORS, help="also write pictures in these formats, in addition to PNG")
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
@@ -83,10 +83,10 @@ def parse(
     passes: bool | Sequence[str] = False,
     also: Iterable[str] = (),
 ) -> Parsed[Options]:
-    """Read a command's words. passes: whether settings of a run may be given too, or which settings. also: settings
-    that the command reads from `rest` itself.
+    """Parse a command's arguments. passes: True if settings of a run are accepted too, or a list of the accepted ones.
+    also: settings that the command reads from `rest` itself.
 
-    Raises ConfigError for a flag or a setting that it does not take, and for a value that breaks its field's rules.
+    Raises ConfigError for an unknown flag or setting, and for a value that breaks its field's rules.
     """
     flags, overrides, config_dir = split_arguments(words)
     own = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -110,25 +110,26 @@ def parse(
 
 
 def flag_fault(flag: str, own: Iterable[str] = ()) -> str:
-    """Return what to write instead of a flag that there is none of. own: settings of the command itself."""
+    """Return what to write instead of an unknown flag. own: settings of the command itself."""
     name = flag.lstrip("-").partition("=")[0].replace("-", "_")
     if name in ("resume", "continue"):
-        return "there is no such flag, since the same command resumes an interrupted run."
+        return "no such flag: the same command resumes an interrupted run."
     if name in own or name in settings():
         return f"a setting is written without dashes: {name}=VALUE."
     if flag.startswith("--") and (near := nearest(name)):
         return f"no such flag; settings are written without dashes, KEY=VALUE.{near}"
-    return "no such flag; there is --config-dir FOLDER."
+    return "no such flag; the only one is --config-dir FOLDER."
 
 
 def is_name(word: str) -> bool:
-    """Return True for a word that is no key=value: a folder may hold an equals sign, and NAME:key=value is a name."""
+    """Return True for an argument that is not key=value: a folder may contain an equals sign, and NAME:key=value is
+    a name."""
     key, equals, _ = word.partition("=")
     return not equals or ":" in key or "/" in key or Path(word).exists()
 
 
 def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
-    """Return the value that `text` means for a field. Raise ConfigError."""
+    """Convert `text` to the value of a field. Raises ConfigError."""
     kind = plain_type(hint)
     if not text:
         raise ConfigError(f"{key}= is empty.")
@@ -160,20 +161,20 @@ def read_value(key: str, text: str, hint: Any, rules: Mapping[str, Any]) -> Any:
 
 
 def check_place(key: str, path: Path, kind: str) -> None:
-    """Raise ConfigError where no FILE, or FOLDER, can be written: after the work would be too late to say so."""
+    """Raise ConfigError if the FILE or FOLDER cannot be written, before any work is done."""
     if "FOLDER" not in kind and path.is_dir():
         raise ConfigError(f"{key}={path} is a folder: name a file in it.")
     within = path if kind == "FOLDER" else path.parent
     there = next(place for place in (within, *within.parents) if place.exists())
     if not there.is_dir():
-        raise ConfigError(f"{key}={path}: {there} is a file, where a folder is needed.")
+        raise ConfigError(f"{key}={path}: {there} is a file, but a folder is needed.")
     if not os.access(there, os.W_OK):
         raise ConfigError(f"{key}={path}: {there} cannot be written to.")
 
 
 def parts_of(text: str, kind: Any, rules: Mapping[str, Any]) -> list[str]:
-    """Return the values of a list, which stand between commas. A comma in a file's name separates nothing: where all
-    of it names a file, or before an ending is reached."""
+    """Split the values of a list at commas. A comma within a file name does not split: if the whole text names a
+    file, or until a file ending is reached."""
     if kind is Path and Path(os.path.expanduser(text)).exists():
         return [text]
     after = "|".join(f"(?<={re.escape(ending)})" for ending in rules.get("suffixes", ()))
@@ -187,7 +188,7 @@ def plain_type(hint: Any) -> Any:
 
 
 def options_help(kind: type) -> str:
-    """Return the lines that list a command's settings, or nothing where it has none."""
+    """Return the help lines of a command's settings, or an empty string if it has none."""
     fields, hints = dataclasses.fields(kind), get_type_hints(kind)
     heads = [f"{field.name}={shown_value(field, plain_type(hints[field.name]))}" for field in fields]
     width = max((len(head) for head in heads if len(head) <= 34), default=0)
@@ -203,7 +204,7 @@ def options_help(kind: type) -> str:
 
 
 def shown_value(field: dataclasses.Field, kind: Any) -> str:
-    """Return what stands for a field's value in help."""
+    """Return the placeholder of a field's value in help."""
     rules, several = field.metadata, get_origin(kind) is list
     one = get_args(kind)[0] if several else kind
     named = {int: "N", float: "X", Path: "FILE", str: "NAME", bool: "true|false"}[one]

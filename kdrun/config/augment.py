@@ -1,4 +1,4 @@
-"""How training images are changed at random: dataset.augment."""
+"""Random augmentation of training images: dataset.augment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from kdrun.config.setting import LARGEST_SIDE, setting
 
-# Settings of Augment that are the student's alone.
+# Settings of Augment that apply to the student only.
 LATE = (
     "randaugment",
     "randaugment_magnitude",
@@ -21,17 +21,17 @@ LATE = (
 
 @dataclass
 class Augment:
-    """Random changes of the training images. RandAugment, erasing and mixing are the student's alone: a teacher that
-    kdrun trains is trained without them."""
+    """Random augmentation of the training images. RandAugment, erasing and mixing apply to the student only: a
+    teacher that kdrun trains is trained without them."""
 
     crop: str = setting(
         "padded",
         choices=("none", "padded", "resized"),
-        help="none, padded (enlarge by crop_padding, cut the old size out) or resized (a random part, enlarged)",
+        help="none, padded (pad by crop_padding, crop the original size) or resized (a random part, enlarged)",
     )
     crop_padding: int = setting(4, low=0, high=LARGEST_SIDE, help="pixels on each side, for crop=padded")
     crop_padding_mode: str = setting(
-        "zeros", choices=("zeros", "reflect"), help="what the added pixels hold: black, or the image mirrored"
+        "zeros", choices=("zeros", "reflect"), help="the added pixels: black, or the mirrored image"
     )
     resized_scale: list[float] = setting(
         [0.08, 1.0],
@@ -46,14 +46,14 @@ class Augment:
     contrast: float = setting(0.0, low=0, high=10, help="factor drawn from [1 - x, 1 + x]")
     saturation: float = setting(0.0, low=0, high=10, help="factor drawn from [1 - x, 1 + x]")
     hue: float = setting(0.0, low=0, high=0.5, help="shift by up to x turns of the colour wheel")
-    randaugment: int = setting(0, low=0, high=16, help="operations an image (timm's rand-mM-nN-mstdS-inc1); 0: none")
-    randaugment_magnitude: float = setting(9.0, low=0, high=10, help="their mean strength, M, of 10")
+    randaugment: int = setting(0, low=0, high=16, help="operations per image (timm's rand-mM-nN-mstdS-inc1); 0: none")
+    randaugment_magnitude: float = setting(9.0, low=0, high=10, help="mean strength of the operations, M, out of 10")
     randaugment_std: float = setting(0.5, low=0, high=10, help="the standard deviation of their strength, S")
     erasing: float = setting(0.0, low=0, high=1, help="probability that a box of the image becomes noise")
-    mixup: float = setting(0.0, low=0, high=100, help="alpha of Beta(alpha, alpha), by which images are mixed; 0: not")
-    cutmix: float = setting(0.0, low=0, high=100, help="the same for a box that is taken from another image; 0: not")
-    mix_probability: float = setting(1.0, low=0, high=1, help="share of the images that are mixed")
-    cutmix_share: float = setting(0.5, low=0, high=1, help="of these by CutMix, where mixup and cutmix are both on")
+    mixup: float = setting(0.0, low=0, high=100, help="alpha of Beta(alpha, alpha) for mixup; 0: off")
+    cutmix: float = setting(0.0, low=0, high=100, help="alpha of Beta(alpha, alpha) for CutMix; 0: off")
+    mix_probability: float = setting(1.0, low=0, high=1, help="share of images that are mixed")
+    cutmix_share: float = setting(0.5, low=0, high=1, help="share of CutMix among these, if both are on")
 
     @property
     def padding(self) -> int:
@@ -69,17 +69,18 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """True if images, and so their labels, are mixed."""
+        """Return True if images, and so their labels, are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
     @property
     def stays_together(self) -> int:
-        """Return how many neighbours in an epoch's order stay with one process: where images are mixed, pairs do."""
+        """Return the number of neighbours in an epoch's order that must stay in one process: pairs if images are
+        mixed."""
         return 2 if self.mixes else 1
 
     @property
     def changes(self) -> bool:
-        """True if an image may look different from one epoch to the next."""
+        """Return True if an image may look different from one epoch to the next."""
         moved = self.padding > 0 or self.flip > 0 or self.warps or self.jitters
         return moved or self.randaugment > 0 or self.erasing > 0 or self.mixes
 
@@ -88,7 +89,7 @@ class Augment:
         return teacher_view in ("clean", "fixed") or not self.changes
 
     def of_teacher(self, flip: float | None) -> Augment:
-        """Return how the images are augmented on which a teacher is trained; flip: its own probability of one."""
+        """Return the augmentation for training a teacher. flip: its own flip probability."""
         plain = Augment()
         late = {name: getattr(plain, name) for name in LATE}
         return replace(self, flip=self.flip if flip is None else flip, **late)

@@ -1,5 +1,5 @@
-"""Hydra: where configurations are found, how names typed on the command line become configurations, and its errors in
-one line each."""
+"""Composition with Hydra: search paths, from command-line arguments to configurations, and Hydra's errors as one
+line each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kdrun.errors import ConfigError, one_line, suggest
 
 
 def register() -> None:
-    """Make Hydra know the schema and the names that are no files. Harmless when repeated."""
+    """Register the schema, and the names that are not files, with Hydra. Harmless when repeated."""
     from hydra.core.config_store import ConfigStore
 
     from kdrun.config.hydra_source import register_source
@@ -41,11 +41,11 @@ def register() -> None:
 
 
 class MultirunAsked(Exception):
-    """The composed configuration is a sweep (hydra.mode=MULTIRUN in an overlay)."""
+    """Composed configuration that is a sweep (hydra.mode=MULTIRUN in an overlay)."""
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
-    """The configuration that `overrides` ask for, unchecked. Raises ConfigError."""
+    """Compose the configuration for `overrides`, without checking it. Raises ConfigError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -71,7 +71,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
 
 
 def keep_choices(cfg: DictConfig, choices: Mapping[str, Any], config_dir: str | None) -> None:
-    """Note in the method's node by which name it was chosen. Raises ConfigError as `check_own_name` does."""
+    """Record the name by which the method was chosen in its node. Raises ConfigError as `check_own_name` does."""
     for group, name in choices.items():
         check_own_name(group.partition("@")[0], name, config_dir)
     if isinstance(cfg.get("method"), DictConfig):
@@ -80,20 +80,21 @@ def keep_choices(cfg: DictConfig, choices: Mapping[str, Any], config_dir: str | 
 
 
 def check_own_name(group: str, name: Any, config_dir: str | None) -> None:
-    """Raises ConfigError where the user has a file of that name and kdrun another one, which Hydra takes unasked."""
+    """Raise ConfigError if the user has a file of the same name as one of kdrun's: Hydra would silently take
+    kdrun's."""
     ours = group_file(group, str(name), conf_dir())
     own = group_file(group, str(name), Path(config_dir)) if config_dir else None
     if ours and own and ours.read_bytes() != own.read_bytes():
-        raise ConfigError(f"{own}: kdrun has a {group}={name} of its own; give yours another name.")
+        raise ConfigError(f"{own}: kdrun already has {group}={name}; give yours another name.")
 
 
 def load(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
-    """Composed and checked. Raises ConfigError."""
+    """Compose and check a configuration. Raises ConfigError."""
     return checked(compose(overrides, config_dir), config_dir)
 
 
 def no_text(config_dir: str | None) -> str:
-    """Return the user's YAML file that is no text, of which the codec's error gives no name."""
+    """Return the user's YAML file that is not valid text; the codec's error does not name it."""
     for path in sorted(Path(config_dir).rglob("*.yaml")) if config_dir else []:
         try:
             path.read_text()
@@ -103,7 +104,7 @@ def no_text(config_dir: str | None) -> str:
 
 
 def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
-    """`check`, and that a published cell has its published weights: the defaults list passes over a missing recipe."""
+    """Run `check`, and require a recipe for a published cell: Hydra's defaults list silently ignores a missing one."""
     name_parts(cfg, config_dir)
     config = check(cfg)
     if config.benchmark is None or config.pair is None or not method_of(config.method).needs_teacher:
@@ -111,16 +112,16 @@ def checked(cfg: DictConfig, config_dir: str | None = None) -> RunConfig:
     benchmark, pair, name = config.benchmark, config.pair.name, yaml_name(config.method)
     if not has_recipe(f"{benchmark}_{pair}_{name}", config_dir):
         known = published_methods(benchmark, pair, config_dir)
-        there = f"it has {', '.join(known)}" if known else "it has none there"
+        there = f"published: {', '.join(known)}" if known else "nothing is published for it"
         raise ConfigError(
-            f"benchmark={benchmark} publishes no {name} for pair={pair} ({there}): leave benchmark= out and set the "
+            f"benchmark={benchmark} publishes no {name} for pair={pair} ({there}): leave out benchmark= and set the "
             f"method's values yourself, or add conf/recipe/{benchmark}_{pair}_{name}.yaml."
         )
     return config
 
 
 def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
-    """In a sum of methods, replace each part's name by every setting of conf/method/NAME.yaml, under those given."""
+    """Replace each part's name in a sum of methods by all settings of conf/method/NAME.yaml, below those given."""
     parts = cfg.method.get("parts") if isinstance(cfg.get("method"), DictConfig) else None
     if parts is None or isinstance(parts, str | int | float):
         return
@@ -144,7 +145,7 @@ def name_parts(cfg: DictConfig, config_dir: str | None) -> None:
 
 
 def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
-    """Hand the command line to Hydra, which composes and calls `task` once, or once per job of a multirun."""
+    """Run Hydra on the command line. It calls `task` once, or once per job of a multirun."""
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -161,7 +162,7 @@ def run_app(task: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None
 
 
 def translate(error: BaseException) -> Exception:
-    """Hydra's and OmegaConf's exceptions as one line that names the thing, the value and the way out."""
+    """Translate Hydra's and OmegaConf's exceptions into one line that names the setting, the value and the way out."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -183,7 +184,7 @@ def translate(error: BaseException) -> Exception:
         return ConfigError(unknown(found.group(1)))
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         word = found.group(1)
-        return ConfigError(f"{word}: several values need a multirun: kdrun train -m {word} (a list is written [a,b]).")
+        return ConfigError(f"{word}: several values need a multirun: kdrun train -m {word} (write a list as [a,b]).")
     if "Error resolving interpolation" in text and "${method}" in text:
         return ConfigError("method, benchmark and pair cannot be removed: choose method=none for no distillation.")
     if found := re.search(r"In '([^']+)': .*Key '([^']+)' not in .*full_key: (\S+)", text, re.DOTALL):
@@ -199,8 +200,6 @@ def _missing_choice(error: Any) -> ConfigError:
     if not group:
         return ConfigError(one_line(error))
     options = [option for option in (error.options or []) if option != "any"] or choices(group)
-    more = (
-        " Others are typed as timm:NAME, torchvision:NAME or package.module:callable." if group in MODEL_GROUPS else ""
-    )
-    listed = f" There are: {', '.join(options)}." if options else ""
+    more = " Others: timm:NAME, torchvision:NAME or package.module:callable." if group in MODEL_GROUPS else ""
+    listed = f" Available: {', '.join(options)}." if options else ""
     return ConfigError(f"{group}={name}: no such {group}.{suggest(name, options)}{listed}{more}")

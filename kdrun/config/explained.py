@@ -1,4 +1,4 @@
-"""What each setting is, in words: its type, choices, bounds, default and meaning."""
+"""Descriptions of settings: type, choices, bounds, default and meaning."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from kdrun.config.method_schema import hyperparameters, is_ours, read_method, se
 from kdrun.config.settings import KINDS, Setting, nearest, settings
 from kdrun.errors import ConfigError, suggest
 
-# Words of kdrun train that are no part of a run: how many runs there are, and how they are started.
+# Arguments of kdrun train that are not settings of a run: how many runs there are, and how they are started.
 OF_TRAIN = {
-    "sweep": ("a name", "a table of conf/sweep, all of whose cells are trained (kdrun list sweeps)"),
-    "name": ("a name", "of -m: what kdrun table, status and report call these runs; used again, it adds to them"),
-    "row": ("names", "of sweep=NAME: train these rows only"),
-    "column": ("names", "of sweep=NAME: train these columns only"),
-    "dry_run": ("true or false", "measure a few steps and say what it will cost, instead of training"),
-    "launcher": ("lanes, slurm or submitit_local", "what starts the runs of -m and sweep="),
-    "launcher.processes": ("a whole number, or auto", "processes at once; auto: one per GPU, or per core; 0: this one"),
+    "sweep": ("a name", "a table of conf/sweep, whose cells are all trained (kdrun list sweeps)"),
+    "name": ("a name", "with -m: the name of these runs in kdrun table, status and report; used again, it adds runs"),
+    "row": ("names", "with sweep=NAME: train only these rows"),
+    "column": ("names", "with sweep=NAME: train only these columns"),
+    "dry_run": ("true or false", "measure a few steps and estimate the cost, instead of training"),
+    "launcher": ("lanes, slurm or submitit_local", "how the runs of -m and sweep= are started"),
+    "launcher.processes": ("a whole number, or auto", "processes at once; auto: one per GPU or core; 0: this process"),
 }
 
 
 @dataclass(frozen=True)
 class Explained:
-    """One setting in words. default: as of `kdrun train` without arguments; others: the values that files of its group
-    have in its place."""
+    """Description of one setting. default: its value in `kdrun train` without arguments; others: its values in the
+    files of its group."""
 
     key: str
     meaning: str
@@ -39,8 +39,8 @@ class Explained:
 
 
 def explain_setting(key: str, config_dir: str | None = None, methods: tuple[str, ...] = ()) -> list[Explained]:
-    """Return a setting in words, once for each method where it is a method's. Raises ConfigError for what is none.
-    methods: names that may have been meant instead."""
+    """Describe a setting, once for each method if it is a method's. Raises ConfigError for an unknown one. methods:
+    names that may have been meant instead."""
     if key in OF_TRAIN:
         kind, meaning = OF_TRAIN[key]
         return [Explained(key, meaning, kind)]
@@ -58,7 +58,7 @@ def explain_setting(key: str, config_dir: str | None = None, methods: tuple[str,
 
 
 def every_setting() -> list[Explained]:
-    """Return all settings of a run in the order of the schema, then those of sweeps."""
+    """Describe all settings of a run in the order of the schema, then those of sweeps."""
     plain = [described(key, known) for key, known in settings().items() if not known.is_group]
     return [*plain, *(Explained(key, meaning, kind) for key, (kind, meaning) in OF_TRAIN.items())]
 
@@ -71,7 +71,7 @@ def described(key: str, known: Setting, config_dir: str | None = None) -> Explai
 
 
 def kind_of(known: Setting) -> str:
-    """Return what a value is: its type, or its choices."""
+    """Return the type of a setting's value, or its choices."""
     rules, kind = known.rules, known.kind
     if "choices" in rules:
         text = " | ".join(map(str, rules["choices"]))
@@ -94,7 +94,7 @@ def bounds_of(rules: Any) -> str:
 
 
 def default_of(key: str) -> str:
-    """Return a setting's value in `kdrun train` without arguments."""
+    """Return a setting's default: its value in `kdrun train` without arguments."""
     from omegaconf import OmegaConf
 
     value = OmegaConf.select(default_config(), key, throw_on_missing=False, default=None)
@@ -110,7 +110,7 @@ def default_config() -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a value as it is typed."""
+    """Return a value as a user would type it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -119,7 +119,7 @@ def shown(value: Any) -> str:
 
 
 def values_in_groups(key: str, config_dir: str | None) -> Iterable[tuple[str, str]]:
-    """Yield (GROUP=NAME, the value that it gives the setting)."""
+    """Yield (GROUP=NAME, the setting's value in it)."""
     group, _, rest = key.partition(".")
     if group not in ("optimizer", "dataset") or not rest:
         return
@@ -132,7 +132,7 @@ def values_in_groups(key: str, config_dir: str | None) -> Iterable[tuple[str, st
 
 
 def explain_method_setting(key: str, config_dir: str | None) -> list[Explained]:
-    """Return a method's setting in words, of each method that has it; nothing where none has."""
+    """Describe a method's setting for each method that has it; return an empty list if none has."""
     name, found = key.partition(".")[2], []
     for method, path in sorted(group_files("method", config_dir).items()):
         node = read_yaml(path)

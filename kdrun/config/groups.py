@@ -24,11 +24,11 @@ def conf_dir() -> Path:
     for candidate in (package.parent / "conf", package / "conf"):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise ConfigError(f"conf/config.yaml is missing beside {package}: reinstall kdrun.")
+    raise ConfigError(f"conf/config.yaml is missing next to {package}: reinstall kdrun.")
 
 
 def roots(config_dir: str | None) -> list[Path]:
-    """Return kdrun's conf/ and the user's folder. Raise ConfigError if that is no folder."""
+    """Return kdrun's conf/ and the user's folder. Raises ConfigError if the latter is not a folder."""
     if config_dir is None:
         return [conf_dir()]
     if not Path(config_dir).is_dir():
@@ -42,13 +42,13 @@ def folders_of(group: str) -> tuple[str, ...]:
 
 
 def group_files(group: str, config_dir: str | None = None) -> dict[str, Path]:
-    """Return name -> file of one group, of kdrun's own and of the user's folder, whose files win."""
+    """Return name -> file of one group, from kdrun and from the user's folder, whose files take precedence."""
     folders = [root / folder for root in roots(config_dir) for folder in folders_of(group)]
     return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
 
 
 def choices(group: str, config_dir: str | None = None) -> list[str]:
-    """Return the names of one group, sorted: kdrun's own, and those of the user's folder if it is given."""
+    """Return the names of one group, sorted: kdrun's own, and those of the user's folder if given."""
     return sorted(group_files(group, config_dir))
 
 
@@ -84,7 +84,7 @@ def published_methods(benchmark: str, pair: str, config_dir: str | None = None) 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file that holds a mapping. Raise ConfigError where it is damaged."""
+    """Return the content of a YAML file that holds a mapping. Raises ConfigError if it is damaged."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

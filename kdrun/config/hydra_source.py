@@ -1,4 +1,4 @@
-"""Hydra's source of models and recipes: `kdrun://FOLDER`, and kdrun's own conf/ as `kdrun://models`."""
+"""Hydra config source for models and recipes: `kdrun://FOLDER`, and kdrun's own conf/ as `kdrun://models`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kdrun.config.groups import MODEL_GROUPS, conf_dir, group_file
 
 
 class GroupSource(ConfigSource):
-    """Models for both of their groups, recipes for every pair, and any name with a colon as a model of its own, so
-    that `teacher=timm:NAME` works on the command line, in multirun lists and in overlays."""
+    """Config source that offers each model in both model groups, recipes for every pair, and any name with a colon
+    as a model, so that `teacher=timm:NAME` works on the command line, in multirun lists and in overlays."""
 
     @staticmethod
     def scheme() -> str:
@@ -57,5 +57,5 @@ class GroupSource(ConfigSource):
 
 
 def register_source() -> None:
-    """Make Hydra know the source. Harmless when repeated."""
+    """Register the source with Hydra. Harmless when repeated."""
     SourcesRegistry.instance().register(GroupSource)

@@ -1,4 +1,4 @@
-"""Bounds of methods' hyperparameters, by their names."""
+"""Bounds of the methods' hyperparameters, by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from kdrun.config.options import LARGEST_RATE, MOST_EPOCHS
 
-# Bounds of hyperparameters by name or ending: names are the field's terms, so they mean the same in every method.
+# Bounds by hyperparameter name or ending. The names are the field's terms, so they mean the same in every method.
 METHOD_RULES: dict[str, dict[str, Any]] = {
     "temperature": {"over": 0, "high": 10_000},
     "_temperature": {"over": 0, "high": 10_000},
@@ -19,7 +19,7 @@ METHOD_RULES: dict[str, dict[str, Any]] = {
     "_momentum": {"low": 0, "under": 1},
     "bottleneck": {"low": 1, "high": 1024},
 }
-# Of kdrun's methods alone: names that mean something else elsewhere.
+# For kdrun's own methods only: names that mean something else elsewhere.
 OUR_METHOD_RULES: dict[str, dict[str, Any]] = {
     "temperature_start": {"over": 0, "high": 10_000},
     "temperature_range": {"low": 0, "high": 10_000},
@@ -39,6 +39,6 @@ OUR_METHOD_RULES: dict[str, dict[str, Any]] = {
 
 
 def method_rules(name: str, ours: bool) -> dict[str, Any]:
-    """Return the rules of a method's hyperparameter. ours: it is one of kdrun's methods."""
+    """Return the rules of a method's hyperparameter. ours: True for one of kdrun's own methods."""
     rules = {**METHOD_RULES, **(OUR_METHOD_RULES if ours else {})}
     return next((rule for end, rule in rules.items() if name == end or (end[0] == "_" and name.endswith(end))), {})

@@ -1,5 +1,5 @@
-"""What a method's source file says of it, read with `ast`: composing, checking and explaining a configuration must not
-import torch, which takes seconds."""
+"""Schema of a method, read from its source file with `ast`: composing, checking and explaining a configuration must
+not import torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kdrun.errors import ConfigError, one_line, suggest
 
 @dataclass(frozen=True)
 class MethodSource:
-    """A method's class as its file declares it.
+    """Declaration of a method's class in its source file.
 
-    name: what the method is called; parameters: name -> annotation as written; defaults: name -> value of the optional
-    ones, Ellipsis where that is no plain literal; flags: class attributes that are plain literals.
+    name: the method's name; parameters: name -> annotation as written; defaults: name -> default value of an optional
+    parameter, Ellipsis if it is not a plain literal; flags: class attributes that are plain literals.
     """
 
     target: str
@@ -55,9 +55,11 @@ class MethodSource:
 
 
 def read_method(target: str) -> MethodSource:
-    """The class behind a YAML's `_target_`, found and parsed without being imported, under its module's name. Raises
-    ConfigError where there is no such class."""
-    return _read_once(target) if target.startswith("kdrun.") else _read(target)  # one's own may have been edited
+    """Parse the class behind a YAML's `_target_` without importing it, under its module's name.
+
+    Raises ConfigError if there is no such class.
+    """
+    return _read_once(target) if target.startswith("kdrun.") else _read(target)  # user code may have been edited
 
 
 def _read(target: str) -> MethodSource:
@@ -81,12 +83,12 @@ _read_once = cache(_read)
 
 
 def is_ours(target: str) -> bool:
-    """Whether a method's `_target_` is one of kdrun's own, rather than of the user's."""
+    """Return True if a method's `_target_` is one of kdrun's own, rather than the user's."""
     return target.startswith("kdrun.methods.")
 
 
 def method_of(node: dict[str, Any]) -> MethodSource:
-    """The class behind a method's node, under the name that its runs go by. Raises ConfigError."""
+    """Return the class behind a method's node, under the name used for its runs. Raises ConfigError."""
     source, name = read_method(node["_target_"]), yaml_name(node)
     if source.combines and name == "combine":
         name = "+".join(map(yaml_name, node["parts"]))
@@ -94,7 +96,7 @@ def method_of(node: dict[str, Any]) -> MethodSource:
 
 
 def yaml_name(node: dict[str, Any]) -> str:
-    """What a method was chosen by: the name of its YAML; in what was written before that was kept, of its module."""
+    """Return the name by which a method was chosen: that of its YAML, or of its module in runs of older versions."""
     return str(node.get("_name_") or str(node["_target_"]).rpartition(".")[0].rpartition(".")[2])
 
 
@@ -116,12 +118,13 @@ def _classes(module: str, target: str) -> dict[str, ast.ClassDef]:
     except (ValueError, SyntaxError, OSError) as error:
         raise ConfigError(f"method._target_={target}: {module or 'it'} cannot be read ({one_line(error)}).") from error
     if tree is None:
-        raise ConfigError(f"method._target_={target}: there is no module {module}.")
+        raise ConfigError(f"method._target_={target}: no module {module} on the import path.")
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _ancestry(name: str, nodes: dict[str, ast.ClassDef], module: str) -> list[ast.ClassDef]:
-    """The class and the bases whose source can be followed, nearest first; the seam's base class ends the line."""
+    """Return the class and those of its bases whose source can be followed, nearest first, up to the base class
+    `Method`."""
     node = nodes[name]
     line = [node]
     for base in node.bases:
@@ -163,7 +166,7 @@ def _literals(node: ast.ClassDef) -> dict[str, object]:
 
 
 def _constructor(node: ast.ClassDef) -> tuple[dict[str, str], dict[str, object]] | None:
-    """Return (name -> annotation, name -> default of those that have one) of __init__, or None where the class has
+    """Return (name -> annotation, name -> default, for parameters that have one) of __init__; None if the class has
     none."""
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
@@ -188,7 +191,8 @@ def _literal(node: ast.expr | None) -> object:
 
 
 def sections(doc: str) -> dict[str, str]:
-    """A method's docstring by section: "" is the claim, then Paper, Equation, Hyperparameters, Disagreements."""
+    """Split a method's docstring into sections: "" is the summary, then Paper, Equation, Hyperparameters,
+    Disagreements."""
     found: dict[str, list[str]] = {"": []}
     current = ""
     for line in doc.splitlines():
@@ -202,7 +206,7 @@ def sections(doc: str) -> dict[str, str]:
 
 
 def hyperparameters(text: str) -> dict[str, str]:
-    """name -> meaning from the section Hyperparameters: `name: meaning`, continued on indented lines."""
+    """Return name -> meaning from the section Hyperparameters: `name: meaning`, continued on indented lines."""
     found: dict[str, str] = {}
     name = ""
     for line in text.splitlines():

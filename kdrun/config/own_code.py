@@ -1,8 +1,8 @@
-"""The user's own code behind a module's name: every file that importing it runs, found and read without running any.
+"""User code ("own code"): all files that importing a module would run, located and read without running any.
 
-Own is what lies neither in the standard library nor among installed packages nor in kdrun: a file in the current
-directory, a folder on PYTHONPATH, an editable install. Import statements are followed wherever they stand, and
-import_module("literal"); a name that a program makes up while it runs cannot be (see `own_import.unfollowed`).
+Own code lies neither in the standard library nor among installed packages nor in kdrun: a file in the current
+directory, a folder on PYTHONPATH, an editable install. Import statements are followed wherever they stand, and so is
+import_module("literal"); a name computed at run time cannot be followed (see `own_import.unfollowed`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from traceback import walk_tb
 
 from kdrun.errors import KdrunError, reason_of
 
-LARGEST = 1 << 20  # bytes: a longer file counts by its content, and is neither followed nor kept
+LARGEST = 1 << 20  # bytes: a longer file is hashed, but neither followed nor stored
 SUFFIXES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)  # in the order in which an import tries them
-NEVER_OWN = ("kdrun", "torch", "torchvision")  # the latter also where they run from a checkout of thousands of files
+NEVER_OWN = ("kdrun", "torch", "torchvision")  # even if run from a checkout of thousands of files
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIBRARY = tuple(
     {
@@ -45,8 +45,8 @@ LIBRARY = tuple(
 
 @dataclass(frozen=True)
 class OwnFile:
-    """One module's file. name: its module as a path, which does not depend on where the code lies; source: with line
-    feeds only, or None where it is no source or longer than `LARGEST`; sha256: of the source, else of the file."""
+    """File of one module. name: the module as a path, independent of where the code lies; source: with line feeds
+    only, or None if it is not source or longer than `LARGEST`; sha256: of the source, else of the file."""
 
     module: str
     name: str
@@ -61,16 +61,17 @@ class OwnFile:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module is. file: None of a namespace package; folders: of its submodules, none of a plain module."""
+    """Location of a module. file: None for a namespace package; folders: of its submodules, empty for a plain
+    module."""
 
     file: str | None
     folders: tuple[str, ...] = ()
 
 
 def own_code(modules: Iterable[str]) -> dict[str, OwnFile]:
-    """name -> file of all own code that importing these modules runs, sorted by name.
+    """Return name -> file of all own code that importing these modules would run, sorted by name.
 
-    A module that is not there, or cannot be parsed, is no error here: its import says it better.
+    A missing module, or one that cannot be parsed, is ignored here: importing it gives the better error.
     """
     finder, found = shared[-1] if shared else Finder(), {}
     pending, seen = list(modules), set()
@@ -91,7 +92,7 @@ def own_code(modules: Iterable[str]) -> dict[str, OwnFile]:
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Meanwhile a file is read once: what is planned together is of one state of the code."""
+    """Read each file only once inside the block, so that plans made together see the same state of the code."""
     shared.append(Finder())
     try:
         yield
@@ -100,37 +101,38 @@ def read_once() -> Iterator[None]:
 
 
 def digests(code: Mapping[str, OwnFile]) -> dict[str, str]:
-    """name -> SHA-256."""
+    """Return name -> SHA-256."""
     return {name: file.sha256 for name, file in code.items()}
 
 
 def changed(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
-    """The names of the files that are not the same; where all of them are, of those that only one side has."""
+    """Return the names of the files that differ; if all of them differ, of those that only one side has."""
     edited = [name for name in now if name in before and now[name] != before[name]]
     return sorted(edited or now.keys() ^ before.keys())
 
 
 def module_of(model: str) -> str | None:
-    """package.module of a network called `package.module:callable`; None of every other network."""
+    """Return package.module of a network called `package.module:callable`; None for every other network."""
     source, colon, _ = model.partition(":")
     return source if colon and source not in ("timm", "torchvision") else None
 
 
 def is_own(path: str) -> bool:
-    """By its path as it was found: the files of an installed package may themselves be links into a cache."""
+    """Return True if a path, as located, is the user's: files of an installed package may themselves link into a
+    cache."""
     if not path or {"site-packages", "dist-packages"} & set(Path(path).parts):
         return False
     return not path.startswith((*LIBRARY, os.path.join(PACKAGE, "")))
 
 
 def own_place(error: BaseException | None) -> str:
-    """`file, line N` of the innermost line of the user's own code on an error's way, the file relative to the current
-    directory where it lies in it; an empty string where there is none."""
+    """Return `file, line N` of the innermost line of user code in an error's traceback, relative to the current
+    directory if the file lies in it; an empty string if there is none."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
-        if isinstance(error, SyntaxError) and error.filename:  # no frame of what cannot be parsed
+        if isinstance(error, SyntaxError) and error.filename:  # code that cannot be parsed has no frame
             frames.append((error.filename, error.lineno or 1))
         own = [(path, line) for path, line in frames if path.endswith(".py") and is_own(os.path.abspath(path))]
         if own:
@@ -140,27 +142,32 @@ def own_place(error: BaseException | None) -> str:
 
 
 def short_place(path: str, line: int) -> str:
-    """`file, line N`."""
+    """Return `file, line N`."""
     here = os.path.relpath(path)
     return f"{path if here.startswith(os.pardir) else here}, line {line}"
 
 
 def located(error: BaseException) -> str:
-    """`reason_of`, and where it happened in the user's own code; an error of kdrun's own says that itself."""
+    """Return `reason_of` an error and its location in the user's code. kdrun's own errors name the location
+    themselves."""
     place = "" if isinstance(error, KdrunError) else own_place(error)
     reason = f"SyntaxError: {error.msg}" if place and isinstance(error, SyntaxError) else reason_of(error)
     return f"{reason} ({place})" if place else reason
 
 
 def search_path() -> list[str]:
-    """The folders that imports of one's own code search, the current one first, where a console script does not look by
-    itself. Python's own path stays: of a run without such code, nothing is imported from here."""
+    """Return the folders searched for own code, the current one first, which a console script does not search by
+    itself.
+
+    Python's own path is unchanged: nothing else is imported from here.
+    """
     path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
     return path if os.getcwd() in path else [os.getcwd(), *path]
 
 
 class Finder:
-    """Modules by name, each found and read once, as an import would find it, whose parents it does not import."""
+    """Finder of modules by name. Each is located and read once, as an import would locate it, without importing its
+    parents."""
 
     def __init__(self) -> None:
         self.known: dict[str, Place | None] = {"kdrun": Place(os.path.join(PACKAGE, "__init__.py"), (PACKAGE,))}
@@ -168,7 +175,7 @@ class Finder:
         self.path = search_path()
 
     def read(self, module: str) -> OwnFile | None:
-        """The file of an own module; None where it is another's, or there is none."""
+        """Return the file of an own module; None if it is not the user's, or missing."""
         if module not in self.files:
             place = self.find(module)
             path = None if place is None else place.file
@@ -176,7 +183,7 @@ class Finder:
         return self.files[module]
 
     def find(self, module: str) -> Place | None:
-        """None where there is no such module."""
+        """Return the location of a module, or None."""
         if module not in self.known:
             parent, dot, tail = module.rpartition(".")
             above = self.find(parent) if dot else Place(None, tuple(self.path))
@@ -187,11 +194,11 @@ class Finder:
         return self.known[module]
 
 
-shared: list[Finder] = []  # of `read_once`
+shared: list[Finder] = []  # stack of `read_once`
 
 
 def look(name: str, folders: Sequence[str]) -> Place | None:
-    """The package or module `name` in the first of `folders` that has it, or a namespace package of all."""
+    """Return the package or module `name` in the first of `folders` that has it, or a namespace package over all."""
     portions = []
     for folder in folders:
         base = os.path.join(folder, name)
@@ -208,14 +215,14 @@ def look(name: str, folders: Sequence[str]) -> Place | None:
 
 
 def hooked(name: str) -> Place | None:
-    """A top-level module that only a hook knows, as editable installs have them."""
+    """Return a top-level module that only an import hook can locate, as for editable installs."""
     for finder in sys.meta_path:
         find_spec = getattr(finder, "find_spec", None)
         if finder in (BuiltinImporter, FrozenImporter, PathFinder) or find_spec is None:
             continue
         try:
             spec = find_spec(name, None)
-        except Exception:  # whatever a stranger's hook raises: an import will raise it again
+        except Exception:  # a foreign hook may raise anything; importing will raise it again
             continue
         if spec is not None:
             file = spec.origin if spec.origin and os.path.isfile(spec.origin) else None
@@ -224,7 +231,7 @@ def hooked(name: str) -> Place | None:
 
 
 def read_file(module: str, path: str) -> OwnFile | None:
-    """None where it cannot be read."""
+    """Read a module's file; None if it cannot be read."""
     base = os.path.basename(path)
     tail = "__init__" if base.startswith("__init__.") else module.rpartition(".")[2]
     name = module.replace(".", "/") + ("/__init__" if tail == "__init__" else "") + base.removeprefix(tail)
@@ -238,15 +245,15 @@ def read_file(module: str, path: str) -> OwnFile | None:
     return kept(module, name, path, hashlib.sha256(source).hexdigest(), source)
 
 
-kept = cache(OwnFile)  # the plans of a sweep share their files
+kept = cache(OwnFile)  # shared by the plans of a sweep
 
 
 @cache
 def imports(source: bytes, module: str, is_package: bool) -> tuple[str, ...]:
-    """What may be modules among the names that a source imports; of a package also those of its `__all__`, which
-    `from package import *` imports."""
+    """Return the names that a source imports and that may be modules; for a package also those in its `__all__`,
+    which `from package import *` imports."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of strange escapes: the import will say so
+        with warnings.catch_warnings(action="ignore"):  # about invalid escapes: importing will show them
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
@@ -254,7 +261,7 @@ def imports(source: bytes, module: str, is_package: bool) -> tuple[str, ...]:
 
 
 def imported_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
-    """The names that one statement or call imports."""
+    """Yield the names that one statement or call imports."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -274,7 +281,8 @@ def imported_by(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
 
 
 def absolute(name: str, level: int, module: str, is_package: bool) -> str:
-    """What `name` behind `level` dots means in `module`; an empty string where it leads out of the top package."""
+    """Return the absolute name of `name` after `level` dots in `module`; an empty string if it leaves the top
+    package."""
     if not level:
         return name
     parts = module.split(".")

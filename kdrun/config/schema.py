@@ -1,4 +1,4 @@
-"""The configuration's types, and the check that every composed configuration passes before anything loads."""
+"""Types of the configuration, and the check that every composed configuration passes before anything loads."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ from kdrun.config.settings import KINDS, fault, settings, unknown
 from kdrun.errors import ConfigError, one_line, suggest
 
 RESOLVED = {"device": str, "precision": str, "compile": bool, "threads": int, "deterministic": bool}
-LARGEST = 1 << 20  # bytes of a run's config.yaml
+LARGEST = 1 << 20  # largest config.yaml of a run, in bytes
 
 
 def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
-    """The composed configuration as typed objects, or ConfigError in one line: unknown key, missing value, wrong
-    type, value out of range, or a combination that cannot run. begun: it is a run's, as of `check_method`."""
+    """Return the composed configuration as typed objects.
+
+    begun: True for the configuration of an existing run, as in `check_method`. Raises ConfigError (one line) for an
+    unknown key, a missing value, a wrong type, a value out of range, or a combination that cannot run.
+    """
     _check_references(cfg)
     _check_keys(cfg, RunConfig, "")
     _check_missing(cfg, "")
@@ -50,7 +53,7 @@ def check(cfg: DictConfig, begun: bool = False) -> RunConfig:
 
 
 def _check_references(cfg: DictConfig) -> None:
-    """Replace every ${…} by what it refers to. Raises ConfigError for what there is not."""
+    """Replace every ${…} by the value that it refers to. Raises ConfigError if there is none."""
     for key, text in _references(OmegaConf.to_container(cfg, resolve=False), ""):
         try:
             OmegaConf.select(cfg, key, throw_on_resolution_failure=True)
@@ -71,7 +74,7 @@ def _references(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_keys(node: DictConfig, schema: type, prefix: str) -> None:
-    """Refuse keys that `+key=value` slipped past Hydra."""
+    """Raise ConfigError for keys that `+key=value` added past Hydra's check."""
     fields = {field.name: field for field in dataclasses.fields(schema)}
     for key in node:
         if key not in fields:
@@ -90,7 +93,7 @@ def _check_missing(node: DictConfig, prefix: str) -> None:
 
 
 def check_ranges(options: Any, prefix: str = "") -> None:
-    """Raise ConfigError unless every field of a dataclass, and of those in it, keeps its rules."""
+    """Raise ConfigError unless every field of a dataclass, and of dataclasses nested in it, obeys its rules."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
@@ -100,7 +103,7 @@ def check_ranges(options: Any, prefix: str = "") -> None:
 
 
 def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless `value` (or each number of a list) keeps the rules of `kdrun.config.options.setting`."""
+    """Raise ConfigError unless `value` (or each number of a list) obeys the rules of `kdrun.config.options.setting`."""
     if isinstance(value, str) and not value.strip():
         raise ConfigError(f"{key}= is empty: give a value, or leave it out for its default.")
     for one in value if isinstance(value, list) else [value]:
@@ -127,8 +130,10 @@ def check_value(key: str, value: Any, rules: Mapping[str, Any]) -> None:
 
 
 def check_method(node: Any, prefix: str = "method", begun: bool = False) -> dict[str, Any]:
-    """The method's node with its values converted, after comparison with its constructor's parameters. begun: of a run
-    whose own method passed this when it was trained, and may lie elsewhere now."""
+    """Return the method's node with its values converted, after comparing it with the constructor's parameters.
+
+    begun: True for a run whose user-defined method passed this check when it was trained, and may have moved since.
+    """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError("method has no _target_: choose one with method=NAME (kdrun list methods).")
     if begun and not is_ours(node["_target_"]):
@@ -156,15 +161,15 @@ def check_method(node: Any, prefix: str = "method", begun: bool = False) -> dict
 
 
 def _check_weights(values: dict[str, Any], source: MethodSource, name: str, prefix: str) -> None:
-    """Refuse a loss of which every term has the weight 0."""
+    """Raise ConfigError if the weight of every loss term is 0."""
     terms = [key for key in source.parameters if key.endswith("_weight")]
     weights = [values.get(key, 1.0) for key in terms] + [part["weight"] for part in values.get("parts", ())]
     if "ce_weight" in terms and not any(weights):
-        raise ConfigError(f"{prefix}.ce_weight=0: every weight of {name} is 0, so that nothing is trained.")
+        raise ConfigError(f"{prefix}.ce_weight=0: every weight of {name} is 0, so nothing would be trained.")
 
 
 def _check_part(part: dict[str, Any], prefix: str, begun: bool) -> dict[str, Any]:
-    """One method of a sum, with its weight."""
+    """Return one method of a sum, with its weight."""
     if not isinstance(part, dict):
         raise ConfigError(f"{prefix}={part}: a part is a name or {{method: NAME, weight: 1.0, setting: value}}.")
     weight = part.get("weight", 1.0)
@@ -176,7 +181,8 @@ def _check_part(part: dict[str, Any], prefix: str, begun: bool) -> dict[str, Any
 
 
 def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
-    """`value` as the constructor's annotation wants it, by OmegaConf's rules; enumerations are Literal[...]."""
+    """Convert `value` to the type of the constructor's annotation, by OmegaConf's rules. Enumerations are
+    Literal[...]."""
     if annotation.startswith("Literal["):
         choices = ast.literal_eval(f"[{annotation[8:-1]}]")
         if value not in choices:
@@ -192,7 +198,7 @@ def _convert(key: str, value: Any, annotation: str, prefix: str) -> Any:
 
 
 def _check_combinations(config: RunConfig) -> None:
-    """Settings that are fine alone and wrong together."""
+    """Raise ConfigError for settings that are valid on their own but not together."""
     for prefix, model in (("teacher", config.teacher), ("student", config.student)):
         if model.pretrained != "false" and model.checkpoint is not None:
             raise ConfigError(f"{prefix}.pretrained and {prefix}.checkpoint are both set: choose one.")
@@ -202,11 +208,11 @@ def _check_combinations(config: RunConfig) -> None:
         raise ConfigError("teacher.random=true and teacher.checkpoint are both set: choose one.")
     data = config.dataset
     if data.normalize == "given" and (data.mean is None or data.std is None):
-        raise ConfigError("dataset.mean and dataset.std are not set: give both, or dataset.normalize=measure.")
+        raise ConfigError("dataset.mean and dataset.std are not set: set both, or use dataset.normalize=measure.")
     if data.augment.padding >= data.image_size:
         raise ConfigError(f"dataset.augment.crop_padding={data.augment.padding}: must be below image_size.")
     if data.augment.resized_scale[0] > data.augment.resized_scale[1]:
-        raise ConfigError(f"dataset.augment.resized_scale={data.augment.resized_scale}: the first is the smaller one.")
+        raise ConfigError(f"dataset.augment.resized_scale={data.augment.resized_scale}: the first must be smaller.")
     if config.pair is not None:
         for role, model in (("teacher", config.teacher), ("student", config.student)):
             expected = getattr(config.pair, role)
@@ -217,11 +223,11 @@ def _check_combinations(config: RunConfig) -> None:
 
 
 def _check_mixing(config: RunConfig) -> None:
-    """Refuse mixup and CutMix where what is learnt of a mixed image would be wrong."""
+    """Raise ConfigError for mixup or CutMix if the method would learn something wrong from mixed images."""
     augment, node = config.dataset.augment, config.method
     setting = f"dataset.augment.{'mixup' if augment.mixup else 'cutmix'}={augment.mixup or augment.cutmix}"
     if config.batch_size % 2:
-        raise ConfigError(f"{setting} mixes the images of a batch in pairs: batch_size={config.batch_size} is odd.")
+        raise ConfigError(f"{setting} mixes images in pairs, but batch_size={config.batch_size} is odd: make it even.")
     if config.teacher_view != "same":
         raise ConfigError(
             f"{setting}: with teacher_view={config.teacher_view} the teacher would see other images than the student; "
@@ -231,19 +237,21 @@ def _check_mixing(config: RunConfig) -> None:
         ours = is_ours(part["_target_"])
         if read_method(part["_target_"]).takes_mixed:
             continue
-        way = "choose another one" if ours else "if it takes hard_label_loss alone of them, its class sets takes_mixed"
+        way = "choose another" if ours else "if it uses it only in hard_label_loss, set takes_mixed in its class"
         raise ConfigError(
-            f"{setting}: method {yaml_name(part)} reads the label of each image, and a mixed one has two; {way}."
+            f"{setting}: method {yaml_name(part)} uses one label per image, but a mixed image has two; {way}."
         )
 
 
 def to_yaml(config: RunConfig, resolved: dict[str, Any]) -> str:
-    """The run's config.yaml: every value, and what `auto` resolved to on the machine that created it."""
+    """Return the text of the run's config.yaml: every value, and the `auto` values as resolved on the machine that
+    created it."""
     return OmegaConf.to_yaml(OmegaConf.create({**dataclasses.asdict(config), "resolved": resolved}))
 
 
 def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """(configuration, resolved numerics) from a run directory's config.yaml. Raises ConfigError where it is damaged."""
+    """Read (configuration, resolved numerics) from a run directory's config.yaml. Raises ConfigError if it is
+    damaged."""
     place = folder / "config.yaml"
     try:
         content = plain_yaml(place)
@@ -257,22 +265,25 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         return check(merged, begun=True), resolved
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
-    except Exception as error:  # yaml and OmegaConf each have their own kinds
+    except Exception as error:  # yaml and OmegaConf raise types of their own
         raise ConfigError(f"{place} cannot be read ({one_line(error)}).") from error
 
 
 def plain_yaml(place: Path) -> dict[str, Any]:
-    """What a run's config.yaml holds: plain values. Raises ValueError for what kdrun never writes there, references to
-    the environment or to other values and aliases among it, and YAML's and the system's own errors."""
+    """Return the plain values in a run's config.yaml.
+
+    Raises ValueError for content that kdrun never writes there (such as aliases, or references to the environment or to
+    other values), and YAML's and the system's own errors.
+    """
     if place.stat().st_size > LARGEST:
         raise ValueError(f"it is longer than {LARGEST:,} bytes")
     text = place.read_text()
     if "${" in text:
-        raise ValueError("it holds ${…}, and a run's configuration is plain values")
+        raise ValueError("it contains ${…}, but a run's configuration has only plain values")
     events = yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if any(isinstance(event, yaml.AliasEvent) for event in events):
-        raise ValueError("it holds YAML aliases, and a run's configuration is plain values")
-    content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # in OmegaConf's own reading of numbers
+        raise ValueError("it contains YAML aliases, but a run's configuration has only plain values")
+    content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # numbers as OmegaConf reads them
     if not isinstance(content, dict):
-        raise ValueError("it holds no settings")
+        raise ValueError("it contains no settings")
     return content  # type: ignore[return-value]

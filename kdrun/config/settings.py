@@ -1,4 +1,4 @@
-"""The tree of a run's settings by their full names, and the nearest of them to a name that is none."""
+"""Settings of a run by full name, and the nearest setting to an unknown name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdrun.config.method_schema import read_method
 from kdrun.config.options import RunConfig
 from kdrun.errors import one_line
 
-# What other tools call some settings.
+# Names of settings in other tools.
 ELSEWHERE = {
     "learning_rate": "lr",
     "wd": "weight_decay",
@@ -35,7 +35,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. kind: its type without null; optional: whether null is a value; rules: as of
+    """A setting. kind: its type without null; optional: True if null is allowed; rules: as in
     `kdrun.config.options.setting`."""
 
     kind: Any
@@ -44,25 +44,23 @@ class Setting:
 
     @property
     def is_group(self) -> bool:
-        """Whether it stands for settings of its own, such as optimizer."""
+        """Return True if it is a group of settings, such as optimizer."""
         return dataclasses.is_dataclass(self.kind)
 
     @property
     def holds_one(self) -> bool:
-        """Whether it takes one plain value, rather than a list or settings."""
+        """Return True if it takes one plain value, rather than a list or a group."""
         return self.kind in KINDS
 
     @property
     def numbers(self) -> bool:
-        """Whether it is a list of numbers."""
+        """Return True if it is a list of numbers."""
         return get_origin(self.kind) is list and get_args(self.kind)[0] in (int, float)
 
     def expected(self, key: str) -> str:
-        """Return what a value of it must be, in words."""
+        """Return a phrase for what its value must be."""
         if self.is_group:
-            return (
-                f"it stands for settings of its own: set {key}.{dataclasses.fields(self.kind)[0].name}=… and the like"
-            )
+            return f"it is a group of settings: set {key}.{dataclasses.fields(self.kind)[0].name}=… and so on"
         if get_origin(self.kind) is dict:
             return f"must be settings in braces, as '{key}={{depth: 2}}'"
         if get_origin(self.kind) is list:
@@ -72,7 +70,7 @@ class Setting:
 
     @property
     def example(self) -> str:
-        """Return what a list of its kind may hold."""
+        """Return an example of a list of its kind."""
         if "choices" in self.rules:
             return str(self.rules["choices"][0])
         return ",".join((["1", "2", "3"] if self.numbers else ["a", "b"])[: self.rules.get("length", 2)])
@@ -98,15 +96,17 @@ def _settings_of(schema: type, prefix: str) -> list[tuple[str, Setting]]:
 
 @cache
 def method_settings() -> tuple[str, ...]:
-    """Return method.NAME of all of kdrun's methods."""
+    """Return method.NAME for all settings of kdrun's methods."""
     targets = [read_yaml(path).get("_target_") for path in group_files("method").values()]
     names = {name for target in targets if target for name in read_method(target).parameters}
     return tuple(f"method.{name}" for name in sorted(names))
 
 
 def fault(error: Any, key: str = "", text: str = "") -> str:
-    """Return what is wrong with a value, from an exception of OmegaConf, in one line that begins with the setting. key:
-    its full name where the exception does not know it; text: what was written, where that is a reference."""
+    """Return OmegaConf's exception about a value as one line that begins with the setting.
+
+    key: its full name, if the exception does not know it; text: the value as written, if that is a reference.
+    """
     key, first = key or str(error.full_key or ""), one_line(error)
     if missing := re.search(r"Key '([^']+)' (?:is )?not in ", first):
         return unknown(key or missing[1])
@@ -117,30 +117,30 @@ def fault(error: Any, key: str = "", text: str = "") -> str:
 
 
 def _missing_reference(first: str) -> str:
-    """Return what is wrong with a reference, from an exception's first line, or nothing."""
+    """Return the fault of a reference, from an exception's first line; an empty string if there is none."""
     if missing := re.search(r"Environment variable '([^']+)' not found", first):
-        return f"the environment variable {missing[1]} is not set; ${{oc.env:{missing[1]},VALUE}} has a default."
+        return f"the environment variable {missing[1]} is not set; ${{oc.env:{missing[1]},VALUE}} gives a default."
     if missing := re.search(r"Interpolation key '([^']+)' not found", first):
-        return f"there is no {missing[1]} to refer to.{nearest(missing[1])}"
+        return f"the referenced setting {missing[1]} does not exist.{nearest(missing[1])}"
     if missing := re.search(r"Unsupported interpolation type (\S+)", first):
-        return f"there is no reference of the kind {missing[1]}: write ${{oc.env:NAME}} or ${{seed}}."
+        return f"unknown kind of reference {missing[1]}: write ${{oc.env:NAME}} or ${{seed}}."
     return "it refers to itself." if "Recursive interpolation" in first else ""
 
 
 def _expected(known: Setting | None, key: str) -> str:
-    """Return what a value must be, if it is known."""
+    """Return a phrase for what a value must be, if the setting is known."""
     if known is None:
         return ""
     return f"must be {KINDS[get_args(known.kind)[0]]}." if key.endswith("]") else f"{known.expected(key)}."
 
 
 def unknown(key: str) -> str:
-    """Return the line for a name that is no setting."""
+    """Return the error line for an unknown setting."""
     return f"{key}: no such setting.{nearest(key)}"
 
 
 def nearest(key: str) -> str:
-    """Return ' Did you mean optimizer.lr?' for a name that is no setting, or nothing where none resembles it."""
+    """Return ' Did you mean optimizer.lr?' for an unknown name, or an empty string if no setting resembles it."""
     key = ".".join(ELSEWHERE.get(part, part) for part in key.split("."))
     known = [*settings(), *method_settings()]
     if key in known:
@@ -161,7 +161,7 @@ def nearest(key: str) -> str:
 
 
 def _of_the_same_words(key: str, known: list[str]) -> list[str]:
-    """Return the settings that have every word of `key`, where it has more than one, and fewest others."""
+    """Return the settings that contain every word of `key` (if it has several) and the fewest other words."""
     words = set(re.split(r"[._]", key))
     named = {name: set(re.split(r"[._]", name)) for name in known}
     fitting = [name for name in known if words <= named[name]]

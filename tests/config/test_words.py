@@ -127,7 +127,7 @@ def test_pluses_are_not_needed_and_do_no_harm():
 def test_what_hydra_itself_runs_keeps_its_own_settings():
     words = ["hydra/launcher=joblib", "+hydra.launcher.n_jobs=2", "seed=0"]
     assert rewrite(words, None, several=True, hydra=True) == words
-    with pytest.raises(ConfigError, match="here it does nothing"):
+    with pytest.raises(ConfigError, match="are only for its launchers"):
         rewrite(words, None, several=True)
 
 
@@ -191,8 +191,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     file.touch()
     folder.mkdir()
     for path, kind, line in (
-        (file, "FOLDER", f"save={file}: {file} is a file, where a folder is needed."),
-        (file / "x" / "table.csv", "FILE", f"{file} is a file, where a folder is needed."),
+        (file, "FOLDER", f"save={file}: {file} is a file, but a folder is needed."),
+        (file / "x" / "table.csv", "FILE", f"{file} is a file, but a folder is needed."),
         (folder, "FILE", f"save={folder} is a folder: name a file in it."),
     ):
         with pytest.raises(ConfigError, match=re.escape(line)):
