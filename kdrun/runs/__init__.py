@@ -1,1 +1,1 @@
-"""What is on disk: names, identities, directories, ledgers; no torch."""
+"""Run directories on disk: names, identities, contents and ledgers. No torch."""

@@ -1,5 +1,5 @@
-"""Checkpoints as settings name them: which file is meant, of a run's directory too, and of which network it is by the
-run's own config.yaml, of which only plain values are read."""
+"""Resolution of checkpoint settings: which file is meant (also for a run directory), and which network it holds
+according to the run's config.yaml, of which only plain values are read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 def weights_file(given: str, setting: str) -> Path:
-    """The file that `setting=given` means: itself, or the weights of a run's or a stored teacher's last epoch.
+    """Return the file that `setting=given` refers to: the file itself, or the last-epoch weights of a run or stored
+    teacher.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     place = Path(os.path.expanduser(given))
     if setting.endswith("pretrained") and not place.exists():
-        raise CheckpointError(f"{setting}={given}: no such file; give true, false or a file of weights.")
+        raise CheckpointError(f"{setting}={given}: no such file; give true, false or a weights file.")
     if not place.is_dir():
         require_file(place, f"{setting}={given}")
         return place
@@ -33,21 +34,24 @@ def weights_file(given: str, setting: str) -> Path:
         for name in ("student.safetensors", "teacher.safetensors"):
             if (place / name).is_file():
                 return place / name
-        last = f"; {setting}={place / 'last.pt'} takes its last saved step" if (place / "last.pt").is_file() else ""
+        last = f"; {setting}={place / 'last.pt'} uses its last saved step" if (place / "last.pt").is_file() else ""
         raise CheckpointError(f"{setting}={given}: this run is not finished (kdrun list runs){last}.")
     raise CheckpointError(no_run(place, f"{setting}="))
 
 
 def no_run(folder: Path, setting: str = "") -> str:
-    """The line for a directory that is no run, with a file of weights in it where there is one."""
+    """Return the error line for a directory that is not a run; it suggests a weights file in it if there is one."""
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file())
-    such = f": name a file in it, such as {setting}{files[0]}" if files else " and holds no file of weights"
-    return f"{setting}{folder} is a directory without a run's config.yaml{such}."
+    such = f": name a file in it, such as {setting}{files[0]}" if files else " and contains no weights file"
+    return f"{setting}{folder} is not a run (it has no config.yaml){such}."
 
 
 def differences(options: ModelOptions, role: str, file: Path) -> str:
-    """How the network that is asked for differs from the one that a run's file holds, in words; an empty string for
-    other files, and where they agree. Raises CheckpointError for a file that holds more than a network."""
+    """Describe how the requested network differs from the one in a run's file; an empty string for other files, and if
+    they agree.
+
+    Raises CheckpointError for a file that holds more than a network.
+    """
     stored = stored_options(file)
     if stored is None:
         return ""
@@ -61,16 +65,16 @@ def differences(options: ModelOptions, role: str, file: Path) -> str:
     if not found:
         return ""
     said = ", ".join(f"{key} {shown(old)} (here {role}.{key}={shown(new)})" for key, old, new in found)
-    return f"{file.parent}/config.yaml says of this network: {said}"
+    return f"{file.parent}/config.yaml describes this network with {said}"
 
 
 def shown(value: Any) -> str:
-    """A value as a command line has it."""
+    """Return a value as typed on the command line."""
     return "null" if value is None else str(value)
 
 
 def stored_options(file: Path) -> dict[str, Any] | None:
-    """The options of the network in a run's file, as its config.yaml has them; None for a file of no run."""
+    """Return the options of the network in a run's file, from its config.yaml; None for a file outside a run."""
     place = file.parent / "config.yaml"
     if not place.is_file():
         return None
@@ -93,12 +97,12 @@ def stored_options(file: Path) -> dict[str, Any] | None:
 
 
 def refuse_more(content: dict[str, Any], file: Path) -> None:
-    """Raise CheckpointError where a run's method deploys more than its student: the student's own classifier was never
+    """Raise CheckpointError if a run's method deploys more than its student: the student's own classifier was never
     trained."""
     method = content.get("method")
     target = str(method.get("_target_")) if isinstance(method, dict) else ""
     if target.startswith("kdrun.methods.") and read_method(target).deploys:
         raise CheckpointError(
             f"{file} holds more than a student ({target.rpartition('.')[2]} needs more at inference): it cannot be "
-            "another network's checkpoint; kdrun eval, predict and export take the run."
+            "another network's checkpoint; use the run itself with kdrun eval, predict or export."
         )

@@ -1,4 +1,4 @@
-"""What a run or a stored teacher keeps of the user's own code: digests in provenance.json, copies in code/."""
+"""Record of the user's own code for a run or a stored teacher: digests in provenance.json, copies in code/."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kdrun.config.own_code import OwnFile, changed, digests
 from kdrun.errors import CheckpointError, ConfigError, RunError
 from kdrun.files import read_json, refused
 
-MOST = 8 << 20  # bytes of code that one directory keeps
+MOST = 8 << 20  # bytes of code stored in one directory
 
 
 @dataclass(frozen=True)
 class Code:
-    """files: name -> file of all own code that a run or its teacher imports; settings: digest of its identity without
-    that code."""
+    """User code of a run or its teacher. files: name -> file of all own code that it imports; settings: digest of
+    its identity without that code."""
 
     files: dict[str, OwnFile]
     settings: str
 
     @property
     def kept(self) -> list[OwnFile]:
-        """Those whose copies a directory holds: the shortest first, as far as there is room."""
+        """Return the files whose copies a directory stores: the shortest first, as far as there is room."""
         kept, room = [], MOST
         for file in sorted(self.files.values(), key=lambda file: len(file.source or b"")):
             if file.source is not None and len(file.source) <= room:
@@ -35,7 +35,7 @@ class Code:
         return kept
 
     def about(self) -> dict[str, Any]:
-        """What provenance.json says."""
+        """Return the entries for provenance.json."""
         left_out = sorted(self.files.keys() - {file.name for file in self.kept})
         about = {"settings": self.settings, "code": digests(self.files)}
         return {**about, "code_not_copied": left_out} if left_out else about
@@ -43,8 +43,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What provenance.json said. files: name -> SHA-256, None of a directory of before that was recorded.
-    other_images: as of a plan."""
+    """Content of provenance.json about own code. files: name -> SHA-256, None in directories of older versions;
+    other_images: as in a plan."""
 
     files: dict[str, str] | None = None
     settings: str = ""
@@ -65,14 +65,18 @@ def recorded(folder: Path) -> Recorded:
 
 
 def about_method(method: MethodSource) -> dict[str, Any]:
-    """What provenance.json keeps of a method, so that a finished run is used without its source."""
+    """Return the entries about a method for provenance.json, so that a finished run can be used without the method's
+    source."""
     flags = ("needs_teacher", "trains_teacher", "deploys")
     return {"name": method.name, **{flag: getattr(method, flag) for flag in flags}}
 
 
 def method_of_run(folder: Path, node: dict[str, Any]) -> MethodSource:
-    """A run's method under the name that it goes by: kdrun's own, or one's own as it was when the run was trained. Of a
-    run from before that was recorded it is read from its source, or follows from what is known of the teacher."""
+    """Return a run's method under the name used for the run: kdrun's own, or the user's as it was when the run was
+    trained.
+
+    For a run of an older version it is read from its source, or inferred from the record of its teacher.
+    """
     target = str(node["_target_"])
     if is_ours(target) and all(is_ours(str(part.get("_target_"))) for part in node.get("parts") or ()):
         return method_of(node)
@@ -92,12 +96,12 @@ def method_of_run(folder: Path, node: dict[str, Any]) -> MethodSource:
 
 
 def write_copies(folder: Path, files: Iterable[OwnFile]) -> None:
-    """Into folder/code, under their names. Raises RunError where the disk refuses."""
+    """Write files into folder/code, under their names. Raises RunError if writing fails."""
     for file in files:
         place = folder / "code" / file.name
         assert ".." not in Path(file.name).parts and file.source is not None
         if not place.resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"{place} leads out of the run's directory by a link; remove the link.")
+            raise RunError(f"{place} is a link that leads out of the run's directory; remove it.")
         try:
             if not place.is_file() or place.read_bytes() != file.source:
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -107,13 +111,14 @@ def write_copies(folder: Path, files: Iterable[OwnFile]) -> None:
 
 
 class Siblings:
-    """The directories beside new ones, each of which is read once."""
+    """Siblings of new run directories, each read only once."""
 
     def __init__(self) -> None:
         self.known: dict[Path, dict[Path, Recorded]] = {}
 
     def outdated(self, new: Path, code: Code) -> tuple[str, list[str]] | None:
-        """(the last directory that differs from a new one in own code alone, the files that have changed since)."""
+        """Return (the latest directory that differs from a new one only in own code, the files that have changed
+        since)."""
         if not code.files:
             return None
         alike = [
@@ -127,7 +132,7 @@ class Siblings:
         return name, changed(digests(code.files), before)
 
     def of_other_images(self, new: Path, other_images: str) -> Path | None:
-        """The last directory that differs from a new one in what the images are, and in nothing else."""
+        """Return the latest directory that differs from a new one only in the content of the images."""
         alike = [(about.started_at, path) for path, about in self.beside(new) if about.other_images == other_images]
         return max(alike)[1] if alike else None
 

@@ -1,4 +1,4 @@
-"""curves.png: what a run's metrics.csv says, as a picture."""
+"""Learning curves: a run's metrics.csv as the picture curves.png."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"train": "#7a7a7a", "test": "#1f6f8b", "val": "#c46b1d"}
-FLATTENED = 10  # times the median of a positive loss, from which on one value presses the others into a line
+FLATTENED = 10  # times the median; a positive loss above this would flatten the curve of all others
 Series = dict[tuple[str, str], tuple[list[int], list[float]]]
 
 
 def draw_curves(run: RunDirectory, title: str, formats: Sequence[str] = (), teacher: float | None = None) -> None:
-    """Loss and accuracy over epochs, beside each other, one line per split: in training what is minimised, with its
-    weighted terms, in evaluation the cross-entropy with the labels. teacher: its accuracy on the test set, as a line;
-    formats: beside PNG."""
+    """Draw loss and accuracy over epochs side by side, one line per split.
+
+    In training the minimised loss with its weighted terms, in evaluation the cross-entropy with the labels. teacher:
+    its test accuracy, drawn as a line; formats: in addition to PNG.
+    """
     from matplotlib.ticker import MaxNLocator
 
     series = series_of(run)
@@ -53,7 +55,7 @@ def series_of(run: RunDirectory) -> Series:
 
 
 def draw_losses(axes: Axes, series: Series) -> None:
-    """Draw the losses, on a logarithmic axis where one value would flatten all others."""
+    """Draw the losses, on a logarithmic axis if one value would flatten all others."""
     shown: list[float] = []
     terms = [metric for split, metric in series if split == "train" and metric.startswith("loss/")]
     if ("train", "loss") in series:
@@ -72,8 +74,8 @@ def draw_losses(axes: Axes, series: Series) -> None:
 
 
 def is_flattened(values: Sequence[float]) -> bool:
-    """Return True if the largest of positive values is far above the others, so that a linear axis shows them as one
-    line."""
+    """Return True if the largest of positive values is so far above the others that a linear axis would flatten
+    them."""
     if len(values) < 4 or min(values) <= 0:
         return False
     ordered = sorted(values)
@@ -81,5 +83,5 @@ def is_flattened(values: Sequence[float]) -> bool:
 
 
 def line(axes: Axes, epochs: list[int], values: list[float], **style: Any) -> None:
-    """A line over epochs; a single epoch is a point, which a line would not show."""
+    """Draw a line over epochs; a single epoch as a point, since a line would not show it."""
     axes.plot(epochs, values, marker="o" if len(epochs) == 1 else None, **style)

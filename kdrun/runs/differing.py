@@ -1,4 +1,4 @@
-"""The settings by which runs differ, as columns beside their results."""
+"""Settings by which runs differ, as columns next to their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdrun.errors import CheckpointError
 from kdrun.files import read_json
 from kdrun.runs.recorded import flat
 
-# What result.json has already, what says where things are, and what follows from another setting.
+# Settings that are already in result.json, that only name locations, or that follow from another setting.
 LEFT_OUT = (
     *("seed", "epochs", "benchmark", "experiment", "dataset.name", "teacher.name", "student.name"),
     *("output_root", "save_every_minutes", "logger", "figures", "dataset.root", "dataset.workers", "method._target_"),
@@ -21,23 +21,23 @@ LEFT_OUT = (
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """Return a run's settings by their full names; nothing where neither of its files can be read."""
+    """Return a run's settings by their full names; empty if neither of its files can be read."""
     try:
         config = read_json(run / "provenance.json").get("config")
     except CheckpointError:
         config = None
-    if not isinstance(config, dict):  # of an earlier version
+    if not isinstance(config, dict):  # from an earlier version
         try:
             config = plain_yaml(run / "config.yaml")
-        except Exception:  # whatever YAML and the system raise
+        except Exception:  # YAML and the system raise many types
             return {}
         config.pop("resolved", None)
     return flat(config)
 
 
 def differing(runs: Iterable[Path]) -> tuple[list[str], dict[Path, dict[str, Any]]]:
-    """Return the names of the settings that have two values among the runs, in their own order, and run -> its values
-    of them. A setting that a method has not is no value."""
+    """Return the names of the settings that have at least two values among the runs, in the schema's order, and run
+    -> its values of them. A setting that a method does not have counts as no value."""
     every = {run: settings_of(run) for run in runs}
     seen: dict[str, set[str]] = {}
     for settings in every.values():
@@ -52,7 +52,7 @@ def differing(runs: Iterable[Path]) -> tuple[list[str], dict[Path, dict[str, Any
 
 
 def plain(value: Any) -> Any:
-    """Return a value for a table's cell: a list or settings as they are typed."""
+    """Return a value for a table's cell: a list or group of settings as typed."""
     if isinstance(value, list):
         return f"[{','.join(str(plain(item)) for item in value)}]"
     return json.dumps(value) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Run directories: identity, contents, locking, and the table of everything that finished. No torch here."""
+"""Run directories: contents, locking, and the table of all finished runs. No torch here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ METRIC_COLUMNS = ("epoch", "split", "metric", "value")
 
 
 def short_path(path: Path) -> str:
-    """Relative to the current directory where that is shorter."""
+    """Return a path relative to the current directory if that is shorter."""
     try:
         relative = str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -54,7 +54,8 @@ def now() -> str:
 
 
 class RunDirectory:
-    """One run's folder. `role` names its weights: student.safetensors of a run, teacher.safetensors of a teacher."""
+    """Directory of one run. `role` names its weights: student.safetensors of a run, teacher.safetensors of a stored
+    teacher."""
 
     def __init__(self, path: Path, role: str = "student"):
         self.path, self.role = path, role
@@ -68,22 +69,21 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """result.json is written last: its presence means finished."""
+        """Return True if result.json exists: it is written last."""
         return self.result_path.is_file()
 
     def can_mend(self) -> bool:
-        """Return True if a finished run's last checkpoint can write again what is missing or damaged: its result or
-        weights."""
+        """Return True if a finished run's last checkpoint can restore a missing or damaged result or weights file."""
         return self.finished and self.state_path.is_file() and bool(self.damage())
 
     @property
     def pending(self) -> bool:
-        """Return True if there is something to train or to mend."""
+        """Return True if there is something to train or to restore."""
         return not self.finished or self.can_mend()
 
     def damage(self, thorough: bool = False) -> str:
-        """Say what is wrong with a finished run's result.json or last weights; an empty string for nothing. thorough:
-        the weights are read, and not only their length."""
+        """Describe the damage to a finished run's result.json or last weights; an empty string if there is none.
+        thorough: read the weights, not only their length."""
         try:
             self.result()
         except CheckpointError as error:
@@ -92,7 +92,7 @@ class RunDirectory:
         if not self.weights_path.is_file():
             return f"without {name}"
         if not is_whole(self.weights_path):
-            return f"{name} is cut or damaged"
+            return f"{name} is truncated or damaged"
         problem = changed_since(self.weights_path) if thorough else ""
         return f"{name} {problem}" if problem else ""
 
@@ -101,8 +101,8 @@ class RunDirectory:
         return (self.path / "config.yaml").is_file()
 
     def result(self) -> dict[str, Any]:
-        """Raises CheckpointError where result.json is damaged, or somebody else's."""
-        way_out = "delete it, and the command that trained this run writes it again"
+        """Read result.json. Raises CheckpointError if it is damaged, or from another program."""
+        way_out = "delete it and repeat the command that trained this run, to write it again"
         try:
             found = read_json(self.result_path)
         except CheckpointError as error:
@@ -112,15 +112,15 @@ class RunDirectory:
         return found
 
     def recorded_sha256(self) -> str:
-        """The SHA-256 of a stored teacher's weights as they were trained; empty where none was recorded."""
+        """Return the recorded SHA-256 of a stored teacher's weights; an empty string if none was recorded."""
         return self.sha256_path.read_text(errors="replace").strip() if self.sha256_path.is_file() else ""
 
     @contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Hold this directory alone. Where another process does, `waiting` is told which one, and waited for it.
+        """Hold this directory's lock. While another process holds it, report that process to `waiting`, and wait.
 
-        Raises LockedElsewhere where nobody is told, RunError where the folder cannot be made. A process that looks on
-        leaves it to the one that writes.
+        Raises LockedElsewhere if `waiting` is None, RunError if the folder cannot be created. A process that only looks
+        on leaves locking to the one that writes.
         """
         if files.onlooking:
             yield
@@ -129,7 +129,7 @@ class RunDirectory:
         owner = self.path / ".owner"
         for place in (self.path / ".lock", owner):
             if place.is_symlink():
-                raise RunError(f"{place} is a link, and kdrun writes there: remove the link.")
+                raise RunError(f"{place} is a link, which kdrun will not write through: remove it.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -145,7 +145,7 @@ class RunDirectory:
         except OSError as error:
             raise refused(error, self.path) from error
         try:
-            for leftover in self.path.glob(".*.tmp"):  # of a save that was killed; nobody else writes here now
+            for leftover in self.path.glob(".*.tmp"):  # from a killed save; with the lock held nobody else writes here
                 leftover.unlink(missing_ok=True)
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now()}")
             yield
@@ -154,8 +154,8 @@ class RunDirectory:
             lock.release()
 
     def begin(self, config_yaml: str, provenance: dict[str, Any], code: Iterable[OwnFile]) -> None:
-        """Write what is known before training, signed, with copies of the user's own code; a failure of an earlier try
-        is forgotten."""
+        """Write everything that is known before training, sign it, and copy the user's own code. Removes the failure
+        of an earlier attempt."""
         if files.onlooking:
             return
         write_copies(self.path, code)
@@ -168,7 +168,7 @@ class RunDirectory:
         write_text(self.failed_path, f"{now()} {reason}\n")
 
     def failure(self) -> str:
-        """The first line of failed.txt without its time; an empty string where there is none."""
+        """Return the first line of failed.txt without its time; an empty string if there is no such file."""
         try:
             lines = self.failed_path.read_text(errors="replace").strip().splitlines()
         except OSError:
@@ -176,7 +176,7 @@ class RunDirectory:
         return lines[0].partition(" ")[2] if lines else "failed.txt is empty"
 
     def finish(self, result: RunResult) -> None:
-        """Write the checksums of what the run leaves, then result.json, whose presence means finished."""
+        """Write the checksums of the run's files, then result.json, whose presence marks the run as finished."""
         if files.onlooking:
             return
         self.failed_path.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ class RunDirectory:
         write_text(self.result_path, text)
 
     def append_metrics(self, rows: Iterable[tuple[int, str, str, float]]) -> None:
-        """Add (epoch, split, metric, value) rows."""
+        """Append (epoch, split, metric, value) rows."""
         if files.onlooking:
             return
         new = not self.metrics_path.is_file()
@@ -199,7 +199,7 @@ class RunDirectory:
             raise refused(error, self.metrics_path) from error
 
     def read_metrics(self) -> list[tuple[int, str, str, float]]:
-        """All complete rows; a last line that a kill cut short, and what is no row, are left out."""
+        """Return all complete rows. Invalid rows, and a last line that a kill truncated, are left out."""
         if not self.metrics_path.is_file():
             return []
         rows = []
@@ -211,7 +211,7 @@ class RunDirectory:
         return rows
 
     def sync_metrics(self) -> None:
-        """Have the rows on disk before the checkpoint that comes after them."""
+        """Flush the rows to disk before the checkpoint that follows them."""
         with suppress(OSError), self.metrics_path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -220,7 +220,7 @@ class RunDirectory:
         return checksum_of([row for row in self.read_metrics() if row[0] <= epochs])
 
     def epochs_without_rows(self, epochs: int) -> list[int]:
-        """Return the epochs up to `epochs` of which no row was kept."""
+        """Return the epochs up to `epochs` that have no row."""
         return sorted(set(range(1, epochs + 1)) - {row[0] for row in self.read_metrics()})
 
     def truncate_metrics(self, epochs: int) -> None:
@@ -238,7 +238,7 @@ class RunDirectory:
 
 
 def finished_runs(output_root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(directory, result) of every readable finished run, sorted by path; damaged result files are passed over."""
+    """Return (directory, result) of every readable finished run, sorted by path; damaged results are skipped."""
     found = []
     for path in sorted((output_root / "runs").glob("*/*/*/*/result.json")):
         try:
@@ -249,8 +249,8 @@ def finished_runs(output_root: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def rebuild_results(output_root: Path) -> Path:
-    """results.csv at the output root: one row per finished run, the keys of result.json as columns, then a column for
-    each setting that differs among them."""
+    """Write results.csv at the output root, and return its path: one row per finished run, with the keys of
+    result.json and a column for each setting that differs between runs."""
     target = output_root / "results.csv"
     with FileLock(output_root / ".results.lock"):
         found = finished_runs(output_root)
@@ -268,21 +268,21 @@ def rebuild_results(output_root: Path) -> Path:
 
 
 def outputs_folder(given: str | Path | None) -> Path:
-    """Where `output_root=` points, else $KDRUN_OUTPUTS, else ./outputs: conf/config.yaml's rule for what composes no
-    configuration."""
+    """Return the folder of `output_root=`, else $KDRUN_OUTPUTS, else ./outputs: the rule of conf/config.yaml, for
+    commands that compose no configuration."""
     return Path(os.path.expanduser(given or os.environ.get("KDRUN_OUTPUTS", "outputs")))
 
 
 def find_runs(word: str, output_root: Path) -> list[Path]:
-    """RUN on a command line: a run directory, a glob of them, a digest prefix, or a directory of teachers/.
+    """Resolve RUN of a command line: a run directory, a glob of them, a digest prefix, or a directory of teachers/.
 
-    Raises ConfigError where nothing matches.
+    Raises ConfigError if nothing matches.
     """
     path = Path(os.path.expanduser(word))
     if path.is_dir() and (path / "config.yaml").is_file():
         return [path]
     if any(sign in word for sign in "*?["):
-        base = next(place for place in (path, *path.parents) if place.is_dir())  # a folder may hold brackets itself
+        base = next(place for place in (path, *path.parents) if place.is_dir())  # a folder's name may contain brackets
         pattern = str(path.relative_to(base))
         found = sorted(match for match in base.glob(pattern) if (match / "config.yaml").is_file())
         if found:
@@ -300,6 +300,6 @@ def find_runs(word: str, output_root: Path) -> list[Path]:
         require_file(path, word)
     there = len(list((output_root / "runs").glob("*/*/*/*/config.yaml")))
     raise ConfigError(
-        f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs holds {plural(there, 'run')}: "
+        f"RUN {word}: no run directory, glob or digest matches; {output_root}/runs contains {plural(there, 'run')}: "
         "kdrun list runs."
     )

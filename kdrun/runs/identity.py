@@ -1,8 +1,8 @@
-"""Which run a configuration means: a digest of everything that changes its numbers, and of nothing else.
+"""Identity of a run: a digest of everything that changes its numbers, and of nothing else.
 
-Values enter as requested (`auto` stays `auto`), paths and the user's own code as content, so that neither torch nor a
-trained teacher nor this machine is needed. An option at its dataclass default is left out, so that a new option does
-not rename old runs.
+Values enter as requested (`auto` stays `auto`), paths and the user's own code as content, so that the digest needs
+neither torch nor a trained teacher, and does not depend on the machine. An option at its dataclass default is left out,
+so that a new option does not rename old runs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kdrun.files import sha256_of
 from kdrun.runs.checkpoints import weights_file
 from kdrun.streams import VERSION as STREAMS
 
-# Where things are, how fast they come and what is refused: no number of a run that ends changes.
+# Settings of location, speed and strictness: they change no number of a finished run.
 PLACES = {"root", "workers", "on_error", "allow_missing_classes"}
 TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
 
 
 def differing(options: Any, leave_out: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
-    """name -> value of the fields that are not at their default."""
+    """Return name -> value of the fields that are not at their default."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -48,7 +48,7 @@ def data_identity(options: DatasetOptions, fingerprint: str, leave_out: set[str]
 
 
 def model_identity(options: ModelOptions, role: str, leave_out: set[str] | None = None) -> dict[str, Any]:
-    """The network's options with the content of its files in the place of their paths."""
+    """Return the network's options, with the content of its files in place of their paths."""
     found = differing(options, leave_out or set())
     if options.checkpoint is not None:
         found["checkpoint"] = sha256_of(weights_file(options.checkpoint, f"{role}.checkpoint"))
@@ -60,8 +60,8 @@ def model_identity(options: ModelOptions, role: str, leave_out: set[str] | None 
 def teacher_identity(
     teacher: TeacherOptions, data: DatasetOptions, fingerprint: str, code: Mapping[str, str]
 ) -> dict[str, Any]:
-    """A teacher is its code and its checkpoint, or its recipe on its training images; nothing of the run that uses it.
-    code: name -> SHA-256 of the files that are the user's own."""
+    """Return a teacher's identity: its code and its checkpoint, or its recipe and its training images; nothing of
+    the run that uses it. code: name -> SHA-256 of the user's own files."""
     own = {"code": dict(code)} if code else {}
     if teacher.checkpoint is not None:
         return own | model_identity(teacher, "teacher", {"recipe", "seed", "precision", "flip", *TAPS_ONLY})
@@ -76,30 +76,32 @@ def teacher_identity(
 
 
 def teachers_images(teacher: TeacherOptions, data: DatasetOptions) -> DatasetOptions:
-    """Return the data set as the teacher is trained on it: with its own probability of a flip where it has one, and
-    without what makes the student's images hard to know."""
+    """Return the data set on which the teacher is trained: with the teacher's own flip probability if it has one,
+    and without the augmentations that apply to the student only."""
     return dataclasses.replace(data, augment=data.augment.of_teacher(teacher.flip))
 
 
 def peer_identity(teacher: TeacherOptions) -> dict[str, Any]:
-    """A teacher that learns along is its architecture, its start and nothing it was trained with before."""
+    """Return the identity of a teacher that is trained together with the student: its architecture and its initial
+    weights, not its earlier training."""
     found = model_identity(teacher, "teacher", {"recipe", "precision", "flip", *TAPS_ONLY})
     return {**found, **initialised(teacher)}
 
 
 def initialised(teacher: TeacherOptions) -> dict[str, Any]:
-    """What an untrained teacher's weights are drawn by."""
+    """Return the settings that determine an untrained teacher's weights."""
     return {"seed": teacher.seed, "streams": STREAMS}
 
 
 def run_identity(
     config: RunConfig, fingerprint: str, code: Mapping[str, str], teacher_code: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything that decides a run's numbers. code: of all that it imports, teacher_code: of its teacher alone."""
+    """Return everything that decides a run's numbers. code: of all modules that it imports; teacher_code: of its
+    teacher alone."""
     method = method_of(config.method)
     identity: dict[str, Any] = {
         "data": data_identity(config.dataset, fingerprint),
-        # Where nothing is distilled, nothing is tapped: one independent student serves all benchmarks.
+        # Without distillation nothing is tapped, so one independent student serves all benchmarks.
         "student": model_identity(config.student, "student", set() if method.needs_teacher else TAPS_ONLY),
         "method": method_identity(config.method),
         "optimizer": {
@@ -137,8 +139,10 @@ def run_identity(
 
 
 def method_identity(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a method's settings without those of kdrun's own methods that are at their constructor's default: such a
-    setting is younger than its method, and runs that were made before it keep their names."""
+    """Return a method's settings, without those of kdrun's own methods that are at their constructor's default.
+
+    Such a setting may be newer than its method; runs from before it was added keep their digests.
+    """
     defaults = read_method(node["_target_"]).defaults if is_ours(node["_target_"]) else {}
     kept = {key: value for key, value in node.items() if key not in defaults or value != defaults[key]}
     if "parts" in kept:
@@ -147,7 +151,7 @@ def method_identity(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def code_modules(config: RunConfig) -> dict[str, list[str]]:
-    """Part of a run -> the modules that it is imported from where they may be the user's own."""
+    """Return part of a run -> the modules that it is imported from and that may be the user's own."""
     method = method_of(config.method)
     nodes = [config.method, *(config.method["parts"] if method.combines else [])]
     return {

@@ -1,6 +1,6 @@
-"""What a sweep consists of and where each of its cells stands: outputs/sweeps/<name>/cells.json. No torch here.
+"""Ledger of a sweep: its cells and their runs, in outputs/sweeps/<name>/cells.json. No torch here.
 
-The ledger only says which runs belong to which place of which table. Whether a run is done is said by its directory.
+The ledger only maps the cells of a table to runs. The state of a run is read from its directory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdrun.errors import CheckpointError, ConfigError, suggest
 from kdrun.files import read_json, write_json
 from kdrun.runs.directory import RunDirectory
 
-# Where things are and how runs are started, watched and called: settings that change no run's numbers.
+# Settings of location, start, display and naming, which change no run's numbers.
 NO_NUMBERS = (
     "output_root",
     "dataset.root",
@@ -36,17 +36,17 @@ STATES = ("done", "running", "failed", "unfinished", "missing")
 
 
 def changes_numbers(key: str) -> bool:
-    """Whether a setting (launcher.processes, hydra/launcher, dataset.root …) is part of what a run is."""
+    """Return True if a setting can change a run's numbers (not launcher.processes, hydra/launcher, dataset.root …)."""
     key = key.lstrip("+~")
     return not {key, re.split("[./]", key)[0]} & set(NO_NUMBERS)
 
 
 @dataclass
 class TableShape:
-    """value: a key of result.json; baseline: the row of independent students, which deltas are taken to; against: the
-    row that tests compare with; teacher_row: the label under which the teachers' own accuracy is shown; benchmark:
-    whose published figures stand beside ours; margin: points within which these count as reproduced; testsets:
-    derived sets that `kdrun bias` measures."""
+    """Shape of a sweep's table. value: a key of result.json; baseline: the row of independent students from which
+    differences are taken; against: the row that tests compare with; teacher_row: the label of the row of the
+    teachers' own accuracy; benchmark: the one whose published values are shown; margin: points within which these
+    count as reproduced; testsets: derived test sets that `kdrun bias` measures."""
 
     rows: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
@@ -61,9 +61,9 @@ class TableShape:
 
 @dataclass
 class Cell:
-    """One run's place in a table. run: its directory relative to the output root, or None where it cannot be made, for
-    the `reason`. Several cells may share one run. published: whether a published figure may stand beside it.
-    own_teacher: its teacher learned along with it, and is nobody else's."""
+    """Cell of a table (one row, one column, one seed) and its run. run: its directory relative to the output root,
+    or None if it cannot run, for the given `reason`. Several cells may share a run. published: True if a published
+    value may be shown next to it. own_teacher: its teacher is trained together with it and belongs to no other run."""
 
     row: str
     column: str
@@ -81,13 +81,13 @@ class Cell:
 
     @property
     def place(self) -> str:
-        """The cell's name on the screen."""
+        """Return the cell's name for the screen."""
         return ", ".join(part for part in (self.row, self.column, f"seed {self.seed}") if part)
 
 
 @dataclass
 class Ledger:
-    """A sweep: its table's shape and its cells, in the table's order."""
+    """Ledger of a sweep: the shape of its table and its cells, in the table's order."""
 
     name: str
     title: str
@@ -98,9 +98,9 @@ class Ledger:
 
 
 def check_name(name: str) -> str:
-    """A sweep's name, which is a folder's. Raises ConfigError for one that is none, or leads elsewhere."""
+    """Return a sweep's name. Raises ConfigError unless it can be the name of a folder."""
     if not name.strip(". ") or any(sign in "/\\" or not sign.isprintable() for sign in name):
-        raise ConfigError(f"name={name}: it becomes a folder's: give one without slashes, such as first.")
+        raise ConfigError(f"name={name}: the name of a folder is needed: give one without slashes, such as first.")
     return name
 
 
@@ -121,15 +121,15 @@ def known_ledgers(root: Path) -> list[str]:
 
 
 def read_ledger(root: Path, name: str) -> Ledger:
-    """Read the ledger of a sweep. Raise ConfigError where there is none of that name, CheckpointError where it is
+    """Read the ledger of a sweep. Raises ConfigError if there is none of that name, CheckpointError if it is
     damaged."""
     place = ledger_path(root, name)
     if not place.is_file():
         trainable = choices("sweep")
         if name in trainable:
-            raise ConfigError(f"{name} is not begun in {root}/sweeps: kdrun train -m sweep={name} trains it.")
+            raise ConfigError(f"{name} has not begun in {root}/sweeps: start it with kdrun train -m sweep={name}.")
         known = known_ledgers(root)
-        there = f"There are: {', '.join(known)}." if known else f"{root}/sweeps holds none yet."
+        there = f"Available: {', '.join(known)}." if known else f"{root}/sweeps has none yet."
         raise ConfigError(f"{name}: no such sweep.{suggest(name, [*known, *trainable])} {there}")
     content = read_json(place)
     try:
@@ -142,8 +142,7 @@ def read_ledger(root: Path, name: str) -> Ledger:
 
 
 def check_types(ledger: Ledger) -> None:
-    """Raise ValueError for a value of another type than its field's, and for a run that is not below the output
-    folder."""
+    """Raise ValueError for a value of the wrong type, and for a run outside the output folder."""
     for part in (ledger, ledger.shape, *ledger.cells):
         for name, hint in hints_of(type(part)).items():
             value, kinds = getattr(part, name), get_args(hint) if type(None) in get_args(hint) else (hint,)
@@ -162,7 +161,7 @@ hints_of = cache(get_type_hints)
 
 
 def state_of(cell: Cell, root: Path) -> tuple[str, str]:
-    """(one of STATES, the reason where it failed). A run is running while some process holds its lock."""
+    """Return (one of STATES, the reason if it failed). A run is running while some process holds its lock."""
     if cell.run is None:
         return "failed", cell.reason
     run = RunDirectory(root / cell.run)
@@ -182,23 +181,24 @@ def state_of(cell: Cell, root: Path) -> tuple[str, str]:
 
 
 def is_locked(run: Path) -> bool:
-    """Whether another process is at a run. Asked only where an owner has signed, who has left without a word if the
-    lock is free; for the moment of the question a starting run waits."""
-    if not (run / ".owner").is_file() or (run / ".lock").is_symlink():  # opening a lock empties what it links to
+    """Return True if another process holds the run's lock. Only tried if an .owner file exists; with a free lock,
+    that owner has crashed. The lock is held for an instant while testing, so a run that is just starting waits
+    briefly."""
+    if not (run / ".owner").is_file() or (run / ".lock").is_symlink():  # opening a lock truncates its target
         return False
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except OSError:  # a folder that is only to be read
+    except OSError:  # a read-only folder
         return False
     lock.release()
     return False
 
 
 def result_of(cell: Cell, root: Path) -> dict[str, Any] | None:
-    """The finished run's result.json; None where there is none. Raises CheckpointError where it is damaged."""
+    """Return the finished run's result.json; None if there is none. Raises CheckpointError if it is damaged."""
     if cell.run is None:
         return None
     run = RunDirectory(root / cell.run)

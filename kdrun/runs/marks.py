@@ -1,4 +1,4 @@
-"""Tags and a note that a user gives a run: marks.json in its directory, which changes nothing of the run."""
+"""Tags and notes that a user gives to runs: marks.json in the run's directory. They change nothing about the run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ MARKS = "marks.json"
 
 @dataclass
 class Marks:
-    """Tags and a note that a user wrote of a run."""
+    """Tags and a note of one run."""
 
     tags: list[str] = field(default_factory=list)
     note: str = ""
 
     def __str__(self) -> str:
-        """Return tags and note in a line; an empty one where there are none."""
+        """Return tags and note as one line; an empty string if there are none."""
         return "; ".join(part for part in (", ".join(self.tags), self.note) if part)
 
 
 def read_marks(run: Path) -> Marks:
-    """Return a run's marks; none where there are none, or they cannot be read."""
+    """Return a run's marks; empty if there are none, or if they cannot be read."""
     place = run / MARKS
     if not place.is_file() or place.is_symlink():
         return Marks()
@@ -37,10 +37,10 @@ def read_marks(run: Path) -> Marks:
 
 
 def write_marks(run: Path, marks: Marks) -> None:
-    """Write a run's marks, or remove the file where nothing is left of them."""
+    """Write a run's marks; remove the file if none are left."""
     place = run / MARKS
     if place.is_symlink():
-        raise ConfigError(f"{place} is a link, and kdrun writes there: remove the link.")
+        raise ConfigError(f"{place} is a link, which kdrun will not write through: remove it.")
     if marks == Marks():
         place.unlink(missing_ok=True)
     else:
@@ -48,7 +48,7 @@ def write_marks(run: Path, marks: Marks) -> None:
 
 
 def check_tag(tag: str) -> str:
-    """Return a tag. Raises ConfigError for one that a filter could not name."""
+    """Return a tag. Raises ConfigError if it is not a single word usable in a filter."""
     if not tag.isprintable() or any(sign in tag for sign in " ,=/") or not tag.strip("-"):
-        raise ConfigError(f"tag={tag}: a tag is one word without commas, slashes and equals signs.")
+        raise ConfigError(f"tag={tag}: a tag is one word without commas, slashes or equals signs.")
     return tag

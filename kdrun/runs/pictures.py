@@ -1,4 +1,4 @@
-"""Figures of matplotlib as files: PNG, and beside it the formats of `figures=`, which a paper can scale."""
+"""Matplotlib figures as files: PNG, and next to it the vector formats of `figures=`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kdrun.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 200  # of PNG: a column of a paper is 3.3 inches wide
+DPI = 200  # of PNG; a column of a paper is 3.3 inches wide
 
 
 def pyplot() -> Any:
-    """Return matplotlib's pyplot, which draws without a screen and says nothing."""
+    """Return matplotlib's pyplot, set up to draw without a screen and without messages."""
     import matplotlib
 
     matplotlib.use("Agg")
-    # The same figure is the same file: no random names in SVG, and text as text.
+    # Equal figures give equal files: no random identifiers in SVG, and text stays text.
     matplotlib.rcParams.update({"svg.hashsalt": "kdrun", "svg.fonttype": "none", "pdf.fonttype": 42})
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # the first start announces its font cache
     logging.getLogger("fontTools").setLevel(logging.WARNING)
@@ -32,7 +32,7 @@ def pyplot() -> Any:
 
 
 def write_figure(figure: Figure, place: Path, formats: Sequence[str] = ()) -> list[Path]:
-    """Write a figure as `place`, a PNG, and under the same name in other formats; close it, and return the paths."""
+    """Write a figure to `place` (a PNG) and, under the same name, in other formats; close it, and return the paths."""
     written = []
     for kind in ("png", *formats):
         content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Plans: what a configuration means, made in a moment and without torch."""
+"""Plans: resolved configurations with their digests and directories, made quickly and without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdrun.runs.identity import code_modules, digest_of, run_identity, slug, tea
 
 @dataclass
 class Plan:
-    """A run, its teacher, and where both lie."""
+    """Plan of a run: its configuration, its digest, its teacher, and the directories of both."""
 
     config: RunConfig
     overrides: list[str]
@@ -31,7 +31,7 @@ class Plan:
     teacher_digest: str | None
     teacher_run: RunDirectory | None  # where the teacher is stored once trained; None for checkpoints and controls
     teacher_code: Code
-    other_images: str  # digest of all but what the images in dataset.root are: equal for the run before they changed
+    other_images: str  # digest of all but the images' content: unchanged if only the images in dataset.root change
     teacher_other_images: str
 
     @property
@@ -48,7 +48,7 @@ def output_root(config: RunConfig) -> Path:
 
 
 def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
-    """Locate the data and the code, compute the digests, and name the directories. Raises KdrunError for what is
+    """Locate the data and the code, compute the digests, and name the directories. Raises KdrunError if something is
     missing."""
     source = DataSource(config.dataset)
     fingerprint = source.fingerprint()
@@ -91,7 +91,7 @@ def make_plan(config: RunConfig, overrides: list[str]) -> Plan:
 
 
 def images_only(config: RunConfig) -> RunConfig:
-    """The configuration of the data set alone: no teacher or file of weights is looked for."""
+    """Return the configuration of the data set alone, which refers to no teacher and no weights file."""
     return replace(
         config,
         method={"_target_": "kdrun.methods.none.Independent"},
@@ -100,7 +100,7 @@ def images_only(config: RunConfig) -> RunConfig:
 
 
 def code_notes(plans: list[Plan]) -> list[str]:
-    """One line for the runs, and one for the teachers, that are new for nothing but a change in the user's own code."""
+    """Return one line for the runs, and one for the teachers, that are new only because the user's own code changed."""
     siblings = Siblings()
     runs = {plan.run.path: plan.code for plan in plans if not plan.run.begun}
     teachers = {
@@ -111,7 +111,7 @@ def code_notes(plans: list[Plan]) -> list[str]:
     lines = []
     for new, one, several in (
         (runs, "this is a new run", "these are {} new runs"),
-        (teachers, "the teacher is trained anew", "{} teachers are trained anew"),
+        (teachers, "the teacher is trained again", "{} teachers are trained again"),
     ):
         found = [outdated for path, code in new.items() if (outdated := siblings.outdated(path, code))]
         if found:
@@ -123,8 +123,8 @@ def code_notes(plans: list[Plan]) -> list[str]:
 
 
 def image_notes(plans: list[Plan]) -> list[str]:
-    """One line for the runs, and one for the teachers, that are new because the images are not what they were, with the
-    way to go on from one that had not ended."""
+    """Return one line for the runs, and one for the teachers, that are new only because the images changed, with the
+    way to continue an unfinished one."""
     siblings = Siblings()
     runs = {plan.run.path: (plan.run, plan.other_images) for plan in plans if not plan.run.begun}
     teachers = {
@@ -133,7 +133,7 @@ def image_notes(plans: list[Plan]) -> list[str]:
         if plan.teacher_run is not None and not plan.teacher_run.begun
     }
     lines = []
-    for new, so in ((runs, "this is a new run"), (teachers, "the teacher is trained anew")):
+    for new, so in ((runs, "this is a new run"), (teachers, "the teacher is trained again")):
         found = [
             (run, RunDirectory(old, run.role))
             for path, (run, other_images) in new.items()
@@ -146,6 +146,6 @@ def image_notes(plans: list[Plan]) -> list[str]:
         line = f"note: the images have changed since {since}, so {so}"
         if old.state_path.is_file() and not old.finished:
             epochs = max((row[0] for row in old.read_metrics()), default=0)
-            line += f"; to go on from its epoch {epochs} instead: mv {short_path(old.path)} {short_path(run.path)}"
+            line += f"; to continue from its epoch {epochs} instead: mv {short_path(old.path)} {short_path(run.path)}"
         lines.append(line)
     return lines

@@ -25,7 +25,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Published:
-    """One figure. value and std in the metric's unit (accuracies: percent); std and n are None where not printed;
+    """Published value. value and std in the metric's unit (accuracies: percent); std and n are None if not printed;
     selection: last (epoch) or best (epoch on the test set)."""
 
     benchmark: str
@@ -44,7 +44,7 @@ class Published:
 
 @lru_cache(maxsize=1)
 def published() -> list[Published]:
-    """Every row of every file, in file order."""
+    """Return every row of every file, in file order."""
     rows = []
     for path in sorted((Path(__file__).parent / "published").glob("*.csv")):
         with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""result.json: one schema for the file, the rows of results.csv and the columns of `kdrun.results`."""
+"""Schema of result.json, of the rows of results.csv, and of the columns of `kdrun.results`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run, of a student or of a teacher in the store. Accuracies in per cent, times in seconds, memory in
-    bytes."""
+    """Result of a finished run, of a student or of a stored teacher. Accuracies in percent, times in seconds, memory
+    in bytes."""
 
     schema: int
     dataset: str
@@ -28,29 +28,29 @@ class RunResult:
     device: str
     teacher_top1: float | None
     top1_last: float
-    top1_best: float  # of the best epoch on the test set, which flatters
+    top1_best: float  # of the best epoch on the test set: optimistic
     top1_best_epoch: int
-    top1_val_selected: float | None  # on the test set, of the best epoch on the validation split
+    top1_val_selected: float | None  # test accuracy of the best epoch on the validation split
     top5_last: float
-    params: int  # of what is deployed
-    extra_params: int  # of the method, in training only
-    flops: int  # of one image's forward pass; a multiply-add counts two
+    params: int  # of the deployed network
+    extra_params: int  # of the method's modules, used in training only
+    flops: int  # per image, forward pass; a multiply-add counts as two
     images_per_second: float
     train_seconds: float
     peak_memory: int
     finished_at: str  # ISO 8601, UTC
-    overrides: list[str]  # the words of the command line
+    overrides: list[str]  # settings given on the command line
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-NEEDED = ("seed", "dataset", "student", "method", "digest", "top1_last")  # by whatever shows a run
+NEEDED = ("seed", "dataset", "student", "method", "digest", "top1_last")  # keys that every display of a run needs
 
 
 def problem_of(result: dict[str, Any]) -> str:
-    """What is wrong with the content of a result.json, in words; an empty string for nothing. What is not needed may be
-    unknown."""
+    """Describe what is wrong with the content of a result.json; an empty string if nothing is. Other keys may be
+    missing."""
     lacking = [key for key in NEEDED if result.get(key) is None]
     if lacking:
         return f"no {', '.join(lacking)}"
@@ -66,7 +66,7 @@ RESULT_KEYS = [field.name for field in dataclasses.fields(RunResult)]
 
 @cache
 def kinds_of_values() -> dict[str, type]:
-    """As `value_types`, for thousands of files."""
+    """Return `value_types`, cached for thousands of files."""
     return value_types()
 
 

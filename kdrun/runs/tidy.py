@@ -1,4 +1,4 @@
-"""What an output folder holds that can be removed: runs that never started, resume states of finished runs, caches."""
+"""Removable content of an output folder: runs that never started, resume states of finished runs, caches."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import is_locked
 
 KINDS = {
-    "unstarted": "runs that never started (a typing mistake, a network that could not be made)",
-    "checkpoints": "last.pt of finished runs, which only a damaged run would need",
-    "caches": "decoded and downloaded images and derived test sets, which are made again when they are needed",
+    "unstarted": "runs that never started (a typing error, a network that could not be built)",
+    "checkpoints": "last.pt of finished runs, needed only to repair a damaged run",
+    "caches": "decoded and downloaded images and derived test sets, created again when needed",
 }
 
 
 @dataclass(frozen=True)
 class Removable:
-    """A file or a folder that can go. run: the directory whose lock it needs, if it is a run's."""
+    """Removable file or folder. run: the run directory that must be locked, if it belongs to one."""
 
     kind: str
     path: Path
@@ -30,7 +30,7 @@ class Removable:
 
 
 def removable(root: Path, kinds: list[str]) -> list[Removable]:
-    """Return what can be removed below an output folder. What another process is at is left out."""
+    """Return what can be removed below an output folder. Runs that another process is training are left out."""
     found: list[Removable] = []
     for run in run_directories(root):
         place = run.path
@@ -55,14 +55,15 @@ def run_directories(root: Path) -> Iterator[RunDirectory]:
 
 
 def size_of(place: Path) -> int:
-    """Return the bytes below a folder, or of a file; links are not followed."""
+    """Return the size in bytes of a file, or of everything below a folder; links are not followed."""
     if place.is_file():
         return place.lstat().st_size
     return sum(path.lstat().st_size for path in place.rglob("*") if path.is_symlink() or path.is_file())
 
 
 def remove(item: Removable) -> None:
-    """Remove a file or a folder, a run's while nobody else is at it. Raises RunError where that cannot be."""
+    """Remove a file or folder; one of a run only while nobody else holds the run's lock. Raises RunError if that
+    fails."""
     if item.run is None:
         remove_place(item.path)
     elif item.path == item.run:
@@ -73,10 +74,10 @@ def remove(item: Removable) -> None:
 
 
 def remove_run(run: Path) -> None:
-    """Remove a run's directory, and the folders above it that are empty then. Raises RunError where another process is
-    at it."""
+    """Remove a run's directory, and the folders above it that become empty. Raises RunError if another process is
+    training it."""
     if is_locked(run):
-        raise LockedElsewhere(f"{run} is being trained by another process: stop that first.")
+        raise LockedElsewhere(f"{run} is being trained by another process: stop that process first.")
     remove_place(run)
     for folder in run.parents:
         if folder.name in ("runs", "teachers") or any(folder.iterdir()):

@@ -1,7 +1,7 @@
-"""Which runs were trained under this account: signature.json beside config.yaml, by a key of the user's own.
+"""Signatures of runs trained under this account: signature.json next to config.yaml, made with the user's own key.
 
-The signature covers the configuration and the content of the user's own code, so that a directory from somebody else,
-an edited configuration and edited code are told from what was trained here. Whoever has the key file can sign.
+The signature covers the configuration and the content of the user's own code. A directory from somebody else, an edited
+configuration or edited code is thus recognised as not trained here. Whoever has the key file can sign.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ KEY_BYTES = 32
 
 
 def sign(folder: Path, code: Mapping[str, str]) -> None:
-    """Sign a run's config.yaml together with `code`: name -> SHA-256 of the user's own files. Where there can be no
-    key, or the folder is only to be read, nothing is signed."""
+    """Sign a run's config.yaml together with `code`: name -> SHA-256 of the user's own files. Does nothing if there
+    is no key and none can be created, or if the folder is read-only."""
     key = signing_key(make=True)
     if key is not None:
         with suppress(RunError, OSError):
@@ -34,8 +34,8 @@ def sign(folder: Path, code: Mapping[str, str]) -> None:
 
 
 def signed_code(folder: Path) -> dict[str, str] | None:
-    """name -> SHA-256 of the own code that a run was signed with under this account; None where it was not, or where
-    its config.yaml is another one since."""
+    """Return name -> SHA-256 of the own code with which a run was signed under this account; None if it was not
+    signed here, or if its config.yaml has changed since."""
     key = signing_key()
     try:
         told = read_json(folder / SIGNATURE)
@@ -48,13 +48,13 @@ def signed_code(folder: Path) -> dict[str, str] | None:
 
 
 def signature(key: bytes, folder: Path, code: Mapping[str, str]) -> str:
-    """HMAC-SHA256, in hexadecimal."""
+    """Return the HMAC-SHA256 in hexadecimal."""
     content = {"config": sha256_of(folder / "config.yaml"), "code": dict(code)}
     return hmac.new(key, json.dumps(content, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 
 def signing_key(make: bool = False) -> bytes | None:
-    """The user's key, which nobody else may read; None where there is none. make: draw one."""
+    """Return the user's key, which nobody else may read; None if there is none. make: create one."""
     place = user_cache() / "signing.key"
     with suppress(OSError):
         found = place.lstat()
@@ -62,7 +62,7 @@ def signing_key(make: bool = False) -> bytes | None:
         if stat.S_ISREG(found.st_mode) and mine:
             key = place.read_bytes()
             return key if len(key) == KEY_BYTES else None
-        return None  # a key that others know says nothing
+        return None  # a key that others can read proves nothing
     if not make:
         return None
     scratch = place.with_name(f".{place.name}.{os.getpid()}.tmp")
@@ -73,7 +73,7 @@ def signing_key(make: bool = False) -> bytes | None:
         with os.fdopen(handle, "wb") as file:
             file.write(secrets.token_bytes(KEY_BYTES))
         try:
-            os.link(scratch, place)  # whole, and the first of several processes wins
+            os.link(scratch, place)  # atomic: the first of several processes wins
         finally:
             scratch.unlink(missing_ok=True)
     return signing_key() if place.exists() else None

@@ -196,7 +196,7 @@ def test_a_run_says_what_it_trains_on_and_what_is_left_out(kdrun, outputs, image
 
     plan = make_plan(load(words), words)
     (line,) = image_notes([plan])
-    assert line.startswith(f"note: the images have changed since {run.name}, so this is a new run; to go on from its ")
+    assert line.startswith(f"note: the images have changed since {run.name}, so this is a new run; to continue from ")
     assert line.endswith(f"epoch 1 instead: mv {run} {plan.run.path}")
     run.rename(plan.run.path)
     code, out, err = kdrun("train", *words)
@@ -223,7 +223,7 @@ def test_kdrun_data(kdrun, image_folder, tmp_path):
     code, out, _ = kdrun("data", "dataset=digits")
     assert code == 0 and "mean [0.3058, 0.3058, 0.3058]  std [0.3241, 0.3241, 0.3241]" in out
     for words, part in (
-        ([], "data of what?"),
+        ([], "data needs a folder"),
         ([str(root), "dataset.root=x"], "not both"),
         ([str(root), "epochs=3"], "epochs: data takes a folder"),
         ([str(tmp_path / "nothing")], "no such folder"),

@@ -110,7 +110,7 @@ def test_a_sweep_repairs_its_runs(kdrun, ready):
     run_of(ready, 0).result_path.write_text("")
     run_of(ready, 1).weights_path.unlink()
     code, out, _ = kdrun("status", "mine")
-    assert code == 0 and "failed  " in out and "delete it, and the command that trained this run writes it again" in out
+    assert code == 0 and "failed  " in out and "delete it and repeat the command that trained this run" in out
     code, out, err = kdrun("train", "-m", *WORDS, "seed=0,1", "name=mine", "launcher.processes=0")
     assert (code, err) == (0, ""), err
     assert "2 runs done" in out
@@ -126,7 +126,7 @@ def test_without_a_checkpoint_the_line_says_how(kdrun, ready):
     assert "note: student.safetensors has changed since it was written" in err and f"delete {run.path}" in err
     run.result_path.write_text("{}")
     code, _, err = kdrun("train", *WORDS)
-    assert code == 2 and "result.json is damaged (no seed" in one(err) and "delete it, and the command" in err
+    assert code == 2 and "result.json is damaged (no seed" in one(err) and "delete it and repeat the command" in err
 
 
 def test_changed_weights_are_never_measured_or_trained_on(kdrun, ready):

@@ -66,11 +66,11 @@ def test_what_is_no_finished_run_has_a_way_out(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"this run is not finished \(kdrun list runs\)\.$"):
         weights_file(str(run), "teacher.checkpoint")
     (run / "last.pt").touch()
-    with pytest.raises(CheckpointError, match=r"teacher.checkpoint=.*/run/last.pt takes its last saved step"):
+    with pytest.raises(CheckpointError, match=r"teacher.checkpoint=.*/run/last.pt uses its last saved step"):
         weights_file(str(run), "teacher.checkpoint")
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(CheckpointError, match=r"without a run's config.yaml and holds no file of weights"):
+    with pytest.raises(CheckpointError, match=r"is not a run \(it has no config.yaml\) and contains no weights file"):
         weights_file(str(other), "student.checkpoint")
     (other / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"such as student.checkpoint=.*other/model.safetensors"):
@@ -83,7 +83,7 @@ def test_what_is_no_finished_run_has_a_way_out(run, tmp_path):
 
 def test_another_network_than_the_runs_is_said(run, capsys):
     said = differences(TeacherOptions(name="resnet20"), "teacher", run / "student.safetensors")
-    assert said == f"{run}/config.yaml says of this network: name resnet8 (here teacher.name=resnet20)"
+    assert said == f"{run}/config.yaml describes this network with name resnet8 (here teacher.name=resnet20)"
     with pytest.raises(
         CheckpointError, match=r"does not fit resnet20: .*; .*name resnet8 \(here teacher.name=resnet20"
     ):

@@ -59,7 +59,7 @@ def test_a_word_that_is_no_run_says_what_it_is(tmp_path):
     (tmp_path / "folder" / "model.safetensors").touch()
     os.mkfifo(tmp_path / "pipe")
     for word, line in (
-        ("folder", "is a directory without a run's config.yaml: name a file in it, such as .*/model.safetensors"),
+        ("folder", r"is not a run \(it has no config.yaml\): name a file in it, such as .*/model.safetensors"),
         ("pipe", "is a named pipe"),
         ("absent.pt", "absent.pt: no such file"),
         ("abcd", "no run directory, glob or digest matches"),

@@ -83,15 +83,15 @@ def test_runs_are_filtered_and_sorted(words, found, three, outputs, kdrun):
     ("words", "line"),
     [
         (["list", "runs", "optimizr.lr=1"], "optimizr.lr: no such setting. Did you mean optimizer.lr?"),
-        (["list", "methods", "state=done"], "state: only runs are filtered and sorted: kdrun list runs state=…"),
-        (["runs"], "kdrun runs takes one of tag, note, remove, then RUN …"),
-        (["runs", "tga", "x"], "runs tga: no such action. Did you mean tag? kdrun runs takes one of"),
-        (["runs", "tag"], "runs tag: of which runs? Give directories, a quoted glob or digests: kdrun list runs."),
+        (["list", "methods", "state=done"], "only lists of runs can be filtered and sorted: kdrun list runs state=…"),
+        (["runs"], "kdrun runs needs one of tag, note, remove, then RUN …"),
+        (["runs", "tga", "x"], "runs tga: no such action. Did you mean tag? kdrun runs needs one of"),
+        (["runs", "tag"], "runs tag needs run directories, a quoted glob or digests (kdrun list runs)."),
         (["runs", "note", "GLOB"], "text is not set: give text='what you want to remember'"),
-        (["runs", "tag", "GLOB"], "tag is not set: give tag=NAME, or tag=-NAME to take it away."),
-        (["runs", "tag", "GLOB", "tag=a/b"], "tag=a/b: a tag is one word without commas, slashes and equals signs."),
+        (["runs", "tag", "GLOB"], "tag is not set: give tag=NAME, or tag=-NAME to remove it."),
+        (["runs", "tag", "GLOB", "tag=a/b"], "tag=a/b: a tag is one word without commas, slashes or equals signs."),
         (["clean", "what=everything"], "what=everything: choose unstarted or checkpoints or caches."),
-        (["clean", "abcd"], "clean abcd: clean takes settings only"),
+        (["clean", "abcd"], "clean abcd: clean takes only settings"),
     ],
 )
 def test_mistakes_are_one_line(words, line, three, outputs, kdrun):
@@ -118,7 +118,7 @@ def test_tags_and_notes_are_found_again_and_change_no_run(three, outputs, kdrun)
 def test_runs_are_removed_when_the_user_agrees(three, outputs, kdrun):
     rebuild_results(outputs)
     code, out, _ = kdrun("runs", "remove", str(three[2]))
-    assert (code, "nothing is removed; yes=true removes without asking" in out) == (0, True)
+    assert (code, "nothing removed; yes=true removes without asking" in out) == (0, True)
     assert three[2].is_dir()
     code, out, _ = kdrun("runs", "remove", str(three[2]), "yes=true")
     assert (code, "removed 1 run" in out) == (0, True)
@@ -143,7 +143,7 @@ def test_clean_removes_what_nobody_needs_and_nothing_else(three, outputs, kdrun,
         "caches": outputs / "caches/data",
     }
     assert found["caches"].size == 2**20
-    assert "nothing is removed; yes=true removes without asking" in kdrun("clean")[1]
+    assert "nothing removed; yes=true removes without asking" in kdrun("clean")[1]
     assert typo.is_dir()
     answers = iter(["y", "n"])
     monkeypatch.setattr("kdrun.console.confirm", lambda _: next(answers) == "y")
@@ -183,7 +183,7 @@ def test_a_second_multirun_of_a_name_adds_to_its_table(outputs):
     found, line = added(ledger("B", cell("none", 1, "c"), cell("kd", 1, "d")), outputs)
     assert [(one.row, one.seed) for one in found.cells] == [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)]
     assert found.command == "A && B"
-    assert line == "mine holds 2 cells of earlier commands, which stay in its table"
+    assert line == "mine has 2 cells of earlier commands, kept in its table"
     write_ledger(outputs, found)
     again, _ = added(ledger("A", cell("none", 0, "a"), cell("kd", 0, "b")), outputs)
     assert len(again.cells) == 4
