@@ -1,5 +1,5 @@
-"""One way of asking any network for its features: zoo models answer themselves, timm models through
-`forward_intermediates`, every other module through a probe that finds its stages once."""
+"""Uniform access to a network's features: zoo models provide them directly, timm models through
+`forward_intermediates`, all other modules through a probe that locates their stages once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Adapter = Callable[[Tensor, frozenset[str]], Outputs]
 
 
 def make_adapter(model: nn.Module, example: Tensor) -> NativeAdapter | TimmAdapter | ProbeAdapter:
-    """The adapter for `model`; example [N, 3, H, W] is forwarded once where a probe is needed, as it is for every model
-    with hooks of its own: only a call of the whole runs them."""
+    """Return the adapter for `model`.
+
+    example [N, 3, H, W]: forwarded once if a probe is needed, as for every model with hooks of its own, since only a
+    call of the whole model runs them.
+    """
     hooked = bool(model._forward_hooks or model._forward_pre_hooks)
     if isinstance(model, ZooModel) and not hooked:
         return NativeAdapter(model)
@@ -31,7 +34,7 @@ def make_adapter(model: nn.Module, example: Tensor) -> NativeAdapter | TimmAdapt
 
 
 class NativeAdapter:
-    """Zoo models: `outputs` is their own forward."""
+    """Adapter for zoo models: `outputs` is their own forward."""
 
     def __init__(self, model: ZooModel):
         self.model = model
@@ -47,11 +50,11 @@ class NativeAdapter:
 
 
 class TimmAdapter:
-    """timm models: stage maps and final tokens come from one `forward_intermediates`."""
+    """Adapter for timm models: stage maps and final tokens come from one `forward_intermediates`."""
 
     def __init__(self, model: Any):
         self.model = model
-        # DeiT's two heads read two tokens; where there is no such token (LeViT, EfficientFormer) both read the mean.
+        # DeiT's two heads read two tokens; without a distillation token (LeViT, EfficientFormer) both read the mean.
         self.distilled = hasattr(model, "head_dist") and hasattr(model, "dist_token")
         self.head_modules: dict[str, nn.Module] = {"dist": model.head_dist} if self.distilled else {}
         reductions = [info["reduction"] for info in getattr(model, "feature_info", [])]
@@ -93,7 +96,7 @@ class TimmAdapter:
         if self.distilled:
             logits, distilled = self.model.head(final[:, 0]), self.model.head_dist(final[:, 1])
             heads = {"dist": distilled}
-            # A method that reads both heads gets them apart; everything else sees what inference uses, their mean.
+            # A method that reads both heads gets them separately; everything else sees their mean, as in inference.
             if "heads" not in needs or not self.model.training:
                 logits = (logits + distilled) / 2
         tokens = final if final.dim() == 3 else None
@@ -110,8 +113,8 @@ class TimmAdapter:
 
 
 class ProbeAdapter:
-    """Any other module: one forward records what every submodule returns; the last output of each resolution (CNN) or
-    four evenly spaced blocks (transformer) become the stage maps."""
+    """Adapter for all other modules. One forward records the output of every submodule; the last output of each
+    resolution (CNN) or four evenly spaced blocks (transformer) become the stage maps."""
 
     def __init__(self, model: nn.Module, example: Tensor):
         self.model = model
@@ -158,8 +161,8 @@ class ProbeAdapter:
 
 
 def stage_indices(reductions: Sequence[int]) -> list[int] | None:
-    """Which intermediates stand for stages: the last of every resolution, or four evenly spaced blocks where all
-    blocks share one (a ViT's quarter ends, as OFA uses them). None leaves the choice to timm."""
+    """Return the indices of the intermediates that serve as stages: the last of every resolution, or four evenly
+    spaced blocks if all share one (a ViT's quarter ends, as in OFA). None leaves the choice to timm."""
     if not reductions:
         return None
     if len(set(reductions)) > 1:
@@ -168,7 +171,7 @@ def stage_indices(reductions: Sequence[int]) -> list[int] | None:
 
 
 def quarter_ends(count: int) -> list[int]:
-    """The last index of each quarter of `count` blocks, or all of them if there are fewer than five."""
+    """Return the last index of each quarter of `count` blocks, or all of them if there are fewer than five."""
     return list(range(count)) if count <= 4 else [math.ceil(count * part / 4) - 1 for part in (1, 2, 3, 4)]
 
 
@@ -186,7 +189,7 @@ def record_outputs(model: nn.Module, example: Tensor) -> tuple[list[tuple[str, n
         return record
 
     for name, module in model.named_modules():
-        if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+        if name and not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
             handles.append(module.register_forward_hook(recorder(name)))
     training = model.training
     try:
@@ -200,7 +203,7 @@ def record_outputs(model: nn.Module, example: Tensor) -> tuple[list[tuple[str, n
 
 
 def choose_stages(records: list[tuple[str, nn.Module, Tensor]], image_size: int) -> tuple[list[str], bool]:
-    """(module names, whether they return tokens). A module that runs twice in one forward cannot be a tap."""
+    """Return (module names, True if they return tokens). A module that runs twice in one forward cannot be a tap."""
     counts: dict[str, int] = {}
     for name, _, _ in records:
         counts[name] = counts.get(name, 0) + 1
@@ -219,14 +222,15 @@ def choose_stages(records: list[tuple[str, nn.Module, Tensor]], image_size: int)
 
 
 def find_classifier(records: list[tuple[str, nn.Module, Tensor]], logits: Tensor) -> nn.Module | None:
-    """The last Linear that returned the logits themselves, else any [N, K]; None where the network ends otherwise."""
+    """Return the last Linear that returned the logits themselves, else any [N, K]; None if the network ends
+    otherwise."""
     linear = [(module, out) for _, module, out in records if isinstance(module, nn.Linear) and out.dim() == 2]
     exact = [(module, out) for module, out in linear if out.shape == logits.shape and torch.equal(out, logits)]
     return (exact or linear or [(None, logits)])[-1][0]
 
 
 def is_nhwc(x: Tensor) -> bool:
-    """Whether a 4-d output keeps its channels last by shape (torchvision's Swin)."""
+    """Return True if a 4-d output has its channels last by shape (torchvision's Swin)."""
     return x.shape[1] == x.shape[2] and x.shape[2] != x.shape[3]
 
 
@@ -235,7 +239,7 @@ def to_nchw(x: Tensor) -> Tensor:
 
 
 def prefix_count(length: int) -> int:
-    """How many leading tokens are not patches: the fewest that leave a square grid."""
+    """Return the number of leading tokens that are not patches: the smallest number that leaves a square grid."""
     for count in range(length):
         if math.isqrt(length - count) ** 2 == length - count:
             return count
@@ -243,7 +247,7 @@ def prefix_count(length: int) -> int:
 
 
 def as_map(tokens: Tensor) -> Tensor:
-    """Patch tokens [N, L, D] as a map [N, D, √L, √L]."""
+    """Return patch tokens [N, L, D] as a map [N, D, √L, √L]."""
     n, length, width = tokens.shape
     side = math.isqrt(length)
     return tokens.transpose(1, 2).reshape(n, width, side, side)

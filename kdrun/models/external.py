@@ -18,7 +18,7 @@ from kdrun.models import hub
 from kdrun.models.own_import import import_own
 
 IMAGENET_CLASSES = 1000
-# Constructor arguments by which timm and torchvision would read or fetch weights behind kdrun's back.
+# Constructor arguments with which timm and torchvision would load weights without kdrun's control.
 WEIGHTS_BY_KWARGS = (
     "pretrained",
     "pretrained_cfg",
@@ -33,8 +33,8 @@ WEIGHTS_BY_KWARGS = (
 def create_timm(
     name: str, num_classes: int, image_size: int, pretrained: bool, role: str, kwargs: dict[str, Any]
 ) -> nn.Module:
-    """`timm:NAME`; transformers with a fixed input get `img_size` from the data set. pretrained: with timm's own
-    weights."""
+    """Create `timm:NAME`; transformers with a fixed input get `img_size` from the data set. pretrained: load timm's
+    own weights."""
     import timm
 
     check_kwargs(f"timm:{name}", kwargs)
@@ -53,13 +53,14 @@ def create_timm(
 
 
 def timm_layouts(model: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
-    """timm's own conversion of other projects' names and of positions at another size, for models that have one."""
+    """Return timm's conversion of other projects' names, and of position embeddings of another size; None for models
+    without one."""
     convert = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
     return None if convert is None else lambda state: convert(state, model)
 
 
 def create_torchvision(name: str, num_classes: int, pretrained: bool, role: str, kwargs: dict[str, Any]) -> nn.Module:
-    """`torchvision:NAME`; a pretrained network is built with its own head first, then given a new one."""
+    """Create `torchvision:NAME`; a pretrained network is built with its own head first, then given a new one."""
     from torchvision import models
 
     check_kwargs(f"torchvision:{name}", kwargs)
@@ -80,32 +81,32 @@ def create_torchvision(name: str, num_classes: int, pretrained: bool, role: str,
 
 @contextmanager
 def building(name: str, arguments: dict[str, Any]) -> Iterator[None]:
-    """Turn what a library's constructor raises into one line. Raises ConfigError."""
+    """Raise ConfigError (one line) for whatever a library's constructor raises in this block."""
     try:
         yield
     except KdrunError:
         raise
     except RuntimeError as error:
         raise ConfigError(f"{name}: {one_line(error)}") from error
-    except Exception as error:  # arguments that do not fit end in any kind of error
+    except Exception as error:  # wrong arguments can raise any type
         raise ConfigError(f"{name} cannot be built with {arguments}: {reason_of(error)}") from error
 
 
 def check_kwargs(name: str, kwargs: dict[str, Any]) -> None:
-    """Raise ConfigError for an argument that names weights, which have settings of their own."""
+    """Raise ConfigError for an argument that names weights: these have settings of their own."""
     for key in WEIGHTS_BY_KWARGS:
         if key in kwargs:
-            raise ConfigError(f"{name}: kwargs.{key}: weights are named by pretrained= or checkpoint=, not by kwargs.")
+            raise ConfigError(f"{name}: kwargs.{key}: set weights by pretrained= or checkpoint=, not by kwargs.")
 
 
 def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, Any]) -> nn.Module:
-    """`package.module:callable`, called with num_classes, and with image_size if it takes it."""
+    """Create `package.module:callable`, called with num_classes, and with image_size if it accepts it."""
     module_name, _, attribute = path.partition(":")
     factory = own_factory(path, module_name, attribute)
     try:
         accepted = inspect.signature(factory).parameters
-    except ValueError as error:  # of what is written in C
-        raise ConfigError(f"{path}: {attribute} does not say which arguments it takes.") from error
+    except ValueError as error:  # callables written in C
+        raise ConfigError(f"{path}: {attribute} has no signature that Python can read.") from error
     everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     options = {"num_classes": num_classes, "image_size": image_size, **kwargs}
     passed = {key: value for key, value in options.items() if everything or key in accepted or key in kwargs}
@@ -115,7 +116,7 @@ def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, A
         model = factory(**passed)
     except KdrunError:
         raise
-    except Exception as error:  # whatever one's own code raises
+    except Exception as error:  # user code may raise anything
         raise ConfigError(f"{path} cannot be called with {passed}: {located(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{path} returned a {type(model).__name__}, not a torch.nn.Module.")
@@ -123,18 +124,18 @@ def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, A
 
 
 def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
-    """The callable behind `package.module:callable`. Raises ConfigError."""
+    """Return the callable behind `package.module:callable`. Raises ConfigError."""
     try:
         found = import_own(module)
     except SystemExit as error:
         raise ConfigError(
-            f"{path}: importing {module} ends Python ({own_place(error)}); put what a script does below "
+            f"{path}: importing {module} exits Python ({own_place(error)}); put the script's main part below "
             "if __name__ == '__main__'."
         ) from error
-    except Exception as error:  # whatever one's own module raises
+    except Exception as error:  # a user's module may raise anything
         line = f"{path}: cannot import {module}: {located(error)}"
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            line += "; run where its folder lies, or name that folder in PYTHONPATH."
+            line += "; start kdrun in the folder that contains it, or add that folder to PYTHONPATH."
         raise ConfigError(line) from error
     factory = getattr(found, attribute, None)
     if factory is None:
@@ -147,7 +148,7 @@ def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
 
 
 def head_path(model: nn.Module) -> str:
-    """Where the classifier sits: the last Linear in the order of definition."""
+    """Return the path of the classifier: the last Linear in the order of definition."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise ConfigError(f"{type(model).__name__} has no Linear classifier to replace; give it num_classes itself.")
@@ -155,7 +156,7 @@ def head_path(model: nn.Module) -> str:
 
 
 def replace_head(model: nn.Module, num_classes: int, dropout: float | None = None) -> None:
-    """A fresh Linear, after Dropout where one is asked for, in the place of the classifier."""
+    """Replace the classifier by a new Linear, after Dropout if requested."""
     path = head_path(model)
     old = model.get_submodule(path)
     assert isinstance(old, nn.Linear)

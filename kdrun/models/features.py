@@ -1,4 +1,4 @@
-"""A network as methods see it: uniform outputs, measured shapes, and which stages of two networks belong together."""
+"""Networks as methods see them: uniform outputs, measured shapes, and the pairing of two networks' stages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Shape = tuple[int, int, int]
 
 
 class Tap(nn.Module):
-    """`model` behind the one interface that engine and methods use.
+    """Tap: a network behind the interface that engine and methods use, which returns the requested features with the
+    logits.
 
-    needs: which of `kdrun.structures.FEATURES` to return beside the logits. The attribute `stages`: which of the maps
-    among them, None for all. input_size: side to which this network's images are resized (bilinear, antialiased).
-    data_stats and own_stats: ((mean), (std)) of the incoming images and of the network's training; where they differ,
-    images are re-normalised. The wrapped model's own state dict is what checkpoints hold. traits: of
-    the first passes.
+    needs: which of `kdrun.structures.FEATURES` to return in addition to the logits. The attribute `stages`: which of
+    the maps, None for all. input_size: side to which this network's images are resized (bilinear, antialiased).
+    data_stats and own_stats: ((mean), (std)) of the incoming images and of the network's training; if they differ,
+    images are re-normalised. Checkpoints hold the wrapped model's own state dict. traits: from the first passes.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Tap(nn.Module):
     ):
         super().__init__()
         unknown = needs - FEATURES
-        assert not unknown, f"unknown features {sorted(unknown)}; there are {sorted(FEATURES)}"
+        assert not unknown, f"unknown features {sorted(unknown)}; known: {sorted(FEATURES)}"
         self.model = model
         self.needs = needs
         self.traits = traits or Traits()
@@ -58,7 +58,7 @@ class Tap(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def prepare(self, image: Tensor) -> Tensor:
-        """image [N, 3, H, W] as this network wants it: its own normalisation and side."""
+        """Convert image [N, 3, H, W] to this network's own normalisation and size."""
         if self.scale is not None and self.shift is not None:
             image = image * self.scale + self.shift
         if self.input_size is not None:
@@ -70,7 +70,7 @@ class Tap(nn.Module):
 
 
 def measure(tap: Tap, num_classes: int) -> Spec:
-    """Run one image of zeros through `tap` in eval mode and record every shape, without touching any statistic."""
+    """Run one image of zeros through `tap` in eval mode and record every shape, without changing any statistic."""
     model, training = tap.model, tap.model.training
     parameter = next(model.parameters())
     image = torch.zeros(2, 3, tap.image_size, tap.image_size, device=parameter.device)
@@ -104,12 +104,12 @@ def shape_of(item: Tensor) -> Shape:
 
 
 def pair_maps(student: Spec, teacher: Spec) -> list[tuple[int, int]]:
-    """Which student map learns from which teacher map: (student index, teacher index), shallow to deep.
+    """Return which student map learns from which teacher map: (student index, teacher index), shallow to deep.
 
     Stems are left out. Networks with the same number of stages at the same resolutions pair one to one; otherwise as
-    many stages as the shorter network has are paired in order so that the total distance is least, where the distance
-    of two stages is |log2 of the ratio of their resolutions|, then the difference of their relative depths. Empty
-    where one of the networks has no maps.
+    many stages as the shorter network has are paired in order with the least total distance. The distance of two stages
+    is |log2 of the ratio of their resolutions|, then the difference of their relative depths. Empty if one of the
+    networks has no maps.
     """
     ours = list(range(student.stems, len(student.maps)))
     theirs = list(range(teacher.stems, len(teacher.maps)))
@@ -123,7 +123,7 @@ def pair_maps(student: Spec, teacher: Spec) -> list[tuple[int, int]]:
 
     @cache
     def best(i: int, j: int) -> tuple[float, tuple[int, ...]]:
-        """The cheapest way to place short[i:] into long[j:], as (cost, chosen positions)."""
+        """Return the cheapest placement of short[i:] into long[j:], as (cost, chosen positions)."""
         if i == len(short):
             return 0.0, ()
         options = []

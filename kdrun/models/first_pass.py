@@ -1,4 +1,4 @@
-"""The first passes of a network, when it is built: what it needs, where its logits are, and in one line what fails."""
+"""First passes of a newly built network: they check it, locate its logits, and report failures in one line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kdrun.models.forward_error import explain
 from kdrun.models.logits import Entry, TakeLogits, described, find_logits
 from kdrun.models.memory_layout import Contiguous, Copied, channels_last_problem, restore
 
-COUNT = 2  # images of a pass
+COUNT = 2  # images per pass
 SIDES = (28, 32, 64, 75, 96, 128, 224, 299, 384)  # usual sizes of images
 
 
 @dataclass
 class Traits:
-    """What the first passes found. notes: lines for the user, training_notes: for who trains the network; untrainable:
-    why that cannot be done, where it cannot."""
+    """Results of the first passes. notes: lines for the user; training_notes: lines if the network is trained;
+    untrainable: the reason if it cannot be trained."""
 
     channels_last: bool = True
     notes: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that is to be a run's student or teacher (`role`). side: of its images."""
+    """Network that is to be a run's student or teacher (`role`). side: of its images."""
 
     model: nn.Module
     role: str
@@ -42,25 +42,24 @@ class Candidate:
         return f"{self.role} {self.name}"
 
     def image(self, side: int | None = None) -> Tensor:
-        """Return images of noise, the same at every call, where the network is."""
+        """Return images of noise on the network's device, the same at every call."""
         shape = (COUNT, 3, side or self.side, side or self.side)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return noise.to(next(self.model.parameters()).device)
 
 
 def try_out(candidate: Candidate, own: bool) -> Traits:
-    """Make what kdrun calls of `candidate`: images [N, 3, H, W] in, logits [N, K] out. Its weights stay as they are.
+    """Check `candidate` and adapt it to kdrun's interface: images [N, 3, H, W] in, logits [N, K] out. Its weights are
+    unchanged.
 
-    own: it is the user's, so that nothing is known of its training mode and of its memory layout either. Raises
-    ConfigError where it cannot be evaluated.
+    own: True for the user's own network, whose training mode and memory layout must be tried too. Raises ConfigError if
+    it cannot be evaluated.
     """
     model, traits = candidate.model, Traits()
     if isinstance(model, torch.jit.ScriptModule):
-        raise ConfigError(
-            f"{candidate} is compiled TorchScript, which shows no layers; name the class it is made from."
-        )
+        raise ConfigError(f"{candidate} is compiled TorchScript, whose layers are not accessible; name its class.")
     if next(model.parameters(), None) is None:
-        raise ConfigError(f"{candidate} has no parameters, so there is nothing to train or to load.")
+        raise ConfigError(f"{candidate} has no parameters, so there is nothing to train or load.")
     if not any(weight.requires_grad for weight in model.parameters()):
         traits.untrainable = (
             f"{candidate}: all its parameters are frozen (requires_grad=False), so nothing would train."
@@ -83,44 +82,44 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
     if own and (problem := channels_last_problem(model, candidate.image())):
         traits.channels_last = False
         model.register_forward_pre_hook(Contiguous())
-        traits.notes.append(f"{candidate} runs in contiguous memory, since channels-last would not do: {problem}")
+        traits.notes.append(f"{candidate} runs in contiguous memory, because it fails in channels-last: {problem}")
     return traits
 
 
 def rest_auxiliary(candidate: Candidate, traits: Traits) -> bool:
-    """Let the auxiliary heads of GoogLeNet and Inception return nothing in training: no loss is on them, and they need
-    larger images than the network. Their weights stay, since files of such networks hold them. Return whether there
-    are any."""
+    """Make the auxiliary heads of GoogLeNet and Inception return nothing in training, and return True if there are
+    any: no loss uses them, and they need larger images than the network. Their weights are kept, since files of such
+    networks hold them."""
     names = [name for name in ("aux1", "aux2", "AuxLogits") if getattr(candidate.model, name, None) is not None]
     for name in names:
         candidate.model.get_submodule(name).forward = nothing
     if names:
         traits.training_notes.append(
-            f"{candidate}: its auxiliary heads ({', '.join(names)}) rest, no loss is on them; {candidate.role}.kwargs."
-            "aux_logits=false builds it without"
+            f"{candidate}: its auxiliary heads ({', '.join(names)}) are off, since no loss uses them; "
+            f"{candidate.role}.kwargs.aux_logits=false builds it without them"
         )
     return bool(names)
 
 
 def nothing(image: Tensor) -> None:
-    """Take the place of a head's forward."""
+    """Replace a head's forward: return None."""
 
 
 def widen(candidate: Candidate, traits: Traits) -> None:
-    """Give the network float32 weights, the only ones that an optimizer here gets."""
+    """Convert the network's weights to float32, the only type that is trained here."""
     kinds = {weight.dtype for weight in candidate.model.parameters() if weight.dtype.is_floating_point}
     others = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
     if others:
         candidate.model.float()
         traits.notes.append(
-            f"{candidate}: its weights were {' and '.join(others)} and are float32 now; precision= sets the arithmetic"
+            f"{candidate}: its weights were {' and '.join(others)}, now float32; precision= sets the arithmetic"
         )
 
 
 @dataclass(frozen=True)
 class Found:
-    """The logits in what a network returned. plain: they were all of it, as [N, K]. overwrites: whether the network
-    changed the images, which others see after it."""
+    """Logits located in a network's output. plain: the output is just the logits, [N, K]; overwrites: the network
+    modified the input images, which others use after it."""
 
     entry: Entry
     others: list[Entry]
@@ -128,15 +127,15 @@ class Found:
     overwrites: bool
 
     def note(self, candidate: Candidate, mode: str) -> list[str]:
-        """Return a line on what else might have been meant, if anything."""
+        """Return a note on other entries that might have been meant, if there are any."""
         if not self.others:
             return []
         left = ", ".join(entry.label for entry in self.others)
-        return [f"{candidate} returns several logits{mode}: {self.entry.label} counts, no loss is on {left}"]
+        return [f"{candidate} returns several logits{mode}: {self.entry.label} is used, no loss is on {left}"]
 
 
 def logits_of(candidate: Candidate, training: bool) -> Found:
-    """Pass images through the network. Raises ConfigError in one line where it fails, or returns no logits of the data
+    """Pass images through the network. Raises ConfigError (one line) if it fails, or returns no logits of the data
     set's classes."""
     image = candidate.image()
     try:
@@ -153,9 +152,9 @@ def logits_of(candidate: Candidate, training: bool) -> Found:
 
 
 def passed(model: nn.Module, image: Tensor, training: bool) -> Any:
-    """Return what the network returns, without a trace in it or in the random numbers that follow.
+    """Return the network's output, and restore its state and the random state.
 
-    In evaluation those go on, since a lazy layer draws its weights now.
+    In evaluation the random state is not restored, since a lazy layer draws its weights now.
     """
     mode = model.training
     try:
@@ -173,7 +172,7 @@ def passed(model: nn.Module, image: Tensor, training: bool) -> Any:
 
 
 def failure(candidate: Candidate, error: Exception, training: bool) -> str:
-    """Return the line for a pass that raised `error`."""
+    """Return the error line for a pass that raised `error`."""
     mode = " in training mode" if training else ""
     line, advice = explain(error, candidate.model)
     side = None if training or advice else other_side(candidate)
@@ -183,7 +182,8 @@ def failure(candidate: Candidate, error: Exception, training: bool) -> str:
 
 
 def other_side(candidate: Candidate) -> int | None:
-    """Return the size of images that the network takes where it does not take its own: the next larger one first."""
+    """Return an image size that the network accepts if it does not accept its own; the next larger one is tried
+    first."""
     smaller = [side for side in SIDES if side < candidate.side]
     for side in [*(side for side in SIDES if side > candidate.side), *reversed(smaller)]:
         try:
@@ -196,14 +196,14 @@ def other_side(candidate: Candidate) -> int | None:
 
 
 def misfit(candidate: Candidate, output: Any, mode: str) -> str:
-    """Return the line for what holds no logits of the data set's classes."""
+    """Return the error line for an output without logits of the data set's classes."""
     classes = candidate.classes
     if isinstance(output, Tensor) and output.dim() == 2 and len(output) == COUNT:
         return (
-            f"{candidate} returns {output.shape[1]} outputs an image{mode}, but the data set has {classes} classes: "
+            f"{candidate} returns {output.shape[1]} outputs per image{mode}, but the data set has {classes} classes: "
             "build its last layer for num_classes."
         )
     return (
-        f"{candidate} returns {described(output)} for {COUNT} images{mode}; none of it is the logits "
+        f"{candidate} returns {described(output)} for {COUNT} images{mode}; none of these are logits "
         f"[{COUNT}, {classes}] of the data set's {classes} classes."
     )

@@ -1,4 +1,4 @@
-"""An error in a network's forward in one line: what, in whose file and layer, and what to do about it."""
+"""One-line explanation of an error in a network's forward: what failed, in which file and layer, and what to do."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import nn
 from kdrun.config.own_code import is_own, own_place, short_place
 from kdrun.errors import reason_of
 
-# A pattern of the error's own line -> what to do. PyTorch has no kinds of errors to tell them by.
+# Pattern of the error message -> what to do. PyTorch has no error types to distinguish them.
 ADVICE = {
-    r"to have (\d+) channels, but got 3 channels": "The images are RGB: its first layer has to take 3 channels.",
-    r"forward\(\) (missing|takes)": "kdrun calls it with the images alone.",
-    r"CUDA|cuda|NVIDIA|on the same device": "Leave .cuda() and .to(device) out: device= says where it and the "
-    "images are.",
-    r"same dtype|scalar type|should be the same": "Weights and images are float32: leave .half(), .double() and the "
-    "like out; precision= sets the arithmetic.",
+    r"to have (\d+) channels, but got 3 channels": "The images are RGB: the first layer must accept 3 channels.",
+    r"forward\(\) (missing|takes)": "kdrun calls it with the images as the only argument.",
+    r"CUDA|cuda|NVIDIA|on the same device": "Remove .cuda() and .to(device): device= places it and the images.",
+    r"same dtype|scalar type|should be the same": "Weights and images are float32: remove .half(), .double() and "
+    "similar calls; precision= sets the arithmetic.",
 }
 
 
@@ -31,13 +30,13 @@ def explain(error: Exception, model: nn.Module) -> tuple[str, str]:
 
 
 def defined_at(model: nn.Module) -> str:
-    """Return where the user wrote the network's forward; an empty string where somebody else did."""
+    """Return the location of the network's forward in the user's code; an empty string if somebody else wrote it."""
     code = inspect.unwrap(type(model).forward).__code__
     return short_place(code.co_filename, code.co_firstlineno) if is_own(code.co_filename) else ""
 
 
 def layer_of(error: Exception, model: nn.Module) -> str:
-    """Return the innermost part of the network that the error came through."""
+    """Return the innermost layer of the network in the error's traceback."""
     names = {id(module): name for name, module in model.named_modules() if name}
     inside = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
     found = [part for part in inside if id(part) in names]

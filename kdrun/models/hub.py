@@ -1,4 +1,4 @@
-"""Published weights: where timm and torchvision keep what they downloaded, and whether there is a network to download
+"""Published weights: the caches of timm and torchvision, and whether a network connection is available to download
 more. No torch here."""
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ TIMEOUT = 3.0  # seconds for one connection: a download that works answers in a 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a network's published weights come from: a repository of Hugging Face's hub, or a URL that torch.hub
-    downloads. files: of the repository, the first that is there."""
+    """Source of a network's published weights: a repository on the Hugging Face hub, or a URL that torch.hub
+    downloads. files: names in the repository, of which the first that exists counts."""
 
     repo: str = ""
     files: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Weights:
 
     @property
     def place(self) -> Path:
-        """Where they are, or would be, on this machine."""
+        """Return the local path of the weights, whether or not they are there."""
         return hub_cache() / f"models--{self.repo.replace('/', '--')}" if self.repo else hub_folder() / self.file_name
 
     @property
@@ -39,12 +39,12 @@ class Weights:
 
     @property
     def setting(self) -> str:
-        """The environment variables that move `place`."""
+        """Return the environment variables that change `place`."""
         return "HF_HOME or HF_HUB_CACHE" if self.repo else "TORCH_HOME"
 
     @property
     def download(self) -> str:
-        """What to open in a browser."""
+        """Return the address to open in a browser."""
         return f"{endpoint()}/{self.repo}/resolve/main/{self.files[0]}" if self.repo else self.url
 
     @property
@@ -53,7 +53,7 @@ class Weights:
 
 
 def timm_weights(cfg: Any) -> Weights | None:
-    """Where timm takes the weights of a pretrained configuration from; None where it has none."""
+    """Return timm's source of the weights of a pretrained configuration; None if it has none."""
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         return None
     if not cfg.hf_hub_id:
@@ -63,20 +63,21 @@ def timm_weights(cfg: Any) -> Weights | None:
 
 
 def hub_folder() -> Path:
-    """torch.hub's folder of checkpoints by torch.hub's own rule, without importing torch: a mistake answers at once."""
+    """Return torch.hub's folder of checkpoints by torch.hub's own rule, without importing torch, so that error
+    messages appear at once."""
     home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
     return Path(os.path.expanduser(home)) / "hub" / "checkpoints"
 
 
 def hub_cache() -> Path:
-    """Hugging Face's folder of repositories."""
+    """Return Hugging Face's folder of repositories."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def cached_names() -> tuple[list[str], list[str]]:
-    """The repositories of Hugging Face's cache that hold files, and the files in torch.hub's folder."""
+    """Return the repositories in Hugging Face's cache that contain files, and the files in torch.hub's folder."""
     repositories = [
         folder.name.removeprefix("models--").replace("--", "/")
         for folder in sorted(hub_cache().glob("models--*"))
@@ -86,14 +87,14 @@ def cached_names() -> tuple[list[str], list[str]]:
 
 
 def endpoint() -> str:
-    """Hugging Face's hub, or the mirror that HF_ENDPOINT names."""
+    """Return the address of the Hugging Face hub, or of the mirror set by HF_ENDPOINT."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT
 
 
 def is_cached(weights: Weights) -> bool:
-    """Whether the weights are on this machine."""
+    """Return True if the weights are on this machine."""
     if not weights.repo:
         return weights.place.is_file()
     from huggingface_hub import try_to_load_from_cache
@@ -103,9 +104,10 @@ def is_cached(weights: Weights) -> bool:
 
 @contextmanager
 def reached(name: str, weights: Weights | None, role: str) -> Iterator[None]:
-    """What loads published weights in this block finds them on this machine, without asking the network, or a network.
+    """Provide a network's published weights to the code in this block: from this machine without any connection, else
+    by download.
 
-    Raises ConfigError in one line where there is neither, after one attempt to connect.
+    Raises ConfigError (one line) if neither works, after one attempt to connect.
     """
     if weights is None:
         raise ConfigError(f"{name} has no published weights: set {role}.pretrained=FILE or {role}.pretrained=false.")
@@ -119,24 +121,24 @@ def reached(name: str, weights: Weights | None, role: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if cached:
             raise ConfigError(
-                f"{name}: its weights in {weights.place} cannot be loaded ({one_line(error)}); delete them there and "
-                "they are downloaded again."
+                f"{name}: its weights in {weights.place} cannot be loaded ({one_line(error)}); delete them to "
+                "download them again."
             ) from error
         raise ConfigError(not_here(name, weights, role, one_line(error))) from error
 
 
 def not_here(name: str, weights: Weights, role: str, reason: str) -> str:
-    """The one line for weights that could not be fetched, with where they are looked for and the manual route."""
+    """Return the error line for weights that could not be downloaded: where they are expected, and the manual way."""
     return (
-        f"{name}: its pretrained weights are not in {weights.place} ({weights.setting} moves that) and could not be "
-        f"fetched ({reason}). Download {weights.download} where there is a network and set {role}.pretrained=FILE, or "
-        f"train from scratch with {role}.pretrained=false."
+        f"{name}: its pretrained weights are not in {weights.place} ({weights.setting} changes this) and could not be "
+        f"downloaded ({reason}). Download {weights.download} on a machine with a network connection and set "
+        f"{role}.pretrained=FILE, or train from scratch with {role}.pretrained=false."
     )
 
 
 @contextmanager
 def offline(wanted: bool) -> Iterator[None]:
-    """Hugging Face's client asks the network for nothing in this block, where `wanted`."""
+    """Keep Hugging Face's client offline in this block if `wanted`."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -148,7 +150,8 @@ def offline(wanted: bool) -> Iterator[None]:
 
 
 def no_route(weights: Weights) -> str:
-    """Why weights cannot be fetched; an empty string where their server, or the proxy before it, answers."""
+    """Return why weights cannot be downloaded; an empty string if their server, or the proxy in front of it,
+    answers."""
     from huggingface_hub import constants
 
     if weights.repo and constants.HF_HUB_OFFLINE:
@@ -166,8 +169,8 @@ def no_route(weights: Weights) -> str:
 
 
 def connection_problem(host: str, port: int) -> str:
-    """Why a server cannot be reached; an empty string where it can. A name that nobody resolves has no timeout of its
-    own, so that this waits beside it."""
+    """Return why a server cannot be reached; an empty string if it can. Runs in a thread of its own, because name
+    resolution has no timeout."""
     outcome = [f"no answer in {TIMEOUT:.0f} s"]
 
     def attempt() -> None:

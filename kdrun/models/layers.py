@@ -1,4 +1,4 @@
-"""Pieces that the CIFAR families share."""
+"""Layers and helpers that the CIFAR families share."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NOTHING: frozenset[str] = frozenset()
 
 
 class ZooModel(nn.Module):
-    """A network that hands out its stage maps natively: no hooks, nothing captured by side effect.
+    """Network that returns its stage maps natively, without hooks or side effects.
 
     A family implements `outputs`; `classifier_name` is the attribute that maps pooled [N, D] to logits [N, K].
     """
 
     classifier_name = "fc"
-    stems = 1  # how many leading maps are the stem, which no method pairs
+    stems = 1  # number of leading maps that belong to the stem, which no method pairs
 
     def outputs(self, image: Tensor, needs: frozenset[str] = NOTHING) -> Outputs:
-        """Every tap of the network for image [N, 3, H, W]. `preact` is kept only where `needs` names it: otherwise
+        """Return the requested outputs for image [N, 3, H, W]. `preact` is kept only if `needs` names it: otherwise
         activations overwrite it, which saves a pass through memory."""
         raise NotImplementedError
 
@@ -30,7 +30,7 @@ class ZooModel(nn.Module):
         return self.outputs(image).logits
 
     def get_classifier(self) -> nn.Module:
-        """The module that maps pooled [N, D] to logits [N, K]."""
+        """Return the module that maps pooled [N, D] to logits [N, K]."""
         return self.get_submodule(self.classifier_name)
 
 
@@ -43,7 +43,7 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 
 
 
 def pool_flatten(x: Tensor) -> Tensor:
-    """Global average: [N, C, H, W] -> [N, C]."""
+    """Pool globally by averaging: [N, C, H, W] -> [N, C]."""
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
@@ -54,8 +54,8 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def init_normal_fan_out(model: nn.Module, linear_std: float | None = None) -> None:
-    """conv ~ N(0, √(2/(k²·C_out))), biases 0; Linear weights N(0, linear_std) or PyTorch's own. Batch norm starts at
-    1/0 by itself. The initialisation of WRN, VGG and MobileNetV2 in the CIFAR benchmarks."""
+    """Initialise as WRN, VGG and MobileNetV2 in the CIFAR benchmarks: conv ~ N(0, √(2/(k²·C_out))), biases 0; Linear
+    weights N(0, linear_std) or PyTorch's default. Batch norm starts at 1/0 by default."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -69,7 +69,8 @@ def init_normal_fan_out(model: nn.Module, linear_std: float | None = None) -> No
 
 
 def init_kaiming_fan_out(model: nn.Module) -> None:
-    """conv ~ Kaiming normal over fan-out (which divides the fan by the groups); the rest as PyTorch makes it."""
+    """Initialise conv ~ Kaiming normal over fan-out (which divides the fan by the groups); the rest keeps PyTorch's
+    default."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Where the logits are in what a network returns: alone, or in tuples, lists, dictionaries and dataclasses."""
+"""Location of the logits in a network's output: alone, or in tuples, lists, dictionaries and dataclasses."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What their entry is called where several fit, in this order.
+# Names of the entry to prefer if several fit, in this order.
 NAMES = ("logits", "logit", "out", "output", "outputs", "pred", "preds", "prediction", "predictions")
-DEEPEST = 6  # levels of nesting that are looked into
+DEEPEST = 6  # levels of nesting that are searched
 
-Key = Any  # of a mapping, the number in a sequence or the name of an attribute
+Key = Any  # a mapping's key, a sequence's index or an attribute's name
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in what a network returns. route: the keys that lead to it; words: the names among them; label: the
-    whole for people."""
+    """Tensor in a network's output. route: the keys that lead to it; words: the names among these; label: the route
+    as text."""
 
     tensor: Tensor
     route: tuple[Key, ...] = ()
@@ -27,22 +27,22 @@ class Entry:
     label: str = ""
 
     def fits(self, count: int, classes: int) -> bool:
-        """Return True for logits of `count` images: [N, K], and [N, K, 1, 1] and its like."""
+        """Return True if it has the shape of logits of `count` images: [N, K], or [N, K, 1, 1] and the like."""
         shape = self.tensor.shape
         alone = self.tensor.numel() == count * classes and shape[:1] == (count,) and classes in shape[1:]
         return alone and self.tensor.is_floating_point()
 
     @property
     def rank(self) -> tuple[int, int]:
-        """By its names, then by its depth; the less, the likelier it is the logits."""
+        """Return the rank by names, then by depth; the lower, the more likely it is the logits."""
         names = [NAMES.index(word) for word in self.words if word in NAMES]
         auxiliary = any(word.startswith("aux") for word in self.words)
         return len(NAMES) + 1 if auxiliary else min(names, default=len(NAMES)), len(self.route)
 
 
 class TakeLogits:
-    """A forward hook that hands on the logits [N, K] alone. routes: the keys that lead to them, by whether the network
-    is in training mode."""
+    """Forward hook that returns only the logits [N, K]. routes: the keys that lead to them, for training mode and
+    for evaluation."""
 
     def __init__(self, routes: dict[bool, tuple[Key, ...]]):
         self.routes = routes
@@ -54,9 +54,9 @@ class TakeLogits:
 
 
 def find_logits(output: Any, count: int, classes: int) -> tuple[Entry | None, list[Entry]]:
-    """Return (the logits of `count` images, the other entries that might be them).
+    """Return (the logits of `count` images, the other candidates).
 
-    Of several: the one called by the earliest of `NAMES`, then the least nested, then the first.
+    Preferred among several: the one with the earliest of `NAMES`, then the least nested, then the first.
     """
     fitting = [entry for entry in entries(output) if entry.fits(count, classes)]
     chosen = min(fitting, key=lambda entry: entry.rank, default=None)
@@ -75,7 +75,7 @@ def entries(output: Any, route: tuple[Key, ...] = (), words: tuple[str, ...] = (
 
 
 def parts_of(output: Any) -> list[tuple[Key, str | None, Any]]:
-    """Return (key, its name where it has one, value) of what a container holds; nothing of anything else."""
+    """Return (key, name if it has one, value) of the items of a container; an empty list for anything else."""
     if isinstance(output, Mapping):
         return [(key, key if isinstance(key, str) else None, value) for key, value in output.items()]
     if isinstance(output, tuple | list):
@@ -91,7 +91,7 @@ def parts_of(output: Any) -> list[tuple[Key, str | None, Any]]:
 
 
 def described(output: Any) -> str:
-    """Return what `output` is in words: the shapes of its tensors, or its type."""
+    """Describe `output`: the shapes of its tensors, or its type."""
     shapes = [f"{entry.label or 'a tensor'} {list(entry.tensor.shape)}" for entry in entries(output)]
     more = [f"{len(shapes) - 6} more"] if len(shapes) > 6 else []
     return ", ".join([*shapes[:6], *more]) or ("None" if output is None else f"a {type(output).__name__}")

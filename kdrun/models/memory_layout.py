@@ -1,4 +1,5 @@
-"""Whether a network bears channels-last memory, in which convolutions are fastest: some code reads it as it lies."""
+"""Check whether a network works in channels-last memory, in which convolutions are fastest: some code depends on the
+memory layout."""
 
 from __future__ import annotations
 
@@ -10,19 +11,19 @@ from torch import Tensor, nn
 
 from kdrun.config.own_code import located
 
-ROUNDING = 1e-4  # of the largest logit: what another order of summation comes to, with much room
+ROUNDING = 1e-4  # relative to the largest logit: generous room for a different order of summation
 PLAIN, LAST = torch.contiguous_format, torch.channels_last
 
 
 def channels_last_problem(model: nn.Module, image: Tensor) -> str:
-    """Return why `model` has to be computed in contiguous memory; an empty string where it need not be.
+    """Return why `model` needs contiguous memory; an empty string if it does not.
 
-    A copy of it is passed `image` in both layouts, forward in evaluation, forward and backward in training. What fails
-    in both says nothing about the layout.
+    A copy of it runs on `image` in both layouts: forward in evaluation, forward and backward in training. A failure in
+    both is not caused by the layout.
     """
     try:
         trial = copy.deepcopy(model)
-    except Exception:  # of whatever kind its parts raise: weight_norm's, for one
+    except Exception:  # deepcopy can raise any type, as with weight_norm
         trial = model
     mode, kept = model.training, {name: value.clone() for name, value in model.named_buffers()}
     with torch.random.fork_rng(devices=[]):
@@ -43,13 +44,13 @@ def evaluation_problem(model: nn.Module, image: Tensor) -> str:
             found = outputs(model, image, LAST)
         except Exception as error:
             return located(error)
-        if same(expected, found) or not same(expected, outputs(model, image, PLAIN)):  # or it draws what no seed fixes
+        if same(expected, found) or not same(expected, outputs(model, image, PLAIN)):  # or its own draws are not seeded
             return ""
-    return "its logits are others where the memory is channels-last, which no error shows"
+    return "its logits silently change in channels-last memory"
 
 
 def training_problem(model: nn.Module, image: Tensor) -> str:
-    """Return the error that a training step raises in channels-last memory alone."""
+    """Return the error that a training step raises only in channels-last memory."""
     model.train()
     try:
         backward(outputs(model, image, LAST))
@@ -78,7 +79,7 @@ def backward(logits: Any) -> None:
 
 
 def restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Put statistics back."""
+    """Restore the buffers (statistics)."""
     with torch.no_grad():
         for name, value in model.named_buffers():
             if name in buffers:
@@ -86,14 +87,14 @@ def restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
 
 
 class Contiguous:
-    """A forward pre-hook that lays images out in contiguous memory."""
+    """Forward pre-hook that lays images out in contiguous memory."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(item.contiguous() if isinstance(item, Tensor) else item for item in inputs)
 
 
 class Copied:
-    """A forward pre-hook that keeps the images of a batch from a network that writes over them."""
+    """Forward pre-hook that copies a batch's images for a network that overwrites its input."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(item.clone() if isinstance(item, Tensor) else item for item in inputs)

@@ -46,8 +46,8 @@ def conv_bn_relu(conv: nn.Conv2d) -> nn.Sequential:
 
 
 class MobileNetV2(ZooModel):
-    """Taps: stem, settings 2, 3, 5 (signed), then `last_tap="conv"`: after the 1280-channel convolution (P3's table,
-    SRD) or `"block"`: the signed output of the last setting (RepDistiller, mdistiller)."""
+    """MobileNetV2. Taps: stem, settings 2, 3, 5 (signed), then `last_tap="conv"`: after the 1280-channel convolution
+    (P3's table, SRD) or `"block"`: the signed output of the last setting (RepDistiller, mdistiller)."""
 
     classifier_name = "classifier"
 

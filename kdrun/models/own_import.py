@@ -1,5 +1,6 @@
-"""Imports of the user's own code that run what its digest names: the content that was read when the run was planned,
-although its files may have been edited since, hours later in a sweep's queue or between two calls in one notebook."""
+"""Imports of the user's own code that run exactly the content named by its digest: as it was read when the run was
+planned, even if the files have been edited since (hours later in a sweep's queue, or between two calls in one
+notebook)."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ from kdrun.errors import RunError
 
 
 class KeptSource(SourceFileLoader):
-    """Runs the source that was kept, under its file's name."""
+    """Loader of stored source, under its file's name."""
 
     def __init__(self, file: OwnFile):
         super().__init__(file.module, file.path)
         self.file = file
 
     def path_stats(self, path: str) -> Any:
-        raise OSError("bytecode of the file may be of another source")
+        raise OSError("the file's bytecode may belong to another version of the source")
 
     def get_data(self, path: str) -> bytes:
         assert self.file.source is not None
@@ -37,7 +38,7 @@ class KeptSource(SourceFileLoader):
 
 
 class KeptFinder:
-    """Finds the modules of `served` before Python looks for them on the disk."""
+    """Finder that locates the modules of `served` before Python searches the disk."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -48,21 +49,21 @@ class KeptFinder:
         return spec_from_file_location(name, file.path, loader=KeptSource(file), submodule_search_locations=folders)
 
 
-served: dict[str, OwnFile] = {}  # what an import gets now, by module
-loaded: dict[str, OwnFile] = {}  # what imports have run in this process
-earlier: set[str] = set()  # the modules that were there when `pinned` began
+served: dict[str, OwnFile] = {}  # module -> file that an import gets now
+loaded: dict[str, OwnFile] = {}  # modules already imported in this process
+earlier: set[str] = set()  # modules that existed when `pinned` was entered
 
 
 @contextmanager
 def pinned(files: Iterable[OwnFile]) -> Iterator[None]:
-    """Whatever imports these modules meanwhile runs these contents. Raises RunError where they cannot be had any more,
-    or contradict each other."""
+    """Make every import of these modules in the block run exactly these contents. Raises RunError if a content is no
+    longer available, or if two contradict each other."""
     wanted: dict[str, OwnFile] = {}
     for file in files:
         kept = wanted.setdefault(file.module, file)
         now = file if file.source is not None else read_file(file.module, file.path)
         if now is None or now.sha256 != file.sha256 or kept.sha256 != file.sha256:
-            raise RunError(f"{file.name} has changed since this was planned; the same command plans it again.")
+            raise RunError(f"{file.name} has changed since this run was planned; repeat the command to plan it again.")
     before = dict(served)
     earlier.clear()
     earlier.update(sys.modules)
@@ -81,7 +82,7 @@ def serve(files: dict[str, OwnFile]) -> None:
 
 
 def import_own(module: str) -> ModuleType:
-    """The module as it is pinned, else as its files are now; never as this process imported it before an edit."""
+    """Import a module as pinned, else as its files are now; never as this process imported it before an edit."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if served:
@@ -91,8 +92,8 @@ def import_own(module: str) -> ModuleType:
 
 
 def fresh(module: str) -> ModuleType:
-    """The module of `served`. Where any of them is there of another content, or of one that nobody knows since it was
-    not imported here, all are imported again: one module may hold what another one defined."""
+    """Import a module of `served`. If any of them was imported with other content, or outside this module, all are
+    imported again: one module may hold objects that another one defined."""
     stale = {
         name
         for name, file in served.items()
@@ -109,7 +110,7 @@ def fresh(module: str) -> ModuleType:
 
 
 def unfollowed() -> list[str]:
-    """Own modules beside the pinned ones that were imported since under names that no statement tells beforehand."""
+    """Return own modules, other than the pinned ones, that were imported under names computed at run time."""
     roots = {root_of(file.module, file.path) for file in served.values()}
     found = []
     for name, module in list(sys.modules.items()):
@@ -120,7 +121,7 @@ def unfollowed() -> list[str]:
 
 
 def root_of(module: str, path: str) -> str:
-    """The folder in which the search for a module began."""
+    """Return the folder in which the search for a module began."""
     folder = os.path.dirname(path)
     levels = module.count(".") + os.path.basename(path).startswith("__init__.")
     for _ in range(levels):

@@ -12,7 +12,7 @@ from kdrun.structures import Outputs
 
 
 class BasicBlock(nn.Module):
-    """conv3-BN-ReLU-conv3-BN + shortcut; returns the sum before its ReLU."""
+    """Basic block: conv3-BN-ReLU-conv3-BN + shortcut; returns the sum before its ReLU."""
 
     expansion = 1
 
@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """conv1-BN-ReLU-conv3-BN-ReLU-conv1-BN + shortcut; returns the sum before its ReLU."""
+    """Bottleneck block: conv1-BN-ReLU-conv3-BN-ReLU-conv1-BN + shortcut; returns the sum before its ReLU."""
 
     expansion = 4
 
@@ -55,7 +55,8 @@ class Bottleneck(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Every second pixel, with channels of zeros on both sides (option A): half of the new ones before the old."""
+    """Shortcut of every second pixel, with channels of zeros on both sides (option A): half of the new ones before
+    the old."""
 
     def __init__(self, new_channels: int):
         super().__init__()
@@ -66,7 +67,8 @@ class PaddedShortcut(nn.Module):
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int, option: str) -> nn.Module:
-    """Identity where the shape stays, else a 1x1 convolution with BN (option B), or no weights (option A)."""
+    """Return the shortcut: identity if the shape stays, else a 1x1 convolution with BN (option B), or no weights
+    (option A)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
     if option == "A":
@@ -75,7 +77,7 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int, option: str)
 
 
 class CifarResNet(ZooModel):
-    """Taps: stem, then each stage after its last ReLU; `preact` is the sum before that ReLU."""
+    """CIFAR ResNet. Taps: stem, then each stage after its last ReLU; `preact` is the sum before that ReLU."""
 
     def __init__(
         self,
@@ -120,7 +122,8 @@ class CifarResNet(ZooModel):
 
 
 def resnet_cifar(depth: int, num_classes: int, wide: int = 1) -> CifarResNet:
-    """resnet-d, d = 6n + 2, three stages of n basic blocks with 16, 32, 64 channels; times 4 with a stem of 32."""
+    """Build resnet-d, d = 6n + 2: three stages of n basic blocks with 16, 32, 64 channels; times 4 with a stem of
+    32."""
     blocks = (depth - 2) // 6
     widths = [16 * wide, 32 * wide, 64 * wide]
     stem = 32 if wide == 4 else 16
@@ -128,8 +131,9 @@ def resnet_cifar(depth: int, num_classes: int, wide: int = 1) -> CifarResNet:
 
 
 def resnet_padded(depth: int, num_classes: int) -> CifarResNet:
-    """resnet-d as He et al. trained it on CIFAR-10: where a stage begins, the shortcut is subsampled and padded with
-    zeros (option A), without weights. Every weight starts by Kaiming's rule over fan-in, as akamaster's."""
+    """Build resnet-d as He et al. trained it on CIFAR-10: where a stage begins, the shortcut is subsampled and
+    padded with zeros (option A), without weights. All weights start by Kaiming's rule over fan-in, as in akamaster's
+    code."""
     blocks = [(depth - 2) // 6] * 3
     model = CifarResNet(BasicBlock, blocks, [16, 32, 64], 16, num_classes, "shortcut", "linear", option="A")
     for module in model.modules():
@@ -139,7 +143,7 @@ def resnet_padded(depth: int, num_classes: int) -> CifarResNet:
 
 
 def resnet_imagenet_depth(depth: int, num_classes: int) -> CifarResNet:
-    """ResNet-18/34/50 with a 3x3 stride-1 stem and no max-pooling, for images of 32 to 64 pixels."""
+    """Build ResNet-18/34/50 with a 3x3 stride-1 stem and no max-pooling, for images of 32 to 64 pixels."""
     block, depths = {
         18: (BasicBlock, [2, 2, 2, 2]),
         34: (BasicBlock, [3, 4, 6, 3]),

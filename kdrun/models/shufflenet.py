@@ -12,8 +12,9 @@ from kdrun.structures import Outputs
 
 
 class UnitV1(nn.Module):
-    """Grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1. With stride 2 the pooled input is concatenated, so the
-    branch yields out - in channels. Returns the sum (or concatenation) before its ReLU."""
+    """Unit of ShuffleNet V1: grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1. With stride 2 the pooled
+    input is concatenated, so the branch yields out - in channels. Returns the sum (or concatenation) before its
+    ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int):
         super().__init__()
@@ -38,7 +39,7 @@ class UnitV1(nn.Module):
 
 
 class ShuffleNetV1(ZooModel):
-    """Taps: stem and the three stages after their last ReLU; `preact` before it."""
+    """ShuffleNet V1. Taps: stem and the three stages after their last ReLU; `preact` before it."""
 
     classifier_name = "linear"
 
@@ -71,7 +72,8 @@ class ShuffleNetV1(ZooModel):
 
 
 class UnitV2(nn.Module):
-    """Half of the channels pass; the other half: 1x1, depthwise 3x3, 1x1; concatenated and shuffled."""
+    """Unit of ShuffleNet V2: half of the channels pass unchanged; the other half: 1x1, depthwise 3x3, 1x1;
+    concatenated and shuffled."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -85,7 +87,7 @@ class UnitV2(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The unit's output and, for pre-activation taps, the unshuffled concatenation before the last ReLU."""
+        """Return the unit's output and, for pre-activation taps, the unshuffled concatenation before the last ReLU."""
         kept, x = x[:, : self.kept], x[:, self.kept :]
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         before = self.bn3(self.conv3(self.bn2(self.conv2(out))))
@@ -93,7 +95,7 @@ class UnitV2(nn.Module):
 
 
 class DownUnitV2(nn.Module):
-    """Halves the resolution; both branches see all channels."""
+    """Downsampling unit of ShuffleNet V2: halves the resolution; both branches see all channels."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -117,8 +119,8 @@ class DownUnitV2(nn.Module):
 
 
 class ShuffleNetV2(ZooModel):
-    """Taps: stem and the three stages; `last_tap="conv"` takes the 1024-channel convolution's output instead of stage
-    3 (SRD), the default `"stage"` is RepDistiller's and mdistiller's."""
+    """ShuffleNet V2. Taps: stem and the three stages; `last_tap="conv"` takes the 1024-channel convolution's output
+    instead of stage 3 (SRD); the default `"stage"` is RepDistiller's and mdistiller's."""
 
     classifier_name = "linear"
 

@@ -10,7 +10,7 @@ from kdrun.structures import Outputs
 
 
 class TutorialNet(ZooModel):
-    """Two convolutional groups, each ended by max-pooling, and a two-layer classifier.
+    """Network of two convolutional groups, each ended by max-pooling, and a two-layer classifier.
 
     Taps: the two pooled group outputs (`preact` stays None: ReLU and pooling alternate). `pooled` is the flattened last
     map, the classifier's input; the tutorial's cosine loss reads it.
@@ -42,16 +42,16 @@ class TutorialNet(ZooModel):
             x = layer(x)
             if position in self.taps:
                 maps.append(x)
-        # The order of the flattened vector is that of [C, H, W], whatever the memory format, as in the tutorial.
+        # The flattened vector has the order [C, H, W] in any memory format, as in the tutorial.
         pooled = x.flatten(1)
         return Outputs(self.classifier(pooled), tuple(maps), pooled=pooled)
 
 
 def deepnn(num_classes: int, image_size: int = 32) -> TutorialNet:
-    """The tutorial's teacher: convolutions of 128, 64 | 64, 32 channels, 512 hidden units."""
+    """Build the tutorial's teacher: convolutions of 128, 64 | 64, 32 channels, 512 hidden units."""
     return TutorialNet([[128, 64], [64, 32]], 512, num_classes, image_size)
 
 
 def lightnn(num_classes: int, image_size: int = 32) -> TutorialNet:
-    """The tutorial's student: convolutions of 16 | 16 channels, 256 hidden units."""
+    """Build the tutorial's student: convolutions of 16 | 16 channels, 256 hidden units."""
     return TutorialNet([[16], [16]], 256, num_classes, image_size)

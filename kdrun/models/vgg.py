@@ -14,7 +14,7 @@ DEPTHS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 
 
 
 class VGG(ZooModel):
-    """Taps: each of the five blocks after its last ReLU, before pooling; `preact` before that ReLU.
+    """VGG. Taps: each of the five blocks after its last ReLU, before pooling; `preact` before that ReLU.
 
     Max-pooling follows blocks 0, 1, 2, and block 3 only for images of 64 pixels or more.
     """

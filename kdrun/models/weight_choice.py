@@ -1,4 +1,4 @@
-"""Which of several sets of weights in one file is meant, by its role, by raw or average, and by what fits."""
+"""Choice among several sets of weights in one file: by role, by raw weights or average, and by fit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to take of a file that holds several. role: teacher or student; weights: raw or ema (an average of them);
-    ignore: patterns of names that may be there beyond the network's."""
+    """Selection from a file that holds several sets of weights. role: teacher or student; weights: raw or ema (a
+    moving average of them); ignore: patterns of extra names that are allowed."""
 
     role: str = "student"
     weights: str = "ema"
@@ -28,7 +28,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Network:
-    """What weights have to fit: its own state, the names of its classifier, and those that may stay as they are."""
+    """Target of loading: the network's own state, the names of its classifier, and the names that may stay unloaded."""
 
     own: Mapping[str, Tensor]
     heads: Collection[str]
@@ -40,7 +40,7 @@ class Network:
 
 @dataclass
 class Choice:
-    """The weights that are loaded, what keeps them from fitting, and what is to be said of the choice."""
+    """Chosen weights, what prevents them from fitting, and notes about the choice."""
 
     group: Group
     misfits: Misfits
@@ -48,7 +48,7 @@ class Choice:
 
 
 def choose(found: list[Group], network: Network, wanted: Wanted) -> Choice | None:
-    """The weights of a file that are meant; None where no name is one of the network's."""
+    """Choose the weights to load from a file; return None if it shares no name with the network."""
     pool = as_they_are([fitted(group, network, wanted.ignore) for group in found], network)
     pool = [group for group in pool if group.tensors.keys() & network.own.keys()]
     strangers = [group for group in pool if not group.known and not network.misfits(group)]
@@ -69,7 +69,7 @@ def choose(found: list[Group], network: Network, wanted: Wanted) -> Choice | Non
 
 
 def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:
-    """The group with its layers renamed where that fits better, without the names that `ignore` passes over."""
+    """Return the group with its layers renamed if that fits better, without the names that `ignore` matches."""
     if not network.misfits(group):
         return group
     shared = {name.partition(".")[0] for name in network.own}
@@ -90,13 +90,13 @@ def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:
 
 
 def below(group: Group, prefix: str) -> Group:
-    """The group with a prefix before its names."""
+    """Return the group with a prefix before its names."""
     tensors = {f"{prefix}.{name}": value for name, value in group.tensors.items()}
     return replace(group, tensors=tensors, old={f"{prefix}.{name}": old for name, old in group.old.items()}, put=prefix)
 
 
 def as_they_are(found: list[Group], network: Network) -> list[Group]:
-    """Without the readings that strip another prefix off names that fit before it is gone."""
+    """Drop the groups that strip one more prefix from names that already fit with it."""
     whole = [group for group in found if not network.misfits(group)]
     return [
         group
@@ -111,7 +111,7 @@ def as_they_are(found: list[Group], network: Network) -> list[Group]:
 
 
 def of_role(pool: list[Group], role: str, notes: list[str]) -> list[Group]:
-    """Those of the role, where any are; else those of no role, where any are."""
+    """Return the groups of this role, if there are any; else those without a role, if any; else all."""
     other = "student" if role == "teacher" else "teacher"
     mine = [group for group in pool if role in group.kinds]
     neutral = [group for group in pool if not group.kinds & {"teacher", "student"}]
@@ -124,8 +124,8 @@ def of_role(pool: list[Group], role: str, notes: list[str]) -> list[Group]:
 
 
 def raw_or_average(pool: list[Group], network: Network, wanted: Wanted, notes: list[str]) -> list[Group]:
-    """Those that `wanted.weights` names, where the file has both. An average may be of the parameters alone, without
-    batch norm's statistics: then it is no network, and the raw weights are."""
+    """Return the groups selected by `wanted.weights`, if the file has both kinds. An average may cover only the
+    parameters, without batch norm's statistics: then the raw weights are used."""
     average = [group for group in pool if "averaged" in group.kinds]
     raw = [group for group in pool if "averaged" not in group.kinds]
     if not average or not raw:
@@ -152,12 +152,12 @@ def raw_or_average(pool: list[Group], network: Network, wanted: Wanted, notes: l
 
 
 def best_of(pool: list[Group], network: Network) -> Group:
-    """The group that fits best, the first of several."""
+    """Return the group that fits best; the first, if several fit equally."""
     return min(pool, key=lambda group: network.misfits(group).order)
 
 
 def same(one: Group, other: Group) -> bool:
-    """Whether two groups hold the same numbers under the same names."""
+    """Return True if two groups hold the same numbers under the same names."""
     return one.tensors.keys() == other.tensors.keys() and all(
         value is other.tensors[name] or (plain(value, other.tensors[name]) and torch.equal(value, other.tensors[name]))
         for name, value in one.tensors.items()
@@ -165,13 +165,13 @@ def same(one: Group, other: Group) -> bool:
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether tensors can be compared: of one type and shape, dense, and with numbers in them."""
+    """Return True if tensors can be compared: same type and shape, dense, and with data."""
     kinds = {(tensor.dtype, tensor.shape, tensor.layout, tensor.is_meta, tensor.is_quantized) for tensor in tensors}
     return len(kinds) == 1 and not tensors[0].is_meta and tensors[0].layout == torch.strided
 
 
 def told(group: Group) -> list[str]:
-    """What was stripped, renamed and passed over, in words; nothing where the names are as they are first."""
+    """Describe what was stripped, renamed and ignored; an empty list if the names were used unchanged."""
     notes = []
     if group.prefix:
         notes.append(f"names without {'.'.join(group.prefix)}.")
@@ -183,13 +183,13 @@ def told(group: Group) -> list[str]:
         pairs = list(dict.fromkeys(shortened(old, new) for new, old in group.renamed.items()))
         notes.append(f"renamed {listed([f'{old} to {new}' for old, new in pairs], 4)}")
     if group.passed:
-        notes.append(f"passed over {listed(group.passed)}")
+        notes.append(f"ignored {listed(group.passed)}")
     return notes
 
 
 def shortened(old: str, new: str) -> tuple[str, str]:
-    """What differs between two names: (layer1.0.shortcut.0.weight, layer1.0.downsample.0.weight) -> (shortcut,
-    downsample)."""
+    """Return the parts in which two names differ: (layer1.0.shortcut.0.weight, layer1.0.downsample.0.weight) ->
+    (shortcut, downsample)."""
     a, b = old.split("."), new.split(".")
     while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]

@@ -1,5 +1,5 @@
-"""Which tensors of a file belong to a network, by their names: as they are first, then below the entries and prefixes
-that wrappers and projects put before them, then by the names that other implementations give the same layers."""
+"""Matching of a file's tensors to a network by name: unchanged first, then without the entries and prefixes that
+wrappers and projects add, then by the names that other implementations give to the same layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Of what the entries of files and the prefixes of wrappers are called: model_state_dict, _orig_mod, student_best, …
+# Words in the names of file entries and wrapper prefixes: model_state_dict, _orig_mod, student_best, …
 WORDS = {
     *(
         "module",
@@ -30,20 +30,20 @@ WORDS = {
     *("backbone", "encoder", "base", "main", "online", "q", "state", "states", "dict", "sd", "params", "param"),
     *("parameters", "weights", "weight", "checkpoint", "ckpt", "best", "last", "latest", "final", "raw"),
 }
-# Of parts of a network: torch.compile, FSDP and activation checkpointing put them within a name.
+# Wrappers of parts of a network: torch.compile, FSDP and activation checkpointing insert them into a name.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 TEACHER, STUDENT = frozenset({"teacher", "t"}), frozenset({"student", "s"})
 AVERAGED = frozenset({"ema", "averaged", "average", "avg", "shadow", "swa", "polyak"})
-# Of what lies beside a network's weights under the same names.
+# Entries that have the same names as a network's weights, but are none.
 NO_WEIGHTS = re.compile(r"optim|grad|exp_avg|moment|sched|mask|discriminator", re.IGNORECASE)
-LEVELS = 12  # of containers in a file, and of prefixes
-MAPPINGS = 20_000  # are looked at in one file
+LEVELS = 12  # deepest nesting of containers in a file, and of prefixes
+MAPPINGS = 20_000  # searched in one file
 
 HEADS = re.compile(
     r"^(fc|linear|classifier|head|heads|output|logits|last_linear|out|classifier\.fc|classifier\.linear|head\.fc|"
     r"heads\.head|head\.head|fc\.fc|cls_head\.fc|head\.linear|linear\.linear)\.(weight|bias)$"
 )
-# Names of the same layers in other ResNets for small images, rewritten as RepDistiller and torchvision have them.
+# Names of the same layers in other ResNets for small images, rewritten to RepDistiller's and torchvision's.
 LAYOUTS = tuple(
     (re.compile(pattern), to)
     for pattern, to in (
@@ -73,7 +73,7 @@ LAYOUTS = tuple(
 
 @dataclass(frozen=True)
 class Misfits:
-    """Names that the network needs and the file lacks, has in another shape, or has beyond them."""
+    """Mismatches of a file and a network: names that are missing, of another shape, or extra."""
 
     missing: list[str]
     shapes: list[str]
@@ -93,14 +93,14 @@ class Misfits:
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of one entry of a file, under the names that are left when its prefixes are gone."""
+    """Group of tensors: one entry of a file, under the names that are left without its prefixes."""
 
     place: tuple[str, ...]
     prefix: tuple[str, ...]
     tensors: dict[str, Tensor]
     old: dict[str, str]  # name -> its name in the file
-    renamed: dict[str, str] = field(default_factory=dict)  # name here -> name that it had before
-    passed: tuple[str, ...] = ()  # names that a setting passes over
+    renamed: dict[str, str] = field(default_factory=dict)  # new name -> previous name
+    passed: tuple[str, ...] = ()  # names that a setting ignores
     put: str = ""  # a prefix that the network's own names have
 
     @property
@@ -113,11 +113,12 @@ class Group:
 
     @property
     def path(self) -> str:
-        """What stands before the names in the file, as a note calls it."""
+        """Return the group's location in the file, as used in notes."""
         return ".".join((*self.place, *self.prefix)) or "its first names"
 
     def misfits(self, own: Mapping[str, Tensor], free: Collection[str]) -> Misfits:
-        """What keeps it from being the network's state. free: the classifier's names, where it may stay as it is."""
+        """Return what prevents it from being the network's state. free: the classifier's names, if it may stay
+        unloaded."""
         here, bound = self.tensors, [key for key in own if key not in free]
         return Misfits(
             [key for key in bound if key not in here and not key.endswith("num_batches_tracked")],
@@ -127,27 +128,28 @@ class Group:
 
 
 def words_of(part: str) -> list[str]:
-    """model_stateDict -> model, state, dict."""
+    """Split a name into words: model_stateDict -> model, state, dict."""
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", part)
     return [word for word in re.split(r"[_\-\s.]+", split.lower()) if word]
 
 
 def is_known(part: str) -> bool:
-    """Whether an entry or a prefix is called as projects and wrappers call them."""
+    """Return True if an entry or prefix has a name that projects and wrappers commonly use."""
     words = words_of(part)
     known = WORDS | TEACHER | STUDENT | AVERAGED
     return part.isdigit() or (bool(words) and all(word in known for word in words))
 
 
 def kinds_of(part: str) -> frozenset[str]:
-    """Of teacher, student and averaged, those that a word of the part names."""
+    """Return which of teacher, student and averaged occur among the words of the part."""
     words = set(words_of(part))
     kinds = {"teacher": TEACHER, "student": STUDENT, "averaged": AVERAGED}
     return frozenset(kind for kind, names in kinds.items() if words & names)
 
 
 def entries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """(place, name -> tensor) of every mapping in a file that holds tensors itself. Circles are walked once."""
+    """Yield (place, name -> tensor) of every mapping in a file that itself holds tensors. Reference cycles are
+    walked once."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), content)] if isinstance(content, Mapping | list | tuple) else []
     seen: set[int] = set()
     while waiting and len(seen) < MAPPINGS:
@@ -165,13 +167,13 @@ def entries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]
 
 
 def one_line_of(name: object) -> str:
-    """A name of a file as one may print it: without line ends and what moves a terminal's cursor."""
+    """Return a name from a file in printable form: without line ends and control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def without_prefixes(names: dict[str, str], depth: int = 0) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-    """(prefixes, name -> name in the file), as they are first, then below each chain of known prefixes. Names that have
-    no part in a chain keep theirs, unless they are another network's."""
+    """Yield (prefixes, name -> name in the file): unchanged first, then below each chain of known prefixes. Names
+    outside a chain keep theirs, unless they belong to another network."""
     yield (), names
     if depth >= LEVELS:
         return
@@ -191,12 +193,12 @@ def without_prefixes(names: dict[str, str], depth: int = 0) -> Iterator[tuple[tu
 
 
 def is_rival(part: str, kinds: frozenset[str]) -> bool:
-    """Whether names below `part` are another network than those below a prefix of these kinds."""
+    """Return True if names below `part` belong to a different network from those below a prefix of these kinds."""
     return is_known(part) and kinds_of(part) != kinds
 
 
 def groups(content: Any) -> list[Group]:
-    """Every reading of a file's names, in the file's order."""
+    """Return every reading of a file's names, in the file's order."""
     found = []
     for place, tensors in entries(content):
         for prefix, names in without_prefixes({name: name for name in tensors}):
@@ -205,7 +207,7 @@ def groups(content: Any) -> list[Group]:
 
 
 def canonical(name: str, is_head: bool) -> str:
-    """The name by which implementations of one layer are compared, without what wraps parts of a network."""
+    """Return the name by which implementations of one layer are compared, without wrappers of parts of a network."""
     name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
     if is_head:
         return f"<classifier>.{name.rpartition('.')[2]}"
@@ -215,8 +217,8 @@ def canonical(name: str, is_head: bool) -> str:
 
 
 def rename(group: Group, own: Mapping[str, Tensor], heads: Collection[str]) -> Group:
-    """The group under the network's names where another implementation's names stand for the same layers: each for one
-    layer only, and of its shape (a classifier's may have another number of classes)."""
+    """Rename the group to the network's names if another implementation's names stand for the same layers: each for
+    exactly one layer of the same shape (a classifier may have another number of classes)."""
     free = [name for name in group.tensors if name not in own]
     lacking = [name for name in own if name not in group.tensors]
     if not free or not lacking:
@@ -240,7 +242,7 @@ def rename(group: Group, own: Mapping[str, Tensor], heads: Collection[str]) -> G
 
 
 def unique(names: Mapping[str, str]) -> dict[str, str]:
-    """canonical name -> name, of those that only one name has."""
+    """Return canonical name -> name, for those that only one name has."""
     counts: dict[str, list[str]] = {}
     for name, key in names.items():
         counts.setdefault(key, []).append(name)

@@ -1,4 +1,4 @@
-"""Loading weights that others wrote: strictly, by names, and saying what was chosen, renamed and passed over."""
+"""Strict loading of foreign weights by name, with a report of what was chosen, renamed and ignored."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kdrun.models.weight_files import read_content
 from kdrun.models.weight_names import Group, entries, groups, is_known, one_line_of
 
 AS_STUDENT = Wanted()
-# The last part of names that layers of every kind have: other endings are whoever added them.
+# Last part of names that layers of every kind have; other endings were added by somebody.
 USUAL_ENDINGS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 OPTION_A = re.compile(r"resnet(20|32|44|56|110)")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The first state dict in `path`, with the names that it has in the file."""
+    """Return the first state dict in `path`, with the names in the file."""
     content = read_content(path)
     found = [tensors for place, tensors in entries(content) if all(map(is_known, place))]
     if not found:
@@ -40,10 +40,11 @@ def load_weights(
     wanted: Wanted = AS_STUDENT,
     convert: Convert | None = None,
 ) -> None:
-    """Load `path` into `model` strictly, or raise one line that says what does not fit and the way out.
+    """Load `path` into `model` strictly.
 
-    new_head: leave the classifier as it is where the file's has another number of classes (fine-tuning). convert: the
-    tensors of a file in other projects' layouts, as the network has them; asked where their names do not fit.
+    new_head: leave the classifier unloaded if the file's has another number of classes (fine-tuning). convert:
+    translates tensors of other projects' layouts; used if the names do not fit. Raises CheckpointError (one line) with
+    the mismatch and the way out.
     """
     own, heads = model.state_dict(), head_names(model)
     network = Network(own, heads, heads if new_head else ())
@@ -62,7 +63,7 @@ def load_weights(
 
 
 def chosen(path: Path, network: Network, wanted: Wanted, convert: Convert | None) -> Choice:
-    """The weights in a file that are meant. Raises CheckpointError where it holds none."""
+    """Return the weights of a file to load. Raises CheckpointError if it holds none."""
     content = read_content(path)
     found = groups(content)
     if not found:
@@ -78,17 +79,17 @@ def chosen(path: Path, network: Network, wanted: Wanted, convert: Convert | None
         return Choice(found[0], network.misfits(found[0]))
     if wanted.weights == "raw" and "averaged" in choice.group.kinds:
         raise CheckpointError(
-            f"checkpoint {path} holds an average of weights alone ({choice.group.path}), no raw ones: leave "
-            f"{wanted.role}.checkpoint_weights=raw out."
+            f"checkpoint {path} holds only an average of weights ({choice.group.path}), no raw ones: leave out "
+            f"{wanted.role}.checkpoint_weights=raw."
         )
     return choice
 
 
 def converted_group(group: Group, convert: Convert) -> Group | None:
-    """The group as `convert` rewrites it; None where it cannot."""
+    """Return the group as `convert` rewrites it; None if it cannot."""
     try:
         tensors = convert(dict(group.tensors))
-    except Exception:  # a layout that it was not written for
+    except Exception:  # written for another layout
         return None
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         return None
@@ -97,12 +98,12 @@ def converted_group(group: Group, convert: Convert) -> Group | None:
 
 @cache
 def say_once(line: str) -> None:
-    """Print a note; the lanes of a sweep and the rehearsal of a run load the same file again."""
+    """Print a note only once: lanes of a sweep and the dry run of a run load the same file again."""
     print_note(line)
 
 
 def holds_none(path: Path, content: Any) -> str:
-    """The line for a file without any tensor that has a name."""
+    """Return the error line for a file without named tensors."""
     if isinstance(content, Mapping):
         shown = f"its entries are {listed([one_line_of(key) for key in content], 8)}" if content else "it is empty"
         return f"checkpoint {path} holds no state dict; {shown}."
@@ -111,7 +112,7 @@ def holds_none(path: Path, content: Any) -> str:
 
 
 def misfit(path: Path, name: str, model: nn.Module, choice: Choice, network: Network, wanted: Wanted) -> str:
-    """The line for weights that do not fit: how many names, the first of each kind, and the way out."""
+    """Return the error line for weights that do not fit: how many names, the first of each kind, and the way out."""
     lacks, own, here = choice.misfits, network.own, choice.group.tensors
     problems = [
         f"{len(names)} {what}, first {sorted(names)[0]}"
@@ -127,10 +128,10 @@ def misfit(path: Path, name: str, model: nn.Module, choice: Choice, network: Net
 
 
 def way_out(path: Path, name: str, model: nn.Module, choice: Choice, network: Network, wanted: Wanted) -> str:
-    """What makes the weights fit, where their misfits show it; else nothing."""
+    """Return what would make the weights fit, if the mismatch shows it; else an empty string."""
     lacks, role = choice.misfits, wanted.role
     if not lacks.wrong:
-        return f"; '{role}.checkpoint_ignore=[{','.join(patterns(lacks.extra))}]' passes over what is unknown"
+        return f"; '{role}.checkpoint_ignore=[{','.join(patterns(lacks.extra))}]' ignores the unknown ones"
     if lacks.shapes and not lacks.missing and (side := fitting_side(model, choice.group.tensors, lacks.shapes)):
         return f"; {role}.input_size={side} fits"
     if not lacks.extra and set(lacks.missing + lacks.shapes) <= set(network.heads):
@@ -142,7 +143,7 @@ def way_out(path: Path, name: str, model: nn.Module, choice: Choice, network: Ne
 
 
 def patterns(names: list[str]) -> list[str]:
-    """A few patterns that name the unknown tensors of a file: by a last part that no layer has, or by the first."""
+    """Return a few patterns for the unknown tensors of a file: by a last part that no layer has, or by the first."""
     found = []
     for name in sorted(names):
         first, last = name.partition(".")[0], name.rpartition(".")[2]
@@ -153,7 +154,7 @@ def patterns(names: list[str]) -> list[str]:
 
 
 def fitting_side(model: nn.Module, here: Mapping[str, Tensor], shapes: list[str]) -> int | None:
-    """The image side for which a transformer has the file's number of positions, where nothing else differs."""
+    """Return the image size at which a transformer has the file's number of positions, if nothing else differs."""
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     if not patch or any(not key.startswith("pos_embed") or here[key].dim() != 3 for key in shapes):
@@ -165,24 +166,24 @@ def fitting_side(model: nn.Module, here: Mapping[str, Tensor], shapes: list[str]
 
 
 def check_values(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor], group: Group) -> None:
-    """Raise CheckpointError for a tensor that is no plain array of finite numbers, with its name in the file."""
+    """Raise CheckpointError for a tensor that is not a plain array of finite numbers, with its name in the file."""
     for key, value in state.items():
         if problem := unfit(value, own[key]):
             raise CheckpointError(f"checkpoint {path}: {group.old.get(key, key)} {problem}.")
 
 
 def unfit(value: Tensor, own: Tensor) -> str:
-    """What is wrong with a tensor that is to become `own`; an empty string where nothing is."""
+    """Return what is wrong with a tensor that is to be loaded into `own`; an empty string if nothing is."""
     if value.is_meta:
-        return "has a shape and no numbers (device meta): save the weights after they were loaded"
+        return "has a shape but no data (device meta): save the weights after loading them"
     if value.is_quantized:
-        return f"is quantized ({value.dtype}): give the weights from before the quantization"
+        return f"is quantized ({value.dtype}): give the weights from before quantization"
     if value.layout != torch.strided:
         return f"is sparse ({value.layout}): save it dense (.to_dense())"
     if value.is_complex() and not own.is_complex():
-        return f"is complex ({value.dtype}), and the network's is {own.dtype}"
+        return f"is complex ({value.dtype}), but the network's is {own.dtype}"
     if own.is_floating_point() and not value.is_floating_point():
-        return f"holds whole numbers ({value.dtype}), which cut weights off: give the weights in floating point"
+        return f"holds whole numbers ({value.dtype}), which would round the weights: give them in floating point"
     if not own.is_floating_point() or not torch.isfinite(own).all():
         return ""
     wrong = int((~torch.isfinite(value.to(own.dtype))).sum())
@@ -194,8 +195,8 @@ def unfit(value: Tensor, own: Tensor) -> str:
 
 
 def head_names(model: nn.Module) -> set[str]:
-    """State-dict names of the last Linear: the classifier that fine-tuning replaces."""
+    """Return the state-dict names of the last Linear: the classifier that fine-tuning replaces."""
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    # A distilled ViT has two heads of the same kind.
+    # A distilled ViT has two such heads.
     heads = {name for name in last[-2:] if "head" in name} | set(last[-1:])
     return {f"{name}.{part}" for name in heads for part in ("weight", "bias")} & set(model.state_dict())

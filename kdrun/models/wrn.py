@@ -10,8 +10,8 @@ from kdrun.structures import Outputs
 
 
 class PreActivationBlock(nn.Module):
-    """BN-ReLU-conv3-BN-ReLU-conv3 plus shortcut. Where the width changes, the activated input feeds both branches and
-    the shortcut is a bias-free 1x1 convolution; elsewhere the shortcut is the input itself."""
+    """Pre-activation block: BN-ReLU-conv3-BN-ReLU-conv3 plus shortcut. Where the width changes, the activated input
+    feeds both branches and the shortcut is a bias-free 1x1 convolution; elsewhere the shortcut is the input itself."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -22,7 +22,8 @@ class PreActivationBlock(nn.Module):
         self.convShortcut = None if in_channels == out_channels else conv1x1(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W]; `normalised` is bn1(x) where the caller has it already, so that no statistic runs twice."""
+        """Return the block's output for x [N, C, H, W]. normalised: bn1(x) if the caller has it already, so that no
+        statistic is updated twice."""
         act = F.relu(self.bn1(x), inplace=True) if normalised is None else F.relu(normalised)
         out = F.relu(self.bn2(self.conv1(act)), inplace=True)
         out = self.conv2(out)
@@ -42,7 +43,7 @@ class Group(nn.Module):
         )
 
     def normalise(self, x: Tensor) -> Tensor:
-        """bn1 of the first block: the pre-activation of the map that enters this group."""
+        """Apply bn1 of the first block: the pre-activation of the map that enters this group."""
         first = self.layer[0]
         assert isinstance(first, PreActivationBlock)
         return first.bn1(x)
@@ -56,8 +57,8 @@ class Group(nn.Module):
 
 
 class WideResNet(ZooModel):
-    """Taps: stem and the raw (signed) output of groups 1 and 2; the last map is taken after the final BN and ReLU,
-    or raw with `preact_last_map=True`, which is RepDistiller's and mdistiller's convention."""
+    """WRN. Taps: stem and the raw (signed) output of groups 1 and 2; the last map is taken after the final BN and
+    ReLU, or raw with `preact_last_map=True`, which is RepDistiller's and mdistiller's convention."""
 
     def __init__(self, depth: int, widen: int, num_classes: int, preact_last_map: bool = False):
         super().__init__()

@@ -1,4 +1,4 @@
-"""name -> model: the CIFAR zoo, `timm:`, `torchvision:` and `package.module:callable`."""
+"""Creation of models by name: the CIFAR zoo, `timm:`, `torchvision:` and `package.module:callable`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ZOO: dict[str, Factory] = {
     "mobilenet_v2": partial(mobilenet.MobileNetV2, 1.0),
     "mobilenet_v2_x0_5": partial(
         mobilenet.MobileNetV2, 0.5, last_tap="block"
-    ),  # the width only RepDistiller's benchmark uses
+    ),  # width used only by RepDistiller's benchmark
     "shufflenet_v1": shufflenet.ShuffleNetV1,
     "shufflenet_v2": shufflenet.ShuffleNetV2,
     "deepnn": tutorial.deepnn,
@@ -34,7 +34,7 @@ ZOO: dict[str, Factory] = {
     "vit_cifar_tiny": vit.vit_cifar_tiny,
     "vit_cifar_tiny_distilled": vit.vit_cifar_tiny_distilled,
 }
-SIZED = ("deepnn", "lightnn", "vit_cifar_tiny", "vit_cifar_tiny_distilled")  # their weights depend on the image size
+SIZED = ("deepnn", "lightnn", "vit_cifar_tiny", "vit_cifar_tiny_distilled")  # weights depend on the image size
 HEADS = ("linear", "dropout_linear")
 
 
@@ -52,11 +52,10 @@ def create_model(
 ) -> nn.Module:
     """Build a network for images [N, 3, image_size, image_size] and `num_classes`.
 
-    pretrained: "true" for timm's or torchvision's own weights, or a file, of which `wanted` says what to take; the
-    classifier is fresh where the number of classes differs. preact_last_map: tap the last map where RepDistiller does
-    (WRN before the final BN and ReLU, MobileNetV2 before the 1280-channel convolution; no other model differs).
-    head="dropout_linear" puts Dropout(head_dropout) before the classifier. Raises ConfigError for an unknown name or
-    unfit arguments.
+    pretrained: "true" for timm's or torchvision's own weights, or a file, from which `wanted` selects; the classifier
+    is new if the number of classes differs. preact_last_map: tap the last map as RepDistiller does (WRN before the
+    final BN and ReLU, MobileNetV2 before the 1280-channel convolution; no other model differs). head="dropout_linear"
+    puts Dropout(head_dropout) before the classifier. Raises ConfigError for an unknown name or unfit arguments.
     """
     kwargs = dict(kwargs or {})
     source, _, bare = name.partition(":")
@@ -84,10 +83,10 @@ def create_model(
 def create_zoo(
     name: str, num_classes: int, image_size: int, preact_last_map: bool, kwargs: dict[str, Any]
 ) -> nn.Module:
-    """One of `ZOO`."""
+    """Create a model of `ZOO`."""
     if name not in ZOO:
         raise ConfigError(
-            f"model {name}: no such network.{suggest(name, ZOO)} The zoo has {', '.join(ZOO)}; others are typed as "
+            f"model {name}: no such network.{suggest(name, ZOO)} The zoo has {', '.join(ZOO)}; others: "
             "timm:NAME, torchvision:NAME or package.module:callable."
         )
     if preact_last_map and name.startswith("wrn"):
@@ -98,5 +97,5 @@ def create_zoo(
         kwargs.setdefault("image_size", image_size)
     try:
         return ZOO[name](num_classes=num_classes, **kwargs)
-    except Exception as error:  # arguments that do not fit end in any kind of error
+    except Exception as error:  # wrong arguments can raise any type
         raise ConfigError(f"{name} cannot be built with {kwargs}: {one_line(error)}") from error

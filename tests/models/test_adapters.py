@@ -158,5 +158,5 @@ def test_pretrained_without_a_network_says_how(monkeypatch):
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(ConfigError, match=r"could not be fetched .*pretrained=FILE"):
+    with pytest.raises(ConfigError, match=r"could not be downloaded .*pretrained=FILE"):
         create_model("timm:resnet18", num_classes=2, pretrained="true")

@@ -181,7 +181,7 @@ def test_raw_or_average_is_one_setting_and_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "the average (model_ema) is loaded (teacher.checkpoint_weights=raw loads model)" in said
-    with pytest.raises(CheckpointError, match=r"an average of weights alone \(ema\).*checkpoint_weights=raw out"):
+    with pytest.raises(CheckpointError, match=r"only an average of weights \(ema\).*leave out .*_weights=raw"):
         loaded({"ema": A}, tmp_path, RAW)
 
 
@@ -324,7 +324,7 @@ def test_option_b_names_the_network_with_option_a(tmp_path):
     [
         (lambda w: w.fill_(float("nan")), "fc.weight holds 40 of 40 values that are NaN or infinite"),
         (lambda w: w / 0, "fc.weight holds 40 of 40"),
-        (lambda w: w.to("meta"), r"fc.weight has a shape and no numbers \(device meta\)"),
+        (lambda w: w.to("meta"), r"fc.weight has a shape but no data \(device meta\)"),
         (lambda w: w.to_sparse(), r"fc.weight is sparse \(torch.sparse_coo\)"),
         (lambda w: w.to(torch.complex64), r"fc.weight is complex \(torch.complex64\)"),
         (lambda w: (100 * w).to(torch.int32), r"fc.weight holds whole numbers \(torch.int32\)"),
@@ -394,13 +394,13 @@ FILES: dict[str, tuple[bytes, str]] = {
     "json": (b'{"error": "Entry not found"}', "is text .*Entry not found"),
     "text": ("época 3".encode(), "is text"),
     "blank": (bytes(3000), "is blank"),
-    "noise": (bytes(range(200, 255)) * 20, "is neither a file of torch.save nor of safetensors"),
+    "noise": (bytes(range(200, 255)) * 20, "is neither a torch.save nor a safetensors file"),
     "gzip": (gzip.compress(saved(A)), "compressed with gzip"),
     "zip of weights": (archive(as_zip, "best.pth", saved(A)), "unpack it and name best.pth"),
     "zip of a text": (archive(as_zip, "readme.txt", b"x"), "zip archive without weights"),
     "npz": (archive(as_zip, "fc.weight.npy", b"x"), r"NumPy archive \(.npz\)"),
     "tar": (archive(as_tar, "best.pth", saved(A)), "is a tar archive"),
-    "TorchScript": (archive(as_zip, "x/constants.pkl", b"x"), "TorchScript program, which is not run"),
+    "TorchScript": (archive(as_zip, "x/constants.pkl", b"x"), "TorchScript program, which kdrun does not run"),
     "Keras": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 file"),
     "NumPy": (b"\x93NUMPY" + bytes(99), "NumPy array"),
     "image": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is an image"),

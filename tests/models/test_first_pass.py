@@ -223,7 +223,7 @@ def test_logits_are_found_in_what_a_network_returns(shape):
 )
 def test_several_logits_are_named_once(make, label, left):
     note = tried(Returns(make)).notes[0]
-    assert f"returns several logits: {label} counts, no loss is on {left}" in note
+    assert f"returns several logits: {label} is used, no loss is on {left}" in note
     assert tried(Returns(make)).training_notes == []
     assert tried(Returns(lambda logits, features: logits, make)).notes == []
     assert "in training mode: " + label in tried(Returns(lambda logits, features: logits, make)).training_notes[0]
@@ -233,7 +233,7 @@ def test_no_logits_among_what_a_network_returns():
     for make, line in (
         (lambda logits, features: None, "returns None for 2 images"),
         (lambda logits, features: "text", "returns a str for 2 images"),
-        (lambda logits, features: (features, 3), "returns [0] [2, 6] for 2 images; none of it is the logits [2, 5]"),
+        (lambda logits, features: (features, 3), "returns [0] [2, 6] for 2 images; none of these are logits [2, 5]"),
         (lambda logits, features: {"a": features}, "['a'] [2, 6]"),
         (lambda logits, features: logits.argmax(1), "a tensor [2]"),
         (lambda logits, features: logits.repeat(4, 1), "a tensor [8, 5]"),
@@ -252,11 +252,11 @@ def test_no_logits_among_what_a_network_returns():
 
 def test_other_classes_than_the_data_set_has():
     with pytest.raises(
-        ConfigError, match=r"teacher nets:Net returns 12 outputs an image, but the data set has 5 classes"
+        ConfigError, match=r"teacher nets:Net returns 12 outputs per image, but the data set has 5 classes"
     ):
         tried(Small(12), role="teacher")
     traits = tried(Returns(lambda logits, features: logits, lambda logits, features: features))
-    assert "returns 6 outputs an image in training mode, but the data set has 5 classes" in traits.untrainable
+    assert "returns 6 outputs per image in training mode, but the data set has 5 classes" in traits.untrainable
 
 
 @pytest.mark.parametrize("kind", [Tutorial, ReadsMemory, BackwardAlone, TrainingAlone, Deep])
@@ -267,7 +267,7 @@ def test_a_network_that_takes_contiguous_memory_alone_gets_it(kind):
     network = network_of(model)
     assert not network.tap.traits.channels_last
     (note,) = network.tap.traits.notes
-    assert note.startswith("student nets:Net runs in contiguous memory, since channels-last would not do: ")
+    assert note.startswith("student nets:Net runs in contiguous memory, because it fails in channels-last: ")
     assert "(test_first_pass.py" in note or "/test_first_pass.py" in note or kind in (ReadsMemory, Deep)
     for key, value in before.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
@@ -317,9 +317,13 @@ def test_the_zoo_is_called_as_it_is():
     [
         (Fails, 16, ["fails on images of 16 px: ValueError: boom in my forward (", "test_first_pass.py, line "]),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 28**2, CLASSES)), 32, ["shapes", "takes images of 28 px"]),
-        (Gray, 16, ["in its Conv2d conv1", "The images are RGB: its first layer has to take 3 channels."]),
-        (TwoInputs, 16, ["missing 1 required positional argument: 'y'", "test_first_pass.py, line ", "images alone"]),
-        (CastsItself, 16, ["test_first_pass.py, line ", "leave .half(), .double()"]),
+        (Gray, 16, ["in its Conv2d conv1", "The images are RGB: the first layer must accept 3 channels."]),
+        (
+            TwoInputs,
+            16,
+            ["missing 1 required positional argument: 'y'", "test_first_pass.py, line ", "the only argument"],
+        ),
+        (CastsItself, 16, ["test_first_pass.py, line ", "remove .half(), .double()"]),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, CLASSES)), 16, ["set student.input_size=64."]),
     ],
 )
@@ -352,7 +356,7 @@ def test_what_cannot_be_trained_can_be_evaluated():
 def test_weights_become_float32(cast, name):
     model = cast(Small())
     (note,) = tried(model).notes
-    assert f"its weights were {name} and are float32 now" in note
+    assert f"its weights were {name}, now float32" in note
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 

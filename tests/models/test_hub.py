@@ -45,8 +45,8 @@ def test_the_answer_names_the_place_the_file_and_the_setting_after_one_attempt(c
     with pytest.raises(ConfigError) as caught:
         create_model(TIMM, num_classes=3, pretrained="true", wanted=Wanted("teacher"))
     line = str(caught.value)
-    assert f"are not in {tmp_path}/hf/models--timm--test_resnet.r160_in1k (HF_HOME or HF_HUB_CACHE moves that)" in line
-    assert "could not be fetched (huggingface.co: Name or service not known)" in line
+    assert f"are not in {tmp_path}/hf/models--timm--test_resnet.r160_in1k (HF_HOME or HF_HUB_CACHE changes" in line
+    assert "could not be downloaded (huggingface.co: Name or service not known)" in line
     assert "https://huggingface.co/timm/test_resnet.r160_in1k/resolve/main/model.safetensors" in line
     assert "set teacher.pretrained=FILE" in line
     assert "teacher.pretrained=false" in line

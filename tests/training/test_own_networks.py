@@ -49,7 +49,7 @@ def test_the_tutorial_network_in_every_command(kdrun, outputs, tmp_path):
     words = [*SHORT, f"teacher={HERE}:Features", f"student={HERE}:Tutorial", "optimizer.ema_decay=0.5"]
     code, out, err = kdrun("train", *words, "method=fitnet_joint")
     assert (code, err) == (0, "")
-    assert out.count("runs in contiguous memory, since channels-last would not do: RuntimeError: view size") == 1
+    assert out.count("runs in contiguous memory, because it fails in channels-last: RuntimeError: view size") == 1
     run = run_in(outputs)
     Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(tmp_path / "one.png")
     for command in (
@@ -80,8 +80,8 @@ def test_lanes_of_contiguous_networks(kdrun, outputs):
     [
         ("student", "frozen", "all its parameters are frozen"),
         ("teacher", "frozen", "all its parameters are frozen"),
-        ("student", "Doubled", "returns 8 outputs an image in training mode, but the data set has 4 classes"),
-        ("teacher", "Doubled", "returns 8 outputs an image in training mode, but the data set has 4 classes"),
+        ("student", "Doubled", "returns 8 outputs per image in training mode, but the data set has 4 classes"),
+        ("teacher", "Doubled", "returns 8 outputs per image in training mode, but the data set has 4 classes"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_trains(role, name, line, kdrun, outputs):
