@@ -12,20 +12,24 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def attention_map(x: Tensor, power: float = 2.0) -> Tensor:
-    """[N, C, H, W] -> [N, H·W], mean over channels of |x|^power, each sample on the unit sphere."""
+    """Return the attention map of [N, C, H, W]: [N, H·W], the mean over channels of |x|^power, with unit norm for
+    each sample."""
     energy = x.square() if power == 2 else x.abs().pow(power)
     return F.normalize(energy.mean(1).flatten(1), dim=1)
 
 
 def attention_loss(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:
-    """Mean over N·H·W of (Q_s - Q_t)² at one stage, maps [N, C, H, W] of any channels; on different grids the larger
-    map is averaged to the smaller before the power. Zagoruyko & Komodakis 2017, arXiv:1612.03928, as their code."""
+    """Return the mean over N·H·W of (Q_s - Q_t)² at one stage, for maps [N, C, H, W] of any channels.
+
+    On different grids the larger map is averaged to the smaller before the power. Zagoruyko & Komodakis 2017,
+    arXiv:1612.03928, as in their code.
+    """
     a, b = smaller_grid(student, teacher)
     return F.mse_loss(attention_map(a, power), attention_map(b, power))
 
 
 class AT(KD):
-    """Looks where the teacher looks: matches the spatial energy of its maps at every stage.
+    """Attention maps: the student matches the spatial energy of the teacher's maps at every stage.
 
     Paper: Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
         Networks via Attention Transfer", ICLR 2017, arXiv:1612.03928, section 3.1.

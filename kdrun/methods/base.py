@@ -1,4 +1,4 @@
-"""The seam: what the engine asks of a distillation method."""
+"""Base class of distillation methods: everything that the engine asks of one."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ __all__ = [
     "Outputs",
     "Progress",
     "Spec",
-]  # of one's own method
+]  # for user-defined methods
 
 Forward = Callable[[Tensor], Outputs]
 
 
 def stages_read(methods: Iterable[Method]) -> frozenset[int] | None:
-    """The teacher's maps that `methods` read between them, after `build`; None: all."""
+    """Return the teacher's maps that any of `methods` reads, after `build`; None: all."""
     stages = [method.teacher_stages for method in methods if method.teacher_needs & {"maps", "preact"}]
     return None if None in stages else frozenset().union(*stages)  # type: ignore[arg-type]
 
 
 def check_terms(terms: object, method: Method, gradient: bool = True, function: str = "") -> None:
-    """Raise RunError unless `terms`, which a method returned, is a dictionary of scalars; with `gradient`, of scalars
-    that something trainable moves. function: what returned them, if that is neither `losses` nor `forward`."""
+    """Raise RunError unless `terms`, returned by a method, is a dictionary of scalars; with `gradient`, of scalars that
+    depend on something trainable.
+
+    function: the function that returned them, if that is neither `losses` nor `forward`.
+    """
     function = function or ("losses" if type(method).forward is Method.forward else "forward")
     if not isinstance(terms, dict) or not terms:
         wrong = "None" if terms is None else "an empty dictionary" if terms == {} else f"a {type(terms).__name__}"
@@ -47,7 +50,7 @@ def check_terms(terms: object, method: Method, gradient: bool = True, function: 
         elif term.dim():
             wrong = f"of shape {list(term.shape)}; a term is a scalar: take its mean or sum"
         elif gradient and not term.requires_grad:
-            wrong = "without a gradient: it depends neither on the student nor on a part of the method"
+            wrong = "without a gradient: it depends neither on the student nor on a module of the method"
         else:
             continue
         raise RunError(f"{place_of(method, function)} returns the term {name!r} {wrong}.")
@@ -61,70 +64,74 @@ def place_of(method: Method, function: str) -> str:
 
 
 class Method(nn.Module):
-    """One distillation method: trainable parts and a dictionary of weighted loss terms.
+    """Base class of a distillation method: trainable modules and a dictionary of weighted loss terms.
 
-    A subclass lives in a file of its own beside a YAML in conf/method. Its constructor takes every hyperparameter by
-    keyword, without defaults: the numbers are in the YAML. One that is added to a method later has what the method did
-    before as its default, and is left out of the identity of a run that does not change it. The docstring is what
-    `kdrun explain` prints: a claim, then the sections Paper, Equation, Hyperparameters and Disagreements.
+    A subclass has a file of its own, and a YAML in conf/method. Its constructor takes every hyperparameter by keyword,
+    without defaults: the numbers are in the YAML. A hyperparameter that is added later has the previous behaviour as
+    its default, and is left out of the identity of runs that keep it. `kdrun explain` prints the docstring: a claim,
+    then the sections Paper, Equation, Hyperparameters and Disagreements.
     """
 
-    # "sample": each term is a mean over samples, of which none looks at another, so that several processes need only
-    # average. "batch": a term relates samples to each other, or the method keeps something of each sample; on several
-    # processes it gets the outputs of all, with their gradient. What a class does not say itself is "batch".
+    # "sample": each term is a mean over independent samples, so that several processes only need to average. "batch": a
+    # term relates samples to each other, or the method stores something per sample; on several processes it gets the
+    # outputs of all samples, with their gradient. A class that does not set it itself has "batch".
     batch_terms: ClassVar[Literal["sample", "batch"]] = "batch"
-    # False: the method never looks at a teacher, so none is found or trained, and one student serves all pairs.
+    # False: the method uses no teacher, so none is loaded or trained, and one student serves all pairs.
     needs_teacher: ClassVar[bool] = True
-    # True: the teacher starts untrained and learns along, as the submodule `peer` (deep mutual learning).
+    # True: the teacher starts untrained and is trained together with the student, as the submodule `peer` (deep mutual
+    # learning).
     trains_teacher: ClassVar[bool] = False
-    # True: what is evaluated, counted and stored is more than the student; see `deployed`.
+    # True: more than the student is evaluated, counted and stored; see `deployed`.
     deploys: ClassVar[bool] = False
-    # False: the student's own classifier stays as it was born, so its accuracy in training would say nothing.
+    # False: the student's classifier is never trained; training accuracy is then not reported.
     trains_classifier: ClassVar[bool] = True
-    # True: of labels it takes `hard_label_loss` alone, so that it runs on mixed images (mixup, CutMix) too.
+    # True: it uses labels only in `hard_label_loss`, so that it also runs on mixed images (mixup, CutMix).
     takes_mixed: ClassVar[bool] = False
-    # Views of each image that the loader makes beside the usual one: "strong" fills `batch.strong`.
+    # Views of each image that the loader makes in addition to the usual one: "strong" fills `batch.strong`.
     views: ClassVar[tuple[str, ...]] = ()
-    # False: the teacher is shown only images that the method makes, and never `batch.teacher_image` itself.
+    # False: the teacher sees only images that the method makes, never `batch.teacher_image` itself.
     shows_batch: ClassVar[bool] = True
-    # Features of `kdrun.structures.FEATURES` beside the logits, which are always there, in float32.
+    # Features of `kdrun.structures.FEATURES`, in addition to the logits, which are always returned; all in float32.
     student_needs: ClassVar[frozenset[str]] = frozenset()
     teacher_needs: ClassVar[frozenset[str]] = frozenset()
-    # Which of the teacher's maps it reads (-1: the last), where it needs maps; None: all. `build` may set it.
+    # The teacher's maps that it reads (-1: the last), if it needs maps; None: all. `build` may set it.
     teacher_stages: frozenset[int] | None = None
-    # Properties of `kdrun check` that a paper makes untrue, with the reason.
+    # Properties of `kdrun check` that do not hold for the published method, with the reason.
     exceptions: ClassVar[dict[str, str]] = {}
     peer: Tap
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        if "batch_terms" not in vars(cls):  # what is true of a class need not be of what is derived from it
+        if "batch_terms" not in vars(cls):  # a property of a class need not hold for its subclasses
             cls.batch_terms = "batch"
 
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
-        """Make trainable extra modules from measured shapes. Raise PairingError where the method cannot run."""
+        """Create the trainable modules from the measured shapes. Raises PairingError if the method cannot run on
+        this pair."""
 
     def preparation(self) -> OptimizerOptions | None:
-        """The recipe of what a paper trains before the first epoch (FitNet's stage 1, SSKD's head), after `build`; its
-        `epochs` and learning rates are its own. None: nothing."""
+        """Return the recipe of training before the first epoch (FitNet's stage 1, SSKD's head), after `build`; None
+        if there is none. Its `epochs` and learning rates are its own."""
         return None
 
     def prepare_losses(
         self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress
     ) -> dict[str, Tensor]:
-        """One step of the preparation: like `forward`. Whatever gets a gradient is trained, in student and method."""
+        """Compute one step of the preparation, like `forward`. Everything that gets a gradient is trained, in
+        student and method."""
         raise NotImplementedError
 
     def deployed(self, student: Tap) -> nn.Module:
-        """What maps images to logits after training: the student alone, but for a method that `deploys` more."""
+        """Return the module that maps images to logits after training: the student alone, unless the method
+        `deploys` more."""
         return student.model
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted; their sum is minimised. The hard-label term is called `ce`."""
+        """Return named scalar terms, already weighted; their sum is minimised. The hard-label term is called `ce`."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
-        """One step. Overridden only where one pass of each network over the batch is not what the paper does.
+        """Compute one step. Override it only if the method needs other than one pass of each network over the batch.
 
         `student` and `teacher` map images to float32 Outputs; the teacher's pass over `batch.teacher_image` is shared
         between all students that train on the batch.
@@ -133,9 +140,9 @@ class Method(nn.Module):
         return self.losses(batch, student(batch.image), taught, progress)
 
     def note(self) -> str:
-        """A line for the user after `build`, such as the size of a memory bank; empty: nothing to say."""
+        """Return a line for the user after `build`, such as the size of a memory bank; an empty string for none."""
         return ""
 
     def extra_parameters(self) -> int:
-        """How many trainable numbers the method adds in training, a peer among them."""
+        """Return the number of trainable parameters that the method adds in training, including a peer."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)

@@ -24,24 +24,24 @@ Attention = tuple[Tensor, Tensor, Tensor]  # (q, k, v), each [N, heads, L, d]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ/√d) v, per head: [N, heads, L, d]."""
+    """Return softmax(q kᵀ/√d) v, per head: [N, heads, L, d]."""
     return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1) @ v
 
 
 def relation(v: Tensor) -> Tensor:
-    """v vᵀ/√d, per head: [N, heads, L, d] -> [N, heads, L, L]."""
+    """Return v vᵀ/√d, per head: [N, heads, L, d] -> [N, heads, L, L]."""
     return v @ v.transpose(-2, -1) / math.sqrt(v.shape[-1])
 
 
 def attention_loss(mixed: Attention, student: Attention, teacher: Attention) -> Tensor:
-    """‖Attn_T - PCAttn_S‖² + ‖V_T V_Tᵀ/√d - V_S V_Sᵀ/√d‖², means over elements; `mixed` is the student's q, k, v partly
-    replaced by the teacher's (Liu et al. 2022, arXiv:2207.05273, eq. 1-4)."""
+    """Return ‖Attn_T - PCAttn_S‖² + ‖V_T V_Tᵀ/√d - V_S V_Sᵀ/√d‖², means over elements. `mixed` is the student's q,
+    k, v partly replaced by the teacher's (Liu et al. 2022, arXiv:2207.05273, eq. 1-4)."""
     return F.mse_loss(attend(*mixed), attend(*teacher)) + F.mse_loss(relation(student[2]), relation(teacher[2]))
 
 
 class CrossAttention(nn.Module):
-    """Student map [N, C, H, W] -> its q, k, v on the teacher's grid, each [N, heads, side², d]: one 3x3 convolution
-    each, then resizing."""
+    """Projector of a student map [N, C, H, W] to q, k, v on the teacher's grid, each [N, heads, side², d]: one 3x3
+    convolution each, then resizing."""
 
     def __init__(self, channels: int, heads: int, width: int, side: int):
         super().__init__()
@@ -53,13 +53,13 @@ class CrossAttention(nn.Module):
         return self.split(q), self.split(k), self.split(v)
 
     def split(self, x: Tensor) -> Tensor:
-        """[N, heads·d, L] -> [N, heads, L, d]."""
+        """Split [N, heads·d, L] -> [N, heads, L, d]."""
         return x.unflatten(1, (self.heads, -1)).transpose(2, 3)
 
 
 class GroupLinear(nn.Module):
-    """Student map [N, C, H, W] -> tokens [N, side², width]: resized to the teacher's grid, where each square of
-    NEIGHBOURS x NEIGHBOURS patches has a linear map of its own (16 of them at 14x14)."""
+    """Projector of a student map [N, C, H, W] to tokens [N, side², width]: resized to the teacher's grid, where each
+    square of NEIGHBOURS x NEIGHBOURS patches has a linear map of its own (16 of them at 14x14)."""
 
     def __init__(self, channels: int, width: int, side: int):
         super().__init__()
@@ -69,7 +69,7 @@ class GroupLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(self.across**2, 1, width).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, kept: Tensor) -> Tensor:
-        """kept [N, C, side, side]: what each input is multiplied by, as dropout does it."""
+        """Project x. kept [N, C, side, side]: factor of each input, as in dropout."""
         x = resize_map(x, (self.side, self.side)) * kept
         n, across, over = len(x), self.across, self.across * NEIGHBOURS - self.side
         x = F.pad(x, (0, over, 0, over)).unflatten(3, (across, NEIGHBOURS)).unflatten(2, (across, NEIGHBOURS))
@@ -80,7 +80,7 @@ class GroupLinear(nn.Module):
 
 
 def discriminator(width: int) -> nn.Sequential:
-    """Three layers from a token [..., width] to the logit [..., 1] of its being the teacher's."""
+    """Build three layers from a token [..., width] to the logit [..., 1] that it is the teacher's."""
     hidden = max(1, width // 2)
     return nn.Sequential(
         nn.Linear(width, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)
@@ -88,9 +88,11 @@ def discriminator(width: int) -> nn.Sequential:
 
 
 def adversarial_losses(judge: nn.Module, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """(L_MAD, L_MVG) of tokens [N, L, D]: mean[-log D(h_T) - log(1 - D(h_S))], whose gradient reaches the discriminator
-    alone, and mean log(1 - D(h_S)), whose gradient reaches the student alone. One backward of their sum is therefore
-    one step of each side (Liu et al. 2022, eq. 8-9)."""
+    """Return (L_MAD, L_MVG) of tokens [N, L, D]: mean[-log D(h_T) - log(1 - D(h_S))], whose gradient reaches only the
+    discriminator, and mean log(1 - D(h_S)), whose gradient reaches only the student.
+
+    One backward pass of their sum is therefore one step of each side (Liu et al. 2022, eq. 8-9).
+    """
     apart = F.softplus(-judge(teacher)).mean() + F.softplus(judge(student.detach())).mean()
     frozen = {name: parameter.detach() for name, parameter in judge.named_parameters()}
     return apart, -F.softplus(functional_call(judge, frozen, (student,))).mean()
@@ -152,12 +154,12 @@ class CAPD(Method):
         assert teacher is not None
         if teacher.tokens is None or teacher.attention is None:
             raise PairingError(
-                "method capd reads a teacher's patch tokens and its last block's attention, and this teacher shows "
-                "none. Teachers that do: vit_cifar_tiny, timm:deit_small_patch16_224; for others: vlfkd, ofa, crd."
+                "method capd needs the teacher's patch tokens and its last block's attention, but this teacher has "
+                "none. Teachers that have: vit_cifar_tiny, timm:deit_small_patch16_224; for others: vlfkd, ofa, crd."
             )
         if not student.maps[student.stems :]:
             raise PairingError(
-                "method capd projects the student's last map, and this student shows none (kdrun taps). Methods on "
+                "method capd projects the student's last map, but this student has none (kdrun taps). Methods on "
                 "logits run on every pair: kd, dkd, dist, lskd."
             )
         channels, (length, width) = student.maps[-1][0], teacher.tokens
@@ -168,7 +170,8 @@ class CAPD(Method):
         self.judge = discriminator(width)
 
     def forward(self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress) -> dict[str, Tensor]:
-        """The teacher sees the image, the student with probability `transformed` a transformed view of it."""
+        """Compute one step: the teacher sees the image, the student with probability `transformed` a transformed
+        view of it."""
         assert teacher is not None
         view = transformed(batch.image, self.transformed, progress.draws, batch.image_index)
         return self.losses(batch, student(view), teacher(batch.teacher_image), progress)

@@ -11,7 +11,8 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the N - 1 neighbours in the batch of sum_d |δ_i||δ_{i+1}|, δ = e_s - e_t; 0 for a batch of one.
+    """Return the mean over the N - 1 neighbours in the batch of sum_d |δ_i||δ_{i+1}|, δ = e_s - e_t; 0 for a batch of
+    one.
 
     student, teacher: embeddings [N, D]. It depends on the batch's order. RepDistiller's CC, after Peng et al. 2019,
     arXiv:1904.01802.
@@ -21,7 +22,7 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class CC(Method):
-    """Matches how neighbouring samples of a batch correlate, in RepDistiller's form.
+    """Matches the correlations of neighbouring samples in a batch, in RepDistiller's form.
 
     Paper: Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, "Correlation Congruence for Knowledge Distillation", ICCV 2019,
         arXiv:1904.01802.

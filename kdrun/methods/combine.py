@@ -16,7 +16,7 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 class Once:
-    """A forward that runs once per image tensor, however many parts ask: batch statistics must not move twice."""
+    """Forward that runs once per image tensor, for all parts together: batch statistics must not be updated twice."""
 
     def __init__(self, forward: Forward):
         self.forward = forward
@@ -33,7 +33,7 @@ class Once:
 class Combine(Method):
     """Adds up the terms of several methods over one hard-label term.
 
-    Paper: Sums such as AT+KD and CRD+KD stand beside single methods in most tables, first in Tian, Krishnan, Isola,
+    Paper: Sums such as AT+KD and CRD+KD are listed with single methods in most tables, first in Tian, Krishnan, Isola,
         "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699, table 1 and appendix.
 
     Equation:

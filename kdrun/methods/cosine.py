@@ -13,21 +13,22 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def narrow(x: Tensor, width: int) -> Tensor:
-    """[N, D] -> [N, width], width ≤ D, by averaging neighbours: of D / width each where that is whole."""
+    """Narrow [N, D] to [N, width], width ≤ D, by averaging neighbours: D / width each if that is a whole number."""
     if x.shape[1] % width == 0:
         return F.avg_pool1d(x[:, None], x.shape[1] // width)[:, 0]
     return averaged(x, 1, width) if must_repeat(x) else F.adaptive_avg_pool1d(x[:, None], width)[:, 0]
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean_n (1 - cos(h_s, h_t)) of vectors [N, D_s], [N, D_t]; the wider ones are averaged to the narrower width."""
+    """Return mean_n (1 - cos(h_s, h_t)) of vectors [N, D_s], [N, D_t]; the wider ones are averaged to the narrower
+    width."""
     width = min(student.shape[1], teacher.shape[1])
     target = torch.ones(len(student), device=student.device)
     return F.cosine_embedding_loss(narrow(student, width), narrow(teacher, width), target)
 
 
 class Cosine(Method):
-    """Points the vector that the student's classifier reads in the direction of the teacher's.
+    """Aligns the direction of the student's feature vector (its classifier's input) with the teacher's.
 
     Paper: none; Chariton, "Knowledge Distillation Tutorial", PyTorch tutorials, 2023.
 

@@ -18,7 +18,8 @@ EPS = 1e-7
 def draw_negatives(
     labels: Tensor, label: Tensor, order: Tensor, *, count: int, largest_class: int, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """(candidates [S], weight [N, S]): for each sample a uniform draw of `count` training samples of other classes.
+    """Return (candidates [S], weight [N, S]): for each sample a uniform draw of `count` training samples of other
+    classes.
 
     labels [n]: of the training set; label [N]: of the batch; order [n]: a random order of the training set. Each
     sample takes the first `count` members of other classes in it: weight 1, all others 0. That is a draw without
@@ -29,7 +30,8 @@ def draw_negatives(
     size = min(len(labels), count + largest_class)
     candidates = order[:size]
     kinds = labels[candidates]
-    # A class's cut is the column behind its `count`-th stranger: `count` plus the members of the class before that.
+    # A class's cut is the column after its `count`-th sample of another class: `count` plus its own members before
+    # that.
     position = torch.arange(size, device=labels.device)
     grouped, order = kinds.sort(stable=True)
     first = torch.searchsorted(grouped, torch.arange(num_classes, device=labels.device))
@@ -41,13 +43,14 @@ def draw_negatives(
 
 
 def log_partition(positive: Tensor, negative: Tensor, weight: Tensor, *, samples: int) -> Tensor:
-    """log of Z = mean(exp score) times the size of the training set, from one batch; shapes as in `nce_loss`."""
+    """Return the log of Z = mean(exp score) times the size of the training set, from one batch; shapes as in
+    `nce_loss`."""
     scores = torch.cat([positive, (negative + weight.log()).flatten()])
     return scores.logsumexp(dim=0) - (len(positive) + weight.sum()).log() + math.log(samples)
 
 
 def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor, log_z: Tensor, *, count: int, samples: int) -> Tensor:
-    """Noise-contrastive estimation of which score is the sample's own, averaged over the batch.
+    """Return the noise-contrastive loss of recognising the sample's own score, averaged over the batch.
 
     positive [N], negative [N, S]: inner products over temperature; weight [N, S] sums to `count` in each row; samples:
     size of the training set. With o = exp(score)/Z and c = count/samples + 1e-7:
@@ -62,14 +65,17 @@ def nce_loss(positive: Tensor, negative: Tensor, weight: Tensor, log_z: Tensor, 
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) without overflow. `F.softplus` and log1p take ten times as long on a CPU, and what they add in
-    precision, 1e-7 per negative, is below a thousandth of the loss."""
+    """Return log(1 + exp(x)) without overflow.
+
+    `F.softplus` and log1p take ten times as long on a CPU, and the precision that they add, 1e-7 per negative, is below
+    a thousandth of the loss.
+    """
     bounded = x.clamp(max=60)
     return (1 + bounded.exp()).log() + (x - bounded)
 
 
 class CRD(Method):
-    """Tells a sample's own embedding in the other network from those of thousands of samples of other classes.
+    """Contrasts a sample's embedding in the other network with those of thousands of samples of other classes.
 
     Paper: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699.
 
@@ -163,14 +169,15 @@ class CRD(Method):
         }
 
     def scores(self, anchor: Tensor, bank: Tensor, index: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """(positive [N], negative [N, S]) of unit anchors [N, D] against copies of bank rows: the bank changes before
-        the backward pass."""
+        """Return (positive [N], negative [N, S]) of unit anchors [N, D] against copies of bank rows, since the bank
+        changes before the backward pass."""
         anchor = anchor / self.temperature
         return (anchor * bank[index]).sum(dim=1), anchor @ F.embedding(candidates, bank).T
 
     @torch.no_grad()
     def estimate(self, scores: list[tuple[Tensor, Tensor]], weight: Tensor) -> None:
-        """Z of the first batch, kept from then on. After a load the buffer decides, without a look at it from here."""
+        """Set Z from the first batch, and keep it from then on. After loading a checkpoint, the loaded buffer
+        decides."""
         if not self.estimated:
             found = torch.stack([log_partition(*side, weight, samples=self.samples) for side in scores])
             self.log_z.copy_(torch.where(self.log_z.isinf(), found, self.log_z))
@@ -184,6 +191,6 @@ class CRD(Method):
 
 
 def _doubt(module: torch.nn.Module, _: object) -> None:
-    """Loaded buffers may or may not hold an estimated Z."""
+    """Mark Z as unknown: loaded buffers may or may not hold an estimate."""
     assert isinstance(module, CRD)
     module.estimated = False

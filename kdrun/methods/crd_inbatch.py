@@ -13,7 +13,8 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def info_nce(student: Tensor, teacher: Tensor, *, temperature: float, symmetric: bool) -> Tensor:
-    """Cross-entropy of finding each sample's own teacher embedding among the batch's, averaged over samples.
+    """Return the cross-entropy of finding each sample's own teacher embedding among those of the batch, averaged over
+    samples.
 
     student, teacher: embeddings [N, D], normalised here. symmetric: the mean with the search for the student's among
     students. van den Oord et al. 2018, arXiv:1807.03748, eq. 4. 0 for a batch of one.

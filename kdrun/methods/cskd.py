@@ -28,14 +28,14 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 def dense_logits(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The classifier at every position of a map: [N, C, H, W] -> [N, K, H, W]."""
+    """Apply the classifier at every position of a map: [N, C, H, W] -> [N, K, H, W]."""
     n, channels, height, width = x.shape
     rows = classifier(x.permute(0, 2, 3, 1).reshape(-1, channels))
     return rows.reshape(n, height, width, -1).permute(0, 3, 1, 2)
 
 
 def cskd_loss(student: Tensor, teacher: Tensor, *, local: float | Tensor, variant: str, temperature: float) -> Tensor:
-    """Position by position, student patch logits [N, L, K] against teacher logits [N, K, H, W].
+    """Return the loss of student patch logits [N, L, K] against teacher logits [N, K, H, W], position by position.
 
     The target is local·z_t + (1 - local)·mean_hw z_t. Both are averaged to the smaller of the two grids. hard:
     CE(z_s/τ, argmax target), averaged over samples and positions; soft: τ²·KL summed over positions and averaged over
@@ -45,7 +45,7 @@ def cskd_loss(student: Tensor, teacher: Tensor, *, local: float | Tensor, varian
     target = local * theirs + (1 - local) * teacher.mean((2, 3), keepdim=True)
     if variant == "hard":
         taught, ours = target.argmax(dim=1), ours / temperature
-        if must_repeat(ours):  # as rows: over maps it does not
+        if must_repeat(ours):  # as rows: over maps it is not deterministic
             taught, ours = taught.flatten(), ours.permute(0, 2, 3, 1).flatten(0, 2)
         return F.cross_entropy(ours, taught)
     log_p, log_q = F.log_softmax(ours / temperature, dim=1), F.log_softmax(target / temperature, dim=1)
@@ -53,13 +53,14 @@ def cskd_loss(student: Tensor, teacher: Tensor, *, local: float | Tensor, varian
 
 
 class ThreeHeads(nn.Module):
-    """What is deployed: the mean of class token's, distillation token's and patches' logits. image [N, 3, H, W], as the
-    student's tap prepares it, -> logits [N, K]. No parameter beside the student's; in eval mode alone."""
+    """Deployed network: the mean of the logits of class token, distillation token and patches. image [N, 3, H, W],
+    as prepared by the student's tap, -> logits [N, K]. It adds no parameter to the student's, and runs only in eval
+    mode."""
 
     def __init__(self, tap: Tap, head: nn.Module):
         super().__init__()
         self.student = tap.model
-        # In a tuple, or the student's weights would be in the state dict a second time.
+        # In a tuple, to keep the student's weights from entering the state dict a second time.
         self.shared = (tap, head)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -70,7 +71,8 @@ class ThreeHeads(nn.Module):
 
 
 class CSKD(Method):
-    """Teaches every patch of a vision transformer what a CNN sees there, and ever more what it sees in the whole image.
+    """Trains every patch of a vision transformer on the CNN's prediction there, and increasingly on that for the whole
+    image.
 
     Paper: Zhao, Song, Liang, "Cumulative Spatial Knowledge Distillation for Vision Transformers", ICCV 2023,
         arXiv:2307.08500.
@@ -125,7 +127,7 @@ class CSKD(Method):
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         need_distilled(student, "cskd")
         classifier, _ = reused_classifier(student, teacher, "cskd")
-        # In a tuple: they stay the student's and the teacher's, and are not in this method's state.
+        # In a tuple: these modules belong to the student and the teacher, not to this method's state.
         self.modules_of_others = (student.head_modules["dist"], classifier)
 
     def deployed(self, student: Tap) -> nn.Module:

@@ -13,24 +13,25 @@ from kdrun.methods.features import reverse_gradient
 from kdrun.methods.losses import hard_label_loss, kl_divergence
 from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
-THETA = 1.0  # where theta starts in the authors' code; the parameter is the distance from there
+THETA = 1.0  # initial theta in the authors' code; the parameter is the offset from it
 
 
 def temperature_of(
     theta: Tensor, ramp: float | Tensor, *, temperature_start: float, temperature_range: float
 ) -> Tensor:
-    """T = start + range·sigmoid(1 + theta), whose gradient reaches theta times -ramp: what descends for the student
-    ascends for T (Li et al. 2023, arXiv:2211.16231). theta starts at 0, where weight decay leaves it at ramp 0."""
+    """Return T = start + range·sigmoid(1 + theta). Its gradient reaches theta multiplied by -ramp: descent for the
+    student is ascent for T (Li et al. 2023, arXiv:2211.16231). theta starts at 0, where weight decay leaves it at
+    ramp 0."""
     return temperature_start + temperature_range * torch.sigmoid(THETA + reverse_gradient(theta, ramp))
 
 
 def cosine_ramp(epoch: int, ramp_epochs: int) -> float:
-    """0 at epoch 0, rising as (1 - cos)/2 to 1 at `ramp_epochs`."""
+    """Return a ramp from 0 at epoch 0 to 1 at `ramp_epochs`, rising as (1 - cos)/2."""
     return 0.5 * (1 - math.cos(math.pi * min(epoch / ramp_epochs, 1.0))) if ramp_epochs else 1.0
 
 
 class CTKD(Method):
-    """Learns the temperature against the student, gently at first, so that the task grows harder.
+    """Trains the temperature adversarially against the student, weakly at first, so that the task becomes harder.
 
     Paper: Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge Distillation", AAAI 2023,
         arXiv:2211.16231, its global temperature.
@@ -50,7 +51,7 @@ class CTKD(Method):
     Disagreements:
         The authors' code counts epochs from 1, so that theta moves a little (0.024 of its gradient) in the first epoch;
         here the ramp starts at 0. T starts at 15.6 in both; their weight decay pulls it to 11, here to where it
-        started, which is small beside the gradient. The paper's per-sample temperature is not here.
+        started, which is small compared to the gradient. The paper's per-sample temperature is not implemented.
     """
 
     batch_terms = "sample"

@@ -17,13 +17,13 @@ def need_distilled(student: Spec, method: str) -> None:
     """Raise PairingError unless the student has a distillation head."""
     if "dist" not in student.heads:
         raise PairingError(
-            f"method {method} trains a distillation token's head, and this student has none. "
+            f"method {method} trains a distillation token's head, but this student has none. "
             "student=vit_cifar_tiny_distilled and student=timm:deit_tiny_distilled_patch16_224 have one."
         )
 
 
 def deit_loss(student: Tensor, teacher: Tensor, *, variant: str, temperature: float) -> Tensor:
-    """What the distillation token learns; student, teacher: logits [N, K].
+    """Return the loss of the distillation token. student, teacher: logits [N, K].
 
     hard: CE(z_s/τ, argmax z_t), averaged over samples. soft: τ²·KL(softmax(z_t/τ) ‖ softmax(z_s/τ)) averaged over all
     N·K elements, as in the authors' code (Touvron et al. 2021, arXiv:2012.12877).

@@ -13,20 +13,21 @@ EPSILON = 1e-8  # added to the product of the norms, as in the authors' code
 
 
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Pearson correlations of a and b [N, K] along `dim`: [K] for dim 0, [N] for dim 1. A vector without spread (a
-    column of a batch of one) correlates with nothing: 0, and so is its gradient."""
+    """Return the Pearson correlations of a and b [N, K] along `dim`: [K] for dim 0, [N] for dim 1. A vector without
+    spread (a column of a batch of one) has correlation 0 and gradient 0."""
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
     return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + EPSILON)
 
 
 def correlation_distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(1 - mean correlation of the rows, 1 - mean correlation of the columns) of a and b [N, K]."""
+    """Return (1 - mean correlation of the rows, 1 - mean correlation of the columns) of a and b [N, K]."""
     return 1 - pearson(a, b, 1).mean(), 1 - pearson(a, b, 0).mean()
 
 
 def dist_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """(inter, intra) of logits [N, K]: T² times the correlation distance of softmax(z/T) over each sample's classes and
-    over each class's samples (Huang et al. 2022, arXiv:2205.10536, eq. 8-10; T² is in the authors' code)."""
+    """Return (inter, intra) of logits [N, K]: T² times the correlation distance of softmax(z/T) over each sample's
+    classes and over each class's samples (Huang et al. 2022, arXiv:2205.10536, eq. 8-10; T² is in the authors'
+    code)."""
     inter, intra = correlation_distances(
         F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
     )
@@ -34,14 +35,14 @@ def dist_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> tuple[
 
 
 def distv2_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """(1 - mean row correlation) + (1 - mean column correlation) of raw logits [N, K], with neither softmax nor T:
-    blind to a common scale and shift of either network's logits (SRDwithDIST's second term)."""
+    """Return (1 - mean row correlation) + (1 - mean column correlation) of raw logits [N, K], with neither softmax
+    nor T: invariant to a common scale and shift of either network's logits (SRDwithDIST's second term)."""
     rows, columns = correlation_distances(student_logits, teacher_logits)
     return rows + columns
 
 
 class DIST(Method):
-    """Asks the student to rank classes within a sample, and samples within a class, as the teacher does.
+    """Matches the teacher's ranking of classes within a sample, and of samples within a class, by correlation.
 
     Paper: Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv:2205.10536.
 

@@ -13,7 +13,7 @@ from kdrun.structures import Batch, Outputs, Progress
 
 
 def dkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """(TCKD, NCKD), each times T² and averaged over samples.
+    """Return (TCKD, NCKD), each times T² and averaged over samples.
 
     student, teacher: logits [N, K]; label [N]. With p = softmax(z/T), b = [p_y, 1 - p_y] and q the softmax over the
     K - 1 non-target classes: TCKD = T²·mean KL(b_t ‖ b_s), NCKD = T²·mean KL(q_t ‖ q_s). Everything stays in the log
@@ -27,7 +27,8 @@ def dkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: fl
 
 
 def split_target(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """(log [p_y, 1 - p_y] [N, 2], log q [N, K-1]) of logits [N, K]; q is the softmax over classes that are not y."""
+    """Return (log [p_y, 1 - p_y] [N, 2], log q [N, K-1]) of logits [N, K]; q is the softmax over classes that are
+    not y."""
     n, classes = logits.shape
     column = torch.arange(classes - 1, device=logits.device).expand(n, -1)
     others = logits.gather(1, column + (column >= label[:, None]).long())
@@ -37,7 +38,7 @@ def split_target(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DKD(Method):
-    """Weighs what the teacher says about the true class apart from what it says about the others.
+    """Weights the teacher's confidence in the true class separately from its distribution over the other classes.
 
     Paper: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv:2203.08679.
 

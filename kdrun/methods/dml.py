@@ -10,7 +10,7 @@ from kdrun.structures import Batch, Outputs, Progress
 
 
 def peer_divergence(own: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """mean_n KL(p_other ‖ p_own) at `temperature`, without T²; `other` is detached."""
+    """Return mean_n KL(p_other ‖ p_own) at `temperature`, without T²; `other` is detached."""
     return kl_divergence(own, other.detach(), temperature) / temperature**2
 
 
@@ -39,7 +39,7 @@ class DML(Method):
     batch_terms = "sample"
     takes_mixed = True
     trains_teacher = True
-    exceptions = {"frozen teacher": "both networks learn; neither is a teacher beforehand"}
+    exceptions = {"frozen teacher": "both networks are trained; neither is a teacher beforehand"}
 
     def __init__(self, *, temperature: float, ce_weight: float, student_weight: float, teacher_weight: float):
         super().__init__()

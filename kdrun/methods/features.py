@@ -1,4 +1,4 @@
-"""What feature methods are built from: stage pairing, resizing between grids, adaptors, embeddings."""
+"""Building blocks of feature methods: stage pairing, resizing between grids, adaptors, embeddings."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ from kdrun.structures import Spec
 
 
 def stage_pairs(student: Spec, teacher: Spec | None, method: str, stages: str = "all") -> list[tuple[int, int]]:
-    """[(student map, teacher map)], shallow to deep, for a method that compares stages; `stages` is "all", or "last"
-    for the deepest pair alone. Raises PairingError where one of the networks shows no maps."""
+    """Return [(student map, teacher map)], shallow to deep, for a method that compares stages. `stages` is "all", or
+    "last" for the deepest pair only.
+
+    Raises PairingError if one of the networks has no maps.
+    """
     assert teacher is not None
     pairs = pair_maps(student, teacher)
     if not pairs:
         silent = "student" if not student.maps[student.stems :] else "teacher"
         raise PairingError(
-            f"method {method} compares stage maps, and the {silent} shows none (kdrun taps lists what a network "
-            "shows). Methods on logits run on every pair: kd, dkd, dist, lskd."
+            f"method {method} compares stage maps, but the {silent} has none (kdrun taps lists a network's "
+            "features). Methods on logits run on every pair: kd, dkd, dist, lskd."
         )
     return pairs[-1:] if stages == "last" else pairs
 
 
 def need_pooled(spec: Spec | None, role: str, method: str) -> int:
-    """Width of the pooled vector. Raises PairingError where the network shows none."""
+    """Return the width of the pooled vector. Raises PairingError if the network has none."""
     assert spec is not None
     if spec.pooled is None:
-        raise PairingError(f"method {method} compares pooled vectors, and the {role} shows none (kdrun taps).")
+        raise PairingError(f"method {method} compares pooled vectors, but the {role} has none (kdrun taps).")
     return spec.pooled
 
 
 def must_repeat(x: Tensor) -> bool:
-    """Return True if gradients of `x` have to come from operations that repeat bit by bit: on CUDA some of
-    PyTorch's do not, and raise an error where `deterministic=true` asks for it."""
+    """Return True if gradients of `x` must be deterministic: some of PyTorch's operations on CUDA are not, and raise
+    an error under `deterministic=true`."""
     return x.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 
 def average_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, C, H, W] -> [N, C, *size], by adaptive averages; with gradients that repeat where they must."""
+    """Pool [N, C, H, W] -> [N, C, *size] by adaptive averages; with deterministic gradients if required."""
     return averaged(averaged(x, 2, size[0]), 3, size[1]) if must_repeat(x) else F.adaptive_avg_pool2d(x, size)
 
 
 def averaged(x: Tensor, dim: int, size: int) -> Tensor:
-    """Adaptive averages along one dimension: of equal parts or, where there are none, of overlapping windows."""
+    """Average adaptively along one dimension: over equal parts if possible, else over overlapping windows."""
     length = x.shape[dim]
     if length % size == 0:
         return x.unflatten(dim, (size, length // size)).mean(dim + 1)
@@ -60,22 +63,22 @@ def averaged(x: Tensor, dim: int, size: int) -> Tensor:
 
 
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, C, H, W] -> [N, C, *size]: averaged to a smaller grid, interpolated (bilinear) to a larger one."""
+    """Resize [N, C, H, W] -> [N, C, *size]: averaged to a smaller grid, interpolated (bilinear) to a larger one."""
     if x.shape[-2:] == size:
         return x
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
         return average_pool(x, size)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)  # which repeats where it must
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)  # deterministic where required
 
 
 def smaller_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps on the smaller of their grids."""
+    """Return both maps on the smaller of their grids."""
     size = (min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1]))
     return resize_map(a, size), resize_map(b, size)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that uses its running statistics where a batch holds one value per channel (the last batch
+    """Batch normalisation that uses its running statistics if a batch has only one value per channel (the last batch
     of an epoch over a 1x1 map), which has no variance."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,14 +90,15 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def adaptor(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Conv 1x1 without bias, N(0, √(2/C_out)); batch norm; ReLU: what maps a student's channels to a teacher's."""
+    """Build the adaptor from a student's channels to a teacher's: conv 1x1 without bias, N(0, √(2/C_out)); batch
+    norm; ReLU."""
     conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     nn.init.normal_(conv.weight, 0.0, math.sqrt(2.0 / out_channels))
     return nn.Sequential(conv, BatchNorm(out_channels), nn.ReLU())
 
 
 class Embed(nn.Module):
-    """Linear to `width`, then L2 normalisation: [N, D] -> [N, width] on the unit sphere."""
+    """Linear embedding to `width`, then L2 normalisation: [N, D] -> [N, width] on the unit sphere."""
 
     def __init__(self, in_features: int, width: int):
         super().__init__()
@@ -116,5 +120,6 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, scale: float | Tensor) -> Tensor:
-    """`x` itself, whose gradient is multiplied by -scale (Ganin & Lempitsky 2015, arXiv:1409.7495, eq. 4-5)."""
+    """Return `x` unchanged, with its gradient multiplied by -scale (Ganin & Lempitsky 2015, arXiv:1409.7495, eq.
+    4-5)."""
     return _Reverse.apply(x, scale)  # type: ignore[return-value]

@@ -17,7 +17,7 @@ DECAYS_AT = (0.4, 0.7)  # epochs 20 and 35 of 50
 
 
 def hint_loss(regressed: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over all elements of (r(f_s) - f_t)², maps [N, C, H, W], on the smaller grid where the two differ.
+    """Return the mean over all elements of (r(f_s) - f_t)², maps [N, C, H, W], on the smaller grid if the two differ.
 
     Romero et al. 2015, arXiv:1412.6550, eq. 3, as RepDistiller and mdistiller scale it: the paper has ½ of the sum.
     """
@@ -25,8 +25,9 @@ def hint_loss(regressed: Tensor, teacher: Tensor) -> Tensor:
 
 
 def regressor(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> nn.Sequential:
-    """Convolution with bias, batch norm, ReLU, from the student's map (C, H, W) to the teacher's channels and, where it
-    is twice or half the student's, to its grid (RepDistiller's ConvReg); other grids are left to `hint_loss`."""
+    """Build a convolution with bias, batch norm and ReLU from the student's map (C, H, W) to the teacher's channels
+    and, if that is twice or half the student's, to its grid (RepDistiller's ConvReg); other grids are left to
+    `hint_loss`."""
     (channels, side, _), (width, goal, _) = student, teacher
     conv: nn.Module
     if side == 2 * goal:
@@ -39,8 +40,8 @@ def regressor(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> n
 
 
 def hint_pair(student: Spec, teacher: Spec | None, hint_stage: str, method: str) -> tuple[int, int]:
-    """(student map, teacher map) of the stage that the literature calls f1, f2 …: counted after the stem over the
-    stages that pair; the deepest pair where there are fewer."""
+    """Return (student map, teacher map) of the stage called f1, f2 … in the literature: counted after the stem over
+    the paired stages; the deepest pair if there are fewer."""
     pairs = stage_pairs(student, teacher, method)
     return pairs[min(int(hint_stage[1:]), len(pairs)) - 1]
 
@@ -59,7 +60,7 @@ class FitNet(KD):
         temperature: T of stage 2. 4 in P3's code.
         ce_weight: weight of the hard-label term in stage 2. 0.1 there.
         kd_weight: weight of the soft term in stage 2. 0.9 there; the paper anneals its own from 4 to 1.
-        hint_stage: f1 to f4, the stage that hints, counted after the stem; the deepest one where a network has fewer.
+        hint_stage: f1 to f4, the stage that hints, counted after the stem; the deepest one if a network has fewer.
             f3 in P3's code.
         hint_epochs: length of stage 1, whose rate falls to a tenth after 2/5 and 7/10 of it. 50 in P3's code (20, 35).
         hint_lr: rate of stage 1 (SGD), there the recipe's own: 0.05, but 0.01 for MobileNetV2 and ShuffleNet students.
@@ -102,7 +103,7 @@ class FitNet(KD):
         return OptimizerOptions(
             name="sgd",
             epochs=self.hint_epochs,
-            batch_size=64,  # not read: the batches are the recipe's
+            batch_size=64,  # unused: the recipe's batch size applies
             lr=self.hint_lr,
             momentum=self.hint_momentum,
             weight_decay=self.hint_weight_decay,

@@ -12,7 +12,7 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 class FitNetJoint(KD):
-    """Predicts a middle layer of the teacher while learning its logits and the labels.
+    """Predicts a middle layer of the teacher, together with its logits and the labels.
 
     Paper: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015,
         arXiv:1412.6550; one stage as in P3's table (there FitNet, elsewhere "FitNet-like" or "Hints").
@@ -26,7 +26,7 @@ class FitNetJoint(KD):
         ce_weight: weight of the hard-label term. 0.1 there (its 1 - A), 1 in RepDistiller and mdistiller.
         kd_weight: weight of the soft term. 0.9 there (its A), 0 in RepDistiller and mdistiller.
         hint_weight: weight of the hint. 2 there (its B), 100 in RepDistiller and mdistiller.
-        hint_stage: f1 to f4, the stage that hints, counted after the stem; the deepest one where a network has fewer.
+        hint_stage: f1 to f4, the stage that hints, counted after the stem; the deepest one if a network has fewer.
             f3 there, f2 in RepDistiller and mdistiller.
 
     Disagreements:

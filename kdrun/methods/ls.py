@@ -10,7 +10,7 @@ from kdrun.structures import Batch, Outputs, Progress
 
 
 class LabelSmoothing(Method):
-    """Regularises the student with uniform noise on the labels: a teacher that knows nothing.
+    """Regularises the student by uniform label noise, as a teacher without knowledge would.
 
     Paper: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception Architecture for Computer Vision", 2016,
         arXiv:1512.00567, section 7.
@@ -22,8 +22,8 @@ class LabelSmoothing(Method):
         smoothing: eps, the mass spread over all K classes. 0.1 in the paper.
 
     Disagreements:
-        Some texts spread eps over the K - 1 wrong classes; at K = 100 the loss differs by 8e-6 relative, at K = 2 by a
-        lot. PyTorch, timm and the logit-standardisation code spread it over all K, and so does this one.
+        Some texts spread eps over the K - 1 wrong classes; at K = 100 the relative difference of the loss is 8e-6, at K
+        = 2 it is large. PyTorch, timm and the logit-standardisation code spread it over all K, as does kdrun.
     """
 
     batch_terms = "sample"

@@ -12,14 +12,14 @@ EPSILON = 1e-7  # added to the standard deviation, as in the authors' code
 
 
 def standardise(logits: Tensor) -> Tensor:
-    """Each row of logits [N, K] with mean 0 and unbiased standard deviation 1 (Sun et al. 2024, arXiv:2403.01427,
-    alg. 1); blind to a row's shift and positive scale."""
+    """Standardise each row of logits [N, K] to mean 0 and unbiased standard deviation 1 (Sun et al. 2024,
+    arXiv:2403.01427, alg. 1); invariant to a row's shift and positive scale."""
     mean, std = logits.mean(dim=1, keepdim=True), logits.std(dim=1, keepdim=True)
     return (logits - mean) / (std + EPSILON)
 
 
 def lskd_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """T²·mean_n KL of the softened, standardised logits [N, K]; T divides after standardisation (alg. 1)."""
+    """Return T²·mean_n KL of the softened, standardised logits [N, K]; T divides after standardisation (alg. 1)."""
     return kl_divergence(standardise(student), standardise(teacher), temperature)
 
 

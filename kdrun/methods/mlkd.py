@@ -12,37 +12,38 @@ from kdrun.methods.base import Forward, Method
 from kdrun.methods.losses import kl_of_samples
 from kdrun.structures import Batch, Progress
 
-TEMPERATURES = (2.0, 3.0, 5.0, 6.0)  # beside the base temperature, in the authors' code
+TEMPERATURES = (2.0, 3.0, 5.0, 6.0)  # in addition to the base temperature, in the authors' code
 
 
 def instance_loss(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
-    """T²·KL of softened logits [N, K], averaged over all N samples; those that `mask` [N] leaves out count as 0."""
+    """Return T²·KL of softened logits [N, K], averaged over all N samples; those that `mask` [N] excludes count as
+    0."""
     per_sample = kl_of_samples(student, teacher, temperature)
     return temperature**2 * (per_sample if mask is None else per_sample * mask).mean()
 
 
 def class_loss(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
-    """‖PᵀP - QᵀQ‖²/K of P = softmax(z_s/T), Q = softmax(z_t/T), both [N, K]: how classes go together over the batch.
-    `mask` [K] keeps its rows alone."""
+    """Return ‖PᵀP - QᵀQ‖²/K of P = softmax(z_s/T), Q = softmax(z_t/T), both [N, K]: the co-occurrence of classes
+    over the batch. `mask` [K] selects rows."""
     p, q = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
     return _distance(p.T @ p, q.T @ q, mask)
 
 
 def batch_loss(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
-    """‖PPᵀ - QQᵀ‖²/N of the same P and Q: how samples resemble each other. `mask` [N] keeps its rows alone."""
+    """Return ‖PPᵀ - QQᵀ‖²/N of the same P and Q: the similarity of samples. `mask` [N] selects rows."""
     p, q = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
     return _distance(p @ p.T, q @ q.T, mask)
 
 
 def _distance(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
-    """Squared distance of square matrices over their size."""
+    """Return the squared distance of square matrices divided by their size."""
     rows = (a - b).square().sum(dim=1)
     return (rows if mask is None else rows * mask).sum() / len(a)
 
 
 def unsure(teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """(samples [N], classes [K]) of logits [N, K] on which the teacher is no surer than in the median: a sample's
-    largest probability, a class's summed probability. 1 and 0 as float32."""
+    """Return (samples [N], classes [K]) of logits [N, K] on which the teacher is at most as confident as the median:
+    by a sample's largest probability, and by a class's summed probability. 1 and 0 as float32."""
     p = F.softmax(teacher, dim=1)
     sample, kind = p.amax(dim=1), p.sum(dim=0)
     return (sample <= sample.median()).float(), (kind <= kind.median()).float()
@@ -58,10 +59,10 @@ class MLKD(Method):
             kd_weight (mean_n m_n T^2 KL_n(z_t || z_s) + mean_n T^2 KL_n(z'_t || z'_s))
             + class_weight sum_kj c_k (P^T P - Q^T Q)_kj^2 / K + batch_weight sum_ij m_i (P P^T - Q Q^T)_ij^2 / N
         z: logits of the usual view, z' of the strong one;   P = softmax(z_s / T),   Q = softmax(z_t / T)
-        m_n = 1 where max_k softmax(z_t)_nk is at most its median over the batch; c_k likewise for sum_n softmax(z_t)_nk
+        m_n = 1 if max_k softmax(z_t)_nk is at most its median over the batch; c_k likewise for sum_n softmax(z_t)_nk
 
     Hyperparameters:
-        temperature: the base temperature beside 2, 3, 5 and 6. 4 in the authors' code.
+        temperature: the base temperature, in addition to 2, 3, 5 and 6. 4 in the authors' code.
         ce_weight: weight of the hard-label term on each view. 0.1 in the authors' code.
         kd_weight: weight of the sample-wise terms, which carry T^2. 0.9 in the authors' code.
         class_weight: weight of the class-wise terms. 0.9 there, as for all three.

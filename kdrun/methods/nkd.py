@@ -11,7 +11,7 @@ from kdrun.structures import Batch, Outputs, Progress
 
 
 def nkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """(target, non-target) cross-entropies, averaged over samples.
+    """Return (target, non-target) cross-entropies, averaged over samples.
 
     student, teacher: logits [N, K]; label [N]. Target: -p_t[y]·log p_s[y] at T = 1. Non-target: T² times the
     cross-entropy of the softmax over the K - 1 other classes at temperature T, which sums to 1 in both networks, as
@@ -24,7 +24,7 @@ def nkd_loss(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: fl
 
 
 class NKD(Method):
-    """Makes the non-target probabilities of both networks sum to the same before they are compared.
+    """Normalises the non-target probabilities of both networks to the same sum before comparing them.
 
     Paper: Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge Distillation: A Unified
         Approach with Normalized Loss and Customized Soft Labels", ICCV 2023, arXiv:2303.13005.

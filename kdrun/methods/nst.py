@@ -13,7 +13,7 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy between the channels' activation patterns, kernel (aᵀb)²; a scalar.
+    """Return the squared maximum mean discrepancy between the channels' activation patterns, kernel (aᵀb)²; a scalar.
 
     student [N, C_s, H, W], teacher [N, C_t, H', W'], compared on the smaller grid; each channel is L2-normalised over
     positions. Means are over N·C·C' pairs. Huang & Wang 2017, arXiv:1707.01219.
@@ -24,7 +24,8 @@ def nst_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """mean over n, i, j of (a_niᵀ b_nj)² for a [N, C, P], b [N, C', P], by the smaller of the two Gram matrices."""
+    """Return the mean over n, i, j of (a_niᵀ b_nj)² for a [N, C, P], b [N, C', P], by the smaller of the two Gram
+    matrices."""
     channels = (a.shape[1], b.shape[1])
     if a.shape[2] >= min(channels):
         return torch.einsum("nip,njp->nij", a, b).square().mean()

@@ -1,4 +1,4 @@
-"""One for all: stages of any architecture learn in logit space."""
+"""One-for-all distillation: stages of any architecture are compared in logit space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADS = 4  # attention heads of a projector's blocks
 
 
 def ofa_loss(student: Tensor, teacher: Tensor, label: Tensor, *, eps: float, temperature: float) -> Tensor:
-    """-mean_n Σ_k [(p_t + onehot(y))^ε - onehot(y)]·log softmax(z_s/T), p_t = softmax(z_t/T); no T².
+    """Return -mean_n Σ_k [(p_t + onehot(y))^ε - onehot(y)]·log softmax(z_s/T), p_t = softmax(z_t/T); no T².
 
     student, teacher: logits [N, K]; label [N]. ε = 1 is the soft cross-entropy, ε > 1 raises the true class's target
     (Hao et al. 2023, arXiv:2310.19444).
@@ -29,8 +29,8 @@ def ofa_loss(student: Tensor, teacher: Tensor, label: Tensor, *, eps: float, tem
 
 
 def separable(in_channels: int, out_channels: int) -> nn.Sequential:
-    """[N, C, H, W] -> [N, out_channels, ⌈H/2⌉, ⌈W/2⌉]: two depthwise-separable 3x3 convolutions, the first with stride
-    2, each followed by batch norm and ReLU (the authors' SepConv)."""
+    """Build two depthwise-separable 3x3 convolutions, the first with stride 2, each followed by batch norm and ReLU
+    (the authors' SepConv): [N, C, H, W] -> [N, out_channels, ⌈H/2⌉, ⌈W/2⌉]."""
     layers: list[nn.Module] = []
     for width, stride in ((in_channels, 2), (out_channels, 1)):
         layers += [
@@ -43,8 +43,8 @@ def separable(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def map_projector(channels: int, steps: int, width: int, classes: int) -> nn.Sequential:
-    """Stage map [N, C, H, W] -> logits [N, K]: `steps` halvings that double the channels, the last to `width`, or a
-    1x1 convolution where there is none (the last stage); global average; linear."""
+    """Build the projector of a stage map [N, C, H, W] to logits [N, K]: `steps` halvings that double the channels,
+    the last to `width`, or a 1x1 convolution if there is no halving (the last stage); global average; linear."""
     halvings: list[nn.Module] = []
     for step in range(steps):
         inside = channels * 2**step
@@ -54,7 +54,8 @@ def map_projector(channels: int, steps: int, width: int, classes: int) -> nn.Seq
 
 
 class Merge(nn.Module):
-    """Swin's patch merging of tokens on their grid: [N, H, W, D] -> [N, ⌈H/2⌉, ⌈W/2⌉, D]; an odd side gets zeros."""
+    """Patch merging as in Swin, of tokens on their grid: [N, H, W, D] -> [N, ⌈H/2⌉, ⌈W/2⌉, D]; an odd side is padded
+    with zeros."""
 
     def __init__(self, width: int, activation: nn.Module):
         super().__init__()
@@ -69,13 +70,13 @@ class Merge(nn.Module):
 
 
 class TokenProjector(nn.Module):
-    """Stage map [N, D, H, W] of a transformer and its prefix tokens [N, P, D] -> logits [N, K]: patches are merged as
-    long as the grid has 14 or more per side, `blocks` transformer blocks follow, and the class token, or the mean of
-    patches where there is none, is classified."""
+    """Projector of a transformer's stage map [N, D, H, W] and prefix tokens [N, P, D] to logits [N, K]: patches are
+    merged as long as the grid has 14 or more per side, then come `blocks` transformer blocks, and the class token
+    (or the mean of patches if there is none) is classified."""
 
     def __init__(self, width: int, grid: int, blocks: int, classes: int):
         super().__init__()
-        from timm.models.vision_transformer import Block  # slow to import; whoever has tokens has imported it
+        from timm.models.vision_transformer import Block  # slow to import, but already imported for tokens
 
         merges = max(int(math.log2(grid / FINAL_GRID)), 0)
         last = merges - 1
@@ -93,7 +94,8 @@ class TokenProjector(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions Kaiming-normal over fan-out, linear layers truncated normal 0.02 without bias, as the authors do."""
+    """Initialise convolutions Kaiming-normal over fan-out, and linear layers truncated normal 0.02 without bias, as
+    the authors do."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -103,7 +105,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class OFA(Method):
-    """Lets every stage of the student predict the teacher's logits, so that no two features are ever compared.
+    """Lets every stage of the student predict the teacher's logits, so that features are never compared directly.
 
     Paper: Hao, Guo, Han, Tang, Hu, Wang, Xu, "One-for-All: Bridge the Gap Between Heterogeneous Architectures in
         Knowledge Distillation", NeurIPS 2023, arXiv:2310.19444.
@@ -125,8 +127,8 @@ class OFA(Method):
         The authors' code takes log(softmax), which is not finite at logits times 50. It reads `num_tokens` of timm 0.6,
         which newer timm calls num_prefix_tokens: a silent 0 there mixes the class token with patches. It taps a ViT
         after blocks 2, 4, 10 and 12 of 12, kdrun after each quarter; asks for grids that halve evenly, where kdrun pads
-        with zeros; and counts from four stages, where kdrun takes as many as the network shows. A student with a
-        distillation token keeps it beside the class token, which is what is read.
+        with zeros; and counts from four stages, where kdrun takes as many as the network has. A student with a
+        distillation token keeps it next to the class token, which is classified.
     """
 
     batch_terms = "sample"
@@ -143,8 +145,8 @@ class OFA(Method):
         shapes = student.maps[student.stems :]
         if not shapes:
             raise PairingError(
-                "method ofa classifies the student's stages, and this student shows none (kdrun taps lists what a "
-                "network shows). Methods on logits run on every pair: kd, dkd, dist, lskd."
+                "method ofa classifies the student's stages, but this student has none (kdrun taps lists a "
+                "network's features). Methods on logits run on every pair: kd, dkd, dist, lskd."
             )
         self.on_tokens = student.tokens is not None
         width = max(feature_width(student), feature_width(teacher))
@@ -172,7 +174,7 @@ class OFA(Method):
         }
 
     def stage_logits(self, student: Outputs) -> list[Tensor]:
-        """What the projectors make of the stages: [N, K] each, shallow to deep."""
+        """Return the projectors' logits of the stages: [N, K] each, shallow to deep."""
         assert student.maps is not None
         maps = student.maps[self.stems :]
         if not self.on_tokens:
@@ -182,5 +184,6 @@ class OFA(Method):
 
 
 def feature_width(spec: Spec) -> int:
-    """Width of what the classifier reads, or of the last map where no pooled vector is shown; 0 where neither is."""
+    """Return the width of the classifier's input, or of the last map if there is no pooled vector; 0 if there is
+    neither."""
     return spec.pooled or (spec.maps[-1][0] if spec.maps else 0)

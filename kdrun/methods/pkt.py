@@ -14,7 +14,8 @@ EPS = 1e-7
 
 
 def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Divergence of the student's neighbour probabilities from the teacher's, averaged over N² entries (not rows).
+    """Return the divergence of the student's neighbour probabilities from the teacher's, averaged over N² entries (not
+    rows).
 
     student [N, D_s], teacher [N, D_t]. Passalis & Tefas 2018, arXiv:1803.10837, with the cosine kernel.
     """
@@ -23,14 +24,15 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _neighbours(x: Tensor) -> Tensor:
-    """x [N, D] -> [N, N]: cosine similarities mapped to [0, 1], rows of sum 1, the sample itself among them."""
+    """Return the neighbour probabilities of x [N, D]: cosine similarities mapped to [0, 1], rows of sum 1, including
+    the sample itself: [N, N]."""
     unit = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPS)
     similarity = (unit @ unit.T + 1) / 2
     return similarity / similarity.sum(dim=1, keepdim=True)
 
 
 class PKT(Method):
-    """Matches, for each sample of a batch, the probabilities of the others being its neighbours.
+    """Matches, for each sample of a batch, the probabilities that the others are its neighbours.
 
     Paper: Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
         arXiv:1803.10837.

@@ -17,8 +17,8 @@ Grid = tuple[int, int]
 
 
 def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Hierarchical context loss: mean squared differences of two maps and of their averages on grids of 4, 2 and 1,
-    weighted 1, 1/2, 1/4, 1/8 and divided by the sum of the weights used; a scalar.
+    """Return the hierarchical context loss: mean squared differences of two maps and of their averages on grids of 4, 2
+    and 1, weighted 1, 1/2, 1/4, 1/8 and divided by the sum of the weights used; a scalar.
 
     student, teacher [N, C, H, W]. Grids that are not smaller than H are left out. Chen et al. 2021, arXiv:2104.09044.
     """
@@ -33,7 +33,7 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion: a student map, gated with what comes from the deeper level, into a teacher's shape.
+    """Attention-based fusion of a student map with the deeper level's output, into a teacher's shape.
 
     x [N, C_in, H, W], deeper [N, C_mid, h, w] (None at the deepest level, `fuses` false) -> output [N, C_out, *grid]
     and the fused map [N, C_mid, *grid] for the next level. Resizing is to the nearest position.
@@ -64,9 +64,9 @@ def _nearest(x: Tensor, grid: Grid) -> Tensor:
 
 
 class ReviewKD(Method):
-    """Lets each teacher stage be learnt from the student's stage of its depth and all deeper ones.
+    """Matches each teacher stage with the student's stage of the same depth fused with all deeper ones.
 
-    Teachers that show no maps before their last activations (vision transformers) are compared at their maps.
+    Teachers without maps before their last activations (vision transformers) are compared at their maps.
 
     Paper: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044.
 
@@ -120,7 +120,7 @@ class ReviewKD(Method):
         }
 
     def review(self, student: Outputs, teacher: Outputs) -> Tensor:
-        """Sum of the levels' losses, from the deepest up."""
+        """Return the sum of the levels' losses, from the deepest up."""
         targets = teacher.maps if teacher.preact is None else teacher.preact
         assert student.maps is not None and student.pooled is not None
         assert targets is not None and teacher.pooled is not None

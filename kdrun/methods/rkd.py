@@ -15,7 +15,7 @@ EPS = 1e-12  # floor of a squared distance
 
 
 def rkd_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """(distance loss, angle loss), smooth L1 (beta 1) averaged over all N² pairs and N³ triples.
+    """Return (distance loss, angle loss), smooth L1 (beta 1) averaged over all N² pairs and N³ triples.
 
     student [N, D_s], teacher [N, D_t]; widths may differ. Park et al. 2019, arXiv:1904.05068, as in
     mdistiller's RKD. Samples that coincide are 1e-6 apart and have no direction, so their gradients stay finite.
@@ -26,7 +26,8 @@ def rkd_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _relations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [N, D] -> distances over their mean [N, N], and cosines [N, N, N] of the angles at i between j and k."""
+    """Return the relations of x [N, D]: distances over their mean [N, N], and cosines [N, N, N] of the angles at i
+    between j and k."""
     n = len(x)
     difference = x[None] - x[:, None]
     square = difference.square().sum(dim=2)

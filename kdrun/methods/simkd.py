@@ -17,8 +17,8 @@ MAPS = frozenset({"maps"})
 
 
 def projector(in_channels: int, out_channels: int, bottleneck: int) -> nn.Sequential:
-    """1x1, 3x3 and 1x1 convolutions without bias, batch norm and ReLU after each; out_channels / bottleneck in the
-    middle, as in the authors' code (Chen et al. 2022, arXiv:2203.14001)."""
+    """Build 1x1, 3x3 and 1x1 convolutions without bias, batch norm and ReLU after each; out_channels / bottleneck in
+    the middle, as in the authors' code (Chen et al. 2022, arXiv:2203.14001)."""
     hidden = max(1, out_channels // bottleneck)
     layers: list[nn.Module] = []
     for a, b, size in ((in_channels, hidden, 1), (hidden, hidden, 3), (hidden, out_channels, 1)):
@@ -27,8 +27,8 @@ def projector(in_channels: int, out_channels: int, bottleneck: int) -> nn.Sequen
 
 
 class Reused(nn.Module):
-    """What is deployed: the student's last map, the projector, the teacher's classifier. image [N, 3, H, W], as the
-    student's tap prepares it, -> logits [N, K]."""
+    """Deployed network: the student's last map, the projector, the teacher's classifier. image [N, 3, H, W], as
+    prepared by the student's tap, -> logits [N, K]."""
 
     def __init__(self, tap: Tap, projector: nn.Module, classifier: nn.Module, grid: tuple[int, int]):
         super().__init__()
@@ -36,7 +36,7 @@ class Reused(nn.Module):
         self.projector = projector
         self.classifier = classifier
         self.grid = grid
-        self.tap = (tap,)  # in a tuple, or its weights would be in the state dict a second time
+        self.tap = (tap,)  # in a tuple, to keep its weights from entering the state dict a second time
 
     def forward(self, image: Tensor) -> Tensor:
         maps = self.tap[0].adapter(image, MAPS).maps
@@ -45,7 +45,7 @@ class Reused(nn.Module):
 
 
 class SimKD(Method):
-    """Trains the student's features alone, until the teacher's own classifier can read them.
+    """Trains only the student's features, so that the teacher's own classifier can be used on them.
 
     Paper: Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022,
         arXiv:2203.14001.

@@ -12,7 +12,7 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum of squared differences of the two similarity matrices over N²; a scalar.
+    """Return the sum of squared differences of the two similarity matrices over N²; a scalar.
 
     student, teacher: maps [N, C, H, W] (or any [N, …]) whose channels and grids may differ. A matrix is F Fᵀ of the
     flattened maps with rows of unit norm. Tung & Mori 2019, arXiv:1907.09682.
@@ -26,7 +26,7 @@ def _similarity(x: Tensor) -> Tensor:
 
 
 class SP(Method):
-    """Matches which samples of a batch activate the last stage alike.
+    """Matches the pairwise similarities of samples in their activations of the last stage.
 
     Paper: Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv:1907.09682.
 

@@ -22,10 +22,10 @@ LIKENESS = 0.1
 
 
 def reused_classifier(student: Spec, teacher: Spec | None, method: str) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The teacher's classifier, and the shape of the map whose spatial mean it reads (`classified_map`).
+    """Return the teacher's classifier, and the shape of the map whose spatial mean it reads (`classified_map`).
 
-    Raises PairingError where there is none: the classifier of a class token, of a flattened map, or of a layer that
-    the taps do not show, says nothing about a map.
+    Raises PairingError if there is none: a classifier of a class token, of a flattened map, or of a layer that the taps
+    do not reach, cannot classify a map.
     """
     assert teacher is not None
     stage_pairs(student, teacher, method)
@@ -40,8 +40,8 @@ def reused_classifier(student: Spec, teacher: Spec | None, method: str) -> tuple
         reason = "this teacher has no single module from pooled vector to logits"
     elif teacher.pooled != shape[0]:
         reason = (
-            f"this teacher's classifier reads {teacher.pooled} numbers and its last map has {shape[0]} channels "
-            "(MobileNetV2 and ShuffleNetV2 show the right map with teacher.kwargs {last_tap: conv})"
+            f"this teacher's classifier reads {teacher.pooled} numbers but its last map has {shape[0]} channels "
+            "(MobileNetV2 and ShuffleNetV2 provide the right map with teacher.kwargs {last_tap: conv})"
         )
     if reason or teacher.classifier is None:
         raise PairingError(
@@ -52,7 +52,8 @@ def reused_classifier(student: Spec, teacher: Spec | None, method: str) -> tuple
 
 
 def classified_map(teacher: Outputs) -> Tensor:
-    """The teacher's last map [N, C, H, W]; of a transformer the final, normalised patch tokens on their grid."""
+    """Return the teacher's last map [N, C, H, W]; for a transformer the final, normalised patch tokens on their
+    grid."""
     if teacher.tokens is not None:
         return as_map(teacher.tokens)
     assert teacher.maps is not None
@@ -60,9 +61,9 @@ def classified_map(teacher: Outputs) -> Tensor:
 
 
 def check_classifier(classifier: Callable[[Tensor], Tensor], teacher: Outputs, method: str, progress: Progress) -> None:
-    """At the very first step alone, for it waits for the device: raise PairingError unless the classifier turns the
-    mean of the teacher's map into the teacher's logits, which shapes cannot tell (a map tapped before its last batch
-    norm, a norm after pooling)."""
+    """Raise PairingError unless the classifier maps the mean of the teacher's map to the teacher's logits, which
+    shapes alone cannot show (a map tapped before its last batch norm, a norm after pooling). Checked only at the
+    very first step, because it waits for the device."""
     if not progress.first:
         return
     found = classifier(classified_map(teacher).mean((2, 3)))
@@ -75,20 +76,21 @@ def check_classifier(classifier: Callable[[Tensor], Tensor], teacher: Outputs, m
 
 
 def feature_loss(adapted: Tensor, teacher: Tensor, means: bool = False) -> Tensor:
-    """Mean over all elements of (f̂ - f_t)², maps [N, C, H, W], the larger one averaged to the smaller grid. means:
-    of the maps' spatial means [N, C] instead."""
+    """Return the mean over all elements of (f̂ - f_t)², maps [N, C, H, W], the larger one averaged to the smaller
+    grid. means: compare the maps' spatial means [N, C] instead."""
     if means:
         return F.mse_loss(adapted.mean((2, 3)), teacher.mean((2, 3)))
     return F.mse_loss(*smaller_grid(adapted, teacher))
 
 
 def cross_logits(adapted: Tensor, classifier: Callable[[Tensor], Tensor]) -> Tensor:
-    """ẑ [N, K]: what the teacher's classifier says of the student's adapted map [N, C_t, H, W], on its own grid."""
+    """Return ẑ [N, K]: the teacher's classifier applied to the student's adapted map [N, C_t, H, W], on its own
+    grid."""
     return classifier(adapted.mean((2, 3)))
 
 
 class SRD(Method):
-    """Makes the student's last map, read by the teacher's frozen classifier, give the teacher's logits.
+    """Trains the student's last map to give the teacher's logits in the teacher's frozen classifier.
 
     Paper: Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression Representation
         Learning", ICLR 2021; Yang, Zhu, Bulat, Martinez, Tzimiropoulos, "Knowledge Distillation Meets Open-Set
@@ -111,7 +113,7 @@ class SRD(Method):
         large. On different grids, which the table cannot run, kdrun averages the larger map to the smaller.
         torchdistill's SRDLoss is another paper. The teacher's classifier must read the mean of the map
         that is compared: a WRN's after its last batch norm and ReLU (preact_last_map=false), a mean-pooled
-        transformer's final tokens; a class-token transformer is refused.
+        transformer's final tokens; a class-token transformer is rejected.
     """
 
     batch_terms = "sample"
@@ -129,7 +131,7 @@ class SRD(Method):
     def build(self, student: Spec, teacher: Spec | None, data: DataSpec) -> None:
         classifier, (channels, _, _) = reused_classifier(student, teacher, self.name)
         self.adaptor = adaptor(student.maps[-1][0], channels)
-        # In a tuple: it stays the teacher's, in no optimizer and no state dict.
+        # In a tuple: it belongs to the teacher, and to no optimizer or state dict.
         self.classifier: tuple[Callable[[Tensor], Tensor]] = (classifier,)
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
@@ -145,5 +147,5 @@ class SRD(Method):
         }
 
     def regression(self, cross: Tensor, teacher: Tensor) -> Tensor:
-        """How far the cross-network logits [N, K] are from the teacher's [N, K]; a scalar."""
+        """Return the distance of the cross-network logits [N, K] from the teacher's [N, K]; a scalar."""
         return F.mse_loss(cross, teacher)

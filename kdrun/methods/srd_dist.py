@@ -9,7 +9,7 @@ from kdrun.methods.srd import SRD
 
 
 class SRDDist(SRD):
-    """As srd, but the cross-network logits correlate with the teacher's instead of equalling them.
+    """Variant of srd in which the cross-network logits are correlated with the teacher's instead of equal to them.
 
     Paper: P3's table, row SRDwithDIST: Yang et al., ICLR 2021 (see srd), with Huang, You, Wang, Qian, Xu, "Knowledge
         Distillation from A Stronger Teacher", NeurIPS 2022, arXiv:2205.10536.

@@ -9,7 +9,7 @@ from kdrun.methods.srd import SRD
 
 
 class SRDKL(SRD):
-    """As srd, but the cross-network logits give the teacher's class probabilities.
+    """Variant of srd in which the cross-network logits match the teacher's class probabilities.
 
     Paper: P3's code, SRDwithKL: Yang et al., ICLR 2021 (see srd), with the divergence of Hinton et al. 2015,
         arXiv:1503.02531, at T = 1.
@@ -26,7 +26,7 @@ class SRDKL(SRD):
         feature_means: as in srd.
 
     Disagreements:
-        P3's code hands probabilities to a loss that takes the softmax again, which leaves next to no signal; kdrun
+        P3's code hands probabilities to a loss that takes the softmax again, which leaves almost no signal; kdrun
         takes it once. Maps, grids and teachers as in srd.
     """
 

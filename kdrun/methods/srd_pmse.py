@@ -9,7 +9,7 @@ from kdrun.methods.srd import SRD
 
 
 class SRDPMSE(SRD):
-    """As srd, but compares class probabilities instead of raw logits.
+    """Variant of srd that compares class probabilities instead of raw logits.
 
     Paper: P3's code, SRDwithPMSE: Yang et al., ICLR 2021 (see srd).
 

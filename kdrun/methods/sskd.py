@@ -1,4 +1,4 @@
-"""Knowledge distillation meets self-supervision."""
+"""Self-supervised knowledge distillation."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def rotations(image: Tensor) -> Tensor:
-    """image [N, C, S, S] turned by 0°, 90°, 180°, 270°: [4N, C, S, S], the N unturned ones first."""
+    """Rotate image [N, C, S, S] by 0°, 90°, 180°, 270°: [4N, C, S, S], the N unrotated ones first."""
     turned = [torch.rot90(image, turns, (2, 3)) for turns in range(4)]
     return torch.cat(turned).contiguous(memory_format=torch.channels_last)
 
 
 def similarity(embedding: Tensor) -> Tensor:
-    """Cosines of the turned with the unturned embeddings: [4N, D] in the order of `rotations` -> [3N, N]."""
+    """Return the cosines of the rotated with the unrotated embeddings: [4N, D] in the order of `rotations` -> [3N,
+    N]."""
     unit = F.normalize(embedding, dim=1)
     n = len(unit) // 4
     return unit[n:] @ unit[:n].T
 
 
 def own_image(rows: int, device: torch.device) -> Tensor:
-    """The column that each of 3N rows of `similarity` should find: [3N] int64."""
+    """Return the column that each of 3N rows of `similarity` should find: [3N] int64."""
     return torch.arange(rows // 3, device=device).repeat(3)
 
 
 def rank_of(scores: Tensor, column: Tensor) -> Tensor:
-    """How many entries of its row beat the true one: scores [R, C], column [R] -> [R], 0 where it is the largest."""
+    """Count the entries in each row that beat the true one: scores [R, C], column [R] -> [R], 0 if it is the
+    largest."""
     return (scores > scores.gather(1, column[:, None])).sum(dim=1)
 
 
 def kept_rows(rank: Tensor, dropped: float) -> Tensor:
-    """1.0 for rows with rank 0 and for the best-ranked of the others, all but the share `dropped` of them; rank [R]."""
+    """Return 1.0 for rows with rank 0 and for the best-ranked of the others, all but the share `dropped` of them;
+    rank [R]."""
     wrong = (rank > 0).sum()
     count = len(rank) - wrong + (wrong.double() * (1 - dropped)).floor()
     place = rank.argsort(stable=True).argsort()
@@ -45,7 +48,7 @@ def kept_rows(rank: Tensor, dropped: float) -> Tensor:
 
 
 def kept_divergence(student: Tensor, teacher: Tensor, temperature: float, kept: Tensor | None = None) -> Tensor:
-    """T²·KL of softened rows [R, C], averaged over the rows that `kept` [R] keeps; 0 where it keeps none."""
+    """Return T²·KL of softened rows [R, C], averaged over the rows that `kept` [R] selects; 0 if it selects none."""
     rows = kl_of_samples(student, teacher, temperature)
     mean = rows.mean() if kept is None else (rows * kept).sum() / kept.sum().clamp(min=1)
     return temperature**2 * mean
@@ -56,7 +59,8 @@ def pretext_head(width: int) -> nn.Sequential:
 
 
 class SSKD(Method):
-    """Adds what the teacher knows of rotated images, and which images it finds alike, to its class probabilities.
+    """Transfers the teacher's predictions on rotated images and its image similarities, in addition to its class
+    probabilities.
 
     Paper: Xu, Liu, Li, Loy, "Knowledge Distillation Meets Self-Supervision", ECCV 2020, arXiv:2006.07114.
 
@@ -66,33 +70,33 @@ class SSKD(Method):
         KD_T(a, b) = T^2 mean over rows of KL(softmax(b / T) || softmax(a / T))
         z: logits of the images [N, K], z' of their rotations by 90, 180 and 270 degrees [3N, K]
         A = cos(head(pooled'), head(pooled)) [3N, N],   head = Linear(d, d), ReLU, Linear(d, d) per network
-        Rotated rows on which the teacher is wrong are ranked by how far off the truth is; the worst are dropped.
+        Rotated rows on which the teacher is wrong are ranked by the rank of the true class; the worst are dropped.
         Before the first epoch the teacher's head alone is trained: L = CE(A_t, own image).
 
     Hyperparameters:
         temperature: T of both KD terms on logits. 4 in the authors' code.
         similarity_temperature: T' of the similarity term. 0.5 there.
         ce_weight: weight of the hard-label term. 0.1 there.
-        kd_weight: weight of the soft term on unturned images. 0.9 there.
-        rotated_weight: weight of the soft term on turned images. 2.7 there.
+        kd_weight: weight of the soft term on unrotated images. 0.9 there.
+        rotated_weight: weight of the soft term on rotated images. 2.7 there.
         similarity_weight: weight of the similarity term. 10 there.
-        rotated_dropped: share of the teacher's wrongly classified turned images that is left out. 0 there.
-        similarity_dropped: share of the turned images whose own image the teacher does not find that is left out of
-            the similarity term. 0.25 there (they keep 0.75).
+        rotated_dropped: share of the rotated images misclassified by the teacher that is left out. 0 there.
+        similarity_dropped: share of the rotated images whose own image the teacher does not find that is left out of
+        the similarity term. 0.25 there (they keep 0.75).
         prepare_epochs: epochs of the teacher's head, with SGD (momentum 0.9, weight decay 5e-4) and lr times 0.1 at
             half and at three quarters of them. 60 there; 0 leaves the head as it is initialised.
         prepare_lr: its learning rate. 0.05 there.
 
     Disagreements:
         The authors train the student on crops without flips and the teacher with them, as the recipe here does;
-        elsewhere set dataset.augment.flip=0 teacher.flip=0.5. Their loader turns the uint8 image; here the normalised
-        one is turned, which is the same. Ties of ranks are broken by position, in their code by chance.
+        elsewhere set dataset.augment.flip=0 teacher.flip=0.5. Their loader rotates the uint8 image; here the normalised
+        one is rotated, which is equivalent. Ties of ranks are broken by position, in their code randomly.
     """
 
     batch_terms = "batch"
     student_needs = frozenset({"pooled"})
     teacher_needs = frozenset({"pooled"})
-    shows_batch = False  # but its rotations
+    shows_batch = False  # only its rotations
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class SSKD(Method):
     def prepare_losses(
         self, batch: Batch, student: Forward, teacher: Forward | None, progress: Progress
     ) -> dict[str, Tensor]:
-        """The teacher's head learns to find the unturned image of each turned one."""
+        """Compute one step of training the teacher's head to find the unrotated image of each rotated one."""
         assert teacher is not None
         pooled = teacher(rotations(batch.teacher_image)).pooled
         assert pooled is not None
@@ -150,10 +154,10 @@ class SSKD(Method):
         return self.losses(batch, student(image), teacher(seen), progress)
 
     def losses(self, batch: Batch, student: Outputs, teacher: Outputs | None, progress: Progress) -> dict[str, Tensor]:
-        """Outputs of all 4N images, in the order of `rotations`."""
+        """Return the terms from the outputs of all 4N images, in the order of `rotations`."""
         assert teacher is not None and teacher.pooled is not None and student.pooled is not None
         n, s, t = len(batch.label), student.logits, teacher.logits
-        with torch.no_grad():  # the teacher's head is frozen: without a gradient not even weight decay moves it
+        with torch.no_grad():  # the teacher's head is frozen: without a gradient, not even weight decay changes it
             found_t = similarity(self.teacher_head(teacher.pooled))
         found_s = similarity(self.student_head(student.pooled))
         right = kept_rows(rank_of(t[n:], batch.label.repeat(3)), self.rotated_dropped)

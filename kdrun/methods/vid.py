@@ -19,7 +19,8 @@ EPS = 1e-5  # least predicted variance
 
 
 def vid_loss(mean: Tensor, teacher: Tensor, log_scale: Tensor) -> Tensor:
-    """Negative Gaussian log-likelihood of the teacher's map without its constant, ½((μ - f_t)²/v + log v); a scalar.
+    """Return the negative Gaussian log-likelihood of the teacher's map without its constant, ½((μ - f_t)²/v + log v); a
+    scalar.
 
     mean, teacher [N, C, H, W]; log_scale [C], v = log(1 + exp(log_scale)) + 1e-5. Averaged over all elements; it can
     be negative. Ahn et al. 2019, arXiv:1904.05835.
@@ -29,7 +30,8 @@ def vid_loss(mean: Tensor, teacher: Tensor, log_scale: Tensor) -> Tensor:
 
 
 class Regressor(nn.Module):
-    """Student map [N, C_s, H, W] -> predicted mean of the teacher's [N, C_t, H, W], and one variance per channel."""
+    """Regressor from a student map [N, C_s, H, W] to the predicted mean of the teacher's [N, C_t, H, W], with one
+    variance per channel."""
 
     def __init__(self, in_channels: int, out_channels: int, initial_variance: float):
         super().__init__()

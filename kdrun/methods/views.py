@@ -1,4 +1,5 @@
-"""Transformed views of normalised images, batched on the training device and drawn from a method's own stream."""
+"""Transformed views of normalised images, batched on the training device and drawn from a method's own random
+stream."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from kdrun.data.augment import warp
 from kdrun.draws import Draws
 
-# No paper states strengths; these leave an image recognisable. Brightness and noise: in standard deviations.
+# No paper states strengths; with these an image stays recognisable. Brightness and noise: in standard deviations.
 ROTATION = 15.0  # degrees either way
 CROP = 0.8  # smallest side of the crop, in sides of the image
 BRIGHTNESS, CONTRAST, COLOUR = 0.4, 0.4, 0.2  # colour: contrast of each channel by itself
@@ -23,10 +24,10 @@ PURPOSES = 3
 
 
 def transformed(image: Tensor, probability: float, draws: Draws, index: Tensor) -> Tensor:
-    """Each image [C, H, W] of a batch [N, C, H, W], with `probability`, cropped, shifted, rotated, jittered in colour,
-    noisy and with masked patches, or else as it is. What lies outside and what is masked is the mean colour, 0.
+    """Transform each image of a batch [N, C, H, W] with `probability`: crop, shift, rotate, jitter the colour, add
+    noise and mask patches. Pixels outside the image and masked pixels get the mean colour, 0.
 
-    index [N]: of the samples, by which their numbers are drawn.
+    index [N]: the samples' indices, which determine their random numbers.
     """
     channels = image.shape[1]
     drawn = draws.uniform(SETTINGS, index, 7 + channels, 1, 1).float()
@@ -41,7 +42,8 @@ def transformed(image: Tensor, probability: float, draws: Draws, index: Tensor) 
 
 
 def affine_maps(draws: Tensor) -> Tensor:
-    """draws [4, N] in [0, 1): scale, shifts, angle -> inverse affine maps [N, 2, 3] of output to input coordinates."""
+    """Convert draws [4, N] in [0, 1) (scale, shifts, angle) to inverse affine maps [N, 2, 3] from output to input
+    coordinates."""
     scale = CROP + (1 - CROP) * draws[0]
     x, y = ((1 - scale) * (2 * draw - 1) for draw in draws[1:3])
     angle = math.radians(ROTATION) * (2 * draws[3] - 1)

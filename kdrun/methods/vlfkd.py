@@ -14,20 +14,21 @@ from kdrun.structures import Batch, DataSpec, Outputs, Progress, Spec
 
 
 def feature_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over rows of KL(softmax(teacher) ‖ softmax(student)) over the last axis, both [..., D]."""
+    """Return the mean over rows of KL(softmax(teacher) ‖ softmax(student)) over the last axis, both [..., D]."""
     log_p, log_q = F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=-1).mean()
 
 
 def decoupled_error(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
-    """Mean squared error of the target's logit plus that of the sum of all others; logits [N, K], label [N]."""
+    """Return the mean squared error of the target's logit plus that of the sum of all others; logits [N, K], label
+    [N]."""
     difference = student - teacher
     target = difference.gather(1, label[:, None])[:, 0]
     return target.square().mean() + (difference.sum(dim=1) - target).square().mean()
 
 
 def grid_tokens(x: Tensor, length: int) -> Tensor:
-    """Map [N, C, H, W] -> [N, length, C]: resized (bilinear) to the square grid of `length` patches."""
+    """Resize a map [N, C, H, W] (bilinear) to the square grid of `length` patches: [N, length, C]."""
     side = math.isqrt(length)
     if x.shape[-2:] != (side, side):
         x = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
@@ -35,7 +36,7 @@ def grid_tokens(x: Tensor, length: int) -> Tensor:
 
 
 class VLFKD(Method):
-    """Compares a vision transformer's patches with a CNN's map three ways: as a whole, patch by patch, and as mixtures
+    """Compares a vision transformer's patches with a CNN's map in three ways: globally, patch by patch, and as mixtures
     of learned words.
 
     Paper: Zheng, Luo, Zhou, Wang, "Distilling Efficient Vision Transformers from CNNs for Semantic Segmentation"
@@ -52,10 +53,10 @@ class VLFKD(Method):
         ce_weight: weight of the hard-label term. 1 in the published grid.
         global_weight: weight of the mean features' divergence. 0.5 there.
         patch_weight: weight of the patches' mean squared error. 0.3 there.
-        linguistic_weight: weight of the divergence of words. 0.2 there.
+        linguistic_weight: weight of the divergence in the linguistic space. 0.2 there.
         pixel_weight: weight of the target's and the non-targets' squared errors. 1 there.
         words: width of the linguistic space. 128 there.
-        attention: whether the teacher's side has one self-attention layer (one head, no residual). true in the report.
+        attention: true: the teacher's side has one self-attention layer (one head, no residual). true in the report.
 
     Disagreements:
         The paper segments images; its pixel-wise term is here one of whole images, as in the published grid, whose
@@ -87,12 +88,12 @@ class VLFKD(Method):
         assert teacher is not None
         if student.tokens is None:
             raise PairingError(
-                "method vlfkd teaches patch tokens, and this student shows none. Students that do: vit_cifar_tiny, "
+                "method vlfkd trains patch tokens, but this student has none. Students that have: vit_cifar_tiny, "
                 "timm:deit_tiny_patch16_224; for a CNN student: capd, ofa, fitnet_joint."
             )
         if not teacher.maps:
             raise PairingError(
-                "method vlfkd reads the teacher's last map, and this teacher shows none (kdrun taps). Methods on "
+                "method vlfkd reads the teacher's last map, but this teacher has none (kdrun taps). Methods on "
                 "logits run on every pair: kd, dkd, dist, lskd."
             )
         width, channels = student.tokens[1], teacher.maps[-1][0]
@@ -119,7 +120,7 @@ class VLFKD(Method):
         }
 
     def linguistic(self, patches: Tensor) -> Tensor:
-        """The teacher's patches [N, L, C] as unit vectors of words [N, L, words]."""
+        """Return the teacher's patches [N, L, C] as unit vectors in the linguistic space: [N, L, words]."""
         words = self.teacher_words(patches)
         if self.mix is not None:
             words, _ = self.mix(words, words, words, need_weights=False)

@@ -91,10 +91,10 @@ def project(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("target", "line"),
     [
-        ("failing_methods.NotMethod", "NotMethod is no method; derive it: class NotMethod(kdrun.methods.base.Method)."),
-        ("failing_methods.made", "made is no method"),
-        ("failing_methods.Absent", "Absent is no method"),
-        ("failing_methods.Silent", "Silent has no losses(self, batch, student, teacher, progress)"),
+        ("failing_methods.NotMethod", "is not a method; derive it: class NotMethod(kdrun.methods.base.Method)."),
+        ("failing_methods.made", "made is not a method"),
+        ("failing_methods.Absent", "Absent is not a method"),
+        ("failing_methods.Silent", "Silent lacks losses(self, batch, student, teacher, progress)"),
         (
             "failing_methods.Unbuildable",
             "Unbuildable(…) failed: ZeroDivisionError: division by zero (failing_methods.py, line 25)",
@@ -127,7 +127,7 @@ def test_an_error_of_kdruns_own_kind_stays_as_it_is(project):
         ("failing_nets:fails", "IndexError: list index out of range (failing_nets.py, line 9)"),
         ("failing_nets:fails", "cannot be called with {'num_classes': 4}"),
         ("unparsed_module:net", "SyntaxError: invalid syntax (unparsed_module.py, line 2)"),
-        ("absent_module.net:net", "No module named 'absent_module'; run where its folder lies, or name that folder"),
+        ("absent_module.net:net", "No module named 'absent_module'; start kdrun in the folder that contains it"),
         ("builtins:print", "the callable must take num_classes"),
     ],
 )

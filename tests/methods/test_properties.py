@@ -191,7 +191,7 @@ def test_explain_and_list_know_it(own, kdrun):
     assert (code, err) == (0, "")
     assert "mine" in out and "dkd" in out
     code, out, _ = kdrun("explain", "dkd")
-    assert code == 0 and "CVPR 2022, arXiv:2203.08679" in out and "where public code disagrees" in out
+    assert code == 0 and "CVPR 2022, arXiv:2203.08679" in out and "where public implementations disagree" in out
     code, out, _ = kdrun("explain", "kd")  # only accuracies: the bias report's ratios and seconds are none
     assert "74.92" in out and "p0" not in out
 
@@ -212,9 +212,9 @@ def test_list_methods_shows_name_paper_venue_and_year(kdrun):
         (["explain", "kdd"], ["explain kdd: no such method or setting. Did you mean kd?"]),
         (["list", "methds"], ["list methds: no such list. Did you mean methods?"]),
         (["list", "outputroot=x"], ["outputroot: no such setting. Did you mean output_root?"]),
-        (["check"], ["check what? Give method=NAME"]),
+        (["check"], ["check needs method=NAME"]),
         (["check", "kdd"], ["method=kdd: no such method. Did you mean kd?"]),
-        (["check", "kd", "seed=1"], ["check: seed=1: only the method and its settings count here"]),
+        (["check", "kd", "seed=1"], ["check: seed=1: check takes only the method and its settings"]),
         (["check", "kd", "--all"], ["check: --all: no such flag"]),
     ],
 )
