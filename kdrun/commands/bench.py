@@ -1,4 +1,4 @@
-"""kdrun bench: the engine against a plain PyTorch loop, side by side."""
+"""kdrun bench: compare the engine's speed with a plain PyTorch loop."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ HELP = """
 usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
                    [rounds=N] [steps=N] [rows=fp32,bf16,bf16-compiled,fp32-compiled] [save=FILE.csv]
 
-Measures training steps, evaluation and the input pipeline of the engine against a plain PyTorch loop (float32, NCHW,
-per-image torchvision transforms, SGD as it comes) in turn, and prints the median ratio, its range over the rounds, and
-the share of the convolution floor. The plain loop runs in a process of its own as anyone would run it, and once more
-beside the engine, with the engine's allocator settings. Default: KD, WRN-40-2 to WRN-40-1, batch 64, made-up images,
-in fp32 and in what precision=auto means here, compiled too.
+Measures training steps, evaluation and the input pipeline of kdrun and of a plain PyTorch loop (float32, NCHW,
+per-image torchvision transforms, default SGD) alternately. Prints the median ratio, its range over the rounds, and the
+share of the time that the convolutions alone would take. The plain loop runs in a process of its own with default
+settings, and once more in kdrun's process, with kdrun's allocator settings. Default: KD, WRN-40-2 to WRN-40-1, batch
+64, synthetic images, in fp32 and in the precision of precision=auto on this machine, also compiled.
 
-kdrun bench methods [methods=crd,at,…] [rows=fp32] times every method's training step beside plain KD's instead.
-kdrun bench lanes [sharing|machine] [methods=kd,dkd,…] times several methods on one teacher forward against the same
-runs one after the other, and one process per core with lanes inside against the plain loop.
+kdrun bench methods [methods=crd,at,…] [rows=fp32] compares every method's training step with plain KD's instead.
+kdrun bench lanes [sharing|machine] [methods=kd,dkd,…] compares several methods on one teacher forward with the same
+runs one after the other, and one process per core with lanes inside with the plain loop.
 """
 
 KINDS = ("train", "eval", "input")
@@ -41,15 +41,15 @@ DEFAULTS = [
     "dataset.fake_classes=100",
     "batch_size=64",
 ]
-METHODS = ["dataset.fake_train=50000"]  # memory banks are as large as the training set
+METHODS = ["dataset.fake_train=50000"]  # memory banks have the size of the training set
 
 
 @dataclass
 class Options:
-    rounds: int | None = setting(None, low=1, high=1000, help="of all rows in turn: 15, or 7 of methods and lanes")
-    steps: int = setting(4, low=1, high=10_000, help="of a row in each round")
-    rows: list[str] = setting([], choices=ROWS, help="precisions; those of precision=auto here without it")
-    methods: list[str] = setting([], help="of bench methods and bench lanes")
+    rounds: int | None = setting(None, low=1, high=1000, help="rounds over all rows: 15, or 7 for methods and lanes")
+    steps: int = setting(4, low=1, high=10_000, help="training steps per row and round")
+    rows: list[str] = setting([], choices=ROWS, help="precisions; default: those of precision=auto on this machine")
+    methods: list[str] = setting([], help="methods for bench methods and bench lanes")
     save: Path | None = setting(None, suffixes=(".csv",), help="also write the table")
 
 
@@ -59,9 +59,9 @@ def command(words: list[str]) -> int:
     known = (*KINDS, "methods", *LANES)
     for kind in kinds:
         if kind not in known:
-            raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} There are: {', '.join(known)}.")
+            raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} Available: {', '.join(known)}.")
     if "methods" in kinds and len(kinds) > 1:
-        raise ConfigError("bench methods runs alone: leave the other benchmarks out.")
+        raise ConfigError("bench methods runs alone: leave out the other benchmarks.")
     words = [*DEFAULTS, *parsed.overrides]
     if "methods" in kinds:
         words = [*DEFAULTS, *METHODS, *parsed.overrides]

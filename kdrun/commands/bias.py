@@ -1,4 +1,4 @@
-"""kdrun bias: what students took over from their teacher beside its accuracy."""
+"""kdrun bias: measure which biases students inherit from their teacher."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from kdrun import console
 from kdrun.config.arguments import figures_setting, output_root_setting, parse
 from kdrun.config.options import setting
+from kdrun.display import plural
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias_grid import Column, column_entries
 from kdrun.evaluation.shape_bias_csv import read_decisions
@@ -26,17 +27,17 @@ usage: kdrun bias NAME [value=ratio|kept|shift|transfer|accuracy|agreement|error
                   [save=FOLDER] [output_root=FOLDER]
        kdrun bias decisions=FILE.csv,…
 
-NAME is a sweep's ledger (kdrun train -m sweep=bias_cnn_to_vit), as far as it is trained. Every finished run and the
-teacher answer the derived test sets that the sweep names, or testset=, once: answers are kept beside the runs.
-Prints, for each set, how far distillation shifted the share of accuracy that is kept (above chance, of that on clean
-images) from the independent student of the same network, in points, and what part that is of the way to the teacher
-(transfer ratio; only where that way is longer than noise), with intervals over seeds and images that hold together
-for all rows and sets. value= shows one measure; without it these two. All of them (accuracy kept, agreement, agreement
-on the teacher's errors, KL, error consistency) go into grid.csv and grid.md, with a heat map, in sweeps/NAME/bias/ of
-the output folder or save=.
+NAME is the ledger of a sweep (kdrun train -m sweep=bias_cnn_to_vit), which need not be complete. Every finished run and
+the teacher are evaluated once on the derived test sets of the sweep, or of testset=; predictions are stored in the
+runs. Prints two measures for each set, with confidence intervals over seeds and images that are simultaneous for all
+rows and sets. The shift: how many points distillation moved the share of accuracy kept (above chance, relative to clean
+images) away from the independent student of the same network. The transfer ratio: the shift as a fraction of the
+distance to the teacher, only where that distance exceeds noise. value= shows one measure instead. All measures
+(accuracy kept, agreement, agreement on the teacher's errors, KL, error consistency) are written to grid.csv and
+grid.md, with a heat map, in sweeps/NAME/bias/ of the output folder or save=.
 
-decisions= takes responses to cue-conflict images that somebody else collected (columns subj, object_response,
-imagename, as of Geirhos et al. 2019 or model-vs-human) and prints shape bias and coverage of every subject.
+decisions= takes collected responses to cue-conflict images (columns subj, object_response, imagename, as in Geirhos
+et al. 2019 or model-vs-human) and prints the shape bias and coverage of every subject.
 """
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ FIRST = ("shift", "transfer")
 
 @dataclass
 class Options:
-    value: str | None = setting(None, choices=tuple(VIEWS), help="one measure for each set; without it the first two")
+    value: str | None = setting(None, choices=tuple(VIEWS), help="one measure for each set; default: the first two")
     testset: str | None = setting(
-        None, shows="NAME[:key=value,…],…", help="instead of the sets that the sweep names (kdrun list testsets)"
+        None, shows="NAME[:key=value,…],…", help="test sets to use instead of the sweep's (kdrun list testsets)"
     )
-    save: Path | None = setting(None, shows="FOLDER", help="instead of sweeps/NAME/bias/ of the output folder")
-    decisions: list[Path] = setting([], help="responses that somebody else collected; stands alone")
-    trust: bool = setting(False, help="run the code of their own that runs from elsewhere name")
+    save: Path | None = setting(None, shows="FOLDER", help="output folder, instead of sweeps/NAME/bias/")
+    decisions: list[Path] = setting([], help="files of collected responses to evaluate; no other argument")
+    trust: bool = setting(False, help="allow runs from elsewhere to execute the user code that they name")
     figures: list[str] = figures_setting()
     output_root: Path | None = output_root_setting()
 
@@ -63,18 +64,18 @@ def command(words: list[str]) -> int:
     options = parsed.options
     if options.decisions:
         if parsed.names or len(words) > 1:
-            raise ConfigError("decisions=… stands alone: it needs no sweep and no settings.")
+            raise ConfigError("decisions=… takes no sweep and no other settings.")
         return show_decisions(options.decisions)
     root = outputs_folder(options.output_root)
     if len(parsed.names) != 1:
         known = ", ".join(known_ledgers(root)) or "none yet"
-        raise ConfigError(f"bias of which sweep? Give one name; {root}/sweeps holds: {known}.")
+        raise ConfigError(f"bias needs the name of one sweep; {root}/sweeps has: {known}.")
     ledger = read_ledger(root, parsed.names[0])
     return grid_of(ledger, root, options, parsed.rest)
 
 
 def chosen_sets(ledger: Ledger, text: str | None) -> list[str]:
-    """Of testset=, else of the sweep, else all that are made of the test images."""
+    """Return the test sets of testset=, else of the sweep, else all that are derived from the test images."""
     from kdrun.evaluation.testsets.registry import parse_list, title
 
     chosen = parse_list(",".join(ledger.shape.testsets) or "all" if text is None else text)
@@ -82,13 +83,13 @@ def chosen_sets(ledger: Ledger, text: str | None) -> list[str]:
 
 
 def grid_of(ledger: Ledger, root: Path, options: Options, passed: dict[str, str]) -> int:
-    """Answer what is missing, compare, show and write."""
+    """Evaluate what is missing, compare, print and write the grid."""
     from kdrun.evaluation.bias_runs import Answering
 
     done = sum(result_of(cell, root) is not None for cell in ledger.cells)
     if not done:
         raise ConfigError(
-            f"{ledger.name}: none of its {len(ledger.cells)} cells is finished; go on with: {ledger.command}"
+            f"{ledger.name}: none of its {plural(len(ledger.cells), 'cell')} is finished; to continue: {ledger.command}"
         )
     answering = Answering(ledger, root, chosen_sets(ledger, options.testset), passed, console.track, options.trust)
     columns = [answering.column(name) for name in dict.fromkeys(cell.column for cell in ledger.cells)]
@@ -137,18 +138,18 @@ def show(ledger: Ledger, root: Path, columns: list[Column], answering: Answering
 
 
 def about(ledger: Ledger, root: Path, done: int) -> list[str]:
-    """How far the sweep is, and on what it was trained."""
+    """Return lines on the sweep's progress and training."""
     results = [result for cell in ledger.cells if (result := result_of(cell, root)) is not None]
     where = Counter(f"{result['precision']} on {result['device']}" for result in results)
     trained = f"trained in {', '.join(where)}"
     return [
-        f"{done} of {len(ledger.cells)} cells done; {trained}; the weights of the last epoch",
-        "s per epoch: of the process; runs that trained as lanes had it together",
+        f"{done} of {plural(len(ledger.cells), 'cell')} done; {trained}; weights of the last epoch",
+        "s per epoch: of the whole process, also for several runs that trained as lanes",
     ]
 
 
 def show_decisions(files: list[Path]) -> int:
-    """Shape bias and coverage of every subject of every file."""
+    """Print shape bias and coverage of every subject in every file."""
     found = {}
     for place in files:
         found |= read_decisions(place)
@@ -165,7 +166,7 @@ def show_decisions(files: list[Path]) -> int:
     ]
     console.table("", ["subject", "shape bias, %", "coverage, %", "shape", "texture", "images"], rows)
     console.note(
-        "shape bias = shape / (shape + texture) decisions; coverage = (shape + texture) / images; without "
-        "images whose two cues are of one class"
+        "shape bias = shape / (shape + texture) decisions; coverage = (shape + texture) / images; "
+        "images whose two cues belong to one class are left out"
     )
     return 0

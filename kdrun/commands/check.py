@@ -1,4 +1,4 @@
-"""kdrun check: the properties that every method must have, on one method."""
+"""kdrun check: test one method for the properties that every method must have."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kdrun.errors import ConfigError, PairingError, RunError
 HELP = """
 usage: kdrun check method=NAME [method.KEY=VALUE …] [--config-dir FOLDER]
 
-Runs a method on tiny networks with random weights, a CNN and a ViT in either role, for some seconds: does every part of
-it train, does the teacher stand still, do small batches, bf16 and resuming work, does every setting have an effect, do
-two processes that share out a batch find what one finds?
-For a method of your own before its first run; exit code 1 if a property does not hold.
+Tests a method for some seconds on tiny networks with random weights, a CNN and a ViT in either role: is every part of
+it trained, does the teacher stay unchanged, do small batches, bf16 and resuming work, does every setting have an
+effect, do two processes that share a batch get the same result as one?
+For your own method, before its first run. Exit code 1 if a property does not hold.
 
   kdrun check method=mine --config-dir my_conf
 """
@@ -28,11 +28,9 @@ def command(words: list[str]) -> int:
     settings = [*(f"method={name}" for name in parsed.names), *parsed.overrides]
     for word in settings:
         if not word.startswith(("method=", "method.")):
-            raise ConfigError(f"check: {word}: only the method and its settings count here.")
+            raise ConfigError(f"check: {word}: check takes only the method and its settings.")
     if not any(word.startswith("method=") for word in settings):
-        raise ConfigError(
-            f"check what? Give method=NAME; there are: {', '.join(choices('method', parsed.config_dir))}."
-        )
+        raise ConfigError(f"check needs method=NAME; available: {', '.join(choices('method', parsed.config_dir))}.")
     return check(load(settings, parsed.config_dir).method)
 
 
@@ -43,7 +41,7 @@ def check(node: dict) -> int:
 
     subject, failed, count = Subject(node), 0, 0
     try:
-        subject.pair  # noqa: B018 (what cannot be built at all is one line, not one for each property)
+        subject.pair  # noqa: B018 (a method that cannot be built gives one line, not one for each property)
     except Exception as error:
         raise RunError(located(error)) from error
     for name, promise, run in all_checks(subject):

@@ -1,4 +1,4 @@
-"""kdrun clean: what an output folder holds that nobody needs, shown with its size and removed where the user agrees."""
+"""kdrun clean: show removable content of an output folder with its size, and remove it after asking."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from kdrun.runs.tidy import KINDS, Removable, removable, remove
 HELP = """
 usage: kdrun clean [what=unstarted,checkpoints,caches] [yes=true] [output_root=FOLDER]
 
-Shows how much an output folder holds of each kind that can be removed, and asks before it removes it:
+Shows how much space each kind of removable content takes in an output folder, and asks before removing it:
 
   unstarted     directories of runs that never started
-  checkpoints   last.pt of finished runs whose weights are whole: only a damaged run would need it
-  caches        decoded and downloaded images and derived test sets, which are made again when they are needed
+  checkpoints   last.pt of finished runs with intact weights: needed only to repair a damaged run
+  caches        decoded and downloaded images and derived test sets, created again when needed
 
-Results, weights and metrics of runs stay; kdrun runs remove RUN … removes whole runs. What another process is at is
-passed over.
+Results, weights and metrics of runs are kept; kdrun runs remove RUN … removes whole runs. Runs that are being trained
+are skipped.
 """
 
 
 @dataclass
 class Options:
-    what: list[str] = setting(list(KINDS), choices=tuple(KINDS), help="which kinds; all without it")
+    what: list[str] = setting(list(KINDS), choices=tuple(KINDS), help="kinds to remove; default: all")
     yes: bool = setting(False, help="remove without asking")
     output_root: Path | None = output_root_setting()
 
@@ -38,7 +38,7 @@ class Options:
 def command(words: list[str]) -> int:
     parsed = parse("clean", words, Options)
     if parsed.names:
-        raise ConfigError(f"clean {parsed.names[0]}: clean takes settings only; runs are removed by kdrun runs remove.")
+        raise ConfigError(f"clean {parsed.names[0]}: clean takes only settings; to remove runs, use kdrun runs remove.")
     root, options = outputs_folder(parsed.options.output_root), parsed.options
     if not root.is_dir():
         raise ConfigError(f"output_root={root}: no such folder.")
@@ -54,7 +54,7 @@ def command(words: list[str]) -> int:
         console.fact("removed", f"{kind}: {len(gone):,}, {size(total(gone))}")
     if not chosen:
         hint = "" if sys.stdin.isatty() or not found else "; yes=true removes without asking"
-        console.note(f"nothing is removed{hint}" if found else "there is nothing to remove")
+        console.note(f"nothing removed{hint}" if found else "nothing to remove")
     return 1 if failed else 0
 
 
@@ -67,7 +67,7 @@ def total(items: list[Removable]) -> int:
 
 
 def try_to_remove(item: Removable) -> bool:
-    """Remove one; print why where that cannot be."""
+    """Remove one item. If that fails, print why and return False."""
     try:
         remove(item)
     except KdrunError as error:

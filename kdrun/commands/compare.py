@@ -1,4 +1,4 @@
-"""kdrun compare: what differs between runs, in settings and in figures."""
+"""kdrun compare: show the differences between runs, in settings and in results."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ usage: kdrun compare RUN RUN … [save=FILE.csv|FILE.md] [output_root=FOLDER]
 
 RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/.
 
-Prints the settings that differ, by the keys that one types, and every figure of result.json and of evals/ (written by
-kdrun eval and kdrun gradcam) side by side. What differs from the first run is yellow, the best figure green and marked
-with *. A run that is not finished says so, with the last accuracy that it wrote down.
+Prints the settings that differ, by their names on the command line, and all results in result.json and evals/ (written
+by kdrun eval and kdrun gradcam) side by side. Settings that differ from the first run's are yellow; the best result is
+green and marked with *. For an unfinished run, its state and the last recorded accuracy are shown.
 """
 
 
 @dataclass
 class Options:
-    save: Path | None = setting(None, suffixes=(".csv", ".md"), help="also write it")
+    save: Path | None = setting(None, suffixes=(".csv", ".md"), help="also write the comparison to this file")
     output_root: Path | None = output_root_setting()
 
 
@@ -42,20 +42,20 @@ def command(words: list[str]) -> int:
     root, place = outputs_folder(parsed.options.output_root), parsed.options.save
     places = list(dict.fromkeys(place for name in parsed.names for place in find_runs(name, root)))
     if len(places) < 2:
-        raise ConfigError(f"compare needs two runs or more, and this is {len(places)} (kdrun list runs).")
+        raise ConfigError(f"compare needs at least two runs, got {len(places)} (kdrun list runs).")
     sides, damaged = read_sides(places)
     show(sides)
     for line in damaged:
-        console.note(f"passed over: {line}")
+        console.note(f"skipped: {line}")
     if place is not None:
         write_text(place, as_markdown(sides) if place.suffix.lower() == ".md" else as_csv(sides))
-        console.note(f"written to {place}")
+        console.note(f"wrote {place}")
     return 0
 
 
 def read_sides(places: Sequence[Path]) -> tuple[list[Side], list[str]]:
-    """Return (the runs that can be read, a line for each that is damaged). Raises the first one's error where
-    fewer than two are left."""
+    """Return (the runs that can be read, a line for each damaged one). Raises the first error if fewer than two are
+    left."""
     sides: list[Side] = []
     errors: list[KdrunError] = []
     for place in places:
@@ -69,7 +69,7 @@ def read_sides(places: Sequence[Path]) -> tuple[list[Side], list[str]]:
 
 
 def show(sides: list[Side]) -> None:
-    """A legend of the runs, the settings that differ, and the figures."""
+    """Print a legend of the runs, the settings that differ, and the results."""
     for name, side in zip(letters(sides), sides, strict=True):
         state = f"[green]{side.state}[/]" if side.state == "done" else f"[bold yellow]{escape(side.state)}[/]"
         console.say(f"[bold]{name}[/]  {escape(label_of(side))}  {state}")
@@ -83,11 +83,11 @@ def show(sides: list[Side]) -> None:
     if found:
         print_rows("figure", found, sides)
     else:
-        console.say("no figures yet")
+        console.say("no results yet")
 
 
 def letters(sides: Sequence[Side]) -> list[str]:
-    """A, B, … Z, A1, B1, …: short names for columns."""
+    """Return short names for columns: A, B, … Z, A1, B1, …"""
     return [chr(ord("A") + place % 26) + (str(place // 26) if place >= 26 else "") for place in range(len(sides))]
 
 
@@ -109,7 +109,8 @@ def coloured(row: Row, place: int) -> str:
 
 
 def is_figure(row: Row) -> bool:
-    """Figures differ nearly always; only settings are marked where they differ from the first run's."""
+    """Return True for a row of results. They nearly always differ, so only settings are marked if they differ from
+    the first run's."""
     return all(value == MISSING or isinstance(value, float) for value in row.values)
 
 
@@ -118,7 +119,7 @@ def cell(row: Row, place: int) -> str:
 
 
 def words_for(value: Any) -> str:
-    """A value as one types it; whole numbers with separators, others with what a figure needs."""
+    """Return a value as typed: whole numbers with separators, others with as many digits as useful."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -131,7 +132,7 @@ def words_for(value: Any) -> str:
 
 
 def as_csv(sides: list[Side]) -> str:
-    """kind, key, and a column for each run; whole values."""
+    """Return the comparison as CSV: kind, key, and a column with exact values for each run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["kind", "key", *(label_of(side) for side in sides)])
@@ -148,7 +149,7 @@ def as_typed(value: Any) -> Any:
 
 
 def as_markdown(sides: list[Side]) -> str:
-    """The same as two tables; the best figure in bold."""
+    """Return the comparison as two Markdown tables, with the best result in bold."""
     names = letters(sides)
     lines = [f"- **{name}** {label_of(side)}: {side.state}" for name, side in zip(names, sides, strict=True)]
     for title, rows in (("setting", differing(sides)), ("figure", figures(sides))):

@@ -1,4 +1,4 @@
-"""kdrun completion: what Tab completes in a shell, from the same groups, settings and tables that the commands read."""
+"""kdrun completion: complete arguments in a shell, from the same groups, settings and tables that the commands read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from kdrun.runs.ledger import known_ledgers
 HELP = """
 usage: kdrun completion bash|zsh|fish
 
-Prints what makes Tab complete commands, settings, and the names of methods, networks, data sets, sweeps and tables:
+Prints a script with which Tab completes commands, settings, and the names of methods, networks, data sets, sweeps and
+tables:
 
   bash   eval "$(kdrun completion bash)"           in ~/.bashrc
   zsh    eval "$(kdrun completion zsh)"            in ~/.zshrc, after compinit
@@ -40,7 +41,7 @@ BASH = """_kdrun() {
     COMPREPLY=($(compgen -f -- "${word##*=}")); return
   fi
   [[ "${COMPREPLY[0]}" == *[=.] ]] && compopt -o nospace
-  # bash takes = for the end of a word: what stands before it must not come again
+  # bash ends a word at =, so the part before it must not be repeated
   [[ "$word" == *=* && "$COMP_WORDBREAKS" == *=* ]] && COMPREPLY=("${COMPREPLY[@]#"${word%%=*}="}")
 }
 complete -F _kdrun kdrun
@@ -69,7 +70,7 @@ SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def command(words: list[str]) -> int:
-    """Print a shell's script; `words …` is what the script asks at each Tab."""
+    """Print a shell's completion script; `words …` is the request that the script makes at each Tab."""
     if words[:1] == ["words"]:
         print("\n".join(sorted(set(matching(words[1:])))))
         return 0
@@ -82,17 +83,17 @@ def command(words: list[str]) -> int:
 
 
 def matching(typed: Sequence[str]) -> list[str]:
-    """Return what the last of the typed words may become; nothing where a file's name is meant."""
+    """Return the completions of the last argument typed so far; none if it is a file name."""
     last = typed[-1] if typed else ""
     try:
         found = dict.fromkeys(up_to_a_dot(word, last) for word in candidates(list(typed)) if word.startswith(last))
         return [word for word in found if word != last]
-    except (KdrunError, OSError):  # a wrong --config-dir, a folder that cannot be read
+    except (KdrunError, OSError):  # a wrong --config-dir, or an unreadable folder
         return []
 
 
 def up_to_a_dot(word: str, typed: str) -> str:
-    """Return a setting's name one level deeper than what is typed, as a folder's is completed."""
+    """Return a setting's name one level deeper than typed, like the completion of a folder."""
     head, dot, _ = word[len(typed) :].partition(".")
     return word if "=" in typed or not dot or "=" in head else f"{typed}{head}."
 
@@ -107,14 +108,14 @@ def candidates(typed: list[str]) -> Iterable[str]:
     options = getattr(module, "Options", NoOptions)
     key, equals, _ = last.partition("=")
     if equals:
-        before = last[: last.rfind(",") + 1] or f"{key}="  # of several values, the last is completed
+        before = last[: last.rfind(",") + 1] or f"{key}="  # complete the last of several values
         return [f"{before}{value}" for value in values_of(key, name, options)]
     own = [f"{field.name}=" for field in dataclasses.fields(options)]
     return [*own, *words_of(name, module)]
 
 
 def words_of(name: str, module: Any) -> list[str]:
-    """Return what a command takes beside its own settings."""
+    """Return the arguments of a command other than its own settings."""
     if name in ("train", "tune"):
         return [*(["-m"] if name == "train" else []), "--help", *keys()]
     if name == "list":
@@ -134,7 +135,7 @@ def words_of(name: str, module: Any) -> list[str]:
 
 
 def keys() -> list[str]:
-    """Return every setting of a run, of a sweep, and of the methods, with its equals sign."""
+    """Return every setting of runs, sweeps and methods, with its equals sign."""
     plain = [key for key, known in settings().items() if not known.is_group or key in GROUPS]
     return [f"{key}=" for key in (*plain, *OF_TRAIN, *method_settings())]
 
@@ -144,7 +145,7 @@ def methods() -> list[str]:
 
 
 def values_of(key: str, name: str, options: type) -> list[str]:
-    """Return the values that a setting may have, where they can be named."""
+    """Return the possible values of a setting, if they can be listed."""
     own = {field.name: field for field in dataclasses.fields(options)}
     if key in own:
         rules = own[key].metadata

@@ -1,4 +1,4 @@
-"""kdrun data: what is in a data set, and which of its files are damaged."""
+"""kdrun data: inspect a data set, and find its damaged files."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ HELP = """
 usage: kdrun data FOLDER [save=SHEET.png] [dataset.KEY=VALUE …]
        kdrun data dataset=NAME [dataset.root=FOLDER] [save=SHEET.png] [dataset.KEY=VALUE …]
 
-Shows what training would find: classes with the number of their images in each split, sizes, mean and standard
-deviation, and whatever in the folder is not read. Every image is decoded, and those that cannot be are named; exit code
-1 if there are any. save= writes some images of each class with its name.
+Shows the data as training would read it: classes with their number of images in each split, sizes, mean and standard
+deviation, and files in the folder that are not read. Every image is decoded, and damaged ones are listed; exit code 1
+if there are any. save= writes a sheet with some images of each class.
 
   kdrun data photos save=sheet.png
   kdrun data dataset=cifar100 dataset.root=/data/cifar100
 """
 
-MOST = 40  # classes of the table
+MOST = 40  # most classes shown in the table
 
 
 @dataclass
 class Options:
-    save: Path | None = setting(None, suffixes=(".png",), help="a contact sheet: some images of each class")
+    save: Path | None = setting(None, suffixes=(".png",), help="write a contact sheet with some images of each class")
 
 
 def command(words: list[str]) -> int:
@@ -73,27 +73,27 @@ def command(words: list[str]) -> int:
 
 
 def configured(parsed: Parsed[Options]) -> RunConfig:
-    """The configuration of the data set that the words mean. Raises ConfigError."""
+    """Return the configuration of the data set given by the arguments. Raises ConfigError."""
     if len(parsed.names) > 1:
-        raise ConfigError(f"data of what? Give one folder, not {len(parsed.names)}: {', '.join(parsed.names)}.")
+        raise ConfigError(f"data takes one folder, not {len(parsed.names)}: {', '.join(parsed.names)}.")
     for key in parsed.rest:
         if key.partition(".")[0] not in ("dataset", "output_root"):
             raise ConfigError(f"{key}: data takes a folder, save, output_root, dataset and its settings.")
     if not parsed.names:
         if "dataset" not in parsed.rest:
-            raise ConfigError("data of what? Give a folder of class folders, or dataset=NAME (kdrun list datasets).")
+            raise ConfigError("data needs a folder with class folders, or dataset=NAME (kdrun list datasets).")
         return load(parsed.overrides, parsed.config_dir)
     (folder,) = parsed.names
     if "dataset.root" in parsed.rest:
         raise ConfigError(f"data: give {folder} or dataset.root={parsed.rest['dataset.root']}, not both.")
     named = [] if "dataset" in parsed.rest else ["dataset=folder"]
     config = load([*named, *parsed.overrides], parsed.config_dir)
-    options: DatasetOptions = replace(config.dataset, root=folder)  # a path of any spelling, past Hydra's grammar
+    options: DatasetOptions = replace(config.dataset, root=folder)  # Hydra's grammar rejects some paths
     return replace(config, dataset=options)
 
 
 def show_classes(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
-    """A row for each class: how many images it has in each split, and how many of all cannot be read."""
+    """Print a row for each class: its images in each split, and how many cannot be read."""
     parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
     columns = {
         name: np.bincount(part.labels, minlength=splits.num_classes) for name, part in parts.items() if part is not None
@@ -112,11 +112,11 @@ def show_classes(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
     rows.append(["all", *(f"{counts.sum():,}" for counts in columns.values())])
     console.table("", ["class", *columns], rows)
     if len(order) < splits.num_classes:
-        console.note(f"the {MOST // 2} smallest and {MOST // 2} largest of {splits.num_classes:,} classes")
+        console.note(f"showing the {MOST // 2} smallest and {MOST // 2} largest of {splits.num_classes:,} classes")
 
 
 def facts(checked: list[tuple[Tree, Checked]]) -> list[str]:
-    """Sizes and kinds of the files."""
+    """Return lines on the sizes and types of the files."""
     sizes: Counter[tuple[int, int]] = sum((found.sizes for _, found in checked), Counter())
     kinds = Counter(path.rpartition(".")[2].lower() for tree, _ in checked for path in tree.paths)
     lines = []
@@ -132,7 +132,8 @@ def facts(checked: list[tuple[Tree, Checked]]) -> list[str]:
 
 
 def show_stats(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
-    """Mean and standard deviation of the training images on the scale of 0 to 1, every file of equal weight."""
+    """Print mean and standard deviation of the training images on the scale of 0 to 1, with equal weight for every
+    file."""
     if isinstance(splits.train, ArraySet):
         from kdrun.data.resident import measured_stats
 
@@ -148,7 +149,7 @@ def show_stats(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
 
 
 def training_moments(train: FileSet, checked: list[tuple[Tree, Checked]]) -> np.ndarray:
-    """Moments [N, 2, 3] of the training images that can be read."""
+    """Return the moments [N, 2, 3] of the readable training images."""
     chosen = set(train.paths)
     parts = [
         found.moments[[path in chosen for path in tree.paths]] for tree, found in checked if tree.root == train.root

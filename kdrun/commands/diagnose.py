@@ -1,4 +1,4 @@
-"""kdrun diagnose: why distillation does not help in a run, in plain words with the figures behind them."""
+"""kdrun diagnose: explain why distillation does not help in a run, with the measured figures."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 HELP = """
 usage: kdrun diagnose RUN … [device=cpu] [dataset.root=…]
 
-Why does distillation not help here? Of a run, finished or failed: what the teacher knows (accuracy on the test and on
-training images, confidence), what the temperature leaves of its ranking, how large each loss term and its gradient are
-and whether gradients pull together, at the start and at the end of training, and how the run stands beside independent
-students of the same settings. Then what is wrong, in plain words, the gravest first, each with the figure that says so
-and the command to try next; nothing, where nothing is found. Written into evals/diagnosis.json of the run too.
+Finds out why distillation does not help in a finished or failed run. Measures the teacher (accuracy on test and
+training images, confidence), how much of its ranking remains at the temperature, the size of each loss term and of its
+gradient, whether the gradients conflict, at the start and at the end of training, and how the run compares with
+independent students of the same settings. Prints the problems found, the most serious first, each with the figure
+behind it and a command to try next. Also writes evals/diagnosis.json in the run.
 """
 
 
 @dataclass
 class Options:
-    trust: bool = setting(False, help="run the code of its own that a run from elsewhere names")
+    trust: bool = setting(False, help="allow a run from elsewhere to execute the user code that it names")
     output_root: Path | None = output_root_setting()
 
 
 def command(words: list[str]) -> int:
     parsed = parse("diagnose", words, Options, passes=PASSED)
     if not parsed.names:
-        raise ConfigError("diagnose which run? Give a run directory or a digest: kdrun list runs.")
+        raise ConfigError("diagnose needs a run directory or a digest (kdrun list runs).")
     root = outputs_folder(parsed.options.output_root)
     for run in [run for name in parsed.names for run in find_runs(name, root)]:
         one(run, parsed.options, parsed.rest)
@@ -50,10 +50,10 @@ def command(words: list[str]) -> int:
 
 
 def one(run: Path, options: Options, settings: dict[str, str]) -> None:
-    """Measure one run, show what is found, and write it down."""
+    """Measure one run, print the findings, and save them."""
     target = target_of_run(run, Which(trust=options.trust), settings, finished=False)
     if (run / "teacher.safetensors").is_file():
-        raise ConfigError(f"{run} is a stored teacher, which learned from labels alone: give a student's run.")
+        raise ConfigError(f"{run} is a stored teacher, trained on labels alone: give a student's run.")
     from kdrun.evaluation.beside import (
         accuracies,
         independent,
@@ -87,15 +87,13 @@ def losses_of(run: RunDirectory) -> dict[str, tuple[float, float]]:
 
 
 def show(run: Path, found: Diagnosis, findings: list[Finding]) -> None:
-    """Findings first, then every figure."""
+    """Print the findings first, then all figures."""
     console.say(f"[bold]{escape(short_path(run))}[/]  {escape(verdict_of(found))}\n")
     for number, finding in enumerate(findings, 1):
         console.say(f"[bold red]{number}. {finding.name}[/]  {escape(finding.words)} {escape(finding.figure)}")
         console.say(f"   try: {escape(command_of(run, finding))}")
     if not findings:
-        console.say(
-            "[bold green]nothing found[/]  None of what usually stands in the way of distillation is seen here."
-        )
+        console.say("[bold green]nothing found[/]  None of the usual obstacles to distillation is present here.")
     console.say("")
     console.table("", ["figure", "value"], facts(found))
     for name, line in loss_lines(found).items():
@@ -113,8 +111,8 @@ def facts(found: Diagnosis) -> list[list[str]]:
         smaller = f"{teacher.params / max(found.student_params, 1):.1f} times the student's"
         rows += [
             ["teacher, test", f"{teacher.test:.2f} %"],
-            [f"teacher, {teacher.images:,} training images as they are", f"{teacher.train:.2f} %"],
-            ["teacher's mean confidence in them", f"{teacher.confidence:.2f} %"],
+            [f"teacher, {teacher.images:,} unaugmented training images", f"{teacher.train:.2f} %"],
+            ["teacher's mean confidence on them", f"{teacher.confidence:.2f} %"],
             ["teacher's parameters", f"{count(teacher.params)}, {smaller}"],
             ["teacher's FLOPs", f"{count(teacher.flops)}, {teacher.flops / max(found.student_flops, 1):.1f} times"],
         ]
@@ -125,7 +123,7 @@ def facts(found: Diagnosis) -> list[list[str]]:
 
 
 def loss_lines(found: Diagnosis) -> dict[str, str]:
-    """Return what is known of the loss terms, in lines."""
+    """Return lines on the loss terms and gradients."""
     lines = {}
     if found.losses:
         parts = [f"{name} {first:.3g} → {last:.3g}" for name, (first, last) in found.losses.items()]
@@ -138,7 +136,7 @@ def loss_lines(found: Diagnosis) -> dict[str, str]:
 
 
 def command_of(run: Path, finding: Finding) -> str:
-    """Return the run's own command with other settings in it."""
+    """Return the run's own command with other settings."""
     words = words_of(run)
     known = {word.partition("=")[0] for word in words} | set(method_settings_of(run))
     tried = {key: value for key, value in finding.settings if not key.startswith("method.") or key in known}
@@ -148,10 +146,10 @@ def command_of(run: Path, finding: Finding) -> str:
 
 
 def words_of(run: Path) -> list[str]:
-    """Return the settings that a run was begun with, as they were typed."""
+    """Return the settings with which a run was started, as typed."""
     try:
         return [str(word) for word in RunDirectory(run).result().get("overrides") or []]
-    except CheckpointError:  # it has not ended
+    except CheckpointError:  # it is not finished
         pass
     try:
         command = read_json(run / "provenance.json").get("command") or []
@@ -161,7 +159,7 @@ def words_of(run: Path) -> list[str]:
 
 
 def is_default(key: str, value: str) -> bool:
-    """Return True for a setting that is taken back by leaving it out."""
+    """Return True for a setting that is reset by leaving it out."""
     return (key, value) in (("teacher.random", "false"), ("teacher.checkpoint", "null"))
 
 

@@ -1,4 +1,4 @@
-"""kdrun doctor: whether everything a run needs is here, and what `auto` resolves to."""
+"""kdrun doctor: check the installation, and show what `auto` resolves to."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ HELP = """
 usage: kdrun doctor [output_root=FOLDER] [dataset.root=FOLDER]
 
 Checks Python, libraries, CPU and GPU, the C++ compiler that torch.compile needs, the output folder and the data sets
-(dataset.root: class folders of your own too), lists the published weights that pretrained=true has downloaded, and says
-what device=auto, precision=auto and compile=auto mean on this machine. With output_root= it also reads everything in
-that folder and names the files that have changed since they were written. Exit code 1 if a run could not work.
+(dataset.root: also your own class folders), lists the published weights that pretrained=true has downloaded, and shows
+what device=auto, precision=auto and compile=auto mean on this machine. With output_root= it also reads every file in
+that folder and lists those that have changed since they were written. Exit code 1 if runs will not work.
 """
 
 LIBRARIES = (
@@ -63,12 +63,12 @@ def command(words: list[str]) -> int:
         print_error(problem)
     data = config.dataset.root
     command = "kdrun train" if data is None else f"kdrun train dataset=folder dataset.root={escape(shlex.quote(data))}"
-    console.say("[bold red]a run would not work[/]" if problems else f"[bold green]all good[/]: {command}")
+    console.say("[bold red]runs will not work here[/]" if problems else f"[bold green]all good[/]: {command}")
     return 1 if problems else 0
 
 
 def libraries() -> tuple[list[list[str]], list[str]]:
-    """Versions, and problems for those that are missing."""
+    """Return the versions of the libraries, and problems for missing ones."""
     problems = []
     versions = []
     for name in LIBRARIES:
@@ -101,7 +101,7 @@ def hardware_rows() -> list[list[str]]:
             f"{cpu_name()}, {available_cores()} cores",
             f"{cpu_kind()}: trains in bf16 at {precision.cpu_bf16_speedup():.2f}x the speed of fp32",
         ],
-        ["threads=null", str(share.threads), f"for a run that starts now: {share.reason}"],
+        ["threads=null", str(share.threads), f"for a run started now: {share.reason}"],
         ["GPU", ", ".join(gpus) or "none", ""],
         ["device=auto", device, ""],
         ["precision=auto", precision.resolve_precision("auto", device), "precision=fp32 is the reference"],
@@ -110,7 +110,7 @@ def hardware_rows() -> list[list[str]]:
 
 
 def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
-    """The output folder can be written and has room."""
+    """Check that the output folder is writable and has room."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".doctor-{os.getpid()}"
@@ -121,7 +121,7 @@ def output_rows(root: Path, problems: list[str]) -> list[list[str]]:
         return [["output_root", str(root), "not writable"]]
     free = shutil.disk_usage(root).free
     if free < 2**30:
-        problems.append(f"output_root={root} has {size(free)} free: a sweep needs more.")
+        problems.append(f"output_root={root} has only {size(free)} free: a sweep needs more.")
     runs = len(list((root / "runs").glob("*/*/*/*/result.json")))
     teachers = len(list((root / "teachers").glob("*/*/*/result.json")))
     return [
@@ -135,14 +135,14 @@ def stored_rows(root: Path, problems: list[str]) -> list[list[str]]:
 
     count, lines = check_stored(root, console.track if console.out.is_terminal else untracked)
     problems += lines
-    return [["checksums", f"{count:,} files", f"{len(lines):,} damaged" if lines else "all as they were written"]]
+    return [["checksums", f"{count:,} files", f"{len(lines):,} damaged" if lines else "all unchanged"]]
 
 
 def data_rows(root: str | None, problems: list[str]) -> list[list[str]]:
-    """Where the CIFAR sets would come from, and what class folders dataset.root holds."""
+    """Return the sources of the CIFAR sets, and the class folders in dataset.root."""
     from kdrun.data import cifar
 
-    rows = [["digits", "embedded", "the default"]]
+    rows = [["digits", "built in", "the default"]]
     found = False
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
         try:
@@ -150,22 +150,22 @@ def data_rows(root: str | None, problems: list[str]) -> list[list[str]]:
         except KdrunError:
             source = None
         if source is None or (source.trees and len(source.trees[0].class_names) != classes):
-            rows.append([name, "not here", f"dataset.root={root} holds none"])
+            rows.append([name, "not found", f"dataset.root={root} has none"])
             continue
         where = source.archive or (source.trees[0].root.parent if source.trees else None)
         found = found or where is not None
         rows.append(
             [
                 name,
-                str(where) if where else "not here",
-                "" if where else "downloaded at first use, or set dataset.root or KDRUN_DATA",
+                str(where) if where else "not found",
+                "" if where else "downloaded on first use; or set dataset.root or KDRUN_DATA",
             ]
         )
     return rows if root is None else [*rows, folder_row(root, found, problems)]
 
 
 def folder_row(root: str, found: bool, problems: list[str]) -> list[str]:
-    """What dataset=folder finds. found: whether the folder is good for another data set."""
+    """Return the row of dataset=folder. found: True if the folder is valid for another data set."""
     from kdrun.data import folder
     from kdrun.data.overview import names_in_short
 
@@ -181,14 +181,14 @@ def folder_row(root: str, found: bool, problems: list[str]) -> list[str]:
 
 
 def weights_rows() -> list[list[str]]:
-    """Where pretrained=true looks for weights before it downloads them, and what is there."""
+    """Return the folders where pretrained=true looks for weights before downloading them, and their contents."""
     repositories, files = hub.cached_names()
     return [
-        ["weights of timm", str(hub.hub_cache()), f"{held(repositories)}; HF_HOME or HF_HUB_CACHE moves it"],
-        ["weights of torchvision", str(hub.hub_folder()), f"{held(files)}; TORCH_HOME moves it"],
+        ["weights of timm", str(hub.hub_cache()), f"{held(repositories)}; HF_HOME or HF_HUB_CACHE changes it"],
+        ["weights of torchvision", str(hub.hub_folder()), f"{held(files)}; TORCH_HOME changes it"],
     ]
 
 
 def held(names: list[str]) -> str:
-    """How many there are, and the first of them."""
+    """Return the number of names, and the first of them."""
     return listed(names, 4) or "none"

@@ -1,4 +1,4 @@
-"""kdrun eval: measure a run's network, a stored teacher's, or a file of weights."""
+"""kdrun eval: measure the network of a run, of a stored teacher, or of a weights file."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=tes
        kdrun eval FILE student=NAME dataset=NAME [teacher=NAME teacher.checkpoint=FILE] [save=FOLDER] [key=value …]
 
 RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/. FILE is a checkpoint: safetensors,
-or a torch file of RepDistiller's, mdistiller's, timm's or a plain layout.
+or a torch file in the layout of RepDistiller, mdistiller or timm, or a plain state dict.
 
 Prints top-1, top-5, negative log-likelihood (nats), expected calibration error (15 bins), precision, recall and F1 of
-each class, parameters, FLOPs and images/s; where there is a teacher, KL(teacher ‖ student) (nats), agreement and the
-linear CKA of the stages. Writes evals/<split>.json into the run (a finished run's own files stay as they are), with
-<split>_confusion.csv, and as pictures <split>_reliability.png, _confusion.png and _cka.png; what a FILE gives,
-into save=FOLDER. Several runs make one table; rank=kl puts the student that is nearest to its teacher first,
-rank=agreement the one that agrees with it most often.
+each class, parameters, FLOPs and images/s; with a teacher also KL(teacher ‖ student) (nats), agreement and the linear
+CKA of the stages. Writes evals/<split>.json into the run (the files of a finished run are not changed), with
+<split>_confusion.csv and the pictures <split>_reliability.png, _confusion.png and _cka.png; the results of a FILE go
+into save=FOLDER. Several runs make one table; rank=kl puts the student closest to its teacher first, rank=agreement the
+one that agrees with it most often.
 
-testset= measures derived copies of the test images instead (kdrun list testsets), into evals/<testset>.json, and says
-what they change: the accuracy that is kept, the predictions that flip, KL(clean ‖ derived); of a cue conflict, shape
-bias and its coverage.
+testset= measures on derived copies of the test images instead (kdrun list testsets), writes evals/<testset>.json, and
+compares with the clean images: accuracy kept, predictions changed, KL(clean ‖ derived); for a cue conflict also the
+shape bias and its coverage.
 """
 
 RANKS = {"kl": "kl_teacher", "agreement": "agreement"}
-WORST = 10  # classes that are printed where there are more than NAMED
+WORST = 10  # number of classes printed if there are more than NAMED
 
 
 @dataclass
 class Options(WhichSplit):
     testset: str | None = setting(
-        None, help="derived copies of the test images (kdrun list testsets)", shows="all|NAME[:key=value,…],…"
+        None, help="derived test sets to measure on (kdrun list testsets)", shows="all|NAME[:key=value,…],…"
     )
-    rank: str | None = setting(None, choices=tuple(RANKS), help="order several students by this")
-    save: Path | None = setting(None, help="where the findings on a FILE go", shows="FOLDER")
+    rank: str | None = setting(None, choices=tuple(RANKS), help="measure by which to rank several students")
+    save: Path | None = setting(None, help="output folder for the results of a FILE", shows="FOLDER")
     figures: list[str] = figures_setting()
 
 
@@ -62,17 +62,17 @@ def command(words: list[str]) -> int:
     options, rank = parsed.options, parsed.options.rank
     testsets = chosen_sets(options.testset, options.split)
     if not parsed.names:
-        raise ConfigError("eval what? Give a run directory, a glob, a digest or a checkpoint file (kdrun list runs).")
+        raise ConfigError("eval needs a run directory, a glob, a digest or a checkpoint file (kdrun list runs).")
     if rank is not None and options.model == "teacher":
-        raise ConfigError(f"rank={rank} ranks students by their teacher: leave model=teacher out.")
+        raise ConfigError(f"rank={rank} ranks students against their teacher: leave out model=teacher.")
     if rank is not None and len(testsets) > 1:
-        raise ConfigError(f"rank={rank} ranks on one test set, and testset= names {len(testsets)}.")
+        raise ConfigError(f"rank={rank} needs one test set, but testset= names {len(testsets)}.")
     targets = find_targets(parsed)
     if rank is not None and all(target.teacher is None for target in targets):
-        raise ConfigError(f"rank={rank}: none of these has a teacher to be compared with.")
+        raise ConfigError(f"rank={rank}: none of these has a teacher to compare with.")
     if options.save is not None:
         if len(targets) > 1:
-            raise ConfigError(f"save={options.save}: {len(targets)} networks would share its files; name one.")
+            raise ConfigError(f"save={options.save}: {len(targets)} networks cannot share one folder; give one.")
         targets[0].folder = options.save
     every = []
     for target in targets:
@@ -92,7 +92,7 @@ def command(words: list[str]) -> int:
 
 
 def find_targets(parsed: Parsed[Options]) -> list[Target]:
-    """Return every network that the words mean, each checked before the first is measured."""
+    """Return every network given by the arguments; all are checked before the first is measured."""
     options, root = parsed.options, outputs_folder(parsed.rest.get("output_root"))
     targets = []
     for name in parsed.names:
@@ -105,19 +105,19 @@ def find_targets(parsed: Parsed[Options]) -> list[Target]:
 
 
 def chosen_sets(text: str | None, split: str) -> list[NamedSet]:
-    """The derived sets of testset=; none without it. Raises ConfigError."""
+    """Return the derived sets of testset=; an empty list if it is not given. Raises ConfigError."""
     if text is not None and split != "test":
-        raise ConfigError(f"split={split}: derived sets are made of the test images; leave split= out.")
+        raise ConfigError(f"split={split}: derived sets are made from the test images; leave out split=.")
     return [] if text is None else parse_list(text)
 
 
 def bar(steps: Iterator[int], total: int, label: str) -> Iterator[int]:
-    """Pass `steps` on, with a progress bar on a terminal and nothing elsewhere."""
+    """Yield `steps` unchanged, with a progress bar on a terminal and nothing elsewhere."""
     return console.track(steps, total, label) if console.out.is_terminal else steps
 
 
 def show_scores(done: Measured) -> None:
-    """A line for the network, and one for what it shares with its teacher."""
+    """Print a line for the network, and one for the comparison with its teacher."""
     scores, target = done.found.scores, done.target
     console.say(
         f"{escape(target.label)}  {escape(target.options.name)} on {escape(done.place)}: "
@@ -130,19 +130,19 @@ def show_scores(done: Measured) -> None:
         console.note(f"  {target.label} {target.missing}; KL, agreement and CKA are left out.")
     if "kl_teacher" in scores and target.teacher is not None:
         console.say(
-            f"  beside its teacher {escape(target.teacher.options.name)} ({scores['teacher_top1']:.2f} % top-1): "
+            f"  vs teacher {escape(target.teacher.options.name)} ({scores['teacher_top1']:.2f} % top-1): "
             f"KL(teacher ‖ student) [bold]{scores['kl_teacher']:.4f} nats[/]  "
             f"agreement [bold]{scores['agreement']:.2f} %[/]"
         )
 
 
 def change_words(change: Change) -> str:
-    """Beside the clean images: accuracy kept and lost, flips and divergence, shape bias."""
+    """Return a line of comparison with the clean images: accuracy kept and lost, flips and divergence, shape bias."""
     words = [
         f"clean images {change.clean_top1:.2f} %, here {change.top1:.2f} %, a drop of "
         f"{change.clean_top1 - change.top1:.2f} points"
     ]
-    chance = "no ratio: the clean ones are answered at chance"
+    chance = "no ratio: accuracy on the clean images is at chance"
     words += [chance if change.ratio is None else f"ratio {change.ratio:.3f}"]
     words += [] if change.flipped is None else [f"{change.flipped:.2f} % of predictions flip"]
     words += [] if change.kl is None else [f"KL(clean ‖ here) {change.kl:.4f} nats"]
@@ -152,7 +152,7 @@ def change_words(change: Change) -> str:
 
 
 def show_details(done: Measured) -> None:
-    """CKA of the stages that belong together, cost, and the classes."""
+    """Print the CKA of paired stages, the cost, and the classes."""
     found = done.found
     if found.similarity is not None:
         pairs = [
@@ -169,7 +169,7 @@ def show_details(done: Measured) -> None:
     title = "classes"
     if len(order) > NAMED:
         order = sorted(order, key=lambda label: classes.f1[label])[:WORST]
-        title = f"the {WORST} classes of {len(done.classes)} with the lowest F1"
+        title = f"the {WORST} of {len(done.classes)} classes with the lowest F1"
     figures = [[classes.precision[label], classes.recall[label], classes.f1[label]] for label in order]
     rows = [
         [done.classes[label], f"{classes.support[label]:,}", *(f"{value:.2f}" for value in values)]
@@ -193,10 +193,10 @@ COLUMNS = (  # key, title, format
 
 
 def show_table(every: list[Measured], rank: str | None) -> None:
-    """A row for each network; ranked ones first, by the divergence from their teacher or the agreement with it."""
+    """Print a row for each network; if ranked, in order of divergence from the teacher, or agreement with it."""
     ranked = [done for done in every if done.score("kl_teacher") is not None]
     if rank is not None and not ranked:
-        raise ConfigError(f"rank={rank}: none of these has a teacher that could be loaded.")
+        raise ConfigError(f"rank={rank}: no teacher of these could be loaded.")
     places = {key: ranking(ranked, key) for key in RANKS.values()}
     order = every
     if rank is not None:
@@ -216,7 +216,7 @@ def show_table(every: list[Measured], rank: str | None) -> None:
     last = ["teacher"] if len(taught) > 1 else []
     console.say("")
     console.table("", ["run", *heads, *(title for _, title, _ in COLUMNS), *last], rows)
-    below = f"runs are below {folder}; " if folder else ""
+    below = f"run paths are relative to {folder}; " if folder else ""
     below += f"teacher {min(taught)}; " if len(taught) == 1 else ""
     console.note(f"{below}top-1, ECE, macro F1 and agreement in %, NLL and KL(teacher ‖ student) in nats")
     teachers = {str(done.target.teacher.weights) for done in ranked if done.target.teacher}
@@ -235,17 +235,17 @@ def cells_of(done: Measured) -> list[str]:
 
 
 def ranking(every: list[Measured], key: str) -> dict[int, int]:
-    """id of each -> its rank from 1, the nearest to its teacher first; equals share one."""
+    """Return id of each network -> its rank from 1, the closest to its teacher first; ties share a rank."""
     sign = -1 if key == "agreement" else 1
     values = {id(done): sign * (done.score(key) or 0.0) for done in every}
     return {name: 1 + sum(other < value for other in values.values()) for name, value in values.items()}
 
 
 def show_files(every: list[Measured]) -> None:
-    """Where everything is; a line for each network."""
+    """Print the location of all files; a line for each network."""
     for done in every:
         if done.files:
             names = ", ".join(path.name for path in done.files)
             console.note(f"{short_path(done.files[0].parent)}/  ({names})")
     if not any(done.files for done in every):
-        console.note("save=FOLDER writes all of it, with pictures")
+        console.note("save=FOLDER writes all results, with pictures")

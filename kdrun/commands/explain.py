@@ -1,5 +1,5 @@
-"""kdrun explain: a method's paper, equation, settings and published numbers, from its own docstring and YAML; or what a
-setting means."""
+"""kdrun explain: show a method's paper, equation, settings and published numbers from its docstring and YAML; or the
+meaning of a setting."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HELP = """
 usage: kdrun explain method=NAME [--config-dir FOLDER]
        kdrun explain KEY …
 
-Of a method: paper, equation, every hyperparameter with its default here and where that comes from, published
-accuracies, and where public implementations disagree. Of a setting (optimizer.lr, dataset.resize, method.temperature):
-what it means, its type or choices, its bounds and its default; of a group (optimizer, dataset): all of its settings.
-kdrun list settings shows every one.
+For a method: paper, equation, every hyperparameter with its default and the source of that, published accuracies, and
+differences between public implementations. For a setting (optimizer.lr, dataset.resize, method.temperature): its
+meaning, type or choices, bounds and default; for a group (optimizer, dataset): all of its settings.
+kdrun list settings shows all settings.
 """
 
 
@@ -32,15 +32,14 @@ def command(words: list[str]) -> int:
     files = group_files("method", parsed.config_dir)
     if not parsed.names and not parsed.rest:
         raise ConfigError(
-            "explain what? Give a setting (kdrun list settings), or method=NAME; there are: "
-            f"{', '.join(sorted(files))}."
+            f"explain needs a setting (kdrun list settings), or method=NAME with one of: {', '.join(sorted(files))}."
         )
     for word in (*parsed.names, *(f"method={value}" if key == "method" else key for key, value in parsed.rest.items())):
         key, equals, value = word.partition("=")
         name = resolve_alias(value if equals else key, parsed.config_dir)
         if equals and name not in files:
             raise ConfigError(
-                f"method={name}: no such method.{suggest(name, files)} There are: {', '.join(sorted(files))}."
+                f"method={name}: no such method.{suggest(name, files)} Available: {', '.join(sorted(files))}."
             )
         if name in files:
             explain(name, files[name])
@@ -50,7 +49,7 @@ def command(words: list[str]) -> int:
 
 
 def show_settings(found: list[Explained]) -> None:
-    """Print one setting by lines, several as a table under the first."""
+    """Print one setting as lines; several as a table below the first."""
     first = found[0]
     if len(found) > 1 and not first.default:
         console.say(f"[bold]{escape(first.key)}[/]  {escape(first.meaning)} ({escape(first.kind)})\n")
@@ -69,7 +68,7 @@ def show_settings(found: list[Explained]) -> None:
 
 
 def explain(name: str, path: Path) -> None:
-    """Print what the docstring, the YAML and the published tables say of a method; a section that is missing is left
+    """Print a method's description from its docstring, its YAML and the published tables; missing sections are left
     out."""
     settings = read_yaml(path)
     source = read_method(settings.pop("_target_"))
@@ -83,16 +82,16 @@ def explain(name: str, path: Path) -> None:
     meanings = hyperparameters(parts.get("Hyperparameters", ""))
     if settings:
         rows = [[f"method.{key}", str(value), meanings.get(key, "")] for key, value in settings.items()]
-        console.table("", ["setting", "default", "meaning, and where the number comes from"], rows)
+        console.table("", ["setting", "default", "meaning, and source of the default"], rows)
         console.say("")
     if parts.get("Disagreements"):
-        console.say("[bold]where public code disagrees[/]")
+        console.say("[bold]where public implementations disagree[/]")
         console.say(escape(f"  {' '.join(parts['Disagreements'].split())}") + "\n")
     rows = [row_of(item) for item in published() if item.method == name and item.metric == "top1"]
     if rows:
         columns = ["benchmark", "data set", "teacher", "student", "top-1, %", "epoch", "source"]
         console.table("published", columns, rows)
-        console.note("A pair of these runs as: kdrun train benchmark=… pair=TEACHER_STUDENT method=" + name)
+        console.note("To run one of these pairs: kdrun train benchmark=… pair=TEACHER_STUDENT method=" + name)
 
 
 def row_of(item: Published) -> list[str]:

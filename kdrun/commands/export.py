@@ -1,4 +1,5 @@
-"""kdrun export: a trained network as a file for elsewhere, which is measured before it gets its name."""
+"""kdrun export: write a trained network as a file for other programs, which is checked before it gets its final
+name."""
 
 from __future__ import annotations
 
@@ -19,17 +20,16 @@ usage: kdrun export RUN [model=student|teacher] [weights=last|best] [quantize=no
                     [save=FILE|FOLDER] [format=onnx|torchscript|torch_export] [opset=…] [images=N] [dataset.root=…]
        kdrun export FILE student=NAME dataset=NAME save=FILE|FOLDER [key=value …]
 
-RUN is a run directory, a digest prefix, or a directory of teachers/; FILE is a checkpoint, as kdrun eval takes it.
+RUN is a run directory, a digest prefix, or a directory of teachers/; FILE is a checkpoint, as for kdrun eval.
+The exported model takes RGB in [0, 1], float32 [N, 3, S, S] for any N, and returns logits; it applies mean and std
+itself. Its metadata holds class names, image size, mean and std, which kdrun predict FILE.onnx reads.
 
-The file takes RGB in [0, 1], float32 [N, 3, S, S] for any N, and returns logits: mean and std are applied inside. Class
-names, image size, mean and std are in its metadata, and kdrun predict FILE.onnx reads them.
-
-quantize=static adds an INT8 file (QDQ, weights per channel, calibrated on 512 training images), quantize=dynamic one
-whose MatMul and Gemm weights are INT8 (convolutions stay float32: quantised dynamically they become several times
+quantize=static adds an INT8 file (QDQ, weights per channel, calibrated on 512 training images), quantize=dynamic a file
+whose MatMul and Gemm weights are INT8 (convolutions stay float32: dynamic quantisation makes them several times
 slower). A table then compares every form with the network on the test set (images=N: on N of them): largest difference
-of a logit, top-1, size, and the time of one image and of a batch of 64 on this CPU. A file gets its final name
-only if it passes: float32 within 1e-4 of the largest logit, INT8 within max_drop points of top-1; else the exit code is
-1. Written into exports/ of the run, or to save=.
+of a logit, top-1, size, and the time for one image and for a batch of 64 on this CPU. A file is kept only if it passes:
+float32 within 1e-4 of the largest logit, INT8 within max_drop points of top-1; otherwise the exit code is 1. Files are
+written into exports/ of the run, or to save=.
 """
 
 
@@ -37,10 +37,10 @@ def command(words: list[str]) -> int:
     parsed = parse("export", words, Options, passes=True)
     options = parsed.options
     if len(parsed.names) != 1:
-        raise ConfigError("export what? Give one run, or one file of weights (kdrun list runs).")
+        raise ConfigError("export needs one run, or one weights file (kdrun list runs).")
     if options.quantize != "none" and options.format != "onnx":
         raise ConfigError(
-            f"quantize={options.quantize} is for format=onnx; {options.format} is written in float32 only."
+            f"quantize={options.quantize} is for format=onnx; {options.format} is written only in float32."
         )
     target = find_target(parsed.names[0], options, parsed.rest, parsed.config_dir)
     place = destination(target, options)
@@ -55,7 +55,7 @@ def command(words: list[str]) -> int:
 
 
 def report(found: Exported, place: Path) -> None:
-    """The table, what did not pass and why, and where the rest is."""
+    """Print the table, the forms that failed with reasons, and the location of the files."""
     forms, files = found.forms, found.files
     rows = []
     for number, form in enumerate(forms):
@@ -75,9 +75,9 @@ def report(found: Exported, place: Path) -> None:
     console.note(f"top-1 on {found.images:,} test images; max |logit| {forms[1].scale:.3g}; median times on this CPU")
     for form in forms[1:]:
         if form.problem:
-            console.say(f"[bold red]fails[/]  {escape(form.name)}: {escape(form.problem)}; no file is written.")
+            console.say(f"[bold red]fails[/]  {escape(form.name)}: {escape(form.problem)}; no file written.")
         elif form.name not in files:
-            console.say(f"[bold red]left out[/]  {escape(form.name)}: the float32 file it comes from fails.")
+            console.say(f"[bold red]left out[/]  {escape(form.name)}: it is made from the float32 file, which fails.")
     if files:
         names = ", ".join(path.name for path in (*files.values(), place.with_suffix(".json")))
         console.note(f"{short_path(place.parent.absolute())}/  ({names})")

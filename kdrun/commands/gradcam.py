@@ -1,4 +1,4 @@
-"""kdrun gradcam: where a teacher and its students look, as one picture and as a number."""
+"""kdrun gradcam: show where a teacher and its students look, as one picture and as overlap measures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import Parsed, parse
+from kdrun.display import plural
 from kdrun.errors import ConfigError
 from kdrun.evaluation.cam_images import Images, files_named, own_images, read_files
 from kdrun.evaluation.cam_runs import (
@@ -38,27 +39,27 @@ usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|C
                      [device=… output_root=… dataset.root=…]
        kdrun gradcam FILE student=NAME dataset=NAME [teacher=NAME teacher.checkpoint=FILE] [key=value …]
 
-RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/; FILE is a checkpoint, as kdrun
-eval takes it. One picture: a row for each image,
-in columns the image, the teacher and each student, with the heat map of where the network looks, and its class and
-probability in green with ✓ where it is right and in red with ✗ where it is wrong. Computed in fp32.
+RUN is a run directory, a glob of them, a digest prefix, or a directory of teachers/; FILE is a checkpoint, as for kdrun
+eval. Draws one picture with a row for each image and columns for the image, the teacher and each student. Each cell
+shows a heat map of where the network looks, with its class and probability, in green with ✓ if correct and in red with
+✗ if wrong. Computed in fp32.
 
-images   how many of the run's own test images (10; one of every class first, always the same), or files and folders,
-         prepared as evaluation does; a file in a folder named like a class counts as an image of it
-target   the class that the map explains: the one that each network predicts, the true one, or a class by name
+images   number of the run's own test images (10; one of every class first, always the same ones), or files and folders,
+         prepared as for evaluation; a file in a folder named like a class counts as an image of that class
+target   the class that the map explains: each network's prediction, the true class, or a class by name
 method   {", ".join(KINDS)}
          (all but the first need the grad-cam package: pip install 'kdrun[gradcam]')
-layer    a module by its path, instead of the automatic choice: the deepest stage map of a CNN (kdrun taps), and of a
-         transformer the tokens that the last block's attention reads
-overlap  over how many images (200) a student's maps are compared with its teacher's: IoU of the highest fifth of the
-         pixels, Pearson and Spearman correlation, means over the images, and beside them the same with the teacher's
-         maps of other images, which is what looking at the middle gives by itself
+layer    a module by its path, instead of the automatic choice: the deepest stage map of a CNN (kdrun taps), and for a
+         transformer the tokens read by the last block's attention
+overlap  number of images (200) on which a student's maps are compared with its teacher's: IoU of the highest fifth of
+         the pixels, Pearson and Spearman correlation, averaged over the images; in brackets the same for the teacher's
+         maps of other images, which is the chance level (for example from both looking at the centre)
 
-Writes the overlap into the run, evals/gradcam.json and gradcam.csv (a row for each image); the picture of one run lies
-beside them, that of several in pictures/ of the output folder. Files that cannot be read are named and left out, and
-the exit code is then 1.
+Writes the overlap into the run, to evals/gradcam.json and gradcam.csv (a row for each image). The picture is stored
+next to them for one run, and in pictures/ of the output folder for several. Files that cannot be read are listed and
+left out; the exit code is then 1.
 """
-MOST = 100  # rows of one picture
+MOST = 100  # most rows of one picture
 
 
 def command(words: list[str]) -> int:
@@ -66,7 +67,7 @@ def command(words: list[str]) -> int:
     options = parsed.options
     check(options)
     if not parsed.names:
-        raise ConfigError("gradcam of what? Give a run directory, a glob, a digest or a file of weights.")
+        raise ConfigError("gradcam needs a run directory, a glob, a digest or a weights file.")
     files = None if options.images.isdecimal() else files_named(options.images)
     root = outputs_folder(parsed.rest.get("output_root"))
     targets = [target for name in parsed.names for target in find_targets(name, parsed, root)]
@@ -93,7 +94,7 @@ def command(words: list[str]) -> int:
 
 
 def find_targets(name: str, parsed: Parsed[Options], root: Path) -> list[Target]:
-    """The networks that one word means: of runs, or of a file of weights, whose findings go into pictures/."""
+    """Return the networks of one argument: of runs, or of a weights file, whose results go into pictures/."""
     options = parsed.options
     if not Path(name).is_file():
         return [target_of_run(run, options, parsed.rest, options.split) for run in find_runs(name, root)]
@@ -102,15 +103,16 @@ def find_targets(name: str, parsed: Parsed[Options], root: Path) -> list[Target]
 
 
 def check(options: Options) -> None:
-    """Raise ConfigError for what no rule of a single setting tells."""
+    """Raise ConfigError for faults that involve several settings."""
     if options.method != "gradcam" and find_spec("pytorch_grad_cam") is None:
         raise ConfigError(f"method={options.method} needs the grad-cam package: pip install 'kdrun[gradcam]'.")
     if options.images.isdecimal() and not 1 <= int(options.images) <= MOST:
-        raise ConfigError(f"images={options.images}: one picture shows 1 to {MOST} of them.")
+        raise ConfigError(f"images={options.images}: one picture shows 1 to {MOST} images.")
 
 
 def place_of_picture(options: Options, targets: list[Target], root: Path, of: str) -> Path:
-    """save=, else beside the only run's findings, else in pictures/ under a name that the same runs find again."""
+    """Return save=, else the folder of the only run's results, else a file in pictures/ with a name determined by
+    the runs."""
     if options.save is not None:
         return options.save
     name = file_name(targets[0], options, of)
@@ -122,7 +124,7 @@ def place_of_picture(options: Options, targets: list[Target], root: Path, of: st
 def show(
     every: list[CamSubject], found: list[Overlapping], images: Images, shown: int, picture: Path, options: Options
 ) -> None:
-    """Layers, the overlap of each run, and where everything is."""
+    """Print the layers, the overlap of each run, and the location of the files."""
     layers = {f"{watched.head[0]} {watched.view.layer} ({'×'.join(map(str, watched.view.grid))})" for watched in every}
     console.note(f"layer and positions: {', '.join(sorted(layers))}")
     if found:
@@ -130,7 +132,7 @@ def show(
     for watched in every:
         if watched.target is not None and watched.of is None and watched.target.missing:
             console.note(f"{watched.target.label} {watched.target.missing}; its teacher is left out.")
-    what = f"{shown} image{'s' * (shown > 1)} × {len(every)} network{'s' * (len(every) > 1)}"
+    what = f"{plural(shown, 'image')} × {plural(len(every), 'network')}"
     console.say(f"{what}: [bold]{escape(short_path(picture))}[/]")
 
 
@@ -142,10 +144,12 @@ def show_overlaps(found: list[Overlapping], count: int) -> None:
     for name, item in zip(names, found, strict=True):
         mean, apart = item.result.mean, item.result.apart
         rows.append([name, *(f"{number(mean[key])} ({number(apart[key])})" for key in mean)])
-    console.table("", ["student beside its teacher", "IoU", "Pearson", "Spearman"], rows)
+    console.table("", ["student vs teacher", "IoU", "Pearson", "Spearman"], rows)
     empty = max(item.result.undefined for item in found)
-    left_out = f"; up to {empty} images left out, whose map is empty" if empty else ""
-    console.note(f"means over {count:,} images, in brackets with the teacher's maps of other images{left_out}")
+    left_out = f"; up to {plural(empty, 'image')} with an empty map left out" if empty else ""
+    console.note(
+        f"mean of {plural(count, 'image')}; in brackets: chance level, the teacher's maps of other images{left_out}"
+    )
     place = f"{folder}/…/evals" if len(found) > 1 else short_path(found[0].path.parent)
     console.note(f"{place}/  ({found[0].path.name}, {found[0].path.stem}.csv)")
 

@@ -1,4 +1,4 @@
-"""kdrun list: everything that can be chosen, and the runs that exist. Reads YAML and results only."""
+"""kdrun list: show all available choices, and the existing runs. Reads only YAML files and results."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ usage: kdrun list [KIND …] [--config-dir FOLDER] [output_root=FOLDER]
 
 KIND is one of {", ".join(KINDS[:9])},
 {", ".join(KINDS[9:])}.
-Without a word: every group with its names. runs and teachers-trained show what is in the output folder, of runs only
-those with the given settings: kdrun list runs method=kd,dkd optimizer.lr=0.1 sort=top1.
+Without KIND: every group with its names. runs and teachers-trained list the contents of the output folder; runs can be
+filtered by settings: kdrun list runs method=kd,dkd optimizer.lr=0.1 sort=top1.
 """
 
 
 @dataclass
 class Options:
-    state: str | None = setting(None, choices=STATES, help="only runs of this state")
+    state: str | None = setting(None, choices=STATES, help="only runs in this state")
     tag: str | None = setting(None, help="only runs with this tag (kdrun runs tag)")
-    sort: str = setting("path", choices=tuple(ORDERS), help="how runs are ordered")
+    sort: str = setting("path", choices=tuple(ORDERS), help="order of the runs")
     output_root: Path | None = output_root_setting()
 
 
@@ -46,7 +46,7 @@ def command(words: list[str]) -> int:
         return overview(config_dir)
     for kind in parsed.names:
         if kind not in KINDS:
-            raise ConfigError(f"list {kind}: no such list.{suggest(kind, KINDS)} There are: {', '.join(KINDS)}.")
+            raise ConfigError(f"list {kind}: no such list.{suggest(kind, KINDS)} Available: {', '.join(KINDS)}.")
         if kind == "methods":
             list_methods(config_dir)
         elif kind == "sweeps":
@@ -63,11 +63,11 @@ def command(words: list[str]) -> int:
 
 
 def check_filters(parsed: Parsed[Options]) -> None:
-    """Raise ConfigError for filters of what is no list of runs."""
+    """Raise ConfigError for filters on a list other than runs."""
     asked, plain = parsed.options, Options()
     given = [*parsed.rest, *(key for key in ("state", "tag", "sort") if getattr(asked, key) != getattr(plain, key))]
     for key in given if not {"runs", "teachers-trained"} & set(parsed.names) else ():
-        raise ConfigError(f"{key}: only runs are filtered and sorted: kdrun list runs {key}=…")
+        raise ConfigError(f"{key}: only lists of runs can be filtered and sorted: kdrun list runs {key}=…")
 
 
 def overview(config_dir: str | None) -> int:
@@ -76,12 +76,12 @@ def overview(config_dir: str | None) -> int:
         names = choices(group.removesuffix("s"), config_dir)
         rows.append([group, ", ".join(name for name in names if name != "any")])
     console.table("", ["group", "names"], rows)
-    console.note("Models also: timm:NAME, torchvision:NAME, package.module:callable. More: kdrun list GROUP.")
+    console.note("Other models: timm:NAME, torchvision:NAME, package.module:callable. Details: kdrun list GROUP.")
     return 0
 
 
 def list_methods(config_dir: str | None) -> None:
-    """Print each method's name in the field, its paper and the first sentence of its docstring."""
+    """Print each method's common name, its paper and the first sentence of its docstring."""
     rows, files = [], group_files("method", config_dir)
     for name, path in sorted(files.items()):
         parts = sections(read_method(read_yaml(path)["_target_"]).doc)
@@ -93,13 +93,13 @@ def list_methods(config_dir: str | None) -> None:
 
 
 def field_name(path: Path) -> str:
-    """Return what the field calls a method: the head of its YAML's comment, up to the reference."""
+    """Return a method's common name: the start of its YAML's comment, up to the reference."""
     first = path.read_text().partition("\n")[0]
     return re.split(r" \(|[,;:.]", first.removeprefix("#").strip())[0] if first.startswith("#") else ""
 
 
 def short_reference(paper: str) -> str:
-    """Return `Zhao et al., CVPR 2022` of a section Paper, or nothing where it names no paper of its own."""
+    """Return `Zhao et al., CVPR 2022` from a section Paper; an empty string if it names no paper of its own."""
     found = re.match(
         r'(?:after )?((?:[A-Z][\w-]+, )*[A-Z][\w-]+), "[^"]+"[^,]*,\s+((?:[A-Z]\w+ )?\d{4})', " ".join(paper.split())
     )
@@ -121,13 +121,13 @@ def list_group(group: str, config_dir: str | None) -> None:
 
 
 def list_sweeps(config_dir: str | None) -> None:
-    """Print each sweep's title, how many cells it has, the data that it needs and what it costs."""
+    """Print each sweep's title, number of cells, required data and cost."""
     from kdrun.sweeps.catalogue import catalogue
 
     rows = [[item.name, item.title, f"{item.cells:,}", item.data, item.cost] for item in catalogue(config_dir)]
-    console.table("", ["sweep", "", "cells", "data", "cost, as its file says"], rows)
+    console.table("", ["sweep", "", "cells", "data", "cost, according to its file"], rows)
     console.note(
-        "kdrun train -m sweep=NAME dry_run=true measures the cost here; kdrun table NAME shows what is published."
+        "kdrun train -m sweep=NAME dry_run=true measures the cost here; kdrun table NAME shows the published values."
     )
 
 
@@ -140,28 +140,28 @@ def list_settings() -> None:
         kind = f"{item.kind} ({item.bounds})" if item.bounds else item.kind
         rows.append([item.key, kind, item.default, item.meaning])
     console.table("", ["setting", "type", "default", "meaning"], rows)
-    console.note("Of one: kdrun explain KEY. Of a method: kdrun explain method=NAME.")
+    console.note("One setting: kdrun explain KEY. Settings of a method: kdrun explain method=NAME.")
 
 
 def list_testsets() -> None:
-    """Name, what it measures, how it is made, and its parameters with their defaults."""
+    """Print each test set: its name, what it measures, how it is made, and its parameters with defaults."""
     from kdrun.evaluation.testsets.registry import SETS, settings
 
     rows = [[name, kind.measures, kind.usual, settings(kind)] for name, kind in SETS.items()]
     console.table("", ["testset", "measures", "made by", "parameters"], rows)
-    console.note("kdrun testset NAME dataset=… makes one and shows it.")
+    console.note("kdrun testset NAME dataset=… creates and shows one.")
 
 
 def list_runs(options: Options, filters: dict[str, str], teachers: bool) -> None:
-    """Finished, running and failed runs (or stored teachers) with their accuracy, of those that are asked for."""
+    """Print finished, running and failed runs (or stored teachers) with their accuracy, filtered as requested."""
     root = outputs_folder(options.output_root)
     every = listed_runs(root, teachers)
     if not every:
-        console.note(f"{root} holds none yet.")
+        console.note(f"{root} has none yet.")
         return
     runs = in_order(chosen(every, filters, options.state, options.tag), options.sort)
     if not runs:
-        console.note(f"none of {len(every):,} in {root} is so.")
+        console.note(f"none of the {len(every):,} in {root} matches.")
         return
     heads, rows, notes = table_of_runs(runs, root, "teacher" if teachers else "run", console.out.width)
     console.table("", heads, rows)

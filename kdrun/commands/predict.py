@@ -1,4 +1,4 @@
-"""kdrun predict: what a trained network makes of images in a folder."""
+"""kdrun predict: classify images in a folder with a trained network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdrun.config.arguments import Parsed, parse
 from kdrun.config.options import LARGEST_BATCH, setting
 from kdrun.data.image_tree import class_name
 from kdrun.data.inference import Read, find_images, read_batches
-from kdrun.display import legible
+from kdrun.display import legible, plural
 from kdrun.errors import ConfigError
 from kdrun.evaluation.deployed import Card, deploy, find_target
 from kdrun.evaluation.loading import numerics_for
@@ -38,17 +38,17 @@ usage: kdrun predict RUN path=FOLDER|FILE [model=student|teacher] [weights=last|
        kdrun predict FILE.onnx path=FOLDER|FILE [top=…] [save=…] [batch_size=…] [threads=…]
        kdrun predict FILE student=NAME dataset=NAME path=FOLDER|FILE [key=value …]
 
-RUN is a run directory, a digest prefix, or a directory of teachers/. FILE.onnx is what kdrun export wrote. FILE is a
-checkpoint, as kdrun eval takes it. Images are found in all folders below path, turned upright, made RGB, and resized
-and normalised exactly as for the run's evaluation.
+RUN is a run directory, a digest prefix, or a directory of teachers/. FILE.onnx was written by kdrun export. FILE is a
+checkpoint, as for kdrun eval. Images in all folders below path are turned upright, converted to RGB, and resized and
+normalised exactly as for the run's evaluation.
 
-Shows the first images with their most probable classes, and how often each class was predicted; where the folders have
-the names of classes, also the accuracy. save= writes every image: image, predicted_class, probability, and
-probabilities, the `top` most probable classes with their probabilities (top=all: every class). Images that cannot be
-read are named and left out, and the exit code is then 1.
+Shows the first images with their most probable classes, and how often each class was predicted; if the folders are
+named like classes, also the accuracy. save= writes every image: image, predicted_class, probability, and probabilities,
+the `top` most probable classes with their probabilities (top=all: every class). Images that cannot be read are listed
+and left out; the exit code is then 1.
 """
 
-SHOWN = 20  # rows and classes on the screen
+SHOWN = 20  # rows and classes printed
 COLUMNS = ("image", "predicted_class", "probability", "probabilities")
 
 
@@ -60,15 +60,15 @@ class Predictor(Protocol):
 
 @dataclass
 class Options(Which):
-    path: Path = setting(help="the images: one file, or a folder of them", shows="FOLDER|FILE")
-    top: int | None = setting(5, low=1, words={"all": None}, help="how many classes of each image are written")
-    batch_size: int = setting(64, low=1, high=LARGEST_BATCH, help="images at a time")
-    save: list[Path] = setting([], suffixes=(".csv", ".json"), help="write every image")
+    path: Path = setting(help="the images: one file, or a folder", shows="FOLDER|FILE")
+    top: int | None = setting(5, low=1, words={"all": None}, help="number of classes written per image")
+    batch_size: int = setting(64, low=1, high=LARGEST_BATCH, help="images per batch")
+    save: list[Path] = setting([], suffixes=(".csv", ".json"), help="write the predictions for every image")
 
 
 @dataclass
 class Seen:
-    """What is kept of the images, however many they are."""
+    """Summary of the images seen, of constant size for any number of images."""
 
     head: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -84,16 +84,14 @@ class Seen:
 def command(words: list[str]) -> int:
     parsed = parse("predict", words, Options, passes=True)
     if len(parsed.names) != 1:
-        raise ConfigError(
-            "predict with what? Give one run, checkpoint or ONNX file, and path=FOLDER (kdrun list runs)."
-        )
+        raise ConfigError("predict needs one run, checkpoint or ONNX file, and path=FOLDER (kdrun list runs).")
     options = parsed.options
     paths = find_images(options.path)
     predictor, label = make_predictor(parsed)
     card = predictor.card
-    images = f"{len(paths):,} image{'s' * (len(paths) != 1)} of {escape(legible(options.path))}"
+    images = f"{plural(len(paths), 'image')} of {escape(legible(options.path))}"
     console.say(f"{escape(label)}  {escape(card.network)}, {len(card.class_names)} classes, on {images}")
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # one JSON line per image: memory stays flat
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:  # a JSON line per image keeps memory constant
         seen = predict(predictor, paths, options, spool)
         for place in options.save:
             write_records(place, spool)
@@ -102,7 +100,7 @@ def command(words: list[str]) -> int:
 
 
 def make_predictor(parsed: Parsed[Options]) -> tuple[Predictor, str]:
-    """Return (the network that is meant, its name for the screen)."""
+    """Return (the network given by the arguments, its name for the screen)."""
     (word,) = parsed.names
     if word.lower().endswith(".onnx"):
         from kdrun.evaluation.export.onnx_format import OnnxNetwork
@@ -113,7 +111,7 @@ def make_predictor(parsed: Parsed[Options]) -> tuple[Predictor, str]:
             raise ConfigError(f"{wrong}: an ONNX file takes path, top, batch_size, save and threads (a whole number).")
         place = Path(os.path.expanduser(word))
         if not place.is_file():
-            raise ConfigError(f"{word}: no such file; kdrun export RUN writes one.")
+            raise ConfigError(f"{word}: no such file; kdrun export RUN creates one.")
         return OnnxNetwork(place, int(threads)), short_path(place)
     target = find_target(word, parsed.options, parsed.rest, parsed.config_dir)
     numerics = numerics_for(target.config)
@@ -122,7 +120,7 @@ def make_predictor(parsed: Parsed[Options]) -> tuple[Predictor, str]:
 
 
 def predict(predictor: Predictor, paths: list[Path], options: Options, spool: IO[str]) -> Seen:
-    """Every image in order; its record goes to `spool` as a line of JSON."""
+    """Classify every image in order, and write its record to `spool` as a line of JSON."""
     seen = Seen()
     base = options.path if options.path.is_dir() else options.path.parent
     batches = read_batches(paths, predictor.card.preparation, options.batch_size)
@@ -146,7 +144,7 @@ def is_long(paths: list[Path]) -> bool:
 
 
 def records_of(predictor: Predictor, batch: Read, base: Path, top: int | None) -> Iterator[dict[str, Any]]:
-    """image, predicted_class, probability, probabilities of each readable image."""
+    """Yield image, predicted_class, probability and probabilities of each readable image."""
     if not batch.paths:
         return
     names = predictor.card.class_names
@@ -168,7 +166,7 @@ def note_record(seen: Seen, record: dict[str, Any], card: Card) -> None:
 
 
 def write_records(place: Path, spool: IO[str]) -> None:
-    """The spooled records as CSV (probabilities as JSON in their cell) or as a JSON list."""
+    """Write the spooled records as CSV (probabilities as JSON in one cell) or as a JSON list."""
 
     def lines() -> Iterator[dict[str, Any]]:
         spool.seek(0)
@@ -193,9 +191,9 @@ def write_records(place: Path, spool: IO[str]) -> None:
 
 
 def show(seen: Seen, card: Card, options: Options) -> None:
-    """The first images, the classes, what could not be read, and where the rest is."""
+    """Print the first images, the classes, the unreadable images, and the location of the rest."""
     width = min(options.top or len(card.class_names), len(card.class_names), 5)
-    columns = ["image", "class", "%", *(["then"] if width > 1 else [])]
+    columns = ["image", "class", "%", *(["runners-up"] if width > 1 else [])]
     rows = []
     for record in seen.head:
         others = list(record["probabilities"].items())[1:width]
@@ -214,14 +212,15 @@ def show(seen: Seen, card: Card, options: Options) -> None:
         more = f"… and {seen.images - len(seen.head):,} more; "
         common = [f"{name} {count:,}" for name, count in seen.counts.most_common(SHOWN)]
         rest = len(seen.counts) - len(common)
-        console.say(f"{more}predicted: {escape(', '.join(common))}{f' and {rest} other classes' if rest else ''}")
+        others = f" and {plural(rest, 'other class', 'other classes')}" if rest else ""
+        console.say(f"{more}predicted: {escape(', '.join(common))}{others}")
     if seen.labelled == seen.images > 0:
         console.say(
-            f"the folders' names are classes: [bold]{100 * seen.right / seen.images:.2f} %[/] of "
-            f"{seen.images:,} predictions agree with them"
+            f"the folders are named like classes: [bold]{100 * seen.right / seen.images:.2f} %[/] of "
+            f"{plural(seen.images, 'prediction')} agree with them"
         )
     console.unreadable(seen.unreadable, seen.images)
     if options.save:
-        console.note(f"written: {', '.join(short_path(place.absolute()) for place in options.save)}")
+        console.note(f"wrote {', '.join(short_path(place.absolute()) for place in options.save)}")
     elif seen.images:
-        console.note("save=FILE.csv,FILE.json writes all of it, with every image's probabilities")
+        console.note("save=FILE.csv,FILE.json writes the probabilities of every image")

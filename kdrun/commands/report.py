@@ -1,4 +1,4 @@
-"""kdrun report: a sweep, or any set of runs, as one HTML file."""
+"""kdrun report: write a sweep, or any set of runs, as one HTML file."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ HELP = """
 usage: kdrun report NAME [key=value …]
        kdrun report RUN … [key=value …]
 
-One HTML file that opens from disk with no network: first what came out, in words with figures and their files; then the
-table of `kdrun table` with shades and sortable columns, tests, learning curves, accuracy over cost, all that eval,
-gradcam, export, diagnose and bias measured, and each run's result, configuration and provenance. NAME is a sweep's or a
-multirun's ledger, RUN a run directory, a quoted glob of them, or a digest prefix. It can be made at any time; cells
-that are not done are empty.
+Writes one HTML file that opens from disk without a network connection: the main results in words, with figures and
+their files; the table of `kdrun table` with shades and sortable columns; tests, learning curves, accuracy over cost;
+everything that eval, gradcam, export, diagnose and bias measured; and each run's result, configuration and provenance.
+NAME is the ledger of a sweep or multirun, RUN a run directory, a quoted glob of them, or a digest prefix. The sweep
+need not be complete: unfinished cells are empty.
 
-evaluate=true first measures what is missing, and keeps it in the runs: every finished run on the test set, the Grad-CAM
-maps of one seed of each student with a teacher, and for the report of a single run its export with INT8, where the
-export extra is installed. device=… and dataset.root=… say where, as for kdrun eval.
- figures=pdf,svg writes the learning curves for a paper beside it,
-NAME_curves.*: the mean over seeds in a band of one standard deviation, and the teacher's line.
+evaluate=true first measures what is missing, and stores it in the runs: every finished run on the test set, the
+Grad-CAM maps of one seed of each student with a teacher, and for the report of a single run its export with INT8, if
+the export extra is installed. device=… and dataset.root=… apply to these measurements, as for kdrun eval.
+figures=pdf,svg also writes the learning curves for a paper, NAME_curves.*: the mean over seeds in a band of one
+standard deviation, and the teacher's line.
 """
 
 
 @dataclass
 class Options(ledgers.Options):
     evaluate: bool = setting(False, help="first measure what is missing: test set, Grad-CAM, export of a single run")
-    trust: bool = setting(False, help="with evaluate=true: run the code of their own that runs from elsewhere name")
+    trust: bool = setting(False, help="with evaluate=true: let runs from elsewhere execute the code that they name")
     figures: list[str] = setting(
-        [], choices=("png", *VECTORS), help="write the learning curves as pictures too, in these formats"
+        [], choices=("png", *VECTORS), help="also write the learning curves as pictures, in these formats"
     )
     save: Path | None = setting(
-        None, suffixes=(".html", ".htm"), help="instead of tables/NAME.html in the output folder, or tables/report.html"
+        None, suffixes=(".html", ".htm"), help="output file; default: tables/NAME.html, or tables/report.html"
     )
 
 
@@ -53,12 +53,12 @@ def command(words: list[str]) -> int:
     names, options, root = parsed.names, parsed.options, outputs_folder(parsed.options.output_root)
     if not names:
         known = known_ledgers(root)
-        there = f"There are: {', '.join(known)}." if known else f"{root}/sweeps holds none yet."
+        there = f"sweeps in {root}: {', '.join(known)}" if known else f"{root} has no sweeps yet"
         pattern = shlex.quote(f"{root}/runs/*/*/*/*")
-        raise ConfigError(f"report: of which sweep or runs? {there} Of any runs: kdrun report {pattern}")
+        raise ConfigError(f"report needs a sweep or runs; {there}; all runs: kdrun report {pattern}")
     ledger, foreign = ledgers.chosen_ledger(names, options, root)
     if parsed.rest and not options.evaluate:
-        raise ConfigError(f"{next(iter(parsed.rest))} says where to measure: add evaluate=true, or leave it out.")
+        raise ConfigError(f"{next(iter(parsed.rest))} is only used for measuring: add evaluate=true, or leave it out.")
     if options.evaluate:
         evaluate(ledger, root, parsed)
     place = options.save or default_place(ledger.name, names, root)
@@ -75,12 +75,12 @@ def command(words: list[str]) -> int:
         for file in written:
             console.note(f"wrote {short_path(file)}")
         if not written:
-            console.note("no run has finished: there are no curves to draw")
+            console.note("no run has finished, so there are no curves to draw")
     return 0
 
 
 def evaluate(ledger: Ledger, root: Path, parsed: Parsed[Options]) -> None:
-    """Measure what is missing of the finished runs."""
+    """Measure what is missing for the finished runs."""
     from kdrun.reporting.html.run_files import read_runs
     from kdrun.reporting.known import known_places
     from kdrun.reporting.missing import Measuring, measure_missing
@@ -92,5 +92,5 @@ def evaluate(ledger: Ledger, root: Path, parsed: Parsed[Options]) -> None:
 
 
 def default_place(ledger: str, names: list[str], root: Path) -> Path:
-    """tables/NAME.html of a ledger, tables/report.html of runs."""
+    """Return tables/NAME.html for a ledger, tables/report.html for runs."""
     return root / "tables" / f"{ledger if names == [ledger] else 'report'}.html"

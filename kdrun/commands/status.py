@@ -1,4 +1,4 @@
-"""kdrun status: how far sweeps are, what failed and why, and how long the rest will take."""
+"""kdrun status: show the progress of sweeps, failures with their reasons, and the time left."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from kdrun.runs.ledger import STATES, Ledger, known_ledgers, read_ledger
 HELP = """
 usage: kdrun status [NAME …] [watch=true] [output_root=FOLDER]
 
-Of each sweep, or of those that are named: how many cells are done, running, unfinished (stopped half-way), failed and
-missing (not begun), the failed ones with their reasons, and the time left. The sweep's own command, run again, skips
-what is done, resumes what is unfinished and tries again what failed. Of the runs in training it shows epoch, loss and
-accuracy. watch=true shows all of it again every few seconds, until nothing is left to do or Ctrl-C.
+For all sweeps, or those given by name: how many cells are done, running, unfinished (stopped half-way), failed and
+missing (not started), the reasons of failures, and the time left. Running the sweep's own command again skips what is
+done, resumes what is unfinished and retries what failed. For runs in training it shows epoch, loss and accuracy.
+watch=true refreshes the display every few seconds, until nothing is left to do or Ctrl-C.
 """
 
 
@@ -30,7 +30,7 @@ EVERY = 5.0  # seconds
 
 @dataclass
 class Options:
-    watch: bool = setting(False, help="show it again every few seconds")
+    watch: bool = setting(False, help="refresh every few seconds")
     output_root: Path | None = output_root_setting()
 
 
@@ -57,10 +57,10 @@ def left_to_do(progress: Progress) -> int:
 
 
 def report(names: list[str], root: Path) -> list[tuple[Ledger, Progress]]:
-    """Print where sweeps stand, and return it."""
+    """Print the progress of sweeps, and return it."""
     known = names or known_ledgers(root)
     if not known:
-        console.note(f"{root}/sweeps holds no sweep yet: kdrun train -m method=none,kd seed=0,1,2 makes one.")
+        console.note(f"{root}/sweeps has no sweep yet: kdrun train -m method=none,kd seed=0,1,2 starts one.")
         return []
     found: list[tuple[Ledger, Progress]] = []
     damaged: list[str] = []
@@ -74,7 +74,7 @@ def report(names: list[str], root: Path) -> list[tuple[Ledger, Progress]]:
     if found:
         show(found, root)
     for line in damaged:
-        console.note(f"passed over: {line}")
+        console.note(f"skipped: {line}")
     return found
 
 
@@ -95,7 +95,7 @@ def show(found: list[tuple[Ledger, Progress]], root: Path) -> None:
         if progress.seconds != 0:
             console.note(f"{name}time left: {progress.basis}.")
         if progress.counts["done"] < len(ledger.cells) and ledger.command and not progress.running:
-            console.note(f"{name}go on with: {ledger.command}")
+            console.note(f"{name}to continue: {ledger.command}")
 
 
 def place(row: str, column: str) -> str:
@@ -103,7 +103,7 @@ def place(row: str, column: str) -> str:
 
 
 def time_words(progress: Progress) -> str:
-    """About 2 h 10 min; nothing where everything is done."""
+    """Return the time left, as in "about 2 h 10 min"; an empty string if everything is done."""
     if progress.seconds is None:
         return "unknown"
     return f"about {duration(progress.seconds)}" if progress.seconds else ""

@@ -1,4 +1,4 @@
-"""kdrun table: what a sweep, or any set of runs, came to."""
+"""kdrun table: show the results of a sweep, or of any set of runs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ usage: kdrun table NAME [key=value …]
        kdrun table RUN … [key=value …]
        kdrun table
 
-NAME is a sweep's or a multirun's ledger; without a word, those that there are. RUN is a run directory, a quoted glob
-of them, or a digest prefix: methods become rows, data sets and pairs columns. A table can be shown at any time; cells
-that are not done are empty, and a named sweep that has not begun shows what is published of it.
+NAME is the ledger of a sweep or multirun; without arguments, the existing ones are listed. RUN is a run directory, a
+quoted glob of them, or a digest prefix: methods become rows, data sets and pairs columns. The sweep need not be
+complete: unfinished cells are empty, and a named sweep that has not started shows its published values.
 """
 
 
 @dataclass
 class Options(ledgers.Options):
-    caption: str | None = setting(None, help="of LaTeX, instead of the title and what the figures are", shows="TEXT")
-    label: str | None = setting(None, help="of LaTeX, instead of tab:NAME")
-    save: list[Path] = setting([], suffixes=tuple(FORMATS), help="also write it, in each of these formats")
+    caption: str | None = setting(None, help="LaTeX caption; default: title and description", shows="TEXT")
+    label: str | None = setting(None, help="LaTeX label, instead of tab:NAME")
+    save: list[Path] = setting([], suffixes=tuple(FORMATS), help="also write the table, in each file's format")
 
 
 def command(words: list[str]) -> int:
@@ -54,12 +54,12 @@ def command(words: list[str]) -> int:
         save(table, place, parsed.options.caption, parsed.options.label)
         console.note(f"wrote {short_path(place)}")
     if not begun:
-        console.note(f"not begun: kdrun train -m sweep={name} trains it, and dry_run=true says what that will cost.")
+        console.note(f"not started: kdrun train -m sweep={name} trains it; with dry_run=true it estimates the cost.")
     return 0
 
 
 def not_begun(name: str, root: Path, config_dir: str | None) -> Ledger:
-    """Return the ledger that training a named sweep will write, for what is published of its cells."""
+    """Return the ledger that training a named sweep would write, to show the published values of its cells."""
     from kdrun.sweeps.before import foreseen
     from kdrun.sweeps.definition import named_sweep
     from kdrun.sweeps.run import unwritten_ledger
@@ -74,11 +74,11 @@ def show_known(root: Path) -> None:
         console.say("[bold]tables[/]  " + ", ".join(names))
     else:
         pattern = shlex.quote(f"{root}/runs/*/*/*/*")
-        console.note(f"{root}/sweeps holds no sweep yet. Of any runs: kdrun table {pattern}")
+        console.note(f"{root}/sweeps has no sweep yet. Table of all runs: kdrun table {pattern}")
 
 
 def show(table: Table) -> None:
-    """On a terminal the best is bold, and the header stands out."""
+    """Print a table; on a terminal with the best results in bold and a highlighted header."""
     from rich.markup import escape
 
     text = to_text(table, console.out.width, strong=lambda cell: f"\x00{cell}\x01")

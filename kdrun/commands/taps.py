@@ -1,4 +1,4 @@
-"""kdrun taps: what two networks can show a method, and which of their stages belong together."""
+"""kdrun taps: show the features that two networks offer to a method, and which of their stages are paired."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kdrun.training.build import make_tap
 HELP = """
 usage: kdrun taps [teacher=NAME] [student=NAME] [dataset=NAME] [key=value …]
 
-Builds both networks (untrained), forwards one image and prints every feature shape, then the pairs of stages that
-feature methods match.
+Builds both networks (untrained), passes one image through each and prints the shape of every feature (tap), then the
+pairs of stages that feature methods match.
 """
 
 
@@ -41,7 +41,7 @@ def show(config: RunConfig) -> None:
         describe(specs[role])
     pairs = pair_maps(specs["student"], specs["teacher"])
     if not pairs:
-        console.say("no stages to pair: one of the networks shows no maps; methods on logits and pooled vectors work.")
+        console.say("no stages to pair: one of the networks has no maps; methods on logits and pooled vectors work.")
         return
     rows = [[f"f{a}", shape(specs["student"].maps[a]), f"f{b}", shape(specs["teacher"].maps[b])] for a, b in pairs]
     console.table("pairs, shallow to deep", ["student", "shape", "teacher", "shape "], rows)

@@ -1,4 +1,4 @@
-"""kdrun testset: make a derived test set, and look at it."""
+"""kdrun testset: create a derived test set, and show it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ HELP = """
 usage: kdrun testset NAME[:key=value,…] … | all [dataset=… dataset.root=… dataset.image_size=…] [key=value …] [seed=N]
                     [processes=N] [save=FOLDER|FILE.zip] [sheet=FILE.png]
 
-Makes the derived copy of a data set's test images, keeps it under caches/testsets/ of the output folder, and writes a
-contact sheet (originals above derived images). key=value are the set's own parameters: kdrun list testsets names them.
-all makes every set with its defaults, offline. style method=gatys and silhouette mask=fcn are the published recipes by
-pretrained networks, on device=auto. save= writes the images as PNG class folders or as one archive.
+Creates a derived copy of a data set's test images, stores it in caches/testsets/ of the output folder, and writes a
+contact sheet (originals above derived images). key=value are the set's own parameters (kdrun list testsets).
+all creates every set with its defaults, offline. style method=gatys and silhouette mask=fcn are the published recipes
+with pretrained networks, on device=auto. save= writes the images as PNG class folders or as one archive.
 
 kdrun testset scramble dataset=cifar10 dataset.root=FOLDER grid=4 offset=true
 kdrun testset style method=gatys painting=FILE weights=vgg19-dcbb9e9d.pth dataset=cifar10 dataset.root=FOLDER
@@ -39,12 +39,12 @@ kdrun testset cifar_c files=CIFAR-10-C kind=fog severity=5 dataset=cifar10 datas
 
 @dataclass
 class Options:
-    seed: int = setting(0, low=0, high=LARGEST_SEED, help="of every draw")
-    processes: int | None = setting(None, low=1, high=1024, help="at once; one for each core without it")
+    seed: int = setting(0, low=0, high=LARGEST_SEED, help="seed of all random draws")
+    processes: int | None = setting(None, low=1, high=1024, help="number of processes; default: one per core")
     save: Path | None = setting(
-        None, shows="FOLDER|FILE.zip", help="write the images as PNG class folders, or one archive"
+        None, shows="FOLDER|FILE.zip", help="also write the images as PNG class folders, or as one archive"
     )
-    sheet: Path | None = setting(None, shows="FILE.png", help="the contact sheet, instead of one beside the set")
+    sheet: Path | None = setting(None, shows="FILE.png", help="contact sheet; default: next to the set")
 
 
 def command(words: list[str]) -> int:
@@ -61,15 +61,15 @@ def command(words: list[str]) -> int:
 
 
 def chosen_sets(names: list[str], given: dict[str, str], options: Options) -> list[NamedSet]:
-    """The sets that were named, checked. Raises ConfigError."""
+    """Return the requested sets, checked. Raises ConfigError."""
     if not names:
-        raise ConfigError(f"testset of what? Give a name: {', '.join(SETS)} (kdrun list testsets says what they do).")
+        raise ConfigError(f"testset needs a name: {', '.join(SETS)} (kdrun list testsets describes them).")
     if names == ["all"]:
         names = [name for name in SETS if name != "cifar_c"]
     files = [key for key in ("save", "sheet") if getattr(options, key) is not None]
     if len(names) > 1 and (given or files):
         word = [*given, *files][0]
-        raise ConfigError(f"{word}=… belongs to one set, and there are {len(names)}; write NAME:key=value, or one set.")
+        raise ConfigError(f"{word}=… applies to one set, not to {len(names)}; write NAME:key=value, or give one set.")
     if given:
         if ":" in names[0]:
             raise ConfigError(f"{names[0]} {next(iter(given))}=…: give the parameters in one place.")
@@ -78,26 +78,26 @@ def chosen_sets(names: list[str], given: dict[str, str], options: Options) -> li
 
 
 def build_and_show(group: list[NamedSet], plan: Plan, splits: Dataset, options: Options) -> None:
-    """Sets that share a computation, mostly one: made or found, and shown."""
+    """Create or load sets that share a computation (usually just one), and print them."""
     begun = time.perf_counter()
     all_found = derived_tests(group, plan, splits, console.track, options.seed, options.processes)
     spent = time.perf_counter() - begun
     made = [wished.name for wished, found in zip(group, all_found, strict=True) if not found.cached]
     for wished, found in zip(group, all_found, strict=True):
-        state = "found" if found.cached and made else f"found in {spent:.1f} s"
+        state = "loaded" if found.cached and made else f"loaded in {spent:.1f} s"
         if not found.cached:
             speed = len(found.data) / spent
             pace = f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.2g} images/s"
             others = " and ".join(name for name in made if name != wished.name)
-            state = f"made in {spent:.1f} s ({pace}{f', with {others}' if others else ''})"
+            state = f"created in {spent:.1f} s ({pace}{f', with {others}' if others else ''})"
         show(wished, found, state, plan, splits, options)
 
 
 def show(wished: NamedSet, found: Derived, state: str, plan: Plan, splits: Dataset, options: Options) -> None:
-    """One set's line, its contact sheet, and its files where they are asked for."""
+    """Print one set's line, write its contact sheet, and its files if requested."""
     assert isinstance(splits.test, ArraySet)
     sheet = found.folder / "sheet.png"
-    if isinstance(wished, PublishedCorruption):  # its folder is the user's, not ours
+    if isinstance(wished, PublishedCorruption):  # its folder belongs to the user
         sheet = output_root(plan.config) / "caches" / "testsets" / f"{wished.name}-{wished.kind}-{wished.severity}.png"
     sheet = options.sheet or sheet
     write_sheet(sheet, wished, found, splits.test, splits.class_names)
@@ -106,4 +106,4 @@ def show(wished: NamedSet, found: Derived, state: str, plan: Plan, splits: Datas
     console.note(f"  {short_path(found.folder)}, picture {short_path(sheet)}")
     if options.save is not None:
         export(found, splits.class_names, options.save, console.track)
-        console.note(f"  written to {short_path(options.save)}")
+        console.note(f"  wrote {short_path(options.save)}")

@@ -1,4 +1,4 @@
-"""kdrun train: compose, check, and hand over to the session; once per job of a multirun."""
+"""kdrun train: compose, check, and start the session; once per job of a multirun."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ FLAGS = ("-m", "--multirun", "--resolve", *WITH_VALUE)  # the last three are Hyd
 
 
 def command(words: list[str]) -> int:
-    """A single run is composed here; sweeps (-m) and Hydra's own flags (--cfg job …) go through Hydra's application."""
+    """Run one training, composed here. Sweeps (-m) and Hydra's own flags (--cfg job …) go through Hydra's
+    application."""
     several = be_one_of_several()
     words, dry = split_dry_run(words)
     flags, overrides, config_dir = split_arguments(words)
     check_flags(flags, overrides)
     if dry and not set(flags) <= {"-m", "--multirun"}:
-        raise ConfigError(f"dry_run=true: leave {flags[0]} out.")
+        raise ConfigError(f"dry_run=true: leave out {flags[0]}.")
     if several and (flags or dry or any(word.startswith("sweep=") for word in overrides)):
         raise ConfigError(
-            "several processes train one run: leave -m, sweep= and dry_run= out; in a sweep launcher.gpus_per_run=N "
+            "several processes train one run: leave out -m, sweep= and dry_run=; in a sweep launcher.gpus_per_run=N "
             "gives each run N of them."
         )
     named = any(word.startswith("sweep=") for word in overrides)
@@ -61,17 +62,17 @@ def command(words: list[str]) -> int:
 
 
 def be_one_of_several() -> bool:
-    """Fall silent unless this is the process that speaks for all that train the run; whether there are several."""
+    """Silence this process unless it prints for all processes of the run. Return True if there are several."""
     rank, size = announced()
     if size > 1:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of looking for unused parameters
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns about find_unused_parameters
     if rank > 0:
         errors.muted = out.quiet = True
     return size > 1
 
 
 def check_flags(flags: list[str], overrides: list[str]) -> None:
-    """Raise ConfigError for a flag that there is none of, or that does not go with the others."""
+    """Raise ConfigError for an unknown flag, or one that conflicts with the others."""
     pending = iter(flags)
     for flag in pending:
         name, equals, value = flag.partition("=")
@@ -83,11 +84,11 @@ def check_flags(flags: list[str], overrides: list[str]) -> None:
             if value not in known:
                 raise ConfigError(f"train: {f'{name} {value}'.strip()}: choose {' or '.join(known)}.")
             if not {"-m", "--multirun"}.isdisjoint(flags) or any(word.startswith("sweep=") for word in overrides):
-                raise ConfigError(f"train: {name} shows one run: leave -m and sweep= out.")
+                raise ConfigError(f"train: {name} shows one run: leave out -m and sweep=.")
 
 
 def multirun(words: list[str], config_dir: str | None) -> int:
-    """Every job in turn; a failed one is shown at once and the others go on."""
+    """Run every job in turn; a failure is printed at once, and the other jobs continue."""
     failures: list[KdrunError] = []
 
     def task(cfg: DictConfig) -> None:
@@ -96,7 +97,7 @@ def multirun(words: list[str], config_dir: str | None) -> int:
         try:
             keep_choices(cfg, HydraConfig.get().runtime.choices, config_dir)
             config = checked(cfg, config_dir)
-            # As typed: `++` is what lets a method's settings pass Hydra, and no user wrote it.
+            # As typed: `++` was added only to pass a method's settings through Hydra.
             train(config, [word.removeprefix("++") for word in HydraConfig.get().overrides.task])
         except KdrunError as error:
             failures.append(error)
@@ -109,7 +110,7 @@ def multirun(words: list[str], config_dir: str | None) -> int:
 
 
 def split_dry_run(words: list[str]) -> tuple[list[str], bool]:
-    """Return (the words without dry_run=…, whether it is true). Raises ConfigError for another value."""
+    """Return (the arguments without dry_run=…, True if it is true). Raises ConfigError for another value."""
     given = [word.partition("=")[2].lower() for word in words if word.startswith("dry_run=")]
     for value in given:
         if value not in ("true", "false"):
@@ -118,7 +119,7 @@ def split_dry_run(words: list[str]) -> tuple[list[str], bool]:
 
 
 def dry_run(config: RunConfig, overrides: list[str]) -> int:
-    """Print what one run will cost."""
+    """Print the estimated cost of one run."""
     from kdrun.runs.ledger import Cell
     from kdrun.sweeps.run import fill
     from kdrun.training.precision import resolve_threads
@@ -131,7 +132,7 @@ def dry_run(config: RunConfig, overrides: list[str]) -> int:
 
 
 def show_forecast(cells: list[tuple[Cell, Plan]], processes: int, threads: int) -> None:
-    """Measure and print what runs will cost; nothing is written."""
+    """Measure and print the cost of runs; nothing is written."""
     from kdrun.sweeps.forecast import Forecast, forecast
     from kdrun.sweeps.forecast_lines import lines_of, remarks, short_of_room, table_of
 
@@ -147,7 +148,7 @@ def show_forecast(cells: list[tuple[Cell, Plan]], processes: int, threads: int) 
 
 
 def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -> int:
-    """Print what a sweep will cost; return 2 where some of its cells cannot be made."""
+    """Print the estimated cost of a sweep; return 2 if some of its cells cannot run."""
     from kdrun.sweeps.before import first_cells, foreseen
     from kdrun.sweeps.grouping import group_plans
     from kdrun.sweeps.run import composed
@@ -174,8 +175,8 @@ def dry_sweep(chosen: Sweep, launcher: dict[str, str], config_dir: str | None) -
 
 
 def sweep(words: list[str], dry: bool = False) -> int:
-    """Train `-m …` or `sweep=NAME …` on the lanes launcher; return the worst run's exit code. dry: only say what it
-    will cost."""
+    """Train `-m …` or `sweep=NAME …` on the lanes launcher; return the highest exit code of its runs. dry: only
+    estimate the cost."""
     from kdrun.sweeps.before import train_before
     from kdrun.sweeps.definition import multirun_sweep, named_sweep, split_words
     from kdrun.sweeps.launcher import split_launcher
@@ -196,18 +197,18 @@ def sweep(words: list[str], dry: bool = False) -> int:
 
 
 def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
-    """One run to its result, or a finished one's result at once. Raises KdrunError in one line."""
+    """Train one run and return its result; a finished run's result at once. Raises KdrunError (one line)."""
     plan = make_plan(config, overrides)
     if plan.run.finished:
         damage = plan.run.damage(thorough=True)
-        if not damage or not plan.run.state_path.is_file():  # else the last checkpoint mends it
+        if not damage or not plan.run.state_path.is_file():  # else the last checkpoint restores it
             result = plan.run.result()
             show_result("already done", plan, result)
             if damage:
                 print_note(f"{damage}; {way_out(plan.run.weights_path)}.")
             return result
     announce(plan)
-    from kdrun.models.own_import import pinned  # torch: only for what has to be trained
+    from kdrun.models.own_import import pinned  # imports torch: only if there is something to train
     from kdrun.training.session import Session
     from kdrun.training.signals import stop_on_signals
     from kdrun.training.threads import presence
@@ -246,39 +247,38 @@ def train(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
 HELP = """
 usage: kdrun train [key=value …] [-m] [sweep=NAME] [dry_run=true] [--cfg job] [--config-dir FOLDER]
 
-Trains one student. Without arguments: resnet20 teaches resnet8 handwritten digits. A teacher that is not there yet is
-trained first, once for all runs. The same command resumes an interrupted run and shows a finished one.
-
+Trains one student. Without arguments: a resnet20 teaches a resnet8 handwritten digits. A missing teacher is trained
+first, once for all runs. The same command resumes an interrupted run, and shows the result of a finished one.
   method=kd|dkd|…      kdrun list methods         teacher=NAME student=NAME   kdrun list teachers
   dataset=digits|cifar100|folder|…                dataset.root=FOLDER         the images: kdrun data FOLDER
-  student.kwargs.KEY=VALUE teacher.kwargs.KEY=…   what its constructor takes beside num_classes
+  student.kwargs.KEY=VALUE teacher.kwargs.KEY=…   arguments of its constructor, in addition to num_classes
   epochs=N batch_size=N seed=N                    optimizer.lr=… optimizer.schedule=cosine …
   device=auto|cpu|cuda:N precision=auto|fp32|tf32|bf16 compile=auto|true|false threads=N
   benchmark=NAME pair=NAME                        a publication's protocol, pair and weights
-  logger=[tensorboard,wandb]                      beside metrics.csv, which is always written
+  logger=[tensorboard,wandb]                      in addition to metrics.csv, which is always written
   output_root=FOLDER                              default ./outputs, or $KDRUN_OUTPUTS
 
-Many runs, as lanes: those that share data, teacher, length and seed train in one process on one teacher forward.
+Many runs, as lanes: runs with the same data, teacher, length and seed train in one process on one teacher forward.
 
   -m, --multirun       every combination of comma-separated values: kdrun train -m method=kd,dkd seed=0,1,2
   sweep=NAME           a table of conf/sweep (kdrun list sweeps); row=… column=… seed=… choose parts of it
-  name=NAME            what kdrun table, status and report call it
-  launcher.processes=N processes at once; auto: one per GPU, or per core; 0: in this process, for debugging
+  name=NAME            its name in kdrun table, status and report
+  launcher.processes=N number of processes; auto: one per GPU, or per core; 0: in this process, for debugging
   launcher.gpus_per_run=N  N GPUs, or processes on a CPU, train each run together; with launcher=slurm they are on
                        launcher.nodes=M machines
   launcher=slurm launcher.timeout_min=240 launcher.slurm_partition=… launcher.gpus_per_node=1 …
                        a SLURM job for each group of lanes; they save, requeue themselves and resume
-                       (pip install 'kdrun[slurm]'); launcher=submitit_local is the same without a cluster
+                       (pip install 'kdrun[slurm]'); launcher=submitit_local does the same without a cluster
   hydra/launcher=joblib, hydra/launcher=submitit_slurm …  Hydra's own launchers, one job for each run
 
 One run on N GPUs of this machine (docs/several_devices.md: several machines, SLURM):
 
   torchrun --nproc-per-node=N -m kdrun train …
 
-  dry_run=true         measure a few steps and say what it will cost: each run's time, memory and disk, teachers to
-                       train, what is done already, total time; nothing is written
+  dry_run=true         measure a few steps and estimate the cost: time, memory and disk of each run, teachers to train,
+                       finished runs, total time; nothing is written
   --cfg job            print the composed configuration and stop
-  --config-dir FOLDER  a folder with groups of your own (method/mine.yaml …)
+  --config-dir FOLDER  a folder with your own groups (method/mine.yaml …)
 
-Models are typed as a zoo name, timm:NAME, torchvision:NAME or package.module:callable.
+Models: a zoo name, timm:NAME, torchvision:NAME or package.module:callable.
 """

@@ -1,4 +1,4 @@
-"""kdrun where: the directory that `kdrun train` with the same words fills, for scripts."""
+"""kdrun where: print the directory that `kdrun train` with the same arguments uses, for scripts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kdrun.runs.plan import make_plan
 HELP = """
 usage: kdrun where run|teacher [key=value …]
 
-Prints the directory of the run that `kdrun train` with these words makes, or of the teacher that it learns from, and
-nothing else; exit code 1 where it is not finished yet. For scripts:
+Prints only the directory of the run that `kdrun train` with these arguments creates, or of its teacher; exit code 1 if
+it is not finished yet. For scripts:
 
 kdrun eval "$(kdrun where run method=dkd teacher=vgg16 seed=1)"
 kdrun train teacher.checkpoint="$(kdrun where teacher teacher=vgg16)/teacher.safetensors" teacher=vgg16 method=crd
@@ -27,19 +27,19 @@ def command(words: list[str]) -> int:
     parsed = parse("where", words, NoOptions, passes=True)
     kind, rest = (parsed.names or [""])[0], [*parsed.names[1:], *parsed.overrides]
     if kind not in KINDS:
-        raise ConfigError(f"where {kind or '?'}: choose run or teacher, before any key=value.{suggest(kind, KINDS)}")
+        raise ConfigError(f"where {kind or '?'}: give run or teacher before any key=value.{suggest(kind, KINDS)}")
     plan = make_plan(load(rest, parsed.config_dir), rest)
     found = plan.run if kind == "run" else plan.teacher_run
     if found is None:
         teacher = plan.config.teacher
         why = (
-            f"method={plan.method.name} has none in the store"
+            f"method={plan.method.name} has no stored teacher"
             if plan.teacher_digest is None
             else "it is not trained"
             if teacher.random
             else f"it is the file {teacher.checkpoint}"
         )
-        raise ConfigError(f"where teacher: no directory holds it: {why}.")
+        raise ConfigError(f"where teacher: it has no directory: {why}.")
     if not found.finished:
         raise RunError(f"{short_path(found.path)} is not finished: kdrun train {shlex.join(rest)}".rstrip())
     print(short_path(found.path))

@@ -73,7 +73,7 @@ def row_named(key: str, value: str, ledger: Ledger) -> str:
     rows = list(dict.fromkeys(cell.row for cell in ledger.cells))
     same = [row for row in rows if row == value] or [row for row in rows if row.lower() == value.lower()]
     if not same:
-        raise ConfigError(f"{key}={value}: no such row.{suggest(value, rows)} There are: {', '.join(rows)}.")
+        raise ConfigError(f"{key}={value}: no such row.{suggest(value, rows)} Available: {', '.join(rows)}.")
     return same[0]
 
 

@@ -141,12 +141,12 @@ def checked(ledger: Ledger) -> TableShape:
     shape = ledger.shape
     if shape.value not in SELECTIONS:
         near = suggest(shape.value, SELECTIONS)
-        raise ConfigError(f"value={shape.value}: no such value.{near} There are: {', '.join(SELECTIONS)}.")
+        raise ConfigError(f"value={shape.value}: no such value.{near} Available: {', '.join(SELECTIONS)}.")
     known = sorted({row.benchmark for row in published()})
     if shape.benchmark is not None and shape.benchmark not in known:
         raise ConfigError(
             f"benchmark={shape.benchmark}: nothing is published under that key.{suggest(shape.benchmark, known)} "
-            f"There are: {', '.join(known)}."
+            f"Available: {', '.join(known)}."
         )
     rows = {cell.row for cell in ledger.cells}
     return replace(

@@ -1,1 +1,1 @@
-"""Many runs: definition, grouping, processes, SLURM."""
+"""Sweeps: definition, grouping into lanes, processes, SLURM."""

@@ -1,4 +1,4 @@
-"""A second multirun under the name of a first one: its cells beside those that the ledger holds."""
+"""Extension of a multirun: a second multirun under the same name adds its cells to the ledger."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ Place = tuple[str, str, int]
 
 
 def added(new: Ledger, root: Path) -> tuple[Ledger, str]:
-    """Return the ledger with the cells that one of its name holds already, and a line that says so. Cells that could
-    not be made are not kept; a cell of other settings in the place of an old one gets these behind its row's name."""
+    """Return the ledger together with the existing cells of the same name, and a line that reports them.
+
+    Cells that could not run are dropped. A cell with other settings in the same place gets these settings appended to
+    its row's name.
+    """
     try:
         old = read_ledger(root, new.name)
-    except (ConfigError, CheckpointError):  # none yet, or damaged
+    except (ConfigError, CheckpointError):  # no ledger yet, or a damaged one
         return new, ""
     runs = {cell.run for cell in new.cells}
     kept = [cell for cell in old.cells if cell.run is not None and cell.run not in runs]
@@ -26,10 +29,10 @@ def added(new: Ledger, root: Path) -> tuple[Ledger, str]:
     taken = {place_of(cell): cell for cell in kept}
     cells = [apart(cell, taken) for cell in new.cells]
     own = {place_of(cell) for cell in cells}
-    kept = [cell for cell in kept if place_of(cell) not in own]  # of another state of the code or the images
+    kept = [cell for cell in kept if place_of(cell) not in own]  # from another state of the code or the images
     shape = joined_shape(old.shape, new.shape, [*kept, *cells])
     command = " && ".join(dict.fromkeys(one for one in [*old.command.split(" && "), new.command] if one))
-    line = f"{new.name} holds {plural(len(kept), 'cell')} of earlier commands, which stay in its table"
+    line = f"{new.name} has {plural(len(kept), 'cell')} of earlier commands, kept in its table"
     return replace(new, title=old.title, command=command, shape=shape, cells=[*kept, *cells]), line
 
 
@@ -38,7 +41,8 @@ def place_of(cell: Cell) -> Place:
 
 
 def apart(cell: Cell, taken: dict[Place, Cell]) -> Cell:
-    """Return a cell whose place another run has under a row of its own, named by the settings that tell them apart."""
+    """Return a cell in a row of its own, named by the settings that distinguish it, if its place is taken by another
+    run."""
     other = taken.get(place_of(cell))
     if other is None:
         return cell
@@ -48,7 +52,7 @@ def apart(cell: Cell, taken: dict[Place, Cell]) -> Cell:
 
 
 def joined_shape(old: TableShape, new: TableShape, cells: list[Cell]) -> TableShape:
-    """Return the old table's shape with the new rows and columns behind its own."""
+    """Return the old table's shape with the new rows and columns appended."""
     rows, columns = {cell.row for cell in cells}, {cell.column for cell in cells}
     every = [*old.rows, *new.rows, *(cell.row for cell in cells)]
     return replace(

@@ -1,5 +1,5 @@
-"""Runs that a sweep's cells start from: the assistant that teaches, the teacher that was trained on. They are trained
-first, since a checkpoint is part of a run's identity by its content."""
+"""Runs that other cells of a sweep start from (a teaching assistant, a pretrained teacher). They are trained first,
+because a checkpoint's content is part of a run's identity."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from kdrun.sweeps.run import run_sweep
 def train_before(
     sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None, display: SweepDisplay
 ) -> tuple[Sweep, int | None]:
-    """Train the runs of `before:`, one after the other; return the sweep with their directories in its cells, and None,
-    or an exit code where it cannot go on: a run has failed, was stopped, or waits in a cluster's queue."""
+    """Train the runs of `before:`, one after the other. Return the sweep with their directories in its cells, and None;
+    or an exit code if it cannot continue: a run has failed, was stopped, or waits in a cluster's queue."""
     for label in list(sweep.before):
-        words = sweep.before[label]  # with the directories of those before it
+        words = sweep.before[label]  # with the directories of earlier ones filled in
         own = Sweep(f"{sweep.name}-{label}", f"{sweep.title}: {label}", [CellSpec("", "", words)])
         code = run_sweep(own, launcher, command, config_dir, display)
         plan = make_plan(load(words, config_dir), words)
         if code or not plan.run.finished:
             if not code:
-                display.note(f"the cells of {sweep.name} start from {label}: give the same command when it is done")
+                display.note(f"the cells of {sweep.name} start from {label}: repeat the command when it is done")
             return sweep, code
         sweep = filled(sweep, f"<{label}>", str(plan.run.path))
         if plan.teacher_run is not None:
@@ -36,11 +36,11 @@ def train_before(
 
 
 def foreseen(sweep: Sweep, config_dir: str | None) -> Sweep:
-    """Return the sweep as it can be composed now. What starts from a run of `before:` that is not finished has
-    untrained weights in its place, which cost as much."""
+    """Return the sweep as far as it can be composed now. Unfinished runs of `before:` are replaced by untrained
+    weights, at the same cost."""
     for label in list(sweep.before):
         places: dict[str, RunDirectory | None] = {f"<{label}>": None, f"<{label}.teacher>": None}
-        with suppress(KdrunError):  # such as for images that are not here
+        with suppress(KdrunError):  # such as missing images
             plan = make_plan(load(sweep.before[label], config_dir), [])
             places = {f"<{label}>": plan.run, f"<{label}.teacher>": plan.teacher_run}
         for name, run in places.items():
@@ -54,7 +54,7 @@ def first_cells(sweep: Sweep) -> list[CellSpec]:
 
 
 def untrained(sweep: Sweep, name: str) -> Sweep:
-    """Return the sweep with an untrained network wherever an override names the run `name` as a checkpoint."""
+    """Return the sweep with an untrained network wherever an override uses the run `name` as a checkpoint."""
     instead = {
         f"teacher.checkpoint={name}": ["teacher.checkpoint=null", "teacher.random=true"],
         f"student.checkpoint={name}": ["student.checkpoint=null"],
@@ -71,7 +71,7 @@ def untrained(sweep: Sweep, name: str) -> Sweep:
 
 
 def filled(sweep: Sweep, name: str, place: str) -> Sweep:
-    """Return the sweep with `place` for the text `name` in every override."""
+    """Return the sweep with the text `name` replaced by `place` in every override."""
     return replace(
         sweep,
         specs=[replace(spec, overrides=[word.replace(name, place) for word in spec.overrides]) for spec in sweep.specs],

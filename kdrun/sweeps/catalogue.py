@@ -1,4 +1,4 @@
-"""Named sweeps before they begin: how many cells they have, which data they need and what their YAML says they cost."""
+"""Catalogue of named sweeps: their number of cells, the data that they need, and the cost stated in their YAML."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from kdrun.sweeps.definition import grid, read_sweep
 
 NEEDED = {
     "digits": "digits (built in)",
-    "fake": "fake (made up)",
+    "fake": "fake (synthetic)",
     "cifar10": "CIFAR-10 (163 MiB to download, or dataset.root=)",
     "cifar100": "CIFAR-100 (161 MiB to download, or dataset.root=)",
     "imagenet": "ImageNet: dataset.root=FOLDER",
-    "folder": "images of yours: dataset.root=FOLDER",
+    "folder": "your images: dataset.root=FOLDER",
 }
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A named sweep in a line."""
+    """Entry of a named sweep in the catalogue."""
 
     name: str
     title: str
@@ -31,7 +31,7 @@ class Listed:
 
 
 def catalogue(config_dir: str | None = None) -> list[Listed]:
-    """Return every named sweep, sorted by name. Raises ConfigError where a file of the user's is damaged."""
+    """Return every named sweep, sorted by name. Raises ConfigError if one of the user's files is damaged."""
     return [listed(name, path, config_dir) for name, path in sorted(group_files("sweep", config_dir).items())]
 
 
@@ -45,7 +45,7 @@ def listed(name: str, path: Path, config_dir: str | None) -> Listed:
 
 
 def dataset_of(words: list[str], config_dir: str | None) -> str:
-    """Return the data set that a cell's words choose: by themselves, or through a benchmark or an experiment."""
+    """Return the data set that a cell's overrides choose, directly or through a benchmark or an experiment."""
     chosen = "digits"
     for word in words:
         group, _, name = word.partition("=")
@@ -60,7 +60,7 @@ def dataset_of(words: list[str], config_dir: str | None) -> str:
 
 
 def cost_of(text: str) -> str:
-    """Return the sentence of a YAML's comment that begins with Costs, without that word."""
+    """Return the sentence in a YAML's comment that begins with "Costs", without that word."""
     comment = " ".join(line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#"))
     found = re.search(r"\bCosts (.+?)[.;](?= |$)", comment)
     return found[1].strip() if found else ""

@@ -2,15 +2,15 @@
 
 A sweep's YAML holds
     title      one line
-    extends    another sweep, whose keys are taken where this one has none of its own
+    extends    another sweep, whose keys are used unless this one has its own
     base       overrides of every cell
     before     label -> all overrides of a run that is trained first; <label> in a later override is its directory,
                <label.teacher> that of its stored teacher
     seeds      a list
     rows       label -> overrides
     columns    label -> overrides
-    cells      {row, column, overrides, published}: instead of the cell of the same row and column, or beside the grid
-    skip       {row, column, why}: cells of the grid that nobody can run, or that the publication leaves blank
+    cells      {row, column, overrides, published}: replaces the grid's cell of that row and column, or adds a cell
+    skip       {row, column, why}: cells of the grid that cannot run, or that are blank in the publication
     table      the shape of its table: value, baseline, against, teacher_row, benchmark, margin,
                testsets
 """
@@ -53,9 +53,9 @@ TABLE_KEYS = {field.name for field in dataclasses.fields(TableShape)} - {"rows",
 
 @dataclass
 class CellSpec:
-    """A cell before it is composed. row and column are "" in a sweep without a YAML: they follow from the run.
+    """Cell before composition. row and column are "" in a sweep without a YAML: they follow from the run.
 
-    chosen: whether it is to run now.
+    chosen: True if it is to run now.
     """
 
     row: str
@@ -67,8 +67,8 @@ class CellSpec:
 
 @dataclass
 class Sweep:
-    """name: the ledger's; specs: in the table's order; before: overrides of the runs that they start from; adds: what a
-    ledger of that name holds already stays in it."""
+    """Sweep as a list of cells. name: the ledger's; specs: in the table's order; before: overrides of the runs that
+    they start from; adds: True if existing cells of the ledger are kept."""
 
     name: str
     title: str
@@ -79,22 +79,23 @@ class Sweep:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that comes twice is a mistake: the second row of a label would replace the first unseen."""
+    """YAML loader that rejects repeated keys: a second row of the same label would silently replace the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.YAMLError(f"{key.value!r} comes twice, line {key.start_mark.line + 1}")
+                raise yaml.YAMLError(f"{key.value!r} occurs twice, line {key.start_mark.line + 1}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_sweep(name: str, config_dir: str | None, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The YAML of a named sweep, checked, with what it extends. seen: the sweeps that extend it. Raises ConfigError."""
+    """Read and check the YAML of a named sweep, including the sweep that it extends. seen: the sweeps that extend
+    it. Raises ConfigError."""
     files = group_files("sweep", config_dir)
     if name not in files:
-        raise ConfigError(f"sweep={name}: no such sweep.{suggest(name, files)} There are: {', '.join(sorted(files))}.")
+        raise ConfigError(f"sweep={name}: no such sweep.{suggest(name, files)} Available: {', '.join(sorted(files))}.")
     try:
         content = yaml.load(files[name].read_text(), UniqueKeys)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -112,7 +113,7 @@ def read_sweep(name: str, config_dir: str | None, seen: tuple[str, ...] = ()) ->
 
 
 def check_shape(name: str, content: Any) -> None:
-    """Raises ConfigError for a key that is none, or a value of another kind than its key holds."""
+    """Raise ConfigError for an unknown key, or a value of the wrong type."""
     if not isinstance(content, dict):
         raise ConfigError(f"sweep/{name}.yaml: expected keys and values, as in rows: and columns:.")
     for key, value in content.items():
@@ -125,9 +126,9 @@ def check_shape(name: str, content: Any) -> None:
             if not isinstance(label, str) or not are_overrides(overrides):
                 raise ConfigError(f"sweep/{name}.yaml: {group}: {label}: expected a list of overrides, as [method=kd].")
     if not are_overrides(content.get("base", [])):
-        raise ConfigError(f"sweep/{name}.yaml: base: expected a list of overrides, as [dataset=digits].")
+        raise ConfigError(f"sweep/{name}.yaml: base: expected a list of overrides, such as [dataset=digits].")
     if not all(type(seed) is int and seed >= 0 for seed in content.get("seeds", [])):
-        raise ConfigError(f"sweep/{name}.yaml: seeds: expected whole numbers, as [0, 1, 2].")
+        raise ConfigError(f"sweep/{name}.yaml: seeds: expected whole numbers, such as [0, 1, 2].")
     for key in content.get("table", {}):
         if key not in TABLE_KEYS:
             raise ConfigError(f"sweep/{name}.yaml: table.{key}: no such key.{suggest(key, TABLE_KEYS)}")
@@ -137,7 +138,7 @@ def check_shape(name: str, content: Any) -> None:
 
 
 def check_entry(where: str, entry: Any, needed: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises ConfigError for one of `cells` or `skip` that lacks a key, or has one that is none."""
+    """Raise ConfigError for an entry of `cells` or `skip` that lacks a key, or has an unknown one."""
     lacking = [key for key in needed if not isinstance(entry, dict) or key not in entry]
     if lacking:
         raise ConfigError(f"{where}: {entry}: {', '.join(lacking)} is missing.")
@@ -145,21 +146,21 @@ def check_entry(where: str, entry: Any, needed: Sequence[str], allowed: Sequence
         if key not in allowed:
             raise ConfigError(f"{where}: {key}: no such key.{suggest(str(key), allowed)}")
     if not are_overrides(entry.get("overrides", [])) or not isinstance(entry.get("published", True), bool):
-        raise ConfigError(f"{where}: {entry}: overrides is a list of overrides, published true or false.")
+        raise ConfigError(f"{where}: {entry}: overrides must be a list of overrides, published true or false.")
 
 
 def are_overrides(value: Any) -> bool:
-    """Whether it is a list of overrides."""
+    """Return True for a list of overrides."""
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def check_places(name: str, content: dict[str, Any]) -> None:
-    """Raises ConfigError for two cells of one place, a skipped place that is not in the grid, and a table that names
-    a row or a benchmark that there is none of."""
+    """Raise ConfigError for two cells in the same place, a skipped place outside the grid, and an unknown row or
+    benchmark of the table."""
     places = Counter((cell["row"], cell["column"]) for cell in content.get("cells", []))
     for (row, column), count in places.items():
         if count > 1:
-            raise ConfigError(f"sweep/{name}.yaml: {count} cells for row {row}, column {column}.")
+            raise ConfigError(f"sweep/{name}.yaml: {count} cells for row {row}, column {column}: only one is allowed.")
     for left_out in content.get("skip", []):
         for key, known in (("row", content.get("rows", {})), ("column", content.get("columns", {"": []}))):
             if left_out[key] not in known:
@@ -176,7 +177,7 @@ def check_places(name: str, content: dict[str, Any]) -> None:
             raise ConfigError(f"sweep/{name}.yaml: table.testsets: {error}") from error
     margin = table.get("margin", 1.0)
     if type(margin) not in (int, float) or not 0 < margin < math.inf:
-        raise ConfigError(f"sweep/{name}.yaml: table.margin: {margin}: expected points above 0, as 0.5.")
+        raise ConfigError(f"sweep/{name}.yaml: table.margin: {margin}: expected points above 0, such as 0.5.")
     benchmarks = sorted({row.benchmark for row in published()})
     for key, known in (("baseline", rows), ("against", rows), ("benchmark", benchmarks)):
         if table.get(key) is not None and table[key] not in known:
@@ -188,8 +189,11 @@ def check_places(name: str, content: dict[str, Any]) -> None:
 
 
 def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_dir: str | None) -> Sweep:
-    """Every cell of a named sweep, with the command line's own overrides behind its own. `seed=…` and `row=…`,
-    `column=…` there choose what runs now, the ledger keeps all; other overrides make a ledger of their own."""
+    """Return every cell of a named sweep, with the command line's overrides appended.
+
+    `seed=…`, `row=…` and `column=…` choose what runs now, while the ledger keeps all cells; other overrides make a
+    separate ledger.
+    """
     content = read_sweep(name, config_dir)
     chosen: dict[str, list[str]] = {"row": [], "column": [], "seed": []}
     rest = []
@@ -201,7 +205,7 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
             rest.append(word)
     for seed in chosen["seed"]:
         if not seed.isdecimal():
-            raise ConfigError(f"seed={seed}: of a named sweep, seeds are whole numbers, as in seed=0,1,2.")
+            raise ConfigError(f"seed={seed}: the seeds of a named sweep are whole numbers, as in seed=0,1,2.")
     shape = TableShape(**content.get("table", {}))
     shape.rows = ordered([*content.get("rows", {}), *(cell["row"] for cell in content.get("cells", []))])
     shape.columns = ordered([*content.get("columns", {"": []}), *(cell["column"] for cell in content.get("cells", []))])
@@ -210,7 +214,7 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
             if label not in known:
                 raise ConfigError(
                     f"{kind}={label}: sweep {name} has no such {kind}.{suggest(label, known)} "
-                    f"There are: {', '.join(known)}."
+                    f"Available: {', '.join(known)}."
                 )
     seeds = [int(seed) for seed in chosen["seed"]]
 
@@ -232,7 +236,7 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
 
 
 def grid(content: dict[str, Any]) -> list[CellSpec]:
-    """Rows times columns without what is skipped, and the cells that are given one by one; without seeds."""
+    """Return rows times columns without skipped places, and the cells given individually; without seeds."""
     base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
     places = {
         (row, column): CellSpec(row, column, [*base, *over, *overrides])
@@ -249,17 +253,18 @@ def grid(content: dict[str, Any]) -> list[CellSpec]:
 
 
 def ordered(labels: Sequence[Any]) -> list[Any]:
-    """Without repetitions, first come first."""
+    """Return the labels without repetitions, in order of first occurrence."""
     return list(dict.fromkeys(labels))
 
 
 def changing_words(overrides: Sequence[str]) -> list[str]:
-    """The overrides that a ledger of their own is named by, in any order."""
+    """Return the overrides by which a separate ledger is named, in a canonical order."""
     return sorted(word for word in overrides if changes_numbers(word.partition("=")[0]))
 
 
 def multirun_sweep(overrides: Sequence[str], given_name: str | None, config_dir: str | None = None) -> Sweep:
-    """Every combination of comma-separated values, in Hydra's own grammar. Rows and columns follow from the runs."""
+    """Return every combination of comma-separated values, in Hydra's own grammar. Rows and columns follow from the
+    runs."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -279,7 +284,7 @@ def multirun_sweep(overrides: Sequence[str], given_name: str | None, config_dir:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str], str | None]:
-    """(flags, {"sweep": …, "name": …} where given, the other overrides, --config-dir)."""
+    """Return (flags, {"sweep": …, "name": …} if given, the other overrides, --config-dir)."""
     flags, overrides, config_dir = split_arguments(words)
     own = {word.partition("=")[0]: word.partition("=")[2] for word in overrides if word.startswith(("sweep=", "name="))}
     if "name" in own:

@@ -1,5 +1,5 @@
-"""What runs will cost before they begin: time, memory and disk of each, and the clock time of all of them together, as
-the lanes launcher would spread them. Imported without torch, which the measuring needs."""
+"""Forecast of the cost of runs: time, memory and disk of each, and the total clock time with the lanes launcher.
+Importable without torch, which only measuring needs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from kdrun.sweeps.grouping import group_plans, split_to_fill
 if TYPE_CHECKING:
     from kdrun.training.costing import Costing, MethodCost, NetworkCost
 
-# Of a run on a core of a server: pictures and result.json at its end, what is written beside its weights, and a process
-# that has imported PyTorch.
+# Measured on a server core: time for pictures and result.json at a run's end, size of files other than weights, and
+# memory of a process that has imported PyTorch.
 ENDING, SMALL_FILES, LIBRARIES = 1.0, 100_000, 450 * 2**20  # seconds, bytes, bytes
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """One run. epoch: seconds of an epoch, evaluation among them, on its own; seconds: of what is left of it; shared:
-    those of them that lanes of one group spend once; memory: of its process, of which `lane` bytes are the run's."""
+    """Cost of one run. epoch: seconds of an epoch on its own, including evaluation; seconds: of what is left of it;
+    shared: part of those that lanes of one group spend only once; memory: of its process, of which `lane` bytes are
+    the run's."""
 
     epoch: float
     seconds: float
@@ -43,7 +44,7 @@ class RunCost:
 
 @dataclass(frozen=True)
 class TeacherCost:
-    """A teacher that is still to be trained."""
+    """Cost of a teacher that is still to be trained."""
 
     name: str
     epochs: int
@@ -55,8 +56,8 @@ class TeacherCost:
 
 @dataclass
 class Forecast:
-    """runs: by directory, of what is not done; teachers: by directory; seconds: on the clock, over `processes`
-    processes of `threads` threads; slowdown: as of `Costing`."""
+    """Forecast of all runs. runs: the unfinished ones, by directory; teachers: by directory; seconds: clock time
+    with `processes` processes of `threads` threads; slowdown: as in `Costing`."""
 
     runs: dict[str, RunCost] = field(default_factory=dict)
     teachers: dict[str, TeacherCost] = field(default_factory=dict)
@@ -73,8 +74,8 @@ class Forecast:
 
 
 class Bench:
-    """Measures every network and every kind of method once. A method's cost on another pair than its own is in
-    proportion to the networks' own."""
+    """Bench that measures every network and every kind of method once. A method's cost on another pair is scaled in
+    proportion to the networks' own cost."""
 
     def __init__(self, plans: Sequence[Plan], threads: int, track: Track):
         self.plans, self.threads, self.track = plans, threads, track
@@ -93,7 +94,7 @@ class Bench:
         return {self.data_key(plan): plan for plan in reversed(list(plans))}
 
     def measure(self) -> None:
-        """Time networks first, then each kind of method on the smallest of its pairs."""
+        """Time the networks first, then each kind of method on the smallest of its pairs."""
         jobs = [*self.network_jobs().items()]
         for position in self.track(iter(range(len(jobs))), len(jobs), "measuring networks"):
             key, (plan, options, batch_size, optimizer, trains) = jobs[position]
@@ -125,7 +126,7 @@ class Bench:
         return repr((self.data_key(plan), shape_of(options), plan.config.batch_size, role))
 
     def costing(self, plan: Plan) -> Costing:
-        """Return the bench of a plan's images and numerics."""
+        """Return the bench for a plan's images and numerics."""
         from kdrun.training.costing import Costing
         from kdrun.training.precision import resolve
 
@@ -143,20 +144,20 @@ class Bench:
         return [self.networks[self.key(plan, role)] for role in roles]
 
     def base(self, plan: Plan) -> float:
-        """Return the seconds for one image of a plan's networks without its method."""
+        """Return the seconds per image of a plan's networks without its method."""
         student, *teacher = self.networks_of(plan)
         of_teacher = [cost.step if plan.method.trains_teacher else cost.forward for cost in teacher]
         return student.step + sum(of_teacher)
 
     def method(self, plan: Plan) -> tuple[float, MethodCost]:
-        """Return (seconds of a step for one image, the measurement that they come from)."""
+        """Return (seconds of a step per image, the measurement behind it)."""
         ratio, nearest = self.ratios[method_kind(plan)]
         own = self.methods.get(method_kind(plan) + pair_key(plan))
         return (own.step, own) if own is not None else (ratio * self.base(plan), nearest)
 
 
 def method_kind(plan: Plan) -> str:
-    """Return what methods of one cost have in common: everything but real numbers, which weigh and soften."""
+    """Return the key of methods with equal cost: all settings except real numbers, which only weight and soften."""
     node = flat(plan.config.method)
     kept = {key: value for key, value in node.items() if not isinstance(value, float) and key != "_name_"}
     return digest_of([kept, plan.config.teacher_view, plan.config.optimizer.name])
@@ -168,7 +169,7 @@ def pair_key(plan: Plan) -> str:
 
 
 def shape_of(options: ModelOptions) -> tuple[Any, ...]:
-    """Return what decides a network's size."""
+    """Return the options that determine a network's size."""
     return options.name, repr(options.kwargs), options.head, options.input_size, options.preact_last_map
 
 
@@ -177,7 +178,7 @@ def needs_training(plan: Plan) -> bool:
 
 
 def forecast(plans: Sequence[Plan], processes: int, threads: int, track: Track = untracked) -> Forecast:
-    """Measure, and add up what is not done. processes: 0 for this one."""
+    """Measure, and add up the cost of unfinished runs. processes: 0 means this process."""
     bench = Bench(plans, threads, track)
     bench.measure()
     found = Forecast(processes=max(processes, 1), threads=threads, numerics=bench.numerics)
@@ -208,7 +209,7 @@ def run_cost(plan: Plan, bench: Bench) -> RunCost:
     tested = (counts.test + counts.val) * student.forward * evaluations(config.epochs, config.eval_every)
     epochs = config.epochs * share_left(plan)
     prepared = found.preparation if share_left(plan) == 1 else 0
-    # A method that was measured on another pair leaves what it adds there.
+    # For a method measured on another pair, use the memory that it added there.
     kept, lane = max(found.kept, student.kept), max(found.lane, student.lane)
     taught = teacher[0].weights if teacher else 0
     memory = LIBRARIES + counts.in_memory + lane + taught + kept * config.batch_size
@@ -246,13 +247,13 @@ def sees_the_same(plan: Plan) -> bool:
 
 
 def share_left(plan: Plan) -> float:
-    """Return the part of a run's epochs that is still to be trained."""
+    """Return the fraction of a run's epochs that is still to be trained."""
     rows = plan.run.read_metrics()
     return max(1 - rows[-1][0] / plan.config.epochs, 0.0) if rows and plan.config.epochs else 1.0
 
 
 def schedule(plans: Sequence[Plan], found: Forecast, bench: Bench) -> None:
-    """Give tasks to processes as the scheduler does: teachers first, groups of lanes as soon as theirs is there."""
+    """Assign tasks to processes as the scheduler does: teachers first, groups of lanes as soon as theirs is ready."""
     groups = split_to_fill(group_plans(list(plans)), found.processes)
     rehearsed = sum({method_kind(plan): bench.method(plan)[1].made for plan in plans}.values())
     busy = [rehearsed / found.processes] * found.processes
@@ -276,6 +277,6 @@ def schedule(plans: Sequence[Plan], found: Forecast, bench: Bench) -> None:
 
 
 def measured_teacher(plan: Plan, bench: Bench) -> float:
-    """Return the seconds in which a group measures its teacher on the test images."""
+    """Return the seconds in which a group evaluates its teacher on the test images."""
     networks, counts = bench.networks_of(plan), bench.counts[bench.data_key(plan)]
     return counts.test * networks[1].forward if len(networks) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""A forecast as a table and lines, for a user who decides whether to begin."""
+"""Forecast as a table and lines, for a user who decides whether to start."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kdrun.runs.plan import Plan
 from kdrun.sweeps.forecast import Forecast
 
 COLUMNS = ["seeds", "done", "epochs", "s/epoch", "time each", "params", "FLOPs", "memory", "disk"]
-BUSY = 1.25  # times as long as on a core of one's own, from which on it is said
+BUSY = 1.25  # slowdown by other programs from which it is mentioned
 
 
 def table_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> tuple[list[str], list[list[str]]]:
-    """Return heads and rows: a row for each place of the sweep's table, with all its seeds."""
+    """Return header and rows: a row for each place of the sweep's table, with all its seeds."""
     places: dict[tuple[str, str], list[tuple[Cell, Plan]]] = {}
     for cell, plan in cells:
         places.setdefault((cell.column, cell.row), []).append((cell, plan))
@@ -50,7 +50,7 @@ def table_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> tuple[list[
 
 
 def without_common(heads: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Leave out the columns of what is done and of epochs where no row has anything to tell apart."""
+    """Leave out the columns for finished runs and epochs if they are the same in all rows."""
     common = {"done": "–", "epochs": rows[0][heads.index("epochs")] if len(rows) > 1 else ""}
     kept = [
         place
@@ -61,7 +61,7 @@ def without_common(heads: list[str], rows: list[list[str]]) -> tuple[list[str], 
 
 
 def in_short(seeds: Sequence[int]) -> str:
-    """Return 0–4 of 0, 1, 2, 3, 4, and others as they are."""
+    """Return 0–4 for 0, 1, 2, 3, 4, and other seeds unchanged."""
     ordered = sorted(seeds)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]}–{ordered[-1]}"
@@ -69,7 +69,7 @@ def in_short(seeds: Sequence[int]) -> str:
 
 
 def lines_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> list[tuple[str, str]]:
-    """Return (name, line) of the teachers, the totals, and what the figures are."""
+    """Return (name, line) for the teachers, the totals, and the remarks."""
     paths = {str(plan.run.path): plan for _, plan in cells}
     lines = []
     for path, teacher in found.teachers.items():
@@ -77,44 +77,44 @@ def lines_of(found: Forecast, cells: Sequence[tuple[Cell, Plan]]) -> list[tuple[
         assert plan.teacher_run is not None
         about = f"{plural(teacher.epochs, 'epoch')}, {count(teacher.params)} parameters, {count(teacher.flops)} FLOPs"
         where = short_path(plan.teacher_run.path)
-        lines.append(("teacher to be trained:", f"{teacher.name}, {about}, {duration(teacher.seconds)}, into {where}"))
+        lines.append(("teacher to train:", f"{teacher.name}, {about}, {duration(teacher.seconds)}, into {where}"))
     done = len(paths) - len(found.runs)
-    lines.append(("runs:", f"{len(paths):,}, {done:,} of them done, {len(found.runs):,} to be trained"))
+    lines.append(("runs:", f"{len(paths):,}, {done:,} done, {len(found.runs):,} to train"))
     if found.runs:
         lines.append(("total time:", total_in_words(found)))
         lines.append(("memory:", f"about {size(found.memory)} at once"))
-        lines.append(("disk:", f"about {size(found.disk)}; {size(found.free)} are free"))
+        lines.append(("disk:", f"about {size(found.disk)}; {size(found.free)} free"))
     return lines
 
 
 def total_in_words(found: Forecast) -> str:
-    """Return the clock time with what it rests on."""
-    threads = f"{found.threads} thread{'s' * (found.threads > 1)}"
-    each = f"{found.processes} processes of {threads}" if found.processes > 1 else f"one process of {threads}"
+    """Return the clock time with its assumptions."""
+    threads = plural(found.threads, "thread")
+    each = f"{plural(max(found.processes, 1), 'process', 'processes')} with {threads}"
     text = f"about {duration(found.seconds)} ({found.numerics}, {each})"
     if found.slowdown > BUSY:
-        text += f"; {duration(found.seconds * found.slowdown)} while other programs are as busy as now"
+        text += f"; {duration(found.seconds * found.slowdown)} if other programs stay as busy as now"
     return text
 
 
 def remarks(found: Forecast) -> list[str]:
-    """Return what one should know of the figures."""
+    """Return remarks on the figures."""
     if not found.runs:
         return []
-    found_by = "measured in a few steps of each network and each method, on blank images; nothing was written"
+    found_by = "Measured in a few steps of each network and each method, on blank images; nothing was written"
     lines = [
-        f"{found_by}. s/epoch is of a run on its own; lanes share their teacher's pass, which the total counts.",
-        "FLOPs are of one image's forward pass, a multiply-add counts two. Compiled networks may be faster.",
+        f"{found_by}. s/epoch is for a run on its own; the total accounts for lanes, which share their teacher's pass.",
+        "FLOPs are per image and forward pass; a multiply-add counts as two. Compiled networks may be faster.",
     ]
     if found.streamed:
         lines.append(
-            "Reading and decoding the image files is not in the times: more workers hide it (dataset.workers)."
+            "The times exclude reading and decoding the image files; more workers hide these (dataset.workers)."
         )
     return lines
 
 
 def short_of_room(found: Forecast) -> str:
-    """Return what to do where the disk is too small, or nothing."""
+    """Return a warning if the disk is too small, or an empty string."""
     if found.disk <= found.free:
         return ""
-    return f"about {size(found.disk)} are needed and {size(found.free)} are free: set output_root=… to a larger disk."
+    return f"about {size(found.disk)} needed but only {size(found.free)} free: set output_root=… to a larger disk."

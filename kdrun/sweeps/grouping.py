@@ -1,4 +1,5 @@
-"""Which runs of a sweep can be lanes of one process, on one stream of batches and one teacher forward. No torch."""
+"""Grouping of a sweep's runs into lanes. A lane is one of several runs that train in one process, on one stream of
+batches and one teacher forward. No torch."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from kdrun.runs.plan import Plan
 
 
 def group_key(plan: Plan) -> str:
-    """Equal for runs that see the same batches, ask the same teacher the same questions and end at the same time."""
+    """Return a key that is equal for runs that can be lanes of one group: same batches, same teacher outputs, same
+    end."""
     config, method = plan.config, plan.method
     teacher: str | None = plan.teacher_digest
-    if method.trains_teacher:  # its peer is its own: nothing to share
+    if method.trains_teacher:  # its peer is not shared
         teacher = str(plan.run.path)
     return digest_of(
         {
@@ -35,7 +37,7 @@ def group_key(plan: Plan) -> str:
 
 
 def group_plans(plans: Sequence[Plan]) -> list[list[Plan]]:
-    """Groups in the order of their first run, each in the given order; a run that several cells share comes once."""
+    """Return groups in the order of their first run, each in the given order; a run of several cells occurs once."""
     groups: dict[str, list[Plan]] = {}
     seen: set[str] = set()
     for plan in plans:
@@ -45,14 +47,14 @@ def group_plans(plans: Sequence[Plan]) -> list[list[Plan]]:
     return list(groups.values())
 
 
-TEACHER_COST = 0.7  # of a group's shared teacher forward, in training steps of one student; a rough middle of the zoo
+TEACHER_COST = 0.7  # of a teacher forward, in training steps of one student; roughly the middle of the zoo
 
 
 def split_to_fill(groups: list[list[Plan]], slots: int) -> list[list[Plan]]:
-    """The groups, some of them halved, so that `slots` processes end at about the same time; largest first.
+    """Halve some groups, so that `slots` processes end at about the same time; return them, largest first.
 
-    A half more costs a teacher forward more, which is less than an idle core: a group is halved as long as the slowest
-    process would end sooner.
+    Each halving costs another teacher forward, which is less than an idle core: a group is halved as long as the
+    slowest process would end sooner.
     """
     best = tried = sorted((list(group) for group in groups), key=len, reverse=True)
     for _ in range(2 * slots):
@@ -66,7 +68,7 @@ def split_to_fill(groups: list[list[Plan]], slots: int) -> list[list[Plan]]:
 
 
 def longest(groups: list[list[Plan]], slots: int) -> float:
-    """The work of the busiest process where each takes the largest group that is left."""
+    """Return the work of the busiest process if each takes the largest group that is left."""
     busy = [0.0] * max(slots, 1)
     for group in groups:
         busy[busy.index(min(busy))] += len(group) + TEACHER_COST

@@ -1,4 +1,4 @@
-"""How the runs of a sweep are started, as the command line says it."""
+"""Launcher settings of a sweep on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from kdrun.errors import ConfigError, suggest
 
 
 def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
-    """({"launcher": …, and its settings}, the other overrides). Raises ConfigError for a setting that is none."""
+    """Split off the launcher: return ({"launcher": …, and its settings}, the other overrides). Raises ConfigError
+    for an unknown setting."""
     launcher, rest = {"launcher": "lanes"}, []
     for word in overrides:
         key, _, value = word.partition("=")
@@ -20,7 +21,7 @@ def split_launcher(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
     kind = launcher["launcher"]
     if kind not in LAUNCHERS:
         raise ConfigError(
-            f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} There are: {', '.join(LAUNCHERS)}."
+            f"launcher={kind}: no such launcher.{suggest(kind, LAUNCHERS)} Available: {', '.join(LAUNCHERS)}."
         )
     processes = launcher.get("processes", "auto")
     if processes != "auto" and not processes.isdecimal():

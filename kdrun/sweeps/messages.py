@@ -1,4 +1,4 @@
-"""What the scheduler and its processes say to each other, and how a sweep is shown."""
+"""Messages between the scheduler and its processes, and the display of a sweep."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from kdrun.runs.plan import Plan
 
 @dataclass
 class Task:
-    """kind: "rehearse" (can these run at all?), "teacher" (train the first plan's into the store) or "lanes"; again:
-    after the process that was at it died; processes: how many train each run together."""
+    """Task of a process. kind: "rehearse" (dry run: can these train at all?), "teacher" (train the first plan's
+    teacher into the store) or "lanes"; again: True if the process that had it died; processes: number of processes
+    that train each run together."""
 
     kind: str
     plans: list[Plan]
@@ -26,9 +27,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Advanced:
-    """Training stands at `position` of `epochs`, with so many images per second through every lane. runs: the
-    directories of those that train side by side, which may be a part of the task's; loss, top1: the lowest and the
-    highest among them at their last epoch's end, of training and on the test set; None before it."""
+    """Progress report: training is at `position` of `epochs`, at a number of images per second through every lane.
+
+    runs: the directories that train side by side, possibly only some of the task's; loss, top1: lowest and highest
+    values among them at the end of their last epoch, in training and on the test set; None before that.
+    """
 
     what: str
     position: float
@@ -41,12 +44,12 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Begun:
-    """A process was given a task, and is reading or building what it needs."""
+    """Start report: a process has a task, and is reading or building what it needs."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run has its result, or why it has none. elsewhere: another process is at it."""
+    """End of a run, with its result or the reason for having none. elsewhere: another process is training it."""
 
     run: str
     result: dict[str, Any] | None
@@ -56,7 +59,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Finished:
-    """The task is over; stopped: what ended it early, with everything saved; disk_full: that was no signal."""
+    """End of a task. stopped: the reason if it ended early, with everything saved; disk_full: True if that was no
+    signal."""
 
     stopped: str = ""
     disk_full: bool = False
@@ -64,11 +68,11 @@ class Finished:
 
 Message = Begun | Advanced | Ended | Finished
 Report = Callable[[Message], None]
-ShowMessage = Callable[[int, Task, Message], None]  # number of the process, its task, what it says
+ShowMessage = Callable[[int, Task, Message], None]  # number of the process, its task, its message
 
 
 class SweepDisplay(Display, Protocol):
-    """A display that can show a whole sweep."""
+    """Display that can show a whole sweep."""
 
     def sweep(self, runs: int, places: dict[str, str]) -> AbstractContextManager[ShowMessage]:
         """Show a sweep of `runs` runs; places: run directory -> its name on the screen."""

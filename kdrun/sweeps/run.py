@@ -1,4 +1,5 @@
-"""Multiruns and named sweeps: every cell composed and checked, the ledger written, the runs given to the launcher."""
+"""Start of multiruns and named sweeps: all cells are composed and checked, the ledger is written, and the runs go to
+the launcher."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from kdrun.config.schema import check_value
 from kdrun.config.settings import settings
 from kdrun.data.datasets import located_once
 from kdrun.display import Track, duration, plural, untracked
-from kdrun.errors import ConfigError, KdrunError, one_line, print_error
+from kdrun.errors import ConfigError, KdrunError, one_line, print_error, print_stopped
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs.plan import Plan, code_notes, image_notes, make_plan, output_root
@@ -23,14 +24,14 @@ from kdrun.sweeps.adding import added
 from kdrun.sweeps.definition import CellSpec, Sweep
 from kdrun.sweeps.messages import SweepDisplay
 
-NO_RUN = "cannot be made"  # the column of a multirun's cells that do not compose
+NO_RUN = "cannot be made"  # column of a multirun's cells that do not compose
 SEED = re.compile("seed=[0-9]+")
 
 
 def run_sweep(
     sweep: Sweep, launcher: dict[str, str], command: str, config_dir: str | None, display: SweepDisplay
 ) -> int:
-    """Compose, write the ledger, run what is not done, and say what became of it."""
+    """Compose the cells, write the ledger, run the unfinished ones, and print the outcome."""
     found, broken = composed(sweep, config_dir, display.track)
     cells = [cell for cell, _ in found]
     plans = [plan for _, plan in found if plan is not None]
@@ -67,14 +68,14 @@ def run_sweep(
         display,
     )
     rebuild_results(root)
-    display.fact("the table so far:", f"kdrun table {sweep.name}")
+    display.fact("results so far:", f"kdrun table {sweep.name}")
     return max(code, 2 if broken else 0)
 
 
 def composed(
     sweep: Sweep, config_dir: str | None, track: Track = untracked
 ) -> tuple[list[tuple[Cell, Plan | None]], list[Cell]]:
-    """Return every cell with its plan, and those that were to run and cannot be made, whose reasons are printed. Raises
+    """Return every cell with its plan, and the chosen cells that cannot run, whose reasons are printed. Raises
     ConfigError."""
     with read_once(), located_once():
         found = compose_cells(sweep.specs, config_dir, track)
@@ -88,24 +89,24 @@ def composed(
 
 
 def unwritten_ledger(sweep: Sweep, config_dir: str | None, track: Track = untracked) -> Ledger:
-    """Return the ledger of a sweep as training it would write it; cells that cannot be made say why."""
+    """Return the ledger of a sweep as training would write it; cells that cannot run contain the reason."""
     found, _ = composed(sweep, config_dir, track)
     cells = [cell for cell, _ in found]
     return Ledger(sweep.name, sweep.title, "", shape_of(sweep, cells), cells)
 
 
 def show_broken(cells: list[Cell]) -> None:
-    """Print why cells cannot be made, in a line for each reason."""
+    """Print why cells cannot run, one line per reason."""
     places: dict[str, list[str]] = {}
     for cell in cells:
         places.setdefault(cell.reason, []).append(place_of(cell))
     for reason, (first, *others) in places.items():
         if others and len(places) == 1:
-            print_error(f"{reason} The same in {len(cells)} cells.")
+            print_error(f"{reason} This affects {len(cells)} cells.")
         elif others:
             print_error(f"{first} and {len(others)} more: {reason}")
         else:
-            key = first.partition("=")[0]  # the reason may begin with the word that the cell is called by
+            key = first.partition("=")[0]  # the reason may begin with the cell's name
             print_error(reason if reason.startswith((f"{first}:", f"{key}=")) else f"{first}: {reason}")
 
 
@@ -131,9 +132,12 @@ def launch(
     if outcome.failures:
         print_error(f"{plural(len(outcome.failures), 'run')} failed; the same command tries again: kdrun status {name}")
     if outcome.elsewhere:
-        display.note(f"{plural(len(outcome.elsewhere), 'run')} in training by other processes.")
+        display.note(f"{plural(len(outcome.elsewhere), 'run')} being trained by other processes.")
     if outcome.stopped:
-        print_error(outcome.stopped if outcome.disk_full else f"{outcome.stopped} The same command goes on.")
+        if outcome.disk_full:
+            print_error(outcome.stopped)
+        else:
+            print_stopped(f"{outcome.stopped} The same command resumes.")
         return 1 if outcome.disk_full else 75
     display.fact(f"{plural(len(outcome.results), 'run')} done", f"in {spent}")
     return 1 if outcome.failures else 0
@@ -142,14 +146,14 @@ def launch(
 def compose_cells(
     specs: list[CellSpec], config_dir: str | None, track: Track = untracked
 ) -> list[tuple[Cell, Plan | None]]:
-    """Each spec as a cell and its plan, or as a cell that says why it cannot be. Cells that differ in their seed alone
-    are composed once."""
+    """Return each spec as a cell and its plan, or as a cell with the reason why it cannot run. Cells that differ only
+    in their seed are composed once."""
     composed: dict[tuple[str, ...], RunConfig | str] = {}
     found = []
     for position in track(iter(range(len(specs))), len(specs), "composing"):
         spec = specs[position]
         seeds = [word for word in spec.overrides if SEED.fullmatch(word)]
-        # What is no seed is composed by itself, for its own line, and so is what may follow from the seed.
+        # A cell without a valid seed, or with settings that may depend on it, is composed separately.
         shared = not any("$" in word for word in spec.overrides)
         key = tuple(word for word in spec.overrides if not (shared and word in seeds))
         if key not in composed:
@@ -171,7 +175,7 @@ def compose_cells(
             fill(cell, plan)
         except KdrunError as error:
             cell.reason = one_line(error)
-            if not cell.column:  # a multirun's places follow from its runs, and this is none
+            if not cell.column:  # a multirun's places follow from its runs, but this cell has none
                 own = [word for word in spec.overrides if any(word not in other.overrides for other in specs)]
                 cell.row, cell.column = " ".join(own or spec.overrides), NO_RUN
         found.append((cell, plan))
@@ -179,7 +183,7 @@ def compose_cells(
 
 
 def fill(cell: Cell, plan: Plan) -> None:
-    """What the run itself says of its place."""
+    """Fill in the cell's fields that follow from the run."""
     config = plan.config
     cell.run = str(plan.run.path.relative_to(output_root(config)))
     cell.dataset, cell.teacher, cell.student = config.dataset.name, plan.teacher_name, config.student.name
@@ -191,18 +195,18 @@ def fill(cell: Cell, plan: Plan) -> None:
 
 
 def check_distinct(sweep: Sweep, cells: list[Cell]) -> None:
-    """Raises ConfigError where two cells want the same place of the table."""
+    """Raise ConfigError if two cells have the same place in the table."""
     counts = Counter((cell.row, cell.column, cell.seed) for cell in cells if cell.run is not None)
     for (row, column, seed), count in counts.items():
         if count > 1:
             raise ConfigError(
-                f"{sweep.name}: {count} cells for row {row!r}, column {column!r}, seed {seed}: every cell needs a "
+                f"{sweep.name}: {count} cells for row {row!r}, column {column!r}, seed {seed}: each cell needs a "
                 "place of its own; give them different values, or rows of their own in a sweep's YAML."
             )
 
 
 def shape_of(sweep: Sweep, cells: list[Cell]) -> TableShape:
-    """The sweep's shape; for a multirun rows and columns in the order of their first cells."""
+    """Return the sweep's table shape; for a multirun with rows and columns in the order of their first cells."""
     shape = sweep.shape
     if not shape.rows:
         shape.rows = list(dict.fromkeys(cell.row for cell in cells if cell.row))
@@ -213,5 +217,5 @@ def shape_of(sweep: Sweep, cells: list[Cell]) -> TableShape:
 
 
 def place_of(cell: Cell) -> str:
-    """A cell's name on the screen."""
+    """Return a cell's name for the screen."""
     return cell.row if cell.column == NO_RUN else cell.place

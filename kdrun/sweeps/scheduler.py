@@ -1,4 +1,4 @@
-"""The lanes launcher: a sweep's runs grouped into tasks, and tasks given to processes, one for each core or GPU."""
+"""The lanes launcher: groups a sweep's runs into tasks, and assigns tasks to processes, one for each core or GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.data.processes import ShieldedContext
-from kdrun.display import Display
+from kdrun.display import Display, plural
 from kdrun.errors import RunError, listed
 from kdrun.hardware import available_cores, environment
 from kdrun.runs.plan import Plan
@@ -23,7 +23,7 @@ from kdrun.training.signals import Stop, stop_on_signals
 
 @dataclass
 class Slot:
-    """A place where one process runs: a share of the CPU's cores, or a GPU."""
+    """Slot of one process: a share of the CPU's cores, or a GPU."""
 
     number: int
     environment: dict[str, str]
@@ -33,12 +33,12 @@ class Slot:
 
 
 CONTEXT = ShieldedContext()
-HERE = Slot(0, {})  # this very process
+HERE = Slot(0, {})  # this process itself
 
 
 @dataclass
 class Outcome:
-    """What became of a sweep's runs, by directory."""
+    """Outcome of a sweep's runs, by directory."""
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Outcome:
 
 
 def gpu_numbers() -> list[str]:
-    """The GPUs that this process may use, without importing torch."""
+    """Return the GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [word.strip() for word in visible.split(",") if word.strip() not in ("", "-1")]
@@ -57,8 +57,10 @@ def gpu_numbers() -> list[str]:
 
 
 def make_slots(plans: list[Plan], requested: str, most: int, per_run: int = 1) -> list[Slot]:
-    """Return the places of `launcher.processes`, auto or a number: auto is a process per GPU, or per core where no run
-    asks for one; at most `most`. per_run: GPUs, or shares of the cores, of each."""
+    """Return the slots for `launcher.processes` (auto or a number), at most `most`.
+
+    auto: one process per GPU, or per core if no run requests a GPU. per_run: GPUs, or shares of the cores, of each.
+    """
     cores = available_cores()
     gpus = [] if all(plan.config.device == "cpu" for plan in plans) else gpu_numbers()
     threads = max((plan.config.threads or 1 for plan in plans), default=1)
@@ -67,7 +69,7 @@ def make_slots(plans: list[Plan], requested: str, most: int, per_run: int = 1) -
     share = max(cores // max(count * per_run, 1), 1)
     slots = []
     for number in range(count):
-        # PyTorch reads this when it starts: `threads=null` then means this process's share of the cores.
+        # PyTorch reads this at start-up: `threads=null` then means this process's share of the cores.
         environment = {"OMP_NUM_THREADS": str(share)}
         if gpus and {plan.config.device for plan in plans} <= {"auto", "cuda"}:
             first = number * per_run
@@ -79,17 +81,18 @@ def make_slots(plans: list[Plan], requested: str, most: int, per_run: int = 1) -
 
 
 def fresh(plan: Plan) -> bool:
-    """Whether this run never trained: what has a checkpoint can run, or has said why it cannot."""
+    """Return True if the run has never been started. A started run needs no dry run: it either passed one, or
+    recorded why it cannot train."""
     return not plan.run.begun
 
 
 class Scheduler:
-    """Rehearsals first, then teachers and students, each group as soon as its teacher is there."""
+    """Scheduler: dry runs first, then teachers and students, each group as soon as its teacher is ready."""
 
     def __init__(
         self, plans: list[Plan], processes: str, logs: Path, show: ShowMessage, display: Display, per_run: int = 1
     ):
-        """per_run: processes that train each run together."""
+        """Set up the slots. per_run: processes that train each run together."""
         self.per_run = per_run
         self.show, self.display, self.logs, self.outcome = show, display, logs, Outcome()
         self.groups = group_plans(plans)
@@ -100,7 +103,7 @@ class Scheduler:
         self.stop = Stop()
 
     def run(self) -> Outcome:
-        """Run everything. A signal, or a full disk, ends it with everything saved."""
+        """Run everything. A signal or a full disk ends it with everything saved."""
         with stop_on_signals() as self.stop, self.stop.later():
             try:
                 self.work(self.rehearsals())
@@ -113,17 +116,18 @@ class Scheduler:
                 self.work(self.teachers(groups) + lanes)
             finally:
                 self.shut_down()
-        if self.stop.signal and not self.outcome.disk_full:  # the processes name the one that we passed on
+        if self.stop.signal and not self.outcome.disk_full:  # the processes report the forwarded signal
             self.outcome.stopped = f"stopped by {self.stop.signal}; saved."
         return self.outcome
 
     @property
     def ending(self) -> bool:
-        """Whether nothing new may begin."""
+        """Return True if no new task may start."""
         return bool(self.stop.signal or self.outcome.stopped)
 
     def rehearsals(self) -> list[Task]:
-        """Every distinct (teacher, student, method) among the runs that never ran, spread over the slots."""
+        """Return dry runs of every distinct (teacher, student, method) among the runs that never started, spread
+        over the slots."""
         distinct: dict[str, list[Plan]] = {}
         for plan in (plan for group in self.groups for plan in group if fresh(plan)):
             distinct.setdefault(pairing_of(plan), []).append(plan)
@@ -132,10 +136,10 @@ class Scheduler:
         for plans in distinct.values():
             by_data.setdefault(repr(plans[0].config.dataset), []).append(plans[0])
         shares = split_to_fill(list(by_data.values()), len(self.slots))
-        return [Task("rehearse", share, f"checking {len(share)} pairings") for share in shares]
+        return [Task("rehearse", share, f"checking {plural(len(share), 'pairing')}") for share in shares]
 
     def teachers(self, groups: list[list[Plan]]) -> list[Task]:
-        """One task for each teacher that is not in the store yet."""
+        """Return one task for each teacher that is not yet in the store."""
         missing: dict[str, Plan] = {}
         for plan in (group[0] for group in groups):
             if plan.teacher_run is not None and not plan.teacher_run.finished:
@@ -146,7 +150,7 @@ class Scheduler:
         ]
 
     def work(self, tasks: list[Task]) -> None:
-        """Give tasks to free slots until none is left."""
+        """Assign tasks to free slots until none is left."""
         self.pending = list(tasks)
         while self.pending or any(slot.task for slot in self.slots):
             self.give_out()
@@ -154,12 +158,12 @@ class Scheduler:
                 slot.task = None
 
     def teachers_due(self) -> set[str]:
-        """The teachers that are still to come."""
+        """Return the teachers that are still to be trained."""
         tasks = [*self.pending, *(slot.task for slot in self.slots if slot.task is not None)]
         return {teacher_of(task) for task in tasks if task.kind == "teacher"}
 
     def give_out(self) -> None:
-        """Ready tasks to free slots, or run here where there are none."""
+        """Assign ready tasks to free slots, or run them here if there are no slots."""
         due = self.teachers_due()
         for task in list(self.pending):
             if self.ending:
@@ -189,7 +193,7 @@ class Scheduler:
                 self.show(slot.number, task, Begun())
 
     def start(self, slot: Slot) -> None:
-        """A process for this slot, unless it has one."""
+        """Start a process for this slot, unless it has one."""
         if slot.process is not None and slot.process.is_alive():
             return
         slot.connection, theirs = CONTEXT.Pipe()
@@ -201,7 +205,7 @@ class Scheduler:
         theirs.close()
 
     def listen(self) -> list[Slot]:
-        """Take what the processes report, for half a second at most; the slots whose task is over."""
+        """Receive reports from the processes, for at most half a second; return the slots whose task is over."""
         busy: dict[Any, Slot] = {slot.connection: slot for slot in self.slots if slot.task is not None}
         if not busy:
             return []
@@ -219,14 +223,14 @@ class Scheduler:
             if isinstance(report, Finished):
                 free.append(slot)
         if self.ending:
-            # Again and again: a process that is just starting hears nothing yet.
+            # Repeatedly: a process that is still starting does not receive it yet.
             for slot in self.slots:
                 if slot.task is not None and slot.process is not None and slot.process.is_alive():
                     os.kill(slot.process.pid, signal.SIGTERM)
         return free
 
     def take(self, slot: Slot, task: Task, report: Message) -> None:
-        """Note what a report says, and show it."""
+        """Record a report, and show it."""
         if isinstance(report, Ended):
             if task.kind == "teacher":
                 self.teacher_failures[teacher_of(task)] = report.reason
@@ -241,13 +245,13 @@ class Scheduler:
                     with suppress(RunError):
                         twin.run.fail(report.reason)
         elif isinstance(report, Finished) and report.stopped and not self.outcome.disk_full:
-            # After a full disk the others only stop because they are told to.
+            # After a full disk, the other processes stop only because they are told to.
             self.outcome.stopped, self.outcome.disk_full = report.stopped, report.disk_full
         self.show(slot.number, task, report)
 
     def handle_dead_worker(self, slot: Slot) -> None:
-        """A process died: what it was at is tried again once, from its checkpoints; several lanes that the system
-        killed, in two halves, since memory may have been short."""
+        """Handle the death of a process: its work is retried once, from its checkpoints. If the system killed a
+        process with several lanes, these are split into two halves, since memory may have been short."""
         assert slot.task is not None
         slot.process.join()
         code, task = slot.process.exitcode, slot.task
@@ -267,14 +271,14 @@ class Scheduler:
             again = [] if task.again else [replace(task, plans=unfinished, again=True)]
         if again:
             self.pending += again
-            self.display.note(f"{task.label}: its process ended with {how}; it goes on from its last checkpoint")
+            self.display.note(f"{task.label}: its process ended with {how}; resuming from its last checkpoint")
             return
-        reason = f"its process ended with {how}; the last lines of {self.logs}/process-{slot.number}.log say more."
+        reason = f"its process ended with {how}; see the end of {self.logs}/process-{slot.number}.log."
         for plan in unfinished:
             end(plan, reason, lambda report: self.take(slot, task, report), record=task.kind == "lanes")
 
     def shut_down(self) -> None:
-        """End the processes; one that is still at a task is terminated, and its runs can be resumed."""
+        """Shut down the processes. One that still has a task is terminated; its runs can be resumed."""
         for slot in self.slots:
             if slot.process is None or slot.connection is None:
                 continue
@@ -292,19 +296,19 @@ class Scheduler:
 
 
 def teacher_of(task: Task) -> str:
-    """The directory of the stored teacher that a task's runs need, or an empty string."""
+    """Return the directory of the stored teacher that a task's runs need, or an empty string."""
     run = task.plans[0].teacher_run
     return "" if run is None else str(run.path)
 
 
 def pairing_of(plan: Plan) -> str:
-    """Equal for runs of which one shows whether all can run."""
+    """Return a key that is equal for runs of which one dry run shows whether all can train."""
     config = plan.config
     return repr((config.dataset, config.teacher, config.student, config.method, config.optimizer.ema_decay))
 
 
 def label_of(plans: list[Plan]) -> str:
-    """What a group is called on the screen."""
+    """Return a group's name for the screen."""
     config, names = plans[0].config, [plan.method.name for plan in plans]
     pairs = {
         f"{plan.teacher_name} → {plan.config.student.name}" if plan.teacher_name else plan.config.student.name

@@ -1,4 +1,5 @@
-"""A sweep's task on several processes of this machine, which train each of its runs together: launcher.gpus_per_run."""
+"""Execution of a sweep's task by several processes of this machine, which train each of its runs together:
+launcher.gpus_per_run."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ Work = Callable[[Task, Report, Display], Finished]
 
 
 def run_on_several(task: Task, report: Report, work: Work) -> Finished:
-    """Start the processes, which do `work`; pass on what number 0 reports, and the signal that ends them."""
+    """Start the processes, which do `work`; forward the reports of number 0, and a signal that ends them."""
     context = ShieldedContext()
     ours, theirs = context.Pipe(duplex=False)
     with stop_on_signals() as stop, stop.later():
@@ -34,7 +35,7 @@ def run_on_several(task: Task, report: Report, work: Work) -> Finished:
                 if ours.poll(0.5):
                     message = ours.recv()
                     finished = message if isinstance(message, Finished) else report(message)
-                elif stop.signal:  # again and again: a process that is just starting hears nothing yet
+                elif stop.signal:  # repeatedly: a process that is still starting does not receive it yet
                     os.kill(processes[0].pid, signal.SIGTERM)
         except EOFError:
             pass
@@ -42,17 +43,17 @@ def run_on_several(task: Task, report: Report, work: Work) -> Finished:
             process.join()
     if finished is not None:
         return finished
-    raise RuntimeError(f"the {task.processes} processes of {task.label} ended without a word; the log says more")
+    raise RuntimeError(f"the {task.processes} processes of {task.label} ended without a result; see the log")
 
 
 def serve_one(connection: Connection, task: Task, work: Work) -> None:
-    """Be one of the processes."""
-    ignore_signals()  # until the task heeds them
+    """Run as one of the processes."""
+    ignore_signals()  # until the task handles them
     try:
         with presence(), together() as here:
             display = PlainDisplay(sys.stdout if here.main else None, name_runs=True)
             finished = work(task, connection.send if here.main else lambda _: None, display)
             if here.main:
                 connection.send(finished)
-    except Interrupted as stopped:  # another process died: number 0 has said so
+    except Interrupted as stopped:  # another process died: number 0 has reported it
         sys.exit(stopped.exit_code)

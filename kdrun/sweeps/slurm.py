@@ -23,8 +23,8 @@ CLUSTERS = {"slurm": "slurm", "submitit_local": "local"}
 
 
 class Submission:
-    """What a job runs. Before its time is over (or on preemption) it gets a signal, saves between two steps, and lets
-    submitit put the same job back into the queue; it then resumes bit for bit."""
+    """Content of a job. Before its time runs out (or on preemption) it receives a signal, saves between two steps,
+    and lets submitit requeue the same job, which then resumes bit for bit."""
 
     def __init__(self, task: Task):
         self.task = task
@@ -45,14 +45,14 @@ class Submission:
         return sum(plan.run.finished for plan in self.task.plans)
 
     def checkpoint(self) -> Any:
-        """The same work again: what is done is found done."""
+        """Return the same work again: finished parts are skipped."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def export_ranks() -> None:
-    """Tell the job's processes, in torchrun's words, which ones they are. One alone is told nothing."""
+    """Set torchrun's environment variables for the job's processes. A single process gets none."""
     from submitit.core.job_environment import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -64,8 +64,8 @@ def export_ranks() -> None:
 
 
 def per_node(settings: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
-    """Return the settings with `gpus_per_run` in SLURM's words: a process for each GPU, evenly on the nodes. Raises
-    ConfigError where they do not divide."""
+    """Return the settings with `gpus_per_run` translated for SLURM: one process for each GPU, evenly over the nodes.
+    Raises ConfigError if they cannot be divided evenly."""
     count, nodes = settings.pop("gpus_per_run", 1), settings.get("nodes", 1)
     if count == 1:
         return settings
@@ -78,7 +78,8 @@ def per_node(settings: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
 def submit(
     name: str, plans: list[Plan], root: Path, cluster: str, settings: dict[str, str], display: Display
 ) -> list[str]:
-    """Queue every group, behind the teacher it needs, and return the jobs' ids. Raises ConfigError without submitit."""
+    """Submit every group, dependent on its teacher's job, and return the jobs' ids. Raises ConfigError without
+    submitit."""
     try:
         import submitit
     except ImportError as error:
@@ -101,7 +102,7 @@ def submit(
             job = executor.submit(Submission(Task("teacher", group[:1], f"teacher {group[0].config.teacher.name}")))
             teachers[teacher_of(task)] = job.job_id
             jobs.append(job.job_id)
-        if cluster == "slurm" and teacher_of(task) in teachers:  # locally its lock makes the others wait
+        if cluster == "slurm" and teacher_of(task) in teachers:  # locally the teacher's lock makes the others wait
             executor.update_parameters(
                 slurm_additional_parameters={"dependency": f"afterany:{teachers[teacher_of(task)]}"}
             )
@@ -113,5 +114,5 @@ def submit(
     display.fact(
         plural(len(jobs), "job"), f"for {plural(len(groups), 'group')} of lanes: {listed}  {short_path(folder)}"
     )
-    display.fact("where they stand:", f"kdrun status {name}")
+    display.fact("progress:", f"kdrun status {name}")
     return jobs

@@ -1,4 +1,4 @@
-"""What `kdrun tune` may choose from: settings with a range or a list of values, and candidates spread over them."""
+"""Search space of `kdrun tune`: settings with a range or a list of values, and candidates spread over them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kdrun.config.settings import settings
 from kdrun.config.words import rewrite, unquoted
 from kdrun.errors import ConfigError
 
-# Where no range is given: temperatures from a quarter to four times the default, weights from an eighth to eight times.
+# Without a range: temperatures from a quarter to four times the default, weights from an eighth to eight times.
 DEFAULT_RANGES = {"temperature": 4.0, "_weight": 8.0}
-FIXED = "ce_weight"  # losses are weighed against it; the learning rate would undo a common factor
-FIGURES = 3  # significant ones of a number that is drawn
+FIXED = "ce_weight"  # the reference weight: a common factor would only act like a learning rate
+FIGURES = 3  # significant digits of a drawn number
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One setting that is searched: `values` as they are typed, or numbers between `low` and `high`, on a logarithmic
-    scale where both are above 0. whole: whether it takes whole numbers only."""
+    """Searched setting: `values` as typed, or numbers between `low` and `high`, on a logarithmic scale if both are
+    above 0. whole: True if it takes only whole numbers."""
 
     key: str
     values: tuple[str, ...] = ()
@@ -33,11 +33,11 @@ class Dimension:
 
     @property
     def described(self) -> str:
-        """The setting and what it may be."""
+        """Return the setting with its values or range."""
         return f"{self.key} {', '.join(self.values) if self.values else f'{self.low:g} to {self.high:g}'}"
 
     def at(self, share: float) -> str:
-        """Return the value at `share` of the way, from 0 to below 1, as a word of the command line."""
+        """Return the value at `share` of the range, from 0 to below 1, as a command-line argument."""
         if self.values:
             return f"{self.key}={self.values[int(share * len(self.values))]}"
         if self.low > 0:
@@ -48,7 +48,7 @@ class Dimension:
 
 
 def split_searched(words: Sequence[str], config_dir: str | None) -> tuple[list[Dimension], list[str]]:
-    """Return (the settings that are given a range or several values, the other words). Raises ConfigError."""
+    """Return (the settings with a range or several values, the other arguments). Raises ConfigError."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     try:
@@ -61,7 +61,7 @@ def split_searched(words: Sequence[str], config_dir: str | None) -> tuple[list[D
         if not found.is_sweep_override():
             rest.append(word)
         elif key == "method" or key.startswith(("teacher", "dataset")) or key == "seed":
-            raise ConfigError(f"{word}: the settings of one method are searched, for one teacher and data set.")
+            raise ConfigError(f"{word}: a search covers the settings of one method, for one teacher and data set.")
         elif found.is_interval_sweep():
             value = found.value()
             searched.append(between(word, key, float(value.start), float(value.end)))  # type: ignore[union-attr]
@@ -74,13 +74,13 @@ def split_searched(words: Sequence[str], config_dir: str | None) -> tuple[list[D
 def between(word: str, key: str, low: float, high: float) -> Dimension:
     """Return the dimension of an interval. Raises ConfigError for an empty one."""
     if not low < high:
-        raise ConfigError(f"{word}: the first bound is the smaller one.")
+        raise ConfigError(f"{word}: the first bound must be the smaller one.")
     return Dimension(key, low=low, high=high)
 
 
 def usual(config: RunConfig) -> list[Dimension]:
     """Return the temperature and the weights of a run's method, around their values. Raises ConfigError for a method
-    that has none."""
+    without any."""
     found = []
     for name, value in config.method.items():
         factor = next((factor for ending, factor in DEFAULT_RANGES.items() if name.endswith(ending)), None)
@@ -90,14 +90,14 @@ def usual(config: RunConfig) -> list[Dimension]:
         own = [f"method.{name}" for name in read_method(config.method["_target_"]).parameters]
         example = own[0] if own else "optimizer.lr"
         raise ConfigError(
-            f"this method has no weight and no temperature to look for: name a setting with a range, as "
+            f"this method has no weight and no temperature to search: give a setting with a range, such as "
             f"'{example}=interval(0.05,0.5)'."
         )
     return found
 
 
 def typed(dimensions: Sequence[Dimension], config: RunConfig) -> list[Dimension]:
-    """Return the dimensions, those of whole numbers as such."""
+    """Return the dimensions, with those of whole numbers marked."""
     parameters = read_method(config.method["_target_"]).parameters
 
     def is_whole(key: str) -> bool:
@@ -108,9 +108,11 @@ def typed(dimensions: Sequence[Dimension], config: RunConfig) -> list[Dimension]
 
 
 def candidates(dimensions: Sequence[Dimension], count: int, seed: int) -> list[list[str]]:
-    """Return up to `count` different choices of words, the first of which is empty: everything at its default. The
-    others are a scrambled Halton sequence, whose points lie evenly however many are taken; or every combination, where
-    there are only lists of values and no more combinations than that."""
+    """Return up to `count` different choices of overrides, the first of which is empty: everything at its default.
+
+    The others are a scrambled Halton sequence, whose points are evenly spread for any number; or every combination, if
+    there are only lists of values and no more combinations than that.
+    """
     from scipy.stats import qmc
 
     every = math.prod(len(one.values) for one in dimensions)

@@ -1,9 +1,10 @@
 """Successive halving of candidate settings on validation images, each round a sweep whose runs are lanes.
 
 Source: Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016.
-Each round trains its candidates from the start, over its own whole schedule: a third of a schedule whose rate never
-drops would rank other settings first. Hence no library of asynchronous trials (Optuna's pruners stop single trials
-midway): the candidates of a round share every batch and the teacher's forward pass, and end together.
+Each round trains its candidates from the start, over a complete schedule of its own length: a third of a longer
+schedule, before the rate drops, would favour other settings. Libraries of asynchronous trials do not fit (Optuna's
+pruners stop single trials midway): the candidates of a round share every batch and the teacher's forward pass, and end
+together.
 """
 
 from __future__ import annotations
@@ -23,30 +24,31 @@ from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import Cell, TableShape, read_ledger, result_of, state_of
 from kdrun.sweeps.definition import CellSpec, Sweep
 
-KEPT = 3  # one in so many goes on, and trains so many times as long
-SHORTEST = 5  # epochs of a round: after fewer, chance ranks
-HELD_OUT = "0.2"  # of the training images, where the user holds out none
-STUDENT, DEFAULT, TUNED = "Student", "Default settings", "Tuned"  # the rows of the last table
+KEPT = 3  # one in KEPT candidates advances, and trains KEPT times as long
+SHORTEST = 5  # epochs of a round: with fewer, the ranking is mostly chance
+HELD_OUT = "0.2"  # fraction of the training images held out, unless the user sets one
+STUDENT, DEFAULT, TUNED = "Student", "Default settings", "Tuned"  # rows of the last table
 
 
 @dataclass
 class Candidate:
-    """Settings, as words of the command line, and what they came to. scores: epochs of a round -> (top-1 on the
-    validation images in per cent, minus the loss there), which is what rounds are ranked by."""
+    """Candidate settings, as command-line overrides, and their scores. scores: epochs of a round -> (top-1 on the
+    validation images in percent, minus the loss there), by which rounds are ranked."""
 
     words: list[str]
     scores: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The settings without where they belong."""
+        """Return the settings without their prefixes."""
         parts = (word.partition("=") for word in self.words)
         return " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parts) or "default"
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is asked for. words: of every run; seeds: of the runs that are tested; config_dir: the user's own groups."""
+    """Search request. words: overrides of every run; seeds: of the runs that are tested; config_dir: the user's own
+    groups."""
 
     name: str
     config: RunConfig
@@ -74,8 +76,8 @@ def rounds(candidates: int, epochs: int) -> list[tuple[int, int]]:
 
 
 def shortened(config: RunConfig, epochs: int) -> list[str]:
-    """Return the words by which a run trains for `epochs`, with whatever its schedule and its method count in epochs in
-    proportion."""
+    """Return the overrides for a run of `epochs`, with everything that its schedule and method count in epochs
+    scaled in proportion."""
     share = epochs / config.epochs
     if share == 1:
         return []
@@ -98,19 +100,20 @@ def shortened(config: RunConfig, epochs: int) -> list[str]:
 def find_best(
     search: Search, candidates: list[Candidate], run: Callable[[Sweep], int], root: Path, note: Callable[[str], None]
 ) -> tuple[list[Candidate], int | None]:
-    """Train round after round; return the candidates of the last one, best first, and None, or an exit code where the
-    search cannot go on: it was stopped, or waits in a cluster's queue. Raises RunError where nothing can be trained."""
+    """Train round after round. Return the candidates of the last one, best first, and None; or an exit code if the
+    search cannot continue: it was stopped, or waits in a cluster's queue. Raises RunError if no candidate can be
+    trained."""
     alive = candidates
     for count, epochs in rounds(len(candidates), search.config.epochs):
         alive = alive[:count]
-        alive += [one for one in candidates if not one.words and one not in alive]  # the default is compared to the end
+        alive += [one for one in candidates if not one.words and one not in alive]  # the default is kept to the end
         sweep = round_of(search, alive, epochs)
         code = run(sweep)
-        if code not in (0, 1):  # 1: some have failed, which shows what they are worth
+        if code not in (0, 1):  # 1: some have failed, which only ranks them last
             return alive, code
         cells = read_ledger(root, sweep.name).cells
         if any(state_of(cell, root)[0] not in ("done", "failed") for cell in cells):
-            note("the search goes on when these runs are done: give the same command again")
+            note("repeat the command when these runs are done, to continue the search")
             return alive, code
         for candidate, cell in zip(alive, cells, strict=True):
             if (score := score_of(cell, root)) is not None:
@@ -122,15 +125,15 @@ def find_best(
 
 
 def held_out(search: Search) -> int:
-    """Return how many validation images the candidates are compared on."""
+    """Return the number of validation images on which the candidates are compared."""
     config = load(round_of(search, [Candidate([])], search.config.epochs).specs[0].overrides, search.config_dir)
     return counts_of(DataSource(config.dataset)).test
 
 
 def choose(ranked: list[Candidate], images: int) -> Candidate:
-    """Return the best of the last round, or the default settings where it is not better than they are by more than one
-    standard error of its accuracy on `images` images: what is less, chance decides, and the best of many always looks
-    better than it is.
+    """Return the best of the last round, or the default settings unless it beats them by more than one standard error
+    of its accuracy on `images` images: smaller differences may be chance, and the best of many always looks better than
+    it is.
 
     Source: the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3.
     """
@@ -145,8 +148,8 @@ def choose(ranked: list[Candidate], images: int) -> Candidate:
 
 
 def round_of(search: Search, candidates: Sequence[Candidate], epochs: int) -> Sweep:
-    """Return a round as a sweep: one run a candidate, tested on validation images. Its seed is none of those that are
-    tested later."""
+    """Return a round as a sweep: one run per candidate, tested on validation images, with a seed that is not used
+    for the final test."""
     config = search.config
     words = [
         *search.words,
@@ -162,8 +165,8 @@ def round_of(search: Search, candidates: Sequence[Candidate], epochs: int) -> Sw
 
 
 def last_sweep(search: Search, best: Candidate) -> Sweep:
-    """Return the sweep that tests the best candidate beside the default settings and the independent student: on all
-    training images, tested on the test images, by seeds of its own."""
+    """Return the sweep that tests the best candidate against the default settings and the independent student:
+    trained on all training images, tested on the test images, with its own seeds."""
     whole = [word for word in search.words if not word.startswith("dataset.val_fraction=")]
     alone = [word for word in whole if not word.startswith(("method=", "method.", "+method."))]
     rows = {STUDENT: [*alone, "method=none"], DEFAULT: whole}
@@ -179,8 +182,8 @@ def last_sweep(search: Search, best: Candidate) -> Sweep:
 
 
 def score_of(cell: Cell, root: Path) -> tuple[float, float] | None:
-    """Return a finished run's accuracy on the validation images, and minus its loss there, which decides among equals;
-    None for a run that failed."""
+    """Return a finished run's accuracy on the validation images, and minus its loss there as a tie-breaker; None for
+    a run that failed."""
     result = result_of(cell, root)
     if result is None or cell.run is None:
         return None

@@ -1,4 +1,4 @@
-"""One process of a sweep: takes tasks from the scheduler, trains their runs as lanes, and reports what happens."""
+"""Worker process of a sweep: takes tasks from the scheduler, trains their runs as lanes, and reports progress."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from kdrun.training.threads import presence
 
 
 def serve(connection: Connection, log: str) -> None:
-    """Run tasks until None comes. Whatever is printed goes into `log`."""
-    multiprocessing.current_process().daemon = False  # else it may not start what decodes and streams images
-    ignore_signals()  # between tasks: the scheduler repeats what it wants
+    """Run tasks until None arrives. All output goes into `log`."""
+    multiprocessing.current_process().daemon = False  # daemons may not start processes, which decoding images needs
+    ignore_signals()  # between tasks: the scheduler repeats its signals
     file = Path(log).open("a", buffering=1)  # noqa: SIM115 (open as long as the process lives)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
@@ -37,12 +37,12 @@ def serve(connection: Connection, log: str) -> None:
         with presence():
             while (task := connection.recv()) is not None:
                 connection.send(run_task(task, connection.send, display))
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the scheduler is gone; all runs can be resumed
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the scheduler has died; all runs can be resumed
         os._exit(1)
 
 
 def run_task(task: Task, report: Report, display: Display) -> Finished:
-    """Never raises for a failure of the task's runs: it is reported for each of them."""
+    """Run a task. A failure of its runs is reported for each of them, never raised."""
     if task.processes > 1 and task.kind != "rehearse":
         return run_on_several(task, report, run_task)
     work = {"rehearse": rehearse, "teacher": train_teacher, "lanes": train_lanes}[task.kind]
@@ -64,11 +64,11 @@ def run_task(task: Task, report: Report, display: Display) -> Finished:
         except Exception as error:
             if not isinstance(error, KdrunError):
                 traceback.print_exc()
-                if stop.signal:  # a process that helped it died of the same signal, or a terminal went away
+                if stop.signal:  # a helper process died of the same signal, or the terminal was closed
                     return Finished(f"stopped by {stop.signal}.")
             full = isinstance(error, DiskFull)
             for plan in task.plans:
-                if str(plan.run.path) not in over:  # a failed.txt may be there of an earlier try
+                if str(plan.run.path) not in over:  # failed.txt may be from an earlier attempt
                     end(plan, located(error), report, record=not full and task.kind == "lanes")
             return Finished(located(error) if full else "", full)
     name = stop.signal or stop.heard
@@ -78,13 +78,13 @@ def run_task(task: Task, report: Report, display: Display) -> Finished:
 def end(plan: Plan, reason: str, report: Report, record: bool = True) -> None:
     """Report a run's failure, and record it in its directory."""
     if record:
-        with suppress(RunError):  # a disk that refuses this too
+        with suppress(RunError):  # the disk may be full
             plan.run.fail(reason)
     report(Ended(str(plan.run.path), None, reason))
 
 
 def rehearse(task: Task, report: Report, stop: Stop, display: Display) -> None:
-    """A plan that cannot run ends with the reason; the others stay silent."""
+    """Do a dry run of each plan: report the reason for one that cannot train, and nothing for the others."""
     from kdrun.training.session import Session
 
     session = Session(task.plans[:1], stop, Reporting(display, report), lambda *_: None)
@@ -105,7 +105,7 @@ def train_teacher(task: Task, report: Report, stop: Stop, display: Display) -> N
 
 
 def train_lanes(task: Task, report: Report, stop: Stop, display: Display) -> None:
-    """Lock what nobody else is at, and train it, as many at a time as memory holds."""
+    """Lock the runs that no other process has locked, and train them, as many at a time as memory allows."""
     from kdrun.training.session import Session
 
     def ended(plan: Plan, outcome: dict[str, Any] | KdrunError) -> None:
@@ -126,7 +126,7 @@ def train_lanes(task: Task, report: Report, stop: Stop, display: Display) -> Non
                 continue
             if plan.run.pending:
                 plans.append(plan)
-            else:  # done by another machine, in the meantime
+            else:  # finished by another machine in the meantime
                 report(Ended(str(plan.run.path), plan.run.result()))
         chosen = ranks.now.from_main(lambda: {str(plan.run.path) for plan in plans})
         plans = [plan for plan in plans if str(plan.run.path) in chosen]
@@ -139,8 +139,8 @@ def train_lanes(task: Task, report: Report, stop: Stop, display: Display) -> Non
 
 
 def by_compiled_needs(plans: list[Plan]) -> Iterator[list[Plan]]:
-    """What is compiled depends on the features that are asked for, down to its rounding: lanes of a compiled teacher
-    ask for the same."""
+    """Split plans by the features that they compile. Compilation depends on the requested features, down to
+    rounding, so lanes of a compiled teacher must request the same."""
     from kdrun.methods.factory import make_method
 
     groups: dict[tuple[str, ...], list[Plan]] = {}
@@ -151,13 +151,13 @@ def by_compiled_needs(plans: list[Plan]) -> Iterator[list[Plan]]:
 
 
 def bounds_of(values: Collection[float]) -> tuple[float, float] | None:
-    """Return the lowest and the highest of some figures."""
+    """Return the lowest and the highest value."""
     return (min(values), max(values)) if values else None
 
 
 class Reporting:
-    """A display that also reports to the scheduler: epochs, and steps now and then. runs: directories of those that
-    train side by side."""
+    """Display that also reports to the scheduler: epochs, and steps now and then. runs: directories that train side
+    by side."""
 
     def __init__(self, display: Display, report: Report, runs: tuple[str, ...] = ()):
         self.display, self.report, self.runs = display, report, runs

@@ -111,7 +111,7 @@ def test_change():
     assert change_of(clean, told([0, 1], [0, 1])).flipped is None
     always = told([0] * 80, labels)
     assert change_of(always, always).ratio is None  # all of nothing
-    assert "no ratio: the clean ones are answered at chance" in change_words(change_of(always, always))
+    assert "no ratio: accuracy on the clean images is at chance" in change_words(change_of(always, always))
 
 
 def test_no_divergence_is_below_zero():
@@ -410,10 +410,10 @@ def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, method
         (["nothing"], "nothing: no such sweep"),
         (["bias_vit_to_cnn"], "sweeps: kdrun train -m sweep=bias_vit_to_cnn trains it."),
         (["bias_vit_to_cnm"], "Did you mean bias_vit_to_cnn?"),
-        ([], "bias of which sweep?"),
+        ([], "bias needs the name of one sweep"),
         (["x", "value=ratoi"], "Did you mean ratio?"),
         (["x", "testsets=noise"], "Did you mean testset?"),
-        (["x", "decisions=a.csv"], "stands alone"),
+        (["x", "decisions=a.csv"], "takes no sweep and no other settings"),
     ],
 )
 def test_mistakes(kdrun, words, line):

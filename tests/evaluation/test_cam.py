@@ -239,7 +239,7 @@ def test_mistakes(kdrun, outputs, monkeypatch):
     first, second = map(str, runs(outputs))
     monkeypatch.setattr("kdrun.commands.gradcam.find_spec", lambda name: None)
     for words, part in (
-        ([], "gradcam of what?"),
+        ([], "gradcam needs a run directory"),
         ([first, second], "dataset.image_size: "),
         ([first, "method=gradcm"], "Did you mean gradcam?"),
         ([first, "method=layercam"], "pip install 'kdrun[gradcam]'"),

@@ -142,7 +142,7 @@ def test_mistakes_in_predict(kdrun, outputs, image_folder, tmp_path):
         ([run], "path is not set: give path=FOLDER"),
         ([run, f"pth={root}"], "pth: no such setting. Did you mean path?"),
         ([run, f"path={root}", "tops=3"], "Did you mean top?"),
-        ([f"path={root}"], "predict with what?"),
+        ([f"path={root}"], "predict needs one run, checkpoint or ONNX file, and path=FOLDER"),
         ([run, f"path={empty}"], "holds no images"),
         ([run, f"path={tmp_path / 'none'}"], "no such file or folder"),
         ([run, f"path={root}", "top=0"], "top=0: must be at least 1"),
@@ -151,7 +151,7 @@ def test_mistakes_in_predict(kdrun, outputs, image_folder, tmp_path):
         ([run, f"path={root}", "model=pupil"], "model=pupil: choose student or teacher"),
         ([run, f"path={root}", "model=teacher"], "has no teacher (method=none)"),
         ([run, f"path={root}", "epochs=3"], "epochs: a finished run takes"),
-        ([f"{tmp_path}/missing.onnx", f"path={root}"], "no such file; kdrun export RUN writes one"),
+        ([f"{tmp_path}/missing.onnx", f"path={root}"], "no such file; kdrun export RUN creates one"),
         ([f"{run}/student.safetensors", f"path={root}", *TINY, "dataset.fake_classes=7"], "does not fit resnet8"),
     ):
         code, _, err = kdrun("predict", *words)

@@ -161,7 +161,7 @@ def test_the_command_names_the_failure_the_figures_and_what_to_try(kdrun, output
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["diagnose"], "error: diagnose which run? Give a run directory or a digest: kdrun list runs."),
+        (["diagnose"], "error: diagnose needs a run directory or a digest (kdrun list runs)."),
         (["diagnose", "abcd"], "error: RUN abcd: no run directory, glob or digest matches"),
         (["diagnose", "abcd", "speed=1"], "error: speed: diagnose takes trust"),
     ],

@@ -260,7 +260,7 @@ def test_mistakes(kdrun, outputs, monkeypatch):
     train(kdrun, "method=none")
     (run,) = map(str, runs(outputs))
     for words, part in (
-        ([], "export what?"),
+        ([], "export needs one run"),
         ([run, "quantize=int4"], "quantize=int4: choose none or static"),
         ([run, "format=tflite"], "format=tflite: choose onnx"),
         ([run, "format=torchscript", "quantize=static"], "quantize=static is for format=onnx"),

@@ -143,7 +143,7 @@ def test_every_kind_of_teacher(kdrun, outputs, tmp_path):
     ]
     assert len(changed) == 1
     assert "KL, agreement and CKA are left out" in changed[0]
-    assert "beside its teacher" not in changed[0]
+    assert "vs teacher" not in changed[0]
     train(kdrun, "method=dml")
     (run,) = [run for run in runs(outputs) if run.parent.name == "dml"]
     out = evaluate(kdrun, run)
@@ -170,7 +170,7 @@ def test_outputs_that_were_moved(kdrun, outputs, tmp_path, monkeypatch):
     train(kdrun, "method=kd")
     outputs.rename(tmp_path / "elsewhere")
     (run,) = runs(tmp_path / "elsewhere")
-    assert "beside its teacher resnet8" in evaluate(kdrun, run)
+    assert "vs teacher resnet8" in evaluate(kdrun, run)
 
 
 def test_networks_that_keep_more_than_the_student(kdrun, outputs):
@@ -182,7 +182,7 @@ def test_networks_that_keep_more_than_the_student(kdrun, outputs):
     assert found["top1"] == pytest.approx(result["top1_last"])
     assert (found["params"], found["flops"]) == (result["params"], result["flops"])
     assert found["cka"]["student"] == ["f1", "f2", "f3", "pooled"]
-    assert "beside its teacher resnet14" in out
+    assert "vs teacher resnet14" in out
 
 
 def test_a_file_of_weights(kdrun, outputs, tmp_path):
@@ -195,7 +195,7 @@ def test_a_file_of_weights(kdrun, outputs, tmp_path):
     ]
     before = contents(run)
     out = evaluate(kdrun, *words)
-    assert "save=FOLDER writes all of it" in out
+    assert "save=FOLDER writes all results" in out
     assert not (run / "evals").exists()
     teacher = f"teacher.checkpoint={teacher_of(outputs) / 'teacher.safetensors'}"
     out = evaluate(kdrun, *words, teacher, f"save={tmp_path / 'found'}")
@@ -262,14 +262,14 @@ def test_mistakes(kdrun, outputs):
     (run,) = map(str, runs(outputs))
     for words, part in (
         ([run, "rank=nearest"], "rank=nearest: choose kl or agreement"),
-        ([run, "rank=kl"], "rank=kl: none of these has a teacher to be compared with"),
-        ([run, "rank=kl", "model=teacher"], "leave model=teacher out"),
+        ([run, "rank=kl"], "rank=kl: none of these has a teacher to compare with"),
+        ([run, "rank=kl", "model=teacher"], "leave out model=teacher"),
         ([run, "model=pupil"], "model=pupil: choose student or teacher"),
         ([run, "model=teacher"], "has no teacher (method=none)"),
         ([run, "weights=first"], "weights=first: choose last or best"),
         ([run, "eval_batch_size=many"], "eval_batch_size=many: must be a whole number, at least 1"),
         ([run, "eval_batch_size=0"], "eval_batch_size=0: must be at least 1"),
-        ([run, run, "save=here"], "2 networks would share its files"),
+        ([run, run, "save=here"], "2 networks cannot share one folder"),
         ([f"{run}/student.safetensors", "model=teacher", "student=resnet8"], "is a file"),
         ([f"{run}/student.safetensors", *TINY, "student=resnet14"], "student.safetensors"),
     ):

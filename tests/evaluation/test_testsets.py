@@ -54,7 +54,8 @@ def forget(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_shape_type_source_and_repeatability(name, clean):
-    """uint8 of the same shape; the source is untouched; another index, another seed: another image where there are draws."""
+    """uint8 of the same shape; the source is untouched; another index, another seed: another image where there are
+    draws."""
     before = clean.images.copy()
     image, other = clean.images[0], clean.images[1]
     made = one(name, image, 3, other)
@@ -402,7 +403,7 @@ def test_titles_are_what_was_typed():
         ("noise:position=centre", "Did you mean center"),
         ("scramble:grid=4.5", "a whole number"),
         ("scramble:grid", "has no value"),
-        ("corruptions:kind=fog", "There are: gaussian_noise"),
+        ("corruptions:kind=fog", "Available: gaussian_noise"),
     ],
 )
 def test_bad_names_and_parameters(text, says):
@@ -429,7 +430,7 @@ FAKE = ["dataset=fake", "dataset.fake_train=16", "dataset.fake_test=24", "datase
 
 def test_the_command_makes_finds_and_saves(kdrun, outputs, tmp_path):
     code, out, err = kdrun("testset", "scramble", "grid=4", *FAKE, f"save={tmp_path / 'set.zip'}")
-    assert code == 0 and not err and "24 images of fake made" in out and "scramble:grid=4" in out
+    assert code == 0 and not err and "24 images of fake created" in out and "scramble:grid=4" in out
     (folder,) = (outputs / "caches" / "testsets").iterdir()
     from PIL import Image
 
@@ -437,15 +438,15 @@ def test_the_command_makes_finds_and_saves(kdrun, outputs, tmp_path):
         assert sheet.size[0] >= 300 and len(sheet.convert("RGB").getcolors(1 << 24) or []) > 1000
     assert (tmp_path / "set.zip").is_file()
     code, out, err = kdrun("testset", "scramble:grid=4", "noise", *FAKE, "processes=1")
-    assert code == 0 and "fake found" in out and "fake made" in out
+    assert code == 0 and "fake loaded" in out and "fake created" in out
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "testset of what"),
+        ((), "testset needs a name"),
         (("noize",), "Did you mean noise"),
-        (("noise", "scramble", "std=1"), "belongs to one set"),
+        (("noise", "scramble", "std=1"), "applies to one set"),
         (("noise:std=1", "window=0.5"), "one place"),
         (("noise", "processes=0"), "processes=0: must be at least 1"),
         (("noise", "stdd=1"), "stdd"),

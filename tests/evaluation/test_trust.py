@@ -1,4 +1,5 @@
-"""Directories and files from somebody else: nothing of theirs is run, fetched or written elsewhere, and each is one line.
+"""Directories and files from somebody else: nothing of theirs is run, fetched or written elsewhere, and each is one
+line.
 
 Every hostile thing here would leave the canary, a file PWNED, if it were executed.
 """
@@ -101,15 +102,15 @@ REFUSED = {
     "a shell": ({"student.name": "os:system", "student.kwargs": {"command": "touch PWNED"}}, "add trust=true"),
     "exec": ({"student.name": "builtins:exec"}, "add trust=true"),
     "a name with slashes": ({"student.name": "../evil:make"}, "add trust=true"),
-    "an environment variable": ({"dataset.root": "${oc.env:HOME}"}, "a run's configuration is plain values"),
-    "a resolver in a name": ({"student.name": "${oc.decode:evil:make}"}, "a run's configuration is plain values"),
-    "another value": ({"student.name": "${teacher.name}"}, "a run's configuration is plain values"),
+    "an environment variable": ({"dataset.root": "${oc.env:HOME}"}, "a run's configuration has only plain values"),
+    "a resolver in a name": ({"student.name": "${oc.decode:evil:make}"}, "a run's configuration has only plain values"),
+    "another value": ({"student.name": "${teacher.name}"}, "a run's configuration has only plain values"),
     "timm from the hub": ({"student.name": "timm:hf-hub:evil/model"}, "has no such model"),
     "timm from a folder": ({"student.name": "timm:local-dir:."}, "has no such model"),
     "timm with a tag that is a source": ({"student.name": "timm:resnet10t.hf-hub:evil/model"}, "has no such model"),
     "timm's checkpoint_path": (
         {"student.name": "timm:resnet10t", "student.kwargs": {"checkpoint_path": "/etc/passwd"}},
-        "kwargs.checkpoint_path: weights are named by pretrained= or checkpoint=",
+        "kwargs.checkpoint_path: set weights by pretrained= or checkpoint=",
     ),
     "timm's overlay with a URL": (
         {"student.name": "timm:resnet10t", "student.kwargs": {"pretrained_cfg_overlay": {"url": "http://evil"}}},
@@ -284,7 +285,7 @@ def test_a_run_of_ones_own_needs_no_word_until_its_code_changes(kdrun, outputs, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
     sys.modules.pop("trusted_net", None)
-    with pytest.raises(ConfigError, match=r"cannot import trusted_net: .*run where its folder lies.* PYTHONPATH"):
+    with pytest.raises(ConfigError, match=r"cannot import trusted_net: .*in the folder that contains it.* PYTHONPATH"):
         package.load(run)
 
 
@@ -332,7 +333,7 @@ def test_a_received_ledger_stays_below_its_folder(values, tmp_path):
 @pytest.mark.parametrize("name", ["../../../escaped", "/tmp/escaped", "a/b", "..", "", "a\x00b", "a\\b"])
 def test_a_sweeps_name_is_a_folders(name, kdrun, tmp_path):
     code, _, err = kdrun("train", "-m", *TINY, "method=none", f"name={name}")
-    assert code == 2 and "it becomes a folder's" in err and not (tmp_path / "outputs").exists()
+    assert code == 2 and "the name of a folder is needed" in err and not (tmp_path / "outputs").exists()
 
 
 RESULTS = ["{}", "[]", "", "{", '{"top1_last": "evil"}', '{"top1_last": 1.0, "seed": "x"}', "\x80"]
@@ -360,7 +361,7 @@ def test_one_damaged_run_hides_no_other(kdrun, outputs, received, canary):
         assert (code, err) == (0, ""), words
     assert list(package.results(outputs)["run"]) == [str(good)]
     code, _, err = kdrun("compare", str(good), str(good.parent / "s1-00000000"))
-    assert code == 2 and "delete it, and the command that trained this run writes it again" in err
+    assert code == 2 and "delete it and repeat the command that trained this run, to write it again" in err
 
 
 class Reduced:

@@ -328,10 +328,10 @@ def test_where_names_what_train_fills(kdrun, outputs):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "where ?: choose run or teacher"),
-        (["rum"], "where rum: choose run or teacher, before any key=value. Did you mean run?"),
-        (["teacher", "method=none"], "where teacher: no directory holds it: method=none has none in the store."),
-        (["teacher", "teacher.random=true"], "no directory holds it: it is not trained."),
+        ([], "where ?: give run or teacher"),
+        (["rum"], "where rum: give run or teacher before any key=value. Did you mean run?"),
+        (["teacher", "method=none"], "where teacher: it has no directory: method=none has no stored teacher."),
+        (["teacher", "teacher.random=true"], "it has no directory: it is not trained."),
         (["run", "-m"], "where: -m: no such flag"),
         (["run", "method=kdd"], "method=kdd: no such method. Did you mean kd?"),
     ],

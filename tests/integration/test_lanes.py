@@ -70,7 +70,7 @@ def test_cells_that_cannot_run_are_listed_before_training(kdrun, outputs):
     words = [*TINY, "epochs=1", "method=kd,fitnet_joint,deit", "student=resnet8,no_such_net", HERE]
     code, out, err = kdrun("train", "-m", *words)
     assert code == 2
-    assert err.count("no_such_net: no such student") == 1 and "The same in 3 cells." in err
+    assert err.count("no_such_net: no such student") == 1 and "This affects 3 cells." in err
     assert "distillation" in out.partition("done  ")[0]  # deit needs a distilled ViT student, found by rehearsal
     assert len(by_place(outputs)) == 2
     assert not list((outputs / "runs").glob("*/*/deit/*/metrics.csv"))
@@ -85,7 +85,7 @@ def test_only_the_cells_that_were_asked_for_are_complained_of(kdrun):
     code, _, err = kdrun("train", "-m", "sweep=digits_table", "row=KD,RKD", "seed=1,2", *words)
     assert code == 2
     (found,) = err.splitlines()
-    assert "method.temperature: rkd has no such setting" in found and found.endswith("The same in 2 cells.")
+    assert "method.temperature: rkd has no such setting" in found and found.endswith("This affects 2 cells.")
 
 
 def test_one_cell_without_a_seed_word(kdrun, outputs):
@@ -182,7 +182,7 @@ def test_a_signal_ends_a_sweep_in_this_process(kdrun, outputs, monkeypatch):
         patch.setattr(session.Session, "finish", finish)
         code, _, err = kdrun(*words)
     assert code == 75
-    assert err == "error: stopped by SIGTERM; saved. The same command goes on.\n"
+    assert err == "stopped by SIGTERM; saved. The same command resumes.\n"
     assert len(by_place(outputs)) == 1
     assert kdrun(*words)[0] == 0
     assert len(by_place(outputs)) == 3
@@ -492,7 +492,7 @@ def test_what_another_machine_is_at_is_left_alone(kdrun, outputs):
     with RunDirectory(plan.run.path).lock():
         code, out, _ = kdrun(*words)
         assert code == 0
-        assert "elsewhere" in out and "1 run in training by other processes" in out
+        assert "elsewhere" in out and "1 run being trained by other processes" in out
         _, out, _ = kdrun("status", "shared")
         assert len(by_place(outputs)) == 1
     assert kdrun(*words)[0] == 0

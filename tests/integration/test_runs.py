@@ -45,7 +45,8 @@ def only_teacher(outputs: Path) -> Path:
 
 
 def numbers(run: Path) -> dict[str, object]:
-    """Everything in a run directory that must repeat: weights byte for byte, metrics and result without times and the words that were typed."""
+    """Everything in a run directory that must repeat: weights byte for byte, metrics and result without times and the
+    words that were typed."""
     rows = [line for line in (run / "metrics.csv").read_text().splitlines() if "images_per_second" not in line]
     return {
         "weights": (run / "student.safetensors").read_bytes(),
@@ -572,7 +573,7 @@ def test_eval_mistakes(kdrun, outputs):
     train(kdrun, "epochs=1", "method=none")
     run = str(only_run(outputs))
     for words, part in (
-        ([], "eval what?"),
+        ([], "eval needs a run directory"),
         (["nothing"], "RUN nothing: no run directory"),
         ([run, "split=val"], "had no validation split"),
         ([run, "split=all"], "split=all: choose test or val or train"),
@@ -597,8 +598,8 @@ def test_doctor(kdrun, tmp_path):
     assert (code, err) == (0, "")
     assert "precision=auto" in out
     assert "weights of timm" in out
-    assert "HF_HOME or HF_HUB_CACHE moves it" in out
-    assert "TORCH_HOME moves it" in out
+    assert "HF_HOME or HF_HUB_CACHE changes it" in out
+    assert "TORCH_HOME changes it" in out
     (tmp_path / "file").write_text("")
     code, _, err = kdrun("doctor", f"output_root={tmp_path / 'file' / 'below'}")
     assert code == 1

@@ -98,8 +98,8 @@ def test_mistakes_and_no_torch(kdrun, outputs):
     train(kdrun, "method=none")
     (run,) = map(str, runs(outputs))
     for words, part in (
-        ([run], "compare needs two runs or more, and this is 1"),
-        ([run, run], "and this is 1"),
+        ([run], "compare needs at least two runs, got 1"),
+        ([run, run], "needs at least two runs, got 1"),
         ([run, "nowhere"], "RUN nowhere"),
         ([run, "save=x.txt"], "save=x.txt: give a file that ends in .csv or .md"),
         ([run, "seed=1"], "compare takes save, output_root"),

@@ -445,7 +445,7 @@ def test_the_command_takes_what_table_takes(kdrun, ledger, outputs, tmp_path):
         (["small", "save=a.pdf"], "save=a.pdf: give a file that ends in .html or .htm."),
         (["smal"], "Did you mean small?"),
         (["small", "against=KKD"], "Did you mean KD?"),
-        ([], "There are: small."),
+        ([], "report needs a sweep or runs; sweeps in "),
     ],
 )
 def test_mistakes_take_one_line(kdrun, ledger, words, said):

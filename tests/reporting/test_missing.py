@@ -39,4 +39,4 @@ def test_where_to_measure_needs_something_to_measure(kdrun, outputs):
     train(kdrun, "method=kd")
     (run,) = runs(outputs)
     code, _, err = kdrun("report", str(run), "device=cpu")
-    assert code == 2 and "device says where to measure: add evaluate=true, or leave it out." in err
+    assert code == 2 and "device is only used for measuring: add evaluate=true, or leave it out." in err

@@ -272,11 +272,11 @@ def test_other_values(ledger, outputs):
 def test_unknown_names_are_one_clear_error(ledger, outputs, kdrun):
     ledger.shape.benchmark = "p33"
     known = ", ".join(sorted({row.benchmark for row in published()}))
-    with pytest.raises(ConfigError, match=rf"benchmark=p33: .*Did you mean p3\? There are: {known}\."):
+    with pytest.raises(ConfigError, match=rf"benchmark=p33: .*Did you mean p3\? Available: {known}\."):
         table_of(ledger, outputs)
     for words, line in [
         (["value=top1"], "value=top1: choose top1_last or top1_best or top1_val_selected. Did you mean top1_last?"),
-        (["against=SRDD"], "against=SRDD: no such row. Did you mean SRD? There are: Student, KD, SRD."),
+        (["against=SRDD"], "against=SRDD: no such row. Did you mean SRD? Available: Student, KD, SRD."),
         (["save=table.xls"], "save=table.xls: give a file that ends in .csv or .md or .tex or .html."),
         (
             ["agains=KD"],
@@ -453,7 +453,7 @@ def test_runs_by_directory_glob_and_digest(outputs, kdrun):
 def test_without_a_word_the_ledgers(ledger, kdrun, tmp_path):
     assert kdrun("table") == (0, "tables  p3_table\n", "")
     code, out, _ = kdrun("table", f"output_root={tmp_path / 'elsewhere'}")
-    assert code == 0 and "holds no sweep yet" in out
+    assert code == 0 and "has no sweep yet" in out
 
 
 # ── formats ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -652,7 +652,7 @@ def test_status_of_all_and_of_one(outputs, kdrun, ledger):
     assert re.match(r"half +8 +3 +– +2 +2 +1 +about 3 min 50 s$", lines[1])
     assert re.match(r"p3_table +18 +18 +– +– +– +–$", lines[2])
     assert "half: failed  at, wrn_40_2 → wrn_40_1, seed 5: loss is nan" in out
-    assert "half: go on with: kdrun train -m sweep=half" in out
+    assert "half: to continue: kdrun train -m sweep=half" in out
     assert "passed over:" in out and "broken" in out
     code, out, _ = kdrun("status", "p3_table")
     assert code == 0 and "half" not in out
@@ -708,7 +708,7 @@ def test_watching_ends_when_nothing_is_left(outputs, kdrun, ledger, monkeypatch)
 
 def test_no_sweep_no_error(kdrun):
     code, out, err = kdrun("status")
-    assert (code, err) == (0, "") and "holds no sweep yet" in out
+    assert (code, err) == (0, "") and "has no sweep yet" in out
 
 
 # ── speed ────────────────────────────────────────────────────────────────────────────────────────────────────────────

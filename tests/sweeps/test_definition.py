@@ -481,7 +481,7 @@ def test_mistakes_in_a_yaml(tmp_path, changes, line):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("rows:\n  KD: [method=kd]\n  KD: [method=dkd]\n", "'KD' comes twice, line 3"),
+        ("rows:\n  KD: [method=kd]\n  KD: [method=dkd]\n", "'KD' occurs twice, line 3"),
         ("rows: {KD: [method=kd]\n", "sweep/mine.yaml, line 2: not valid YAML"),
         ("", "expected keys and values"),
         ("- KD\n", "expected keys and values"),
@@ -497,9 +497,9 @@ def test_damaged_yaml(tmp_path, text, line):
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("row=DKDD", "row=DKDD: sweep digits_table has no such row. Did you mean DKD? There are: Student, KD,"),
+        ("row=DKDD", "row=DKDD: sweep digits_table has no such row. Did you mean DKD? Available: Student, KD,"),
         ("column=x", "column=x: sweep digits_table has no such column."),
-        ("seed=one", "seed=one: of a named sweep, seeds are whole numbers"),
+        ("seed=one", "seed=one: the seeds of a named sweep are whole numbers"),
     ],
 )
 def test_unknown_parts(word, line):

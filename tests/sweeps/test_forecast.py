@@ -46,8 +46,8 @@ def test_a_dry_run_names_what_differs_and_the_teacher_and_writes_nothing(kdrun, 
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
     assert [line[:3] for line in lines if line[:1] in (["none"], ["kd"])] == [["none", "0,", "1"], ["kd", "0,", "1"]]
-    assert "teacher to be trained: resnet8, 1 epoch, 7" in out
-    assert "runs: 4, 0 of them done, 4 to be trained" in out
+    assert "teacher to train: resnet8, 1 epoch, 7" in out
+    assert "runs: 4, 0 done, 4 to train" in out
     for word in ("total time: about", "memory: about", "disk: about", "s/epoch", "params", "FLOPs"):
         assert word in out
     assert not outputs.exists()
@@ -58,9 +58,9 @@ def test_a_dry_run_knows_what_is_done(kdrun, outputs):
     assert kdrun("train", *words)[0] == 0
     before = sorted(path.stat().st_mtime_ns for path in outputs.rglob("*"))
     code, out, _ = kdrun("train", "-m", *words, "seed=0,1", "dry_run=true")
-    assert (code, "runs: 2, 1 of them done, 1 to be trained" in out) == (0, True)
+    assert (code, "runs: 2, 1 done, 1 to train" in out) == (0, True)
     code, out, _ = kdrun("train", *words, "dry_run=true")
-    assert (code, "runs: 1, 1 of them done, 0 to be trained" in out) == (0, True)
+    assert (code, "runs: 1, 1 done, 0 to train" in out) == (0, True)
     assert "total time" not in out
     assert sorted(path.stat().st_mtime_ns for path in outputs.rglob("*")) == before
 
@@ -129,11 +129,11 @@ def test_totals_say_what_they_rest_on():
     found = Forecast(seconds=3600, processes=2, threads=1, numerics="cpu, fp32", slowdown=2.0, disk=10, free=100)
     line = total_in_words(found)
     assert line == (
-        "about 1 h 00 min (cpu, fp32, 2 processes of 1 thread); 2 h 00 min while other programs are as busy as now"
+        "about 1 h 00 min (cpu, fp32, 2 processes with 1 thread); 2 h 00 min if other programs stay as busy as now"
     )
     assert short_of_room(found) == ""
     found.disk, found.free = 3 * 2**30, 2**30
-    assert short_of_room(found).startswith("about 3.00 GiB are needed and 1.00 GiB are free")
+    assert short_of_room(found).startswith("about 3.00 GiB needed but only 1.00 GiB free")
 
 
 def test_rows_hold_all_seeds_and_what_is_done():
@@ -153,7 +153,7 @@ def test_rows_hold_all_seeds_and_what_is_done():
         "memory": "1.00 GiB",
         "disk": "3 MiB",
     }
-    assert ("runs:", "3, 1 of them done, 2 to be trained") in lines_of(found, cells)
+    assert ("runs:", "3, 1 done, 2 to train") in lines_of(found, cells)
 
 
 def test_a_sweep_that_has_not_begun_shows_what_is_published(kdrun, outputs):
@@ -161,7 +161,7 @@ def test_a_sweep_that_has_not_begun_shows_what_is_published(kdrun, outputs):
     assert code == 0
     assert "0 of 30 cells done" in out
     assert "78.65" in out
-    assert "not begun: kdrun train -m sweep=consistent_teaching trains it" in out
+    assert "not started: kdrun train -m sweep=consistent_teaching trains it" in out
     assert not outputs.exists()
 
 

@@ -51,7 +51,7 @@ def test_intervals_lists_and_plain_settings_are_told_apart():
     [
         ("method=kd,dkd", "settings of one method"),
         ("teacher=resnet20,resnet56", "one teacher"),
-        ("method.temperature=interval(4,1)", "the first bound is the smaller one"),
+        ("method.temperature=interval(4,1)", "the first bound must be the smaller one"),
         ("method.temperature=interval(4", "method.temperature"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_search_ends_with_a_tested_answer_and_is_shown_again(kdrun, outputs):
     command = ["tune", *TINY, "method=kd", "epochs=1", "candidates=2", "seed=0", "name=mine", "launcher.processes=0"]
     code, out, err = kdrun(*command, "method.temperature=2")
     assert (code, err) == (0, ""), out
-    assert "validation top-1 in per cent" in out and "Default settings:" in out and "Student:" in out
+    assert "validation top-1, %" in out and "Default settings:" in out and "Student:" in out
     rows = list(csv.DictReader((outputs / "sweeps" / "mine" / "search.csv").open()))
     assert len(rows) == 2 and {"default"} < {row["method.kd_weight"] for row in rows}
     assert all(0 <= float(row["top1_1_epochs"]) <= 100 for row in rows)

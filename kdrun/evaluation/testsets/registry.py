@@ -61,7 +61,7 @@ def parse_list(text: str) -> list[NamedSet]:
 def make(name: str, given: dict[str, str]) -> NamedSet:
     """The set `name` with parameters from their texts. Raises ConfigError in one line."""
     if name not in SETS:
-        raise ConfigError(f"testset={name}: no such set.{suggest(name, SETS)} There are: {', '.join(SETS)}.")
+        raise ConfigError(f"testset={name}: no such set.{suggest(name, SETS)} Available: {', '.join(SETS)}.")
     kind = SETS[name]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
@@ -123,7 +123,7 @@ def _value(name: str, text: str, hint: Any, rules: Any) -> Any:
             raise ConfigError(f"{name}={text}: expected {wanted}.") from error
     if "choices" in rules and value not in rules["choices"]:
         known = rules["choices"]
-        raise ConfigError(f"{name}={text}: no such choice.{suggest(text, known)} There are: {', '.join(known)}.")
+        raise ConfigError(f"{name}={text}: no such choice.{suggest(text, known)} Available: {', '.join(known)}.")
     limits = {
         "low": lambda bound: value >= bound,
         "high": lambda bound: value <= bound,
