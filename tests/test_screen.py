@@ -140,7 +140,10 @@ def test_a_list_of_runs_has_whole_lines_at_80_columns(tmp_path):
     assert wide[0] == ["run", "top-1, %", "finished, UTC", "state"] and wide[1][1][-1] == reason
     heads, rows, notes = table_of_runs(runs, tmp_path, "run", 80)
     assert heads == ["run", "top-1, %", "state"]
-    assert notes == ["paths begin in runs/digits/vit_cifar_tiny-resnet8x4/fitnet_joint/", f"s1-12345678: {reason}"]
+    assert notes == [
+        "paths are relative to runs/digits/vit_cifar_tiny-resnet8x4/fitnet_joint/",
+        f"s1-12345678: {reason}",
+    ]
     assert rows == [["s0-12345678", "98.20", "done"], ["s1-12345678", "", "failed"]]
 
 

@@ -1,1 +1,1 @@
-"""Finished runs become tables, comparisons and pages; nothing is trained or measured."""
+"""Reports on finished runs: tables, comparisons and pages. Nothing is trained or measured here."""

@@ -18,7 +18,7 @@ STAR = " *"
 
 @dataclass(frozen=True)
 class View:
-    """One way to show the grid. clean: whether the clean images have a column; text: of an entry."""
+    """View of the grid: one measure. clean: True if the clean images have a column; text: formats an entry."""
 
     heading: str
     text: Callable[[BiasEntry], str]
@@ -33,7 +33,7 @@ def spread_text(spread: Spread, digits: int, unit: float = 1.0) -> str:
 
 
 def interval_text(found: Interval, digits: int, limits: tuple[float, float] | None = None) -> str:
-    """0.42 [0.10, 0.71], with a star where it excludes 0, and < or > at a limit."""
+    """Return an interval as 0.42 [0.10, 0.71], with a star if it excludes 0, and < or > at a limit."""
     if found.value is None:
         return EMPTY
     every = [value for value in (found.value, found.low, found.high) if value is not None]
@@ -58,12 +58,12 @@ VIEWS = {
         clean=False,
     ),
     "shift": View(
-        "shift, points of accuracy kept: student − independent student of its network (Teacher: the whole way)",
+        "shift, points of accuracy kept: student − independent student of its network (Teacher: the whole distance)",
         lambda entry: interval_text(entry.shift, 1),
         clean=False,
     ),
     "transfer": View(
-        "transfer ratio, shift / the whole way to the teacher: 0 the independent student, 1 the teacher",
+        "transfer ratio, shift / distance to the teacher: 0 = the independent student, 1 = the teacher",
         lambda entry: interval_text(entry.transfer, 2, LIMITS),
         clean=False,
     ),
@@ -79,7 +79,7 @@ VIEWS = {
 
 @dataclass
 class Grid:
-    """A sweep's bias grid. notes: what could not be measured; recipes: test set -> how it was made."""
+    """Bias grid of a sweep. notes: what could not be measured; recipes: test set -> how it was made."""
 
     name: str
     title: str
@@ -94,7 +94,7 @@ class Grid:
 
 
 def view_grid(grid: Grid, column: Column, view: View) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows of texts) of one column and one view. Rows that are blank throughout come as they are."""
+    """Return (headings, rows of texts) of one column in one view. Rows without any value are included."""
     entries = grid.of(column.name)
     testsets = [name for name in column.testsets if view.clean or name != CLEAN]
     labels = list(dict.fromkeys(row for row, _ in entries))
@@ -109,7 +109,8 @@ def view_grid(grid: Grid, column: Column, view: View) -> tuple[list[str], list[l
 
 
 def summary_grid(grid: Grid, column: Column) -> tuple[list[str], list[list[str]]]:
-    """Each row on clean images: seeds, accuracy, seconds per epoch, shape bias where there is a cue conflict."""
+    """Return a row of results on clean images for each row: seeds, accuracy, seconds per epoch, and shape bias if
+    there is a cue conflict."""
     entries = grid.of(column.name)
     conflict = next((name for name in column.testsets if column.names.get(name) == "cue_conflict"), None)
     rows = []
@@ -133,23 +134,21 @@ def summary_grid(grid: Grid, column: Column) -> tuple[list[str], list[list[str]]
 
 
 def footnotes(grid: Grid, column: Column) -> list[str]:
-    """What a reader must know beside the numbers."""
+    """Return the notes that a reader needs with the numbers."""
     entries = grid.of(column.name)
     lines = []
     tests = sum(entry.row != TEACHER and entry.shift.low is not None for entry in entries.values())
     if tests:
         lines.append(
-            f"[…]: intervals over seeds and images, all {tests} of this pair (rows × test sets) together right in 95 % "
+            f"[…]: intervals over seeds and images; all {tests} of this pair (rows × test sets) cover jointly in 95 % "
             "of experiments (Bonferroni); * excludes 0"
         )
     elif any(entry.shift.reason == NO_SPREAD for entry in entries.values()):
-        lines.append("no intervals of shift and transfer ratio: they take two seeds and more")
+        lines.append("no intervals of shift and transfer ratio: these need at least two seeds")
     others = {entry.row: entry.against for entry in entries.values() if entry.against not in ("", column.baseline)}
-    lines += [f"{row}: compared with {control}, whose network it has" for row, control in others.items()]
+    lines += [f"{row}: compared with {control}, which has the same network" for row, control in others.items()]
     if any(entry.control for entry in entries.values()):
-        lines.append(
-            "¹ a control: it did not learn from this teacher. What it shares with it did not come of distillation."
-        )
+        lines.append("¹ a control, not trained with this teacher: what they share does not come from distillation.")
     blanks: dict[str, dict[str, None]] = {}
     gaps: dict[tuple[str, str], dict[str, None]] = {}
     for (row, testset), entry in entries.items():
@@ -160,7 +159,7 @@ def footnotes(grid: Grid, column: Column) -> list[str]:
         elif not entry.reason and entry.transfer.reason.startswith("no independent student"):
             blanks.setdefault(f"no shift: {entry.transfer.reason}", {})[row] = None
     lines += [
-        f"no transfer ratio beside {control} on {', '.join(sets)}: {why}" for (control, why), sets in gaps.items()
+        f"no transfer ratio relative to {control} on {', '.join(sets)}: {why}" for (control, why), sets in gaps.items()
     ]
     lines += [f"{', '.join(rows)}: {reason}" for reason, rows in blanks.items()]
     return lines

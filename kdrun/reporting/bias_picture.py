@@ -1,4 +1,4 @@
-"""The bias grid as a picture, and all of its files."""
+"""The bias grid as pictures, and writing of all of its files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 INK = "#222222"
 ROWS = (0.24, 0.4)  # inches of a row in the upper and the lower panel
-WIDEST = 5  # sets beside each other
+WIDEST = 5  # sets side by side
 
 
 def draw_heat_map(grid: Grid, column: Column) -> Figure:
-    """Two panels, one above the other: accuracy kept on each set, and how far it was shifted, with the share of the way
-    to the teacher; of many sets in blocks. Intervals are in the tables: the figures stay large enough to be read in a
-    column of a paper."""
+    """Draw two panels: accuracy kept on each set, and how far distillation shifted it, with the fraction of the
+    distance to the teacher; many sets are split into blocks.
+
+    Intervals are only in the tables, so that the figures stay legible in a column of a paper.
+    """
     entries = grid.of(column.name)
     testsets = [name for name in column.testsets if name != CLEAN]
     labels = list(dict.fromkeys(row for row, _ in entries))
@@ -40,7 +42,7 @@ def draw_heat_map(grid: Grid, column: Column) -> Figure:
         squeeze=False,
     )
     moved = [abs(entry.shift.value) for entry in entries.values() if entry.row != TEACHER and entry.shift.value]
-    widest = max([10.0, *moved])  # the teacher's own way may be far longer than any student's
+    widest = max([10.0, *moved])  # the teacher may be much farther away than any student moves
     controls = {row for (row, _), entry in entries.items() if entry.control}
     names = [short_label(label) + (CONTROL if label in controls else "") for label in labels]
     for place, block in enumerate(blocks):
@@ -57,14 +59,14 @@ def draw_heat_map(grid: Grid, column: Column) -> Figure:
 
 
 def in_blocks(testsets: list[str]) -> list[list[str]]:
-    """Return the sets in blocks of about the same length, none longer than a column of a paper has room for."""
+    """Split the sets into blocks of about equal length, none wider than a column of a paper."""
     count = max(-(-len(testsets) // WIDEST), 1)
     size = max(-(-len(testsets) // count), 1)
     return [testsets[start : start + size] for start in range(0, len(testsets), size)] or [[]]
 
 
 def draw_block(top: Any, bottom: Any, cells: list[list[BiasEntry]], widest: float) -> None:
-    """Draw both panels of some sets. widest: the end of the scale of shifts."""
+    """Draw both panels for some sets. widest: the end of the scale of shifts."""
     draw_panel(
         top,
         "accuracy kept on the set,\n% of that on clean images, above chance",
@@ -73,14 +75,14 @@ def draw_block(top: Any, bottom: Any, cells: list[list[BiasEntry]], widest: floa
     )
     draw_panel(
         bottom,
-        "shift from the independent student, points;\n= its share of the way to the teacher",
+        "shift from the independent student, points;\n= its fraction of the distance to the teacher",
         ("RdBu", -widest, widest),
         [[(entry.shift.value, shift_label(entry)) for entry in row] for row in cells],
     )
 
 
 def folded(name: str) -> str:
-    """Return a test set's name in lines short enough for its column: noise, size=8, sigma=0.3."""
+    """Fold a test set's name into lines short enough for its column: noise, size=8, sigma=0.3."""
     words = name.replace(":", "\n").replace(",", "\n").replace("_", "_\n").split("\n")
     return "\n".join(word if len(word) <= 12 else f"{word[:11]}…" for word in words)
 
@@ -92,8 +94,8 @@ def short_label(label: str) -> str:
 def draw_panel(
     axes: Any, heading: str, scale: tuple[str, float, float], cells: list[list[tuple[float | None, str]]]
 ) -> None:
-    """Draw one heat map: cells of (value, its text), on a scale of (colour map, least, greatest). A value beyond the
-    scale has the colour of its end, which the colour bar's arrow says."""
+    """Draw one heat map: cells of (value, its text), on a scale of (colour map, lowest, highest). Values beyond the
+    scale get the colour of its end, shown by the colour bar's arrow."""
     colours, low, high = scale
     shown = [[float("nan") if value is None else min(max(value, low), high) for value, _ in row] for row in cells]
     known = [value for row in cells for value, _ in row if value is not None]
@@ -112,7 +114,7 @@ def draw_panel(
 
 
 def shift_label(entry: BiasEntry) -> str:
-    """The shift with a star where its interval excludes 0, and the transfer ratio where there is one."""
+    """Return the shift, with a star if its interval excludes 0, and the transfer ratio if there is one."""
     text = interval_text(replace(entry.shift, low=None, high=None), 1) + (STAR if entry.shift.beyond else "")
     if entry.transfer.value is not None:
         share = interval_text(replace(entry.transfer, low=None, high=None), 2, LIMITS)
@@ -126,7 +128,8 @@ def is_dark(picture: Any, value: float) -> bool:
 
 
 def write_grid(grid: Grid, folder: Path, formats: Sequence[str] = ()) -> list[Path]:
-    """grid.csv, grid.md and a picture for each column; their paths. formats: of pictures, beside PNG."""
+    """Write grid.csv, grid.md and a picture for each column; return their paths. formats: of pictures, in addition
+    to PNG."""
     write_text(folder / "grid.csv", to_csv(grid))
     write_text(folder / "grid.md", to_markdown(grid))
     written = [folder / "grid.csv", folder / "grid.md"]

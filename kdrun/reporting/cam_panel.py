@@ -1,4 +1,4 @@
-"""The picture of `kdrun gradcam`: a row for each image, and in columns the original and what each network looks at."""
+"""Picture of `kdrun gradcam`: a row for each image, with the original and each network's heat map in columns."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from kdrun.evaluation.cam_runs import CamSubject, Options
 
 RIGHT, WRONG = "#1e7b34", "#c0392b"
-CELL, HEAD, LINE, BAR = 1.25, 0.62, 0.2, 0.6  # inches: side of an image, heads of columns, a title's line, the scale
+CELL, HEAD, LINE, BAR = 1.25, 0.62, 0.2, 0.6  # inches: side of an image, column headings, a title's line, the scale
 HEAT = "inferno"  # perceptually uniform, and darkest where the network does not look
 NAME_LENGTH = 15
 
 
 @dataclass(frozen=True)
 class Column:
-    """One network: two lines of head, its maps in [0, 1] [N, H, W], predicted class [N], and the probability [N] and
-    the label [N] of the class that the map explains."""
+    """Column of one network: two lines of heading, its maps in [0, 1] [N, H, W], its predicted class [N], and the
+    probability [N] and label [N] of the class that the map explains."""
 
     head: tuple[str, str]
     maps: np.ndarray
@@ -39,8 +39,8 @@ class Column:
 def draw_panel(
     pixels: np.ndarray, labels: np.ndarray, classes: list[str], columns: Sequence[Column], title: str
 ) -> Figure:
-    """pixels uint8 [N, H, W, 3]; labels [N], -1 where unknown. Green titles with a tick are right predictions, red ones
-    with a cross wrong."""
+    """Draw the picture. pixels: uint8 [N, H, W, 3]; labels [N], -1 if unknown. Titles of correct predictions are
+    green with a tick, of wrong ones red with a cross."""
     rows, width = len(pixels), len(columns) + 1
     size = (max(width * (CELL + 0.12), 4.6) + BAR, rows * (CELL + LINE) + HEAD + 0.55)
     figure = pyplot().figure(figsize=size)
@@ -77,7 +77,7 @@ def draw_panel(
 
 
 def draw_scale(figure: Figure, size: tuple[float, float], top: float) -> None:
-    """Draw the colour bar beside the first rows."""
+    """Draw the colour bar next to the first rows."""
     height = min(top - 0.4, 2.2)
     box = ((size[0] - BAR + 0.12) / size[0], (top - height) / size[1], 0.11 / size[0], height / size[1])
     axes = figure.add_axes(box)
@@ -91,16 +91,16 @@ def draw_scale(figure: Figure, size: tuple[float, float], top: float) -> None:
 
 
 def draw_cell(axes: Any, column: Column, row: int, label: int, classes: list[str]) -> None:
-    """The heat over the image; stronger where the network looks, so that the image stays visible elsewhere."""
+    """Draw the heat map over the image, stronger where the network looks, so that the image stays visible elsewhere."""
     heat = column.maps[row]
     axes.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.3 + 0.35 * heat, interpolation="bicubic")
     colour = INK if label < 0 else RIGHT if column.predicted[row] == label else WRONG
     mark = "" if label < 0 else "✓ " if column.predicted[row] == label else "✗ "
     name = short(classes[column.shown[row]], NAME_LENGTH)
     text = f"{mark}{name}, {100 * column.probability[row]:.0f} %"
-    if column.predicted[row] != column.shown[row]:  # the colour is the prediction's, so say it
+    if column.predicted[row] != column.shown[row]:  # the colour refers to the prediction, so name it
         said = short(classes[column.predicted[row]], 9)
-        text = f"{mark}{short(name, 9)}, {100 * column.probability[row]:.0f} %, says {said}"
+        text = f"{mark}{short(name, 9)}, {100 * column.probability[row]:.0f} %, predicts {said}"
     caption(axes, text, colour)
     if not heat.any():
         axes.text(
@@ -126,7 +126,7 @@ def short(text: str, length: int) -> str:
 
 
 def write_panel(picture: Path, every: list[CamSubject], images: Images, shown: int, options: Options) -> None:
-    """Write the picture of the first `shown` images, class by class."""
+    """Write the picture of the first `shown` images, sorted by class."""
     labels = images.labels[:shown]
     order = np.argsort(labels, kind="stable") if (labels >= 0).all() else np.arange(shown)
     columns = []

@@ -1,4 +1,4 @@
-"""Runs side by side: the settings that differ, and every figure that is known of them. No torch here."""
+"""Comparison of runs side by side: the settings that differ, and all known results. No torch here."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Side:
-    """One run: settings and figures by key, and how far it is in words."""
+    """Run in a comparison: settings and results by key, and a description of its state."""
 
     path: Path
     state: str
@@ -78,7 +78,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One key over all runs; `best`: the places of the best figure, where better is defined and they differ."""
+    """Row of a comparison: one key over all runs. best: positions of the best value, if "better" is defined and they
+    differ."""
 
     key: str
     values: list[Any]
@@ -86,7 +87,7 @@ class Row:
 
 
 def read_side(path: Path) -> Side:
-    """Settings, state and figures of a run directory, finished or not. Raises ConfigError for a damaged one."""
+    """Read settings, state and results of a run directory, finished or not. Raises ConfigError for a damaged one."""
     settings = read_settings(path)
     teacher = any(parent.name == "teachers" for parent in path.absolute().parents)
     run = RunDirectory(path, "teacher" if teacher else "student")
@@ -102,20 +103,21 @@ def read_side(path: Path) -> Side:
         try:
             figures |= {f"{place.stem}/{key}": value for key, value in scalars(read_json(place)).items()}
         except CheckpointError as error:
-            state += f"; passed over: {str(error).rstrip('.')}: measure it again"
+            state += f"; skipped: {str(error).rstrip('.')}: measure it again"
     if edited := edits(path):
         state += f"; config.yaml was edited since: {listed(key for key, _, _ in edited)}"
     return Side(path, state, settings, figures)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A run's config.yaml flat, by the keys that one types; without the teacher's where the method has none."""
+    """Return a run's config.yaml flattened to the keys used on the command line, without the teacher's if the method
+    has none."""
     place = path / "config.yaml"
     try:
         content = yaml.safe_load(place.read_text())
         resolved = content.pop("resolved")
         method = method_of_run(path, content["method"])
-    except Exception as error:  # yaml has its own kinds
+    except Exception as error:  # yaml raises types of its own
         raise ConfigError(f"{place} cannot be read ({one_line(error)}).") from error
     flat = {key: value for key, value in flattened(content).items() if key not in UNLIKE}
     flat["method._target_"] = yaml_name(content["method"])
@@ -128,7 +130,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as dotted keys; lists and empty mappings are values."""
+    """Return nested mappings as dotted keys; lists and empty mappings count as values."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:
@@ -139,7 +141,7 @@ def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def scalars(content: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among a JSON's values."""
+    """Return the numbers among a JSON object's values."""
     return {
         key: value
         for key, value in content.items()
@@ -148,7 +150,7 @@ def scalars(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def unfinished(run: RunDirectory, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """How far a run without result.json is, and the last accuracy that it wrote down."""
+    """Return the state of a run without result.json, and its last recorded accuracy."""
     rows = run.read_metrics()
     epoch = max((row[0] for row in rows), default=0)
     of = settings.get("teacher.recipe.epochs" if run.role == "teacher" else "epochs")
@@ -160,8 +162,8 @@ def unfinished(run: RunDirectory, settings: Mapping[str, Any]) -> tuple[str, dic
 
 
 def differing(sides: Sequence[Side]) -> list[Row]:
-    """The settings that are not the same in all runs, in the order of config.yaml. Of runs without a teacher the row
-    `teacher` says so; its own settings compare the others."""
+    """Return the settings that differ between runs, in the order of config.yaml. A run without a teacher differs
+    only in the row `teacher`; the teacher's settings are compared among the others."""
     rows = table_of([side.settings for side in sides])
     return [
         row
@@ -177,7 +179,7 @@ def differs(values: Sequence[Any]) -> bool:
 
 
 def figures(sides: Sequence[Side]) -> list[Row]:
-    """Every figure that one of the runs has; evals after results."""
+    """Return every result that any of the runs has; evaluations after training results."""
     rows = table_of([side.figures for side in sides])
     rows.sort(key=lambda row: "/" in row.key)
     return [Row(row.key, row.values, best_of(row)) for row in rows]
@@ -189,8 +191,8 @@ def table_of(columns: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def best_of(row: Row) -> tuple[int, ...]:
-    """Places of the best value: the highest accuracy, the lowest loss or cost; none where all are alike or one is
-    missing, or where neither direction is better."""
+    """Return the positions of the best value: the highest accuracy, the lowest loss or cost; empty if all are equal,
+    one is missing, or neither direction is better."""
     name = row.key.rpartition("/")[2]
     numbers = [value for value in row.values if isinstance(value, int | float)]
     sign = 1 if name in HIGHER or name.startswith("top1_") else -1 if name in LOWER else 0

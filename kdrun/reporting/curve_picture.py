@@ -1,5 +1,5 @@
-"""Learning curves of a table as a picture for a paper: a line for each row, the mean of its seeds in a band of one
-standard deviation, and the teacher's accuracy."""
+"""Learning curves of a table as a picture for a paper: a line for each row (the mean of its seeds, in a band of one
+standard deviation), and the teacher's accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdrun.runs.pictures import pyplot, write_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which everybody can tell apart; from the ninth row on dashed.
+# Okabe and Ito's colour-blind-safe palette; lines are dashed from the ninth row on.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#7a7a7a")
 INK = "#222222"
 STYLES = ("-", "--", ":")
@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 3.4, 3.1  # inches of a panel: a column of a paper
 
 
 def write_curves(ledger: Ledger, table: Table, root: Path, place: Path, formats: Sequence[str]) -> list[Path]:
-    """Write the curves of each column that has any, and return the paths; none where there are none."""
+    """Write the curves of each column that has any, and return the paths; an empty list if there are none."""
     places = read_runs(ledger, table, root)
     drawn = [(column, rows) for column in table.columns if (rows := rows_of(table, places, column))]
     if not drawn:
@@ -38,13 +38,13 @@ def write_curves(ledger: Ledger, table: Table, root: Path, place: Path, formats:
 
 
 def rows_of(table: Table, places: Places, column: str) -> dict[str, list[RunFiles]]:
-    """Return row -> its finished runs, of the rows of a column that have any."""
+    """Return row -> its finished runs, for the rows of a column that have any."""
     found = {row: [run for run in places.get((row, column), []) if run.done] for row in table.rows}
     return {row: runs for row, runs in found.items() if runs}
 
 
 def draw_column(axes: Axes, table: Table, column: str, rows: dict[str, list[RunFiles]]) -> None:
-    """Draw the accuracy on test images, or in training where test images were looked at once only."""
+    """Draw the test accuracy, or the training accuracy if the test set was evaluated only once."""
     split = split_of(rows)
     means_of_rows: list[list[tuple[float, float]]] = []
     for place, (row, runs) in enumerate(rows.items()):
@@ -66,7 +66,7 @@ def draw_column(axes: Axes, table: Table, column: str, rows: dict[str, list[RunF
     if split == "test" and teacher is not None and teacher.mean is not None:
         axes.axhline(teacher.mean, color=INK, linewidth=0.9, linestyle=":", label=f"{table.shape.teacher_row}")
     floor = floor_of(means_of_rows)
-    if floor is not None:  # the first epochs climb from chance and would press the end together
+    if floor is not None:  # the first epochs rise from chance and would compress the end
         axes.set_ylim(bottom=floor)
     said = "test" if split == "test" else "training"
     axes.set_xlabel("epoch", fontsize=8)
@@ -86,6 +86,6 @@ def draw_column(axes: Axes, table: Table, column: str, rows: dict[str, list[RunF
 
 
 def split_of(rows: dict[str, list[RunFiles]]) -> str:
-    """Return test where any run was evaluated in several epochs, else train."""
+    """Return "test" if any run was evaluated in several epochs, else "train"."""
     often = any(len(run.curves.get(("test", "top1"), [])) > 1 for runs in rows.values() for run in runs)
     return "test" if often else "train"

@@ -1,4 +1,4 @@
-"""Where a run's settings are not those of the publication whose figure stands beside it. No torch here."""
+"""Differences between a run's settings and those of the publication whose value is shown next to it. No torch here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdrun.reporting.compare import flattened
 from kdrun.runs.ledger import changes_numbers
 from kdrun.runs.published import Published
 
-# Said elsewhere in a table, or nothing that a publication says: how numbers are computed is in the table's header.
+# Settings shown elsewhere in a table, or never stated by a publication (how numbers are computed is in the header).
 UNSAID = (
     "seed",
     "teacher.seed",
@@ -32,7 +32,7 @@ UNSAID = (
     "deterministic",
     "teacher_cache",
     "graphs",
-    "optimizer.epochs",  # the run's own say it: epochs, batch_size
+    "optimizer.epochs",  # covered by the run's own epochs and batch_size
     "optimizer.batch_size",
     "dataset.on_error",
     "dataset.allow_missing_classes",
@@ -43,11 +43,11 @@ UNSAID = (
     "method._name_",
     "method._target_",
 )
-SHOWN = 4  # settings of one cell; further ones are counted
+SHOWN = 4  # settings listed per cell; further ones are counted
 
 
 class PublishedSettings:
-    """What a benchmark says of its cells, composed when it is first asked for."""
+    """Settings of a benchmark's published cells, composed on demand."""
 
     def __init__(self) -> None:
         self._pairs: dict[str, dict[str, str]] | None = None
@@ -56,7 +56,7 @@ class PublishedSettings:
         self._read: dict[str, dict[str, Any]] = {}
 
     def pair(self, teacher: str | None, student: str | None) -> str | None:
-        """The pair of a teacher and a student; of one of them alone, the first one that it belongs to."""
+        """Return the pair of a teacher and a student; if only one is given, the first pair that it belongs to."""
         if self._pairs is None:
             files = {name: read_yaml(place).get("pair") for name, place in sorted(group_files("pair").items())}
             self._pairs = {name: pair for name, pair in files.items() if isinstance(pair, dict)}
@@ -66,7 +66,7 @@ class PublishedSettings:
         return None
 
     def cell(self, benchmark: str, pair: str, method: str) -> dict[str, Any] | None:
-        """Flat settings of a published cell; None where no configuration has them."""
+        """Return the flat settings of a published cell; None if no configuration has them."""
         key = benchmark, pair, method
         if key not in self._cells:
             try:
@@ -76,8 +76,8 @@ class PublishedSettings:
         return self._cells[key]
 
     def _composed(self, benchmark: str, pair: str, method: str) -> dict[str, Any] | None:
-        """As Hydra composes benchmark=, pair= and method=, but Hydra is asked once for all methods of a pair: a table
-        has a hundred cells."""
+        """Compose benchmark=, pair= and method= as Hydra does, but run Hydra only once for all methods of a pair: a
+        table has a hundred cells."""
         words = [f"benchmark={benchmark}", f"pair={pair}"]
         files = group_files("method")
         if method not in files:
@@ -95,8 +95,11 @@ class PublishedSettings:
         return {key: found.get(str(value)[2:-1], value) for key, value in found.items()}  # epochs: ${optimizer.epochs}
 
     def departures(self, run: Path, theirs: Published, taught_by: str | None = None) -> list[str]:
-        """`epochs 20, published 240` for each setting of a run that the published figure had another way; empty where
-        nothing is known. taught_by: the figure is that teacher's own, and of the run only its part counts."""
+        """Return `epochs 20, published 240` for each setting in which a run differs from the published one; empty if
+        nothing is known.
+
+        taught_by: the value is that of this teacher itself, so only the teacher's part of the run counts.
+        """
         try:
             text = (run / "config.yaml").read_text()
         except (OSError, ValueError):
@@ -116,19 +119,19 @@ class PublishedSettings:
 
 
 def fits(ours: dict[str, Any], teacher: str | None, student: str | None) -> bool:
-    """Whether a run's own pair is one of these networks."""
+    """Return True if a run's own pair contains one of these networks."""
     wanted = {"pair.teacher": teacher, "pair.student": student}
     return "pair.name" in ours and all(name in (None, ours.get(key)) for key, name in wanted.items())
 
 
 @cache
 def published_settings() -> PublishedSettings:
-    """The one that all tables ask."""
+    """Return the instance shared by all tables."""
     return PublishedSettings()
 
 
 def settings_of(text: str) -> dict[str, Any]:
-    """A config.yaml, flat; nothing where it cannot be read."""
+    """Return a config.yaml flattened; empty if it cannot be read."""
     try:
         content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (ValueError, RecursionError, yaml.YAMLError):
@@ -137,8 +140,8 @@ def settings_of(text: str) -> dict[str, Any]:
 
 
 def differing_words(ours: dict[str, Any], theirs: dict[str, Any], taught: bool) -> list[str]:
-    """What one has another way. A setting that only the publication's has is younger than the run; without a teacher
-    what belongs to one says nothing."""
+    """Return the differing settings as text. A setting that only the publication has is newer than the run; without
+    a teacher, the teacher's settings do not count."""
     words = []
     for key, value in ours.items():
         said = key not in UNSAID and key.split(".")[0] not in ("pair", "resolved") and changes_numbers(key)
@@ -153,7 +156,7 @@ def differing_words(ours: dict[str, Any], theirs: dict[str, Any], taught: bool) 
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are, in whatever spelling: 1e-3 and 0.001, 1 and 1.0."""
+    """Return True if two values are equal in any spelling: 1e-3 and 0.001, 1 and 1.0."""
     if isinstance(one, list) or isinstance(other, list):
         if not isinstance(one, list) or not isinstance(other, list):
             return False

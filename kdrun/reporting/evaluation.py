@@ -1,4 +1,4 @@
-"""What `kdrun eval` writes: a JSON of every figure, the confusion counts as CSV, and three pictures."""
+"""Output files of `kdrun eval`: a JSON of all results, the confusion counts as CSV, and three pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdrun.evaluation.classification import Classification
     from kdrun.evaluation.examine import Findings, Similarity
 
-NAMED = 20  # classes whose names and counts still fit into a confusion matrix
+NAMED = 20  # largest number of classes whose names and counts fit into a confusion matrix
 INK, BLUE, RED = "#222222", "#1f6f8b", "#c0392b"
 
 
@@ -32,7 +32,8 @@ def write_findings(
     about: dict[str, Any],
     formats: Sequence[str] = (),
 ) -> list[Path]:
-    """NAME.json, NAME_confusion.csv and the pictures; their paths. title: of the pictures; formats: beside PNG."""
+    """Write NAME.json, NAME_confusion.csv and the pictures; return their paths. title: of the pictures; formats: in
+    addition to PNG."""
     write_json(folder / f"{name}.json", as_json(found, classes, about))
     write_text(folder / f"{name}_confusion.csv", confusion_csv(found.classification, classes))
     written = [folder / f"{name}.json", folder / f"{name}_confusion.csv"]
@@ -48,7 +49,7 @@ def write_findings(
 
 
 def as_json(found: Findings, classes: list[str], about: dict[str, Any]) -> dict[str, Any]:
-    """Percent, nats and counts. cka: rows are the student's stages, columns the teacher's."""
+    """Return the results in percent, nats and counts. cka: rows are the student's stages, columns the teacher's."""
     table = found.classification
     per_class = [
         {
@@ -76,7 +77,7 @@ def as_json(found: Findings, classes: list[str], about: dict[str, Any]) -> dict[
 
 
 def confusion_csv(table: Classification, classes: list[str]) -> str:
-    """A row for each class, a column for each prediction."""
+    """Return the confusion counts as CSV: a row for each class, a column for each prediction."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class", *spreadsheet_safe(classes)])
@@ -85,12 +86,12 @@ def confusion_csv(table: Classification, classes: list[str]) -> str:
 
 
 def new_figure(rows: int, size: tuple[float, float], **settings: Any) -> tuple[Any, Any]:
-    """A matplotlib figure with `rows` axes, drawn without a screen."""
+    """Return a matplotlib figure with `rows` axes, drawn without a screen."""
     return pyplot().subplots(rows, 1, figsize=size, layout="constrained", **settings)
 
 
 def draw_reliability(found: Calibration, title: str) -> Figure:
-    """Accuracy of each bin of confidence against the diagonal, and how many images each bin holds."""
+    """Draw the accuracy in each confidence bin against the diagonal, and the number of images in each bin."""
     figure, (top, bottom) = new_figure(2, (5.4, 6), height_ratios=(3, 1), sharex=True)
     bins = len(found.count)
     width = 100 / bins
@@ -131,7 +132,7 @@ def draw_reliability(found: Calibration, title: str) -> Figure:
 
 
 def draw_confusion(table: Classification, classes: list[str], title: str) -> Figure:
-    """Shares of each class's images, in colour; with names and counts where they fit."""
+    """Draw the fraction of each class's images per prediction, in colour; with names and counts if they fit."""
     count = len(classes)
     named = count <= NAMED
     side = max(5.0, 1.6 + 0.55 * count) if named else 8.0
@@ -164,7 +165,8 @@ def draw_confusion(table: Classification, classes: list[str], title: str) -> Fig
 
 
 def draw_similarity(found: Similarity, title: str) -> Figure:
-    """Linear CKA of every pair of stages: the student's deepest stage at the top, the teacher's at the right."""
+    """Draw the linear CKA of every pair of stages: the student's deepest stage at the top, the teacher's at the
+    right."""
     rows, columns = len(found.student), len(found.teacher)
     figure, axes = new_figure(1, (max(5.0, 2.2 + 0.8 * columns), max(3.6, 1.6 + 0.7 * rows)))
     values = [[float("nan") if value is None else value for value in row] for row in found.values]

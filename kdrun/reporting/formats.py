@@ -1,4 +1,4 @@
-"""A table as CSV, Markdown, LaTeX (booktabs) and HTML. The same results give the same bytes."""
+"""Tables as CSV, Markdown, LaTeX (booktabs) and HTML. The same results give the same bytes."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ CSV_COLUMNS = (
 
 
 def number(value: float | None) -> str:
-    """Six decimals at most, no negative zero; empty for None."""
+    """Return a number with at most six decimals and without negative zero; an empty string for None."""
     if value is None:
         return ""
     return f"{round(value, 6) + 0.0:.10g}"
 
 
 def to_csv(table: Table) -> str:
-    """One line per place of the table that cells belong to."""
+    """Return the table as CSV: one line per place of the table that has cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -72,7 +72,7 @@ def to_csv(table: Table) -> str:
 
 
 def published_columns(table: Table, entry: Entry) -> list[str]:
-    """The published value and the verdict; empty where there is none."""
+    """Return the published value and the verdict; empty strings if there is none."""
     theirs, found = entry.published, entry.verdict
     value = ["", "", ""] if theirs is None else [number(theirs.value), number(theirs.std), number(theirs.n)]
     if found is None:
@@ -82,7 +82,7 @@ def published_columns(table: Table, entry: Entry) -> list[str]:
 
 
 def test_columns(entry: Entry) -> list[str]:
-    """The test against a row; empty where there is none."""
+    """Return the test against a row; empty strings if there is none."""
     test = entry.test
     if test is None:
         return [""] * 9
@@ -92,7 +92,7 @@ def test_columns(entry: Entry) -> list[str]:
 
 
 def seeds_columns(seeds: Seeds | None) -> list[str]:
-    """How many, from, to; over 1000 where it is more than anybody would train."""
+    """Return the number of seeds and its range; "over 1000" if more would be needed than anybody trains."""
     if seeds is None:
         return ["", "", ""]
     return [f"over {MAX_SEEDS}" if one is None else str(one) for one in (seeds.number, seeds.low, seeds.high)]
@@ -114,7 +114,7 @@ def to_markdown(table: Table) -> str:
 
 
 def plain_best(section: Section) -> list[str]:
-    """Where the best is bold there is no star to explain."""
+    """Return the legend's lines for formats in which bold replaces the star."""
     return [line.replace("* best", "Bold: best", 1) for line in section.lines]
 
 
@@ -167,17 +167,16 @@ LATEX = {
 }
 
 
-PRIVATE = ("Failed", "Passed over")  # sections that no reader of a paper needs: error texts, paths of this machine
+PRIVATE = ("Failed", "Passed over")  # sections irrelevant to a paper: error messages, paths on this machine
 
 
 def latex(text: str) -> str:
-    """Escaped; a hyphen before a figure that stands alone is a minus sign."""
+    """Escape a text for LaTeX; a hyphen before a standalone number becomes a minus sign."""
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", "".join(LATEX.get(sign, sign) for sign in text))
 
 
 def to_latex(table: Table, caption: str | None = None, label: str | None = None) -> str:
-    """A table environment for booktabs, as a paper takes it; what the statistics say follows as comments, errors do
-    not."""
+    """Return a LaTeX table environment for booktabs. The statistical notes follow as comments; errors are left out."""
 
     def shown(entry: Entry) -> str:
         text = latex(paper_cell(entry, seeds))
@@ -206,7 +205,7 @@ def to_latex(table: Table, caption: str | None = None, label: str | None = None)
 
 
 def paper_cell(entry: Entry, seeds: int | None) -> str:
-    """A mean with its deviation; how many seeds only where they differ; nothing that failed."""
+    """Return a mean with its deviation, with the number of seeds only if it varies; failures are left out."""
     if entry.mean is None:
         return EMPTY
     spread = "" if entry.std is None or not entry.runs else f" ± {entry.std:.2f}"
@@ -216,7 +215,7 @@ def paper_cell(entry: Entry, seeds: int | None) -> str:
 
 
 def usual_caption(table: Table, seeds: int | None) -> str:
-    """Return title, what the figures are, over how many seeds, and what bold means."""
+    """Return a caption: title, what the figures are, the number of seeds, and the meaning of bold."""
     selection = SELECTIONS[table.shape.value].replace("top-1, %, ", "")
     number = f" over {seeds} seeds" if seeds and seeds > 1 else " over (seeds)" if seeds is None else ""
     spread = f"; mean ± standard deviation{number}" if seeds != 1 else ", one seed"
@@ -226,7 +225,7 @@ def usual_caption(table: Table, seeds: int | None) -> str:
 
 
 def latex_grid(columns: list[str], rows: list[list[str]], right: list[bool]) -> list[str]:
-    """A booktabs tabular of texts that are LaTeX already."""
+    """Return a booktabs tabular of texts that are LaTeX already."""
     align = "".join("r" if to_right else "l" for to_right in right)
     return [
         rf"\begin{{tabular}}{{{align}}}",
@@ -247,7 +246,7 @@ tr:nth-child(even) td{background:#f5f5f5}"""
 
 
 def to_html(table: Table) -> str:
-    """One self-contained page."""
+    """Return one self-contained page."""
 
     def shown(entry: Entry) -> str:
         text = html.escape(cell_text(entry))
@@ -279,7 +278,7 @@ def to_html(table: Table) -> str:
 
 
 def html_grid(columns: list[str], rows: list[list[str]], right: list[bool]) -> list[str]:
-    """A table of texts that are HTML already."""
+    """Return a table of texts that are HTML already."""
 
     def line(tag: str, texts: list[str]) -> str:
         kinds = [f"<{tag}>" if to_right else f'<{tag} class="text">' for to_right in right]
@@ -303,7 +302,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 
 
 def save(table: Table, place: Path, caption: str | None = None, label: str | None = None) -> None:
-    """Write in the format that the file's ending names. caption, label: of LaTeX."""
+    """Write the table in the format named by the file's ending. caption, label: for LaTeX."""
     from kdrun.files import write_text
 
     text = to_latex(table, caption, label) if place.suffix == ".tex" else FORMATS[place.suffix](table)

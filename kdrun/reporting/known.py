@@ -1,4 +1,4 @@
-"""The places of a table with everything that is known of their runs, and what has not been measured yet."""
+"""The places of a table with everything known about their runs, and what has not been measured yet."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kdrun.reporting.table import Entry, Table
 
 @dataclass
 class Known:
-    """A place of the table with what its runs hold. results: run -> result.json; measured: of each run, by seed;
-    teacher: its size, where that is known."""
+    """Place of the table with the content of its runs. results: run -> result.json; measured: of each run, by seed;
+    teacher: its size, if known."""
 
     entry: Entry
     results: dict[str, dict[str, Any]]
@@ -24,7 +24,7 @@ class Known:
 
     @property
     def unlooked(self) -> bool:
-        """True if heat maps could be compared with those of a teacher that learned before, and none were."""
+        """Return True if heat maps could be compared with a pretrained teacher's, and none have been."""
         taught = any(result.get("teacher_top1") is not None for result in self.results.values())
         return taught and not any(run.gradcam for run in self.measured)
 
@@ -33,7 +33,7 @@ KnownPlaces = dict[tuple[str, str], Known]
 
 
 def known_places(table: Table, places: Places, root: Path) -> KnownPlaces:
-    """Read what was measured of every finished run. A run that stands in several places is read once."""
+    """Read the measurements of every finished run. A run in several places is read once."""
     read: dict[str, Measured] = {}
     known = {}
     for (row, column), runs in places.items():
@@ -53,13 +53,13 @@ def known_places(table: Table, places: Places, root: Path) -> KnownPlaces:
 
 
 def damaged(known: KnownPlaces) -> list[str]:
-    """Return a line for each measurement that cannot be read."""
+    """Return a line for each unreadable measurement."""
     every = {one.run: one for place in known.values() for one in place.measured}
     return [line for one in every.values() for line in one.skipped]
 
 
 def lacking(known: KnownPlaces) -> list[str]:
-    """Say what has not been measured yet, and what measures it."""
+    """Return what has not been measured yet, and the command that measures it."""
     runs = {one.run: one for place in known.values() for one in place.measured}
     taught = [place for place in known.values() if place.entry.teacher]
     unlooked = [place for place in taught if place.unlooked]
@@ -78,7 +78,7 @@ def lacking(known: KnownPlaces) -> list[str]:
     if words:
         lines.append(f"{' and '.join(words)}: add evaluate=true to the command of this report")
     if runs and not any(one.exports for one in runs.values()):
-        lines.append("a file for deployment, its speed and what INT8 costs: kdrun export RUN quantize=all")
+        lines.append("an exported file, its speed, and the cost of INT8: kdrun export RUN quantize=all")
     if runs and not any(one.derived for one in runs.values()):
         lines.append("derived test images (noise, texture, shape): kdrun eval RUN testset=all")
     return lines

@@ -1,4 +1,4 @@
-"""A table in words: its header, its cells, and the notes below it, the same for every format."""
+"""Texts of a table: its header, its cells, and the notes below it, the same for every format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EMPTY = "–"
 
 @dataclass(frozen=True)
 class Section:
-    """A part below the grid: a small grid where `columns` are named, plain lines otherwise."""
+    """Section below the grid: a small grid if `columns` are named, plain lines otherwise."""
 
     heading: str
     columns: list[str] = field(default_factory=list)
@@ -26,7 +26,8 @@ class Section:
 
 
 def cell_text(entry: Entry) -> str:
-    """57.21 ± 0.34 (3); one seed 57.21 (1); nothing yet –; ‡ behind what departs from a publication's settings."""
+    """Return a cell's text: 57.21 ± 0.34 (3); one seed 57.21 (1); nothing yet –; ‡ marks differences from a
+    publication's settings."""
     if entry.mean is None:
         return "failed" if entry.failed else EMPTY
     mark = f" {SETTINGS}" if entry.departs else ""
@@ -37,7 +38,7 @@ def cell_text(entry: Entry) -> str:
 
 
 def points(number: float | None, digits: int = 2) -> str:
-    """+0.34, in points; 0.00 without a sign; – where there is none."""
+    """Return a difference in points: +0.34; 0.00 without a sign; – for None."""
     if number is None:
         return EMPTY
     text = f"{number:+.{digits}f}"
@@ -45,29 +46,29 @@ def points(number: float | None, digits: int = 2) -> str:
 
 
 def interval_words(low: float | None, high: float | None) -> str:
-    """[-0.12, +0.80]; nothing where there is none."""
+    """Return an interval as [-0.12, +0.80]; an empty string for None."""
     return "" if low is None or high is None else f"[{points(low)}, {points(high)}]"
 
 
 def with_interval(number: float | None, low: float | None, high: float | None) -> str:
-    """+0.34 [-0.12, +0.80]; the number alone where it has no interval."""
+    """Return a number with its interval: +0.34 [-0.12, +0.80]; only the number if it has no interval."""
     return f"{points(number)} {interval_words(low, high)}".rstrip()
 
 
 def p_words(p: float) -> str:
-    """Two significant digits, and no more zeros than a reader can count."""
+    """Return a p-value with two significant digits, but only as many zeros as are easy to count."""
     if p < 0.0001:
         return "< 0.0001"
     return f"{p:.2g}" if p < 0.995 else "1"
 
 
 def grid(table: Table) -> list[list[str]]:
-    """A row of texts for each row of the table, its label first."""
+    """Return a row of texts for each row of the table, its label first."""
     return [[row, *(cell_text(table.entries[row, column]) for column in table.columns)] for row in table.rows]
 
 
 def header_lines(table: Table) -> list[str]:
-    """Title, what is shown, on what it was measured, and how far it is filled."""
+    """Return title, shown quantity, hardware and precision, and the number of finished cells."""
     failed = sum(len(entry.failed) for entry in table.entries.values())
     lines = [table.title if table.name in ("runs", table.title) else f"{table.title} ({table.name})"]
     lines.append(table.selection)
@@ -78,14 +79,14 @@ def header_lines(table: Table) -> list[str]:
 
 
 def counted(name: str, values: dict[str, int]) -> str:
-    """precision bf16; where runs differ, with how many had which."""
+    """Return a common value, as in "precision bf16"; if runs differ, each value with its number of runs."""
     if len(values) > 1:
         return f"{name} " + ", ".join(f"{value} ({plural(count, 'run')})" for value, count in values.items())
     return f"{name} {next(iter(values))}" if values else ""
 
 
 def sections(table: Table) -> list[Section]:
-    """Everything below the grid that has something to say."""
+    """Return all non-empty sections below the grid."""
     found = [
         legend(table),
         published_alone(table),
@@ -105,12 +106,12 @@ def legend(table: Table) -> Section:
     if best:
         return Section("", lines=["* best of its column, and distinguishable from the runner-up (Holm p < 0.05)."])
     if max(ranked.values(), default=0) > 1:
-        return Section("", lines=["No column's best is distinguishable from its runner-up (Holm p < 0.05)."])
+        return Section("", lines=["In no column is the best row distinguishable from the runner-up (Holm p < 0.05)."])
     return Section("")
 
 
 def published_alone(table: Table) -> Section:
-    """The published values of a table of which nothing is done yet."""
+    """Return the published values of a table that has no results yet."""
     theirs = {place: entry.published for place, entry in table.entries.items() if entry.published is not None}
     if table.done or not theirs:
         return Section("")
@@ -124,7 +125,7 @@ def published_alone(table: Table) -> Section:
 
 
 def published_words(theirs: Published | None) -> str:
-    """78.65 ± 0.12 (5), with what is known of its error and its runs."""
+    """Return a published value as 78.65 ± 0.12 (5), with its standard error and number of runs if known."""
     if theirs is None:
         return EMPTY
     spread = "" if theirs.std is None else f" ± {theirs.std:.2f}"
@@ -132,18 +133,18 @@ def published_words(theirs: Published | None) -> str:
 
 
 def published_sections(table: Table) -> list[Section]:
-    """Ours beside theirs, where ours exists: a grid for each column of the table."""
+    """Return our values next to published ones, if we have any: a grid for each column of the table."""
     found = []
     for column in table.columns:
         here = [table.entries[row, column] for row in table.rows]
         rows = [beside_words(entry) for entry in here if entry.published is not None and entry.verdict is not None]
         if rows:
             columns = ["row", "published", "its error", "difference [90 %]", "verdict", "seeds"]
-            for place in (5, 2):  # what no line has needs no column
+            for place in (5, 2):  # drop columns that are empty in all lines
                 if all(row[place] == "" for row in rows):
                     columns.pop(place)
                     rows = [[*row[:place], *row[place + 1 :]] for row in rows]
-            heading = "Beside published values" + (f", {column}" if len(table.columns) > 1 else "")
+            heading = "Comparison with published values" + (f", {column}" if len(table.columns) > 1 else "")
             found.append(Section(heading, columns, rows))
     if found:
         found[-1].lines.extend(published_notes(table))
@@ -151,21 +152,21 @@ def published_sections(table: Table) -> list[Section]:
 
 
 def published_notes(table: Table) -> list[str]:
-    """What the words mean, and what else is not alike."""
+    """Return the meaning of the verdicts, and other differences from the publication."""
     margin = f"{table.shape.margin:g}"
     judged = [entry for entry in table.filled() if entry.verdict is not None]
     noted = sorted({remark for entry in judged for remark in entry.remarks})
     return [
-        "The interval is the 90 % one of our mean, less the published value, which is taken as the number it is. "
-        f"reproduced: it lies within ±{margin} points. differs: it excludes 0, and is not within ±{margin}. Else "
-        f"unclear, with the seeds that would settle it with 80 % power, if mean and spread stay as they are (and the "
-        f"range that holds the true number in four of five cases). No verdict below {MIN_SEEDS} seeds.",
+        "The interval is a 90 % confidence interval of our mean minus the published value, which is treated as exact. "
+        f"reproduced: it lies within ±{margin} points. differs: it excludes 0, and is not within ±{margin}. Otherwise "
+        "unclear, with the number of seeds that would decide with 80 % power if mean and spread stay the same (and an "
+        f"80 % range for that number). No verdict below {MIN_SEEDS} seeds.",
         *(f"{remark}: {where([entry for entry in judged if remark in entry.remarks], judged)}." for remark in noted),
     ]
 
 
 def where(some: list[Entry], of: list[Entry]) -> str:
-    """The rows of some entries, by column where they are not the same in all; `all` where these are all entries."""
+    """Return the rows of some entries, by column if they differ between columns; `all` if these are all entries."""
     if len(some) == len(of):
         return "all"
     rows: dict[str, list[str]] = {}
@@ -177,7 +178,7 @@ def where(some: list[Entry], of: list[Entry]) -> str:
 
 
 def beside_words(entry: Entry) -> list[str]:
-    """The published value, its own error, the difference, the verdict, and the seeds that would settle it."""
+    """Return the published value, its error, the difference, the verdict, and the seeds that would decide it."""
     theirs, found = entry.published, entry.verdict
     assert theirs is not None and found is not None
     marks = "".join(sorted({remark[0] for remark in entry.remarks}))
@@ -193,23 +194,23 @@ def beside_words(entry: Entry) -> list[str]:
 
 
 def settling_words(found: Verdict) -> str:
-    """What would settle an unclear verdict."""
+    """Return what would decide an unclear verdict."""
     if found.word != "unclear":
         return ""
     if found.seeds is None:
-        return "every seed is the same"
-    return seeds_words(found.seeds) if found.seeds.number else "no number settles it"
+        return "all seeds are equal"
+    return seeds_words(found.seeds) if found.seeds.number else "no number of seeds"
 
 
 def seeds_words(seeds: Seeds) -> str:
-    """12 (5 to 40); open upwards where the range has no end."""
+    """Return a number of seeds with its range: 12 (5 to 40); open-ended if there is no upper limit."""
     if seeds.number is None:
         return f"over {MAX_SEEDS}" + ("" if seeds.low is None else f" ({seeds.low} or more)")
     return f"{seeds.number} ({seeds.low} to {seeds.high})" if seeds.high else f"{seeds.number} ({seeds.low} or more)"
 
 
 def delta_section(table: Table) -> Section:
-    """Points above the baseline; left out where the tests say the same."""
+    """Return the points above the baseline; left out if the tests already show them."""
     entries = [entry for entry in table.entries.values() if entry.delta is not None]
     baseline, against = table.shape.baseline, table.shape.against
     told = baseline == against and all(entry.test is not None for entry in entries)
@@ -228,7 +229,7 @@ def delta_words(entry: Entry) -> str:
 
 
 def test_sections(table: Table) -> list[Section]:
-    """The tests against one row, a grid for each column of the table, which is a family of tests."""
+    """Return the tests against one row: a grid for each column of the table, which is a family of tests."""
     found = []
     for column in table.columns:
         tests = [test for row in table.rows if (test := table.entries[row, column].test) is not None]
@@ -252,30 +253,30 @@ def test_sections(table: Table) -> list[Section]:
 
 
 def test_notes(table: Table) -> list[str]:
-    """What was tested, how often it errs, and what it rests on."""
+    """Return what was tested, the error rates, and the assumptions."""
     notes = [
-        "Two-sided t-tests of the means, not paired, on variances moderated over the table; Holm-corrected within a "
-        "column, with its best row against its runner-up; the intervals are each by itself. Where rows differ "
-        "sixfold in spread, up to 9 % of columns, not 5 %, call a difference that is none distinguishable. "
-        "Seeds: of each row, to tell the two apart with 80 % power if difference and spread stay as they are (and the "
-        "range that holds the true number in four of five cases). More in docs/statistics.md."
+        "Two-sided unpaired t-tests of the means, with variances moderated over the table; Holm-corrected within a "
+        "column, including its best row against the runner-up; the intervals are not corrected. If rows differ "
+        "sixfold in spread, up to 9 % of columns (not 5 %) falsely report a distinguishable difference. "
+        "Seeds: per row, to distinguish the two with 80 % power if difference and spread stay the same (and an "
+        "80 % range for that number). More in docs/statistics.md."
     ]
     count = sum(1 for size in table.families.values() if size)
     if count > 1:
         rate = 100 * (1 - 0.95**count)
         notes.append(
-            f"{count} columns are {count} families at 5 % each: if no row differed, up to {rate:.0f} % of such tables "
-            "would have a false finding somewhere, and more of them where rows differ much in spread."
+            f"{count} columns are {count} families at 5 % each: without any real difference, up to {rate:.0f} % of "
+            "such tables would contain a false finding, and more if rows differ much in spread."
         )
     return notes
 
 
 def outcome(test: Test) -> str:
-    """Whether the two can be told apart."""
+    """Return whether the two rows are distinguishable."""
     if min(test.n, test.n_against) < 2:
         return "one seed: no test"
     if test.p_holm is None:
-        return "no seed differs from another: no test"
+        return "all seeds are equal: no test"
     return "distinguishable" if test.distinguishable else "not distinguishable"
 
 
@@ -285,7 +286,7 @@ def failures(table: Table) -> Section:
 
 
 def short_labels(labels: list[str]) -> tuple[str, list[str]]:
-    """(the folder that all labels share, the rest of each)."""
+    """Return (the folder that all labels share, the rest of each)."""
     parts = [label.split("/") for label in labels]
     columns = list(zip(*(part[:-1] for part in parts), strict=False))
     shared = next((place for place, column in enumerate(columns) if len(set(column)) > 1), len(columns))

@@ -1,4 +1,4 @@
-"""The ledger that the words of kdrun table and report mean: a sweep's, or one made of any runs."""
+"""Resolution of the arguments of kdrun table and report to a ledger: a sweep's, or one made of any runs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from kdrun.runs.ledger import Ledger, known_ledgers, read_ledger
 
 @dataclass
 class Options:
-    """What kdrun table and kdrun report take alike."""
+    """Options that kdrun table and kdrun report share."""
 
-    value: str | None = setting(None, choices=tuple(SELECTIONS), help="the accuracy that is shown")
-    against: str | None = setting(None, help="tests compare with this row", shows="ROW")
-    baseline: str | None = setting(None, help="differences are taken to this row", shows="ROW")
-    rows: list[str] = setting([], help="names of rows to be shown instead: kd:Hinton,none:Student", shows="ROW:NAME,…")
-    margin: float | None = setting(None, over=0, high=100, help="points within which a published value is reproduced")
+    value: str | None = setting(None, choices=tuple(SELECTIONS), help="the accuracy to show")
+    against: str | None = setting(None, help="row that the tests compare with", shows="ROW")
+    baseline: str | None = setting(None, help="row from which differences are taken", shows="ROW")
+    rows: list[str] = setting([], help="other names for rows: kd:Hinton,none:Student", shows="ROW:NAME,…")
+    margin: float | None = setting(None, over=0, high=100, help="points within which a result counts as reproduced")
     output_root: Path | None = output_root_setting()
 
 
 def chosen_ledger(names: list[str], options: Options, root: Path) -> tuple[Ledger, list[str]]:
-    """Return what `find_ledger` finds, in the shape that the options ask for. Raise ConfigError."""
+    """Return the result of `find_ledger`, in the shape given by the options. Raises ConfigError."""
     ledger, foreign = find_ledger(names, root)
     return shaped(ledger, options), foreign
 
 
 def shaped(ledger: Ledger, options: Options) -> Ledger:
-    """Return the ledger in the shape that the options ask for. Raise ConfigError for a row that it has not."""
+    """Return the ledger in the shape given by the options. Raises ConfigError for an unknown row."""
     given = {"against": options.against, "baseline": options.baseline}
     rows = {key: row_named(key, name, ledger) for key, name in given.items() if name is not None}
     margin = ledger.shape.margin if options.margin is None else options.margin
@@ -43,8 +43,8 @@ def shaped(ledger: Ledger, options: Options) -> Ledger:
 
 
 def renamed(ledger: Ledger, words: list[str]) -> Ledger:
-    """Return the ledger with other names of rows, each ROW:NAME. Raise ConfigError for a row that it has not, and for
-    two rows of one name."""
+    """Return the ledger with renamed rows, each ROW:NAME. Raises ConfigError for an unknown row, and for two rows of
+    the same name."""
     names: dict[str, str] = {}
     for word in words:
         row, colon, name = word.partition(":")
@@ -55,7 +55,7 @@ def renamed(ledger: Ledger, words: list[str]) -> Ledger:
     after = [names.get(row, row) for row in rows]
     if len(set(after)) < len(after):
         twice = next(name for name in after if after.count(name) > 1)
-        raise ConfigError(f"rows={','.join(words)}: two rows would be called {twice}.")
+        raise ConfigError(f"rows={','.join(words)}: two rows would have the name {twice}.")
     old = ledger.shape
     shape = replace(
         old,
@@ -69,7 +69,7 @@ def renamed(ledger: Ledger, words: list[str]) -> Ledger:
 
 
 def row_named(key: str, value: str, ledger: Ledger) -> str:
-    """The row that a user means, in whatever case. Raises ConfigError."""
+    """Return the row that a user means, ignoring case. Raises ConfigError."""
     rows = list(dict.fromkeys(cell.row for cell in ledger.cells))
     same = [row for row in rows if row == value] or [row for row in rows if row.lower() == value.lower()]
     if not same:
@@ -78,13 +78,13 @@ def row_named(key: str, value: str, ledger: Ledger) -> str:
 
 
 def find_ledger(names: list[str], root: Path) -> tuple[Ledger, list[str]]:
-    """The named ledger, or one of the runs that the words name; with the folders among them that are no runs."""
+    """Return the named ledger, or one made of the given runs; and a line for each folder that is not a run."""
     known = known_ledgers(root)
     if len(names) == 1 and (names[0] in known or not looks_like_runs(names[0])):
         return read_ledger(root, names[0]), []
     both = [name for name in names if name in known and not looks_like_runs(name)]
     if both:
-        raise ConfigError(f"{both[0]} is a sweep's table: show it alone (kdrun table {both[0]}), or give runs only.")
+        raise ConfigError(f"{both[0]} is a sweep: show it alone (kdrun table {both[0]}), or give only runs.")
     runs: list[Path] = []
     foreign: list[str] = []
     for name in names:
@@ -93,12 +93,10 @@ def find_ledger(names: list[str], root: Path) -> tuple[Ledger, list[str]]:
         else:
             runs += find_runs(name, root)
     if not runs:
-        raise ConfigError(
-            f"RUN {' '.join(names)}: no run among these folders (a run holds config.yaml): kdrun list runs."
-        )
+        raise ConfigError(f"RUN {' '.join(names)}: none of these folders is a run (with config.yaml): kdrun list runs.")
     return ledger_of_runs(runs, root), foreign
 
 
 def looks_like_runs(name: str) -> bool:
-    """A path, a glob or a digest, rather than a ledger's name."""
+    """Return True for a path, a glob or a digest, rather than a ledger's name."""
     return bool(Path(name).is_dir() or any(sign in name for sign in "*?[/") or re.fullmatch(r"[0-9a-f]{4,64}", name))

@@ -1,5 +1,5 @@
-"""What was measured of runs after their training: evaluations, derived test sets, heat maps, exports, a diagnosis. Read
-from evals/ and exports/ with suspicion; no torch here."""
+"""Measurements of runs after training: evaluations, derived test sets, heat maps, exports, a diagnosis. Files in
+evals/ and exports/ may be damaged or foreign. No torch here."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MAPS = "gradcam"
 
 @dataclass(frozen=True)
 class Sheet:
-    """A JSON file of figures. source: its path as a reader finds it, from the output root."""
+    """JSON file of results. source: its path for the reader, relative to the output root."""
 
     source: str
     content: dict[str, Any]
 
     def figure(self, *keys: str) -> float | None:
-        """Return the number below nested keys, or None where there is no finite one."""
+        """Return the number at nested keys, or None if there is no finite one."""
         node: Any = self.content
         for key in keys:
             node = node.get(key) if isinstance(node, dict) else None
         return float(node) if isinstance(node, int | float) and math.isfinite(node) else None
 
     def rows(self, key: str) -> list[Sheet]:
-        """Return the objects of a list as sheets of the same source."""
+        """Return the objects of a list as sheets with the same source."""
         found = self.content.get(key)
         return [Sheet(self.source, item) for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
@@ -45,8 +45,8 @@ class Sheet:
 
 @dataclass
 class Measured:
-    """What was measured of one run. evaluations: test, val, test_best …; derived: test set -> its evaluation; exports:
-    one sheet for each float32 file, with the forms beside it; skipped: lines on damaged files."""
+    """Measurements of one run. evaluations: test, val, test_best …; derived: test set -> its evaluation; exports:
+    one sheet for each float32 file, with all forms; skipped: lines on damaged files."""
 
     run: str
     folder: Path
@@ -71,11 +71,11 @@ class Measured:
 
 
 def read_measured(run: str, folder: Path) -> Measured:
-    """Read everything that lies in a run's evals/ and exports/; what is damaged or a link is left out and named."""
+    """Read all files of a run's evals/ and exports/; damaged files and links are left out and named."""
     found = Measured(run, folder)
     for part in ("evals", "exports"):
         if (folder / part).is_symlink():
-            continue  # a page that is handed on holds nothing from elsewhere
+            continue  # a page may be passed on, so it must contain nothing from elsewhere
         for place in sorted((folder / part).glob("*.json")):
             source = f"{run}/{part}/{place.name}"
             try:
@@ -88,7 +88,7 @@ def read_measured(run: str, folder: Path) -> Measured:
 
 
 def sort_in(found: Measured, stem: str, sheet: Sheet) -> None:
-    """Put a sheet where it belongs, by what it holds."""
+    """Assign a sheet to its kind, by its content."""
     if sheet.rows("forms"):
         found.exports.append(sheet)
     elif "gradients" in sheet.content and "findings" in sheet.content:
@@ -104,7 +104,7 @@ def sort_in(found: Measured, stem: str, sheet: Sheet) -> None:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of a figure over the runs that have it. sources: their files."""
+    """Mean of a result over the runs that have it. sources: their files."""
 
     value: float
     count: int
@@ -112,12 +112,12 @@ class Mean:
 
 
 def mean_of(sheets: Iterable[Sheet | None], *keys: str) -> Mean | None:
-    """Return the mean of a figure over sheets; None where none has it."""
+    """Return the mean of a result over sheets; None if none has it."""
     return over_runs(sheets, lambda sheet: sheet.figure(*keys))
 
 
 def over_runs(sheets: Iterable[Sheet | None], figure: Callable[[Sheet], float | None]) -> Mean | None:
-    """Return the mean of what `figure` finds in sheets; None where it finds it in none."""
+    """Return the mean of `figure` over sheets; None if it is None for all."""
     found = [(value, sheet.source) for sheet in sheets if sheet and (value := figure(sheet)) is not None]
     mean, _ = mean_std([value for value, _ in found])
     return None if mean is None else Mean(mean, len(found), [source for _, source in found])
@@ -137,7 +137,7 @@ def related(sheet: Sheet) -> float | None:
 
 
 def overconfidence(sheet: Sheet) -> float | None:
-    """Return mean confidence less accuracy, in points, from the bins of an evaluation."""
+    """Return mean confidence minus accuracy, in points, from the bins of an evaluation."""
     bins = sheet.content.get("calibration")
     try:
         counts, confidences, accuracies = (bins[key] for key in ("count", "confidence", "accuracy"))  # type: ignore[index]
@@ -153,7 +153,7 @@ def overconfidence(sheet: Sheet) -> float | None:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The class that is most often taken for another: `count` of its `images`."""
+    """Most frequent confusion of one class with another: `count` of its `images`."""
 
     taken: str
     instead: str
@@ -163,7 +163,7 @@ class Confusion:
 
 
 def worst_confusion(measured: Measured) -> Confusion | None:
-    """Return the largest count off the diagonal of test_confusion.csv; None where there is none to be read."""
+    """Return the largest count off the diagonal of test_confusion.csv; None if it cannot be read."""
     place = measured.folder / "evals" / f"{TEST}_confusion.csv"
     if measured.test is None or place.is_symlink() or place.parent.is_symlink():
         return None
@@ -185,7 +185,7 @@ def worst_confusion(measured: Measured) -> Confusion | None:
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What is known of the teacher of a run: its size, from the file that says so."""
+    """Size of a run's teacher, with the file that states it."""
 
     name: str
     params: float
@@ -194,8 +194,8 @@ class TeacherFacts:
 
 
 def teacher_of(provenance: dict[str, Any], folder: Path, dataset: str, measured: Measured) -> TeacherFacts | None:
-    """Return the size of a run's teacher: of the stored network that taught it, else as it was measured beside the run;
-    None where neither says."""
+    """Return the size of a run's teacher: of the stored network that taught it, else as measured with the run; None
+    if neither is known."""
     told = provenance.get("teacher")
     name, sha256 = (str(told.get(key) or "") for key in ("name", "sha256")) if isinstance(told, dict) else ("", "")
     root = home_of(folder)
@@ -213,7 +213,7 @@ def teacher_of(provenance: dict[str, Any], folder: Path, dataset: str, measured:
 
 @cache
 def stored_result(root: Path, dataset: str, name: str, sha256: str) -> Sheet | None:
-    """Return the result of a teacher in the store of an output root; None where it is not there."""
+    """Return the result of a teacher in the store of an output root; None if it is not there."""
     stored = stored_teacher(root, dataset, name, sha256)
     if stored is None:
         return None

@@ -1,4 +1,4 @@
-"""What was measured of runs, in sentences with figures and their files."""
+"""Measurements of runs as sentences with figures and their files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from kdrun.reporting.measured import (
     worst_confusion,
 )
 
-FEW = 3  # derived sets that a sentence lists; of more the best and the worst
+FEW = 3  # most derived sets in a sentence; of more, only the best and the worst
 
 
 class Statement:
-    """A sentence, and the files or commands that its figures come from."""
+    """Sentence, with the files or commands that its figures come from."""
 
     def __init__(self, words: str, *sources: str):
         self.words, self.sources = words, [source for source in sources if source]
 
 
 def source_words(paths: Sequence[str]) -> str:
-    """Return a path; of the same file of several runs a pattern, and how many."""
+    """Return a path; for the same file of several runs a pattern, and their number."""
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
         return "".join(paths)
@@ -41,7 +41,7 @@ def source_words(paths: Sequence[str]) -> str:
 
 
 def measurements(runs: Sequence[Measured]) -> Iterator[Statement]:
-    """Everything that was measured of a row's runs, as a mean over those that have it."""
+    """Yield sentences on all measurements of a row's runs, as means over those that have them."""
     tests = [run.test for run in runs]
     yield from closeness(tests)
     yield from calibration(tests)
@@ -52,7 +52,7 @@ def measurements(runs: Sequence[Measured]) -> Iterator[Statement]:
 
 
 def of_runs(number: int, every: int) -> str:
-    """Say of how many runs a figure is the mean, unless it is of the only one."""
+    """Return the number of runs behind a mean, unless there is only one run."""
     if every == 1:
         return ""
     return f", {'one' if number == 1 else 'mean'} of {plural(every if number == 1 else number, 'run')}"
@@ -63,11 +63,11 @@ def closeness(tests: Sequence[Sheet | None]) -> Iterator[Statement]:
     if agreement is None or divergence is None:
         return
     words = (
-        f"It names the same class as its teacher on {agreement.value:.2f} % of the test images, and "
+        f"It predicts the same class as its teacher on {agreement.value:.2f} % of the test images, and "
         f"KL(teacher ‖ student) is {divergence.value:.3g} nats{of_runs(agreement.count, len(tests))}"
     )
     alike = over_runs(tests, related)
-    words += "" if alike is None else f"; the linear CKA of their features is {alike.value:.2f} (1 is the same)"
+    words += "" if alike is None else f"; the linear CKA of their features is {alike.value:.2f} (1: identical)"
     yield Statement(f"{words}.", source_words(agreement.sources))
 
 
@@ -76,16 +76,17 @@ def calibration(tests: Sequence[Sheet | None]) -> Iterator[Statement]:
     if error is None:
         return
     words = (
-        f"Its confidence is {error.value:.2f} points off its accuracy (ECE, 15 bins{of_runs(error.count, len(tests))})"
+        f"Its confidence deviates from its accuracy by {error.value:.2f} points (ECE, 15 bins"
+        f"{of_runs(error.count, len(tests))})"
     )
     gap = over_runs(tests, overconfidence)
     if gap is not None and abs(gap.value) >= 0.005:
-        words += f": on average {abs(gap.value):.2f} points too {'high' if gap.value > 0 else 'low'}"
+        words += f": on average it is {abs(gap.value):.2f} points too {'high' if gap.value > 0 else 'low'}"
     yield Statement(f"{words}.", source_words(error.sources))
 
 
 def classes(runs: Sequence[Measured]) -> Iterator[Statement]:
-    """The class that the first run knows worst, and what is confused most often."""
+    """Yield the worst class of the first run, and its most frequent confusion."""
     run = next((run for run in runs if run.test), None)
     if run is None or run.test is None:
         return
@@ -95,11 +96,11 @@ def classes(runs: Sequence[Measured]) -> Iterator[Statement]:
     if len(found) < 2:
         return
     worst, name = min(found, key=lambda one: one[0])
-    words, sources = f"It knows class {name} worst, with an F1 of {worst:.2f} %", [run.test.source]
+    words, sources = f"Its worst class is {name}, with an F1 of {worst:.2f} %", [run.test.source]
     confused = worst_confusion(run)
     if confused is not None:
         words += (
-            f"; most often it takes {confused.taken} for {confused.instead} ({confused.count:,} of "
+            f"; most often it mistakes {confused.taken} for {confused.instead} ({confused.count:,} of "
             f"{plural(confused.images, 'image')})"
         )
         sources.append(confused.source)
@@ -111,14 +112,14 @@ def heat_maps(runs: Sequence[Measured]) -> Iterator[Statement]:
     overlap, other = mean_of(maps, "iou"), mean_of(maps, "other_images", "iou")
     if overlap is None:
         return
-    beside = "" if other is None else f"; with the teacher's maps of other images it is {other.value:.2f}"
-    words = f"Its Grad-CAM maps overlap with its teacher's by an IoU of {overlap.value:.2f}"
+    beside = "" if other is None else f" (chance level, with the teacher's maps of other images: {other.value:.2f})"
+    words = f"Its Grad-CAM maps overlap with its teacher's with an IoU of {overlap.value:.2f}"
     words += of_runs(overlap.count, len(runs))
     yield Statement(f"{words}{beside}.", source_words(overlap.sources))
 
 
 def derived_sets(runs: Sequence[Measured]) -> Iterator[Statement]:
-    """What part of its accuracy on clean images is left on derived ones."""
+    """Yield the share of clean accuracy kept on derived sets."""
     names = dict.fromkeys(name for run in runs for name in run.derived)
     means = {name: mean_of([run.derived.get(name) for run in runs], "change", "ratio") for name in names}
     kept = sorted(((mean, name) for name, mean in means.items() if mean), key=lambda one: -one[0].value)
@@ -126,7 +127,7 @@ def derived_sets(runs: Sequence[Measured]) -> Iterator[Statement]:
         return
     shown = kept if len(kept) <= FEW else [kept[0], kept[-1]]
     parts = [f"{100 * mean.value:.1f} % on {name}" for mean, name in shown]
-    among = "" if len(kept) <= FEW else f", the best and the worst of {len(kept)} derived test sets"
+    among = "" if len(kept) <= FEW else f", the best and worst of {len(kept)} derived test sets"
     words = f"Of its accuracy on clean images it keeps {enumerated(parts)}{among}."
     yield Statement(words, source_words([source for mean, _ in shown for source in mean.sources]))
 
@@ -137,14 +138,14 @@ def diagnoses(runs: Sequence[Measured]) -> Iterator[Statement]:
         return
     findings = [f"{one.text('name')} ({one.text('figure').rstrip('.')})" for one in sheet.rows("findings")]
     if findings:
-        yield Statement(f"What stands in the way of distillation: {'; '.join(findings)}.", sheet.source)
+        yield Statement(f"Obstacles to distillation: {'; '.join(findings)}.", sheet.source)
     else:
-        yield Statement("Of what usually stands in the way of distillation, nothing was found.", sheet.source)
+        yield Statement("None of the usual obstacles to distillation was found.", sheet.source)
 
 
 def exported(sheet: Sheet, name: str) -> Iterator[Statement]:
-    """Whether an exported file computes what the network does, and what INT8 costs and gives beside float32. name: of
-    the network in the sentence."""
+    """Yield whether an exported file computes the same as the network, and what INT8 costs and gains compared to
+    float32. name: the network's name in the sentence."""
     forms = {form.text("form"): form for form in sheet.rows("forms")}
     whole = next((form for kind, form in forms.items() if form.text("file") and "INT8" not in kind), None)
     if whole is None:
@@ -156,13 +157,13 @@ def exported(sheet: Sheet, name: str) -> Iterator[Statement]:
 
 
 def whole_file(form: Sheet, reference: Sheet, name: str) -> Statement:
-    """The float32 file beside the network in PyTorch."""
+    """Return the comparison of the float32 file with the network in PyTorch."""
     one, many, before = (
         sheet.figure(key)
         for sheet, key in ((form, "milliseconds_of_1"), (form, "milliseconds_of_64"), (reference, "milliseconds_of_1"))
     )
     top1, bytes_ = form.figure("top1"), form.figure("size")
-    parts = [] if top1 is None else [f"is right on {top1:.2f} % of the test images"]
+    parts = [] if top1 is None else [f"is correct on {top1:.2f} % of the test images"]
     parts += [] if bytes_ is None else [f"has {bytes_ / 1e6:.2f} MB"]
     if one is not None and many is not None:
         beside = "" if before is None else f" (PyTorch {before:.2f} ms)"
@@ -171,7 +172,7 @@ def whole_file(form: Sheet, reference: Sheet, name: str) -> Statement:
 
 
 def quantised(kind: str, form: Sheet, whole: Sheet) -> Statement:
-    """What INT8 costs in accuracy, and gives in size and speed beside the float32 file."""
+    """Return what INT8 costs in accuracy, and gains in size and speed, compared to the float32 file."""
     ours, theirs = form.figure("top1"), whole.figure("top1")
     cost = "has an unknown accuracy" if ours is None or theirs is None else points_words(ours - theirs)
     gains = [
@@ -191,7 +192,7 @@ def quantised(kind: str, form: Sheet, whole: Sheet) -> Statement:
 
 
 def enumerated(parts: Sequence[str]) -> str:
-    """Return a, b and c."""
+    """Return a list as text: a, b and c."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
@@ -202,7 +203,7 @@ def points_words(change: float) -> str:
 
 
 def times_words(before: float | None, after: float | None, less: str, more: str, unit: str) -> str:
-    """1.8 times faster for one image; as fast within 5 %; empty where one is unknown."""
+    """Return a ratio as text: 1.8 times faster for one image; "no faster" within 5 %; empty if one is unknown."""
     if not before or not after:
         return ""
     ratio = before / after
@@ -212,7 +213,7 @@ def times_words(before: float | None, after: float | None, less: str, more: str,
 
 
 def bias_shifts(grid: Path, column: str) -> Iterator[Statement]:
-    """How far distillation shifted what is kept on derived sets, by the grid.csv of kdrun bias."""
+    """Yield how far distillation shifted the accuracy kept on derived sets, from the grid.csv of kdrun bias."""
     try:
         with grid.open(newline="") as file:
             lines = [line for line in csv.DictReader(file) if line.get("column") == column and line.get("shift_low")]

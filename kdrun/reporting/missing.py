@@ -1,4 +1,5 @@
-"""Measure what a report lacks: finished runs on the test set, heat maps, and of a single run a file for deployment."""
+"""Measurement of what a report lacks: finished runs on the test set, heat maps, and for a single run an exported
+file."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from kdrun.reporting.measured import Measured
 
 @dataclass(frozen=True)
 class Measuring:
-    """How it is measured. settings: where, as kdrun eval takes them; tell: of a line to be printed."""
+    """Settings of the measurement. settings: where to measure, as for kdrun eval; tell: prints a line."""
 
     settings: dict[str, str]
     trust: bool
@@ -24,7 +25,7 @@ class Measuring:
 
 
 def measure_missing(known: KnownPlaces, how: Measuring) -> None:
-    """Write what is missing into the runs; what cannot be measured is said and left out."""
+    """Measure what is missing, and write it into the runs. Whatever cannot be measured is reported and left out."""
     steps = list(missing_steps(known, how))
     for number in how.track(iter(range(len(steps))), len(steps), "measuring"):
         run, what, step = steps[number]
@@ -35,8 +36,8 @@ def measure_missing(known: KnownPlaces, how: Measuring) -> None:
 
 
 def missing_steps(known: KnownPlaces, how: Measuring) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """Every run on the test set; the heat maps of one run of each student with a teacher; of a single run, where ONNX
-    is installed, its export."""
+    """Yield the missing measurements: every run on the test set; the heat maps of one run of each student with a
+    teacher; for a single run its export, if ONNX is installed."""
     runs = {run.run: run for place in known.values() for run in place.measured}
     for run in runs.values():
         if run.test is None:
@@ -91,4 +92,4 @@ def export_run(run: Measured, how: Measuring) -> None:
     found = export(target, destination(target, options), options, untracked)
     for form in found.forms:
         if form.problem:
-            how.tell(f"{Path(run.run).name}, {form.name}: {form.problem}; no file is written.")
+            how.tell(f"{Path(run.run).name}, {form.name}: {form.problem}; no file written.")

@@ -1,4 +1,4 @@
-"""How far a sweep is, and how long the rest will take. No torch here."""
+"""Progress of a sweep, and the time left. No torch here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdrun.display import plural
 from kdrun.errors import CheckpointError
 from kdrun.evaluation.stats import mean_std
 from kdrun.files import read_json
@@ -18,8 +19,8 @@ from kdrun.runs.ledger import STATES, Cell, Ledger, state_of
 
 @dataclass(frozen=True)
 class Progress:
-    """counts: state -> cells, of ledger.STATES. failed: (cell, reason). seconds: what is left on the clock, None where
-    nothing tells; basis: how that was estimated; running: runs in training now."""
+    """Progress of a sweep. counts: state -> cells, of ledger.STATES; failed: (cell, reason); seconds: clock time
+    left, None if unknown; basis: how that was estimated; running: runs in training now."""
 
     counts: dict[str, int]
     failed: list[tuple[Cell, str]]
@@ -29,7 +30,7 @@ class Progress:
 
 
 def progress_of(ledger: Ledger, root: Path) -> Progress:
-    """Every cell's state, each run looked at once. Failed cells are not part of the time left."""
+    """Return every cell's state, reading each run once. Failed cells are not part of the time left."""
     states: dict[str, tuple[str, str]] = {}
     for cell in ledger.cells:
         if cell.run is not None and cell.run not in states:
@@ -43,14 +44,15 @@ def progress_of(ledger: Ledger, root: Path) -> Progress:
     seconds, basis = time_left([cells[run] for run in sorted(cells)], state_of_run, root)
     if seconds and running > 1:
         seconds /= running
-        basis += f", {running} of them at a time as now"
+        basis += f", {running} at a time as now"
     elif seconds:
         basis += ", one after another"
     return Progress({state: counted[state] for state in STATES}, failed, seconds, basis, running)
 
 
 def time_left(cells: list[Cell], states: dict[str, str], root: Path) -> tuple[float | None, str]:
-    """Seconds of training that are left over all runs, and what says so; None where no run has been timed."""
+    """Return the seconds of training left over all runs, and the basis of the estimate; None if no run has been
+    timed."""
     waiting = [cell for cell in cells if states[str(cell.run)] in ("running", "unfinished", "missing")]
     if not waiting:
         return 0.0, ""
@@ -65,17 +67,18 @@ def time_left(cells: list[Cell], states: dict[str, str], root: Path) -> tuple[fl
         left = sum(share[str(cell.run)] * nearest(cell) for cell in waiting)
         return (
             left,
-            f"from the training time of {len(timed):,} finished runs, those of the same column and method first",
+            f"from the training time of {plural(len(timed), 'finished run')}, preferably of the same column and method",
         )
     paces = [seconds for cell in begun if (seconds := own_pace(root / str(cell.run))) is not None]
     mean, _ = mean_std(paces)
     if mean is None:
         return None, "no run has been timed yet"
-    return mean * sum(share.values()), f"from the images/s of {len(paces):,} runs that have begun, evaluation left out"
+    return mean * sum(share.values()), f"from the images/s of {plural(len(paces), 'started run')}, without evaluation"
 
 
 def averages(cells: list[Cell], timed: dict[str, float]) -> Callable[[Cell], float]:
-    """cell -> mean seconds of the finished runs nearest to it: its column and method, else its column, else all."""
+    """Return cell -> mean seconds of the most similar finished runs: of its column and method, else its column, else
+    all."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for cell in cells:
         for key in ((cell.column, cell.method), (cell.column,), ()):
@@ -97,7 +100,8 @@ def train_seconds(path: Path) -> float | None:
 
 
 def epochs_of(path: Path) -> int | None:
-    """The top-level `epochs` of config.yaml. Parsing the whole file would take longer than everything else here."""
+    """Return the top-level `epochs` of config.yaml. Parsing the whole file would take longer than everything else
+    here."""
     try:
         found = re.search(r"^epochs: (\d+)", (path / "config.yaml").read_text(), re.MULTILINE)
     except (OSError, ValueError):
@@ -106,7 +110,7 @@ def epochs_of(path: Path) -> int | None:
 
 
 def share_left(path: Path) -> float:
-    """The part of a run's epochs that is still to be trained."""
+    """Return the fraction of a run's epochs that is still to be trained."""
     epochs = epochs_of(path)
     try:
         rows = RunDirectory(path).read_metrics()
@@ -116,7 +120,7 @@ def share_left(path: Path) -> float:
 
 
 def own_pace(path: Path) -> float | None:
-    """Seconds that a whole run takes at the mean pace of its epochs so far; evaluation is not in it."""
+    """Return the seconds of a whole run at the mean pace of its epochs so far, without evaluation."""
     epochs = epochs_of(path)
     try:
         images = read_json(path / "provenance.json")["data"]["train"]
@@ -128,8 +132,8 @@ def own_pace(path: Path) -> float | None:
 
 
 def in_training(ledger: Ledger, root: Path) -> list[list[str]]:
-    """Return (place, epoch of epochs, loss, accuracy, best accuracy) of the runs that train now, as far as their
-    metrics say; a run that several cells share comes once."""
+    """Return (place, epoch of epochs, loss, accuracy, best accuracy) of the runs in training, as far as recorded; a
+    run of several cells occurs once."""
     rows = []
     for run, cell in {str(cell.run): cell for cell in reversed(ledger.cells) if cell.run is not None}.items():
         if state_of(cell, root)[0] != "running":

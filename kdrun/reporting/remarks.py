@@ -1,4 +1,4 @@
-"""What a reader must know of a published value beside ours, and of the teachers behind a table. No torch here."""
+"""Remarks on published values shown with ours, and on the teachers behind a table. No torch here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from kdrun.runs.published import Published
 
-SELECTION, SETTINGS, TEACHER = "†", "‡", "§"  # a remark begins with its mark
+SELECTION, SETTINGS, TEACHER = "†", "‡", "§"  # each remark begins with its mark
 RULES = {
     "top1_best": "the best epoch on the test set",
-    "top1_val_selected": "the epoch that the validation split chose",
+    "top1_val_selected": "the epoch chosen on the validation split",
 }
 TEACHER_BLOCK = re.compile(r"^teacher:\n(?:[ -].*\n)+", re.MULTILINE)
 
@@ -19,21 +19,22 @@ TEACHER_BLOCK = re.compile(r"^teacher:\n(?:[ -].*\n)+", re.MULTILINE)
 def remarks(
     theirs: Published, value: str, settings: list[str], teacher: tuple[float, float] | None, margin: float
 ) -> list[str]:
-    """Whatever is not alike between ours and a published figure. teacher: (ours, the published one's accuracy)."""
+    """Return all differences between ours and a published value. teacher: (our teacher's, the published teacher's
+    accuracy)."""
     found = []
     ours, published = RULES.get(value, "the last epoch"), RULES["top1_best"] if theirs.selection == "best" else ""
     if (published or "the last epoch") != ours:
-        found.append(f"{SELECTION} published: of {published or 'the last epoch'}; ours: of {ours}")
+        found.append(f"{SELECTION} published: {published or 'the last epoch'}; ours: {ours}")
     if settings:
-        found.append(f"{SETTINGS} settings other than the publication's ({'; '.join(settings)})")
+        found.append(f"{SETTINGS} settings differ from the publication's ({'; '.join(settings)})")
     if teacher is not None and abs(teacher[0] - teacher[1]) > margin:
         found.append(f"{TEACHER} the teacher has {teacher[0]:.2f}, the published one {teacher[1]:.2f}")
     return found
 
 
 def teachers_note(places: Iterable[Iterable[Path]]) -> list[str]:
-    """Whether the seeds of a place share one teacher. places: the runs of each place whose method has a teacher that
-    learned before."""
+    """Return a note on whether the seeds of a place share one teacher. places: the runs of each place whose method
+    has a pretrained teacher."""
     shared = own = 0
     for runs in places:
         teachers = [teacher for run in runs if (teacher := teacher_settings(run))]
@@ -44,14 +45,14 @@ def teachers_note(places: Iterable[Iterable[Path]]) -> list[str]:
         return [f"Of {shared + own} cells, {own} have a teacher for each seed, {shared} one teacher for several seeds."]
     if shared:
         return [
-            "One teacher taught all seeds: ± and intervals hold nothing of what another teacher would change "
-            "(teacher.seed=${seed} trains one for each)."
+            "All seeds share one teacher: ± and intervals do not include the variation between teachers "
+            "(teacher.seed=${seed} trains one for each seed)."
         ]
-    return ["Each seed has a teacher of its own: ± and intervals hold the spread of teachers too."] if own else []
+    return ["Each seed has its own teacher: ± and intervals include the variation between teachers."] if own else []
 
 
 def teacher_settings(run: Path) -> str:
-    """The teacher's part of a run's config.yaml; nothing where it cannot be read."""
+    """Return the teacher's part of a run's config.yaml; an empty string if it cannot be read."""
     try:
         found = TEACHER_BLOCK.search((run / "config.yaml").read_text())
     except (OSError, ValueError):

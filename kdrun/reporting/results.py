@@ -1,4 +1,4 @@
-"""The results that a ledger's runs left, read with suspicion: damaged and foreign files are named and passed over."""
+"""Results of a ledger's runs. Damaged and foreign files are reported and skipped."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kdrun.runs.result import problem_of
 
 SELECTIONS = {
     "top1_last": "top-1, %, of the last epoch",
-    "top1_best": "top-1, %, of the best epoch on the test set, which flatters",
-    "top1_val_selected": "top-1, %, of the epoch that the validation split chose",
+    "top1_best": "top-1, %, of the best epoch on the test set (optimistic)",
+    "top1_val_selected": "top-1, %, of the epoch chosen on the validation split",
 }
 NEEDED = ("seed", "dataset", "student", "method", "digest", "precision", "device", "teacher_top1", *SELECTIONS)
 
 
 @dataclass
 class Place:
-    """The cells of one row and column while they are gathered. results: seed -> result.json."""
+    """Place of the table: the cells of one row and column while they are gathered. results: seed -> result.json."""
 
     cells: list[Cell] = field(default_factory=list)
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Place:
 
 
 def gather(ledger: Ledger, root: Path, skipped: list[str]) -> dict[tuple[str, str], Place]:
-    """(row, column) -> what its runs say; damaged and foreign results are named in `skipped`."""
+    """Return (row, column) -> its results; damaged and foreign ones are named in `skipped`."""
     places: dict[tuple[str, str], Place] = {}
     read: dict[str, dict[str, Any] | str | None] = {}
     for cell in ledger.cells:
@@ -60,7 +60,7 @@ def gather(ledger: Ledger, root: Path, skipped: list[str]) -> dict[tuple[str, st
 
 
 def read_result(cell: Cell, root: Path) -> dict[str, Any] | str | None:
-    """A finished run's result, None where it is not finished, or the line that says why it cannot be used."""
+    """Return a finished run's result, None if it is not finished, or a line with the reason why it cannot be used."""
     run = RunDirectory(root / str(cell.run))
     try:
         result = read_json(run.result_path)
@@ -89,7 +89,8 @@ def read_result(cell: Cell, root: Path) -> dict[str, Any] | str | None:
 
 
 def failure(cell: Cell, root: Path) -> str:
-    """Why a run failed, or nothing. Its lock is only tried where it left failed.txt: a table disturbs no training."""
+    """Return why a run failed, or an empty string. Its lock is only tried if failed.txt exists, so that a table
+    disturbs no training."""
     if not (root / str(cell.run) / "failed.txt").is_file():
         return ""
     state, reason = state_of(cell, root)

@@ -1,4 +1,4 @@
-"""The runs, or the stored teachers, of an output folder as rows that can be filtered and sorted."""
+"""Runs or stored teachers of an output folder as rows that can be filtered and sorted."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kdrun.runs.ledger import is_locked
 from kdrun.runs.marks import Marks, read_marks
 from kdrun.runs.result import RESULT_KEYS
 
-STATE_WIDTH = 12  # characters, for a state in more than a word
+STATE_WIDTH = 12  # characters, for a state of several words
 STATES = ("done", "running", "failed", "unfinished")
-# sort=… -> (what runs are ordered by, whether the largest comes first)
+# sort=… -> (sort key, True if the largest comes first)
 ORDERS: dict[str, tuple[Callable[[ListedRun], Any], bool]] = {
     "path": (lambda run: run.path, False),
     "top1": (lambda run: run.result.get("top1_last"), True),
@@ -31,7 +31,8 @@ ORDERS: dict[str, tuple[Callable[[ListedRun], Any], bool]] = {
 
 @dataclass
 class ListedRun:
-    """One directory. state: one of STATES, `said` in words; result: of result.json, empty where it is not done."""
+    """Directory in the list. state: one of STATES; said: its description; result: of result.json, empty if
+    unfinished."""
 
     path: Path
     state: str
@@ -41,7 +42,7 @@ class ListedRun:
 
 
 def listed_runs(root: Path, teachers: bool) -> list[ListedRun]:
-    """Return every run, or every stored teacher, by its path."""
+    """Return all runs, or all stored teachers, sorted by path."""
     folders = sorted(root.glob("teachers/*/*/*" if teachers else "runs/*/*/*/*"))
     return [listed(RunDirectory(folder, "teacher" if teachers else "student")) for folder in folders]
 
@@ -65,8 +66,8 @@ def listed(run: RunDirectory) -> ListedRun:
 
 
 def chosen(runs: list[ListedRun], filters: Mapping[str, str], state: str | None, tag: str | None) -> list[ListedRun]:
-    """Return the runs whose settings have the given values (several between commas), and whose state and tags are
-    these. Raises ConfigError for a setting that is none."""
+    """Return the runs with the given settings (several values separated by commas), state and tags. Raises
+    ConfigError for an unknown setting."""
     known = {*settings(), *method_settings(), *RESULT_KEYS}
     for key in filters:
         if key not in known:
@@ -85,7 +86,7 @@ def matches(run: ListedRun, key: str, value: str) -> bool:
 
 
 def same(value: Any, word: str) -> bool:
-    """Return True if a value is what is typed: 0.10 is 0.1."""
+    """Return True if a value equals what was typed: 0.10 is 0.1."""
     if value is None:
         return word == "null"
     try:
@@ -95,7 +96,7 @@ def same(value: Any, word: str) -> bool:
 
 
 def in_order(runs: list[ListedRun], order: str) -> list[ListedRun]:
-    """Return the runs by what `order` names; those that have no such value come last."""
+    """Return the runs ordered by `order`; those without such a value come last."""
     key, largest = ORDERS[order]
     having = [run for run in runs if key(run) is not None]
     return [*sorted(having, key=key, reverse=largest), *(run for run in runs if key(run) is None)]
@@ -104,15 +105,15 @@ def in_order(runs: list[ListedRun], order: str) -> list[ListedRun]:
 def table_of_runs(
     runs: list[ListedRun], root: Path, name: str, width: int
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return heads, rows and notes; marks have a column where there are any. Where `width` has no room for all, no line
-    breaks: times are left out, states are single words that the notes explain, and paths begin below the folder that
-    all share."""
+    """Return header, rows and notes; marks have a column if there are any. If `width` is too small, lines are shortened
+    instead of broken: times are left out, states are single words explained in the notes, and paths are relative to the
+    common folder."""
     heads, rows = every_column(runs, root, name)
     longest = sum(max(map(len, (head, *(row[place] for row in rows)))) + 2 for place, head in enumerate(heads[:3]))
     if longest + STATE_WIDTH <= width:
         return heads, rows, []
     folder, paths = short_labels([row[0] for row in rows])
-    notes = [f"paths begin in {folder}/"] if folder else []
+    notes = [f"paths are relative to {folder}/"] if folder else []
     notes += [f"{path}: {run.said}" for path, run in zip(paths, runs, strict=True) if run.said != run.state]
     short = [[path, row[1], run.state, *row[4:]] for path, row, run in zip(paths, rows, runs, strict=True)]
     return [*heads[:2], *heads[3:]], short, notes

@@ -1,4 +1,4 @@
-"""A ledger of any finished or half-finished runs: a row per method, a column per data set and pair. No torch here."""
+"""Ledger of any finished or unfinished runs: a row per method, a column per data set and pair. No torch here."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdrun.files import read_json
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import Cell, Ledger, TableShape, changes_numbers
 
-OWN_PLACE = ("seed", "method", "teacher", "student", "dataset")  # a run's row, column and seed say these already
+OWN_PLACE = ("seed", "method", "teacher", "student", "dataset")  # already shown by a run's row, column and seed
 BASELINE = "none"
 
 
 @dataclass
 class Found:
-    """A run as its files describe it. settings: the overrides that neither its place nor its row say; certain: whether
+    """Run as described by its files. settings: the overrides not already shown by its place or row; certain: True if
     they are known."""
 
     run: str
@@ -40,8 +40,9 @@ class Found:
 
 
 def ledger_of_runs(paths: list[Path], root: Path) -> Ledger:
-    """Rows are methods; runs of the same method and pair with other settings get rows of their own. Networks trained
-    without a teacher stand in every column of their student. Tests and deltas are against the row `none`."""
+    """Return a ledger whose rows are methods; runs of the same method and pair with other settings get separate
+    rows. Networks trained without a teacher appear in every column of their student. Tests and differences are
+    against the row `none`."""
     runs = [describe(path, root) for path in dict.fromkeys(path.absolute() for path in paths)]
     labels = row_labels(runs)
     pairs = list(dict.fromkeys(run.pair for run in runs))
@@ -72,7 +73,7 @@ def ledger_of_runs(paths: list[Path], root: Path) -> Ledger:
         shape.baseline = shape.against = BASELINE
     cells.sort(key=lambda cell: (shape.columns.index(cell.column), rows.index(cell.row), cell.seed))
     title = plural(len(runs), "run")
-    if len(runs) == 1:  # its place, instead of a number
+    if len(runs) == 1:  # its name, instead of a number
         title = f"{labels[runs[0].run]}, {shape.columns[0]}, seed {runs[0].seed}"
     return Ledger("runs", title, "", shape, cells)
 
@@ -83,7 +84,7 @@ def column_label(pair: tuple[str, str | None, str]) -> str:
 
 
 def describe(path: Path, root: Path) -> Found:
-    """From result.json, or, where that is missing or of no use, from config.yaml; from the path where both are."""
+    """Describe a run from result.json, else from config.yaml, else from its path."""
     home = root.absolute()
     run = str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
     try:
@@ -98,13 +99,13 @@ def describe(path: Path, root: Path) -> Found:
         told, overrides = from_config(path)
     keys = [word.lstrip("+").partition("=")[0] for word in overrides]
     words = [word for word, key in zip(overrides, keys, strict=True) if key not in OWN_PLACE and changes_numbers(key)]
-    # A multirun's command holds lists of values: which of them this run is cannot be read from it.
+    # A multirun's command contains lists of values, so this run's own values are unknown.
     certain = finished or not any("," in word for word in words)
     return Found(run, **told, settings=frozenset(map(canonical, words)), certain=certain, path=path)
 
 
 def canonical(word: str) -> str:
-    """One spelling of a number: a command line has 1e-3 where a finished run's overrides have 0.001."""
+    """Return one canonical spelling of a number: a command line may have 1e-3, and a finished run's overrides 0.001."""
     key, equals, value = word.partition("=")
     try:
         return f"{key}{equals}{float(value):g}"
@@ -113,7 +114,7 @@ def canonical(word: str) -> str:
 
 
 def from_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Dataset, networks, method and seed of a run that is not finished, with the command that began it."""
+    """Return dataset, networks, method and seed of an unfinished run, with the command that started it."""
     config = read_config(path)
     pair = path.parent.parent.name
     named: dict[str, dict[str, Any]] = {}
@@ -138,7 +139,7 @@ def from_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.yaml, or nothing where it cannot be read."""
+    """Return config.yaml; empty if it cannot be read."""
     import yaml
 
     try:
@@ -149,31 +150,31 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def row_labels(runs: list[Found]) -> dict[str, str]:
-    """run -> method, with the settings that tell it from the others of its method and pair."""
+    """Return run -> method, with the settings that distinguish it from the others of its method and pair."""
     groups: dict[tuple[Any, ...], list[Found]] = defaultdict(list)
     for run in runs:
         groups[(*run.pair, run.method)].append(run)
     labels = {}
     for group in groups.values():
         settings = {run.run: run.settings for run in group}
-        if not all(run.certain for run in group) or doubled(group, settings):  # the overrides do not tell them apart
+        if not all(run.certain for run in group) or doubled(group, settings):  # the overrides do not distinguish them
             settings = {run.run: frozenset(flat(read_config(run.path))) for run in group}
         shared = frozenset.intersection(*settings.values())
         own = {run.run: " ".join([run.method, *sorted(settings[run.run] - shared)]) for run in group}
-        if doubled(group, own):  # other data under the same settings: only the digest says so
+        if doubled(group, own):  # other data under the same settings: only the digests differ
             own = {run.run: f"{own[run.run]} {run.path.name.rpartition('-')[2]}" for run in group}
         labels |= own
     return labels
 
 
 def doubled(group: list[Found], settings: dict[str, Any]) -> bool:
-    """Whether two runs of one seed would share a row."""
+    """Return True if two runs of one seed would share a row."""
     keys = [(run.seed, settings[run.run]) for run in group]
     return len(set(keys)) < len(keys)
 
 
 def flat(node: Any, prefix: str = "") -> list[str]:
-    """key=value words of a configuration, without what says nothing about numbers."""
+    """Return the key=value settings of a configuration that affect numbers."""
     if isinstance(node, dict):
         return [
             word

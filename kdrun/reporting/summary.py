@@ -1,5 +1,4 @@
-"""What a reader takes home from a table: sentences with figures, each with the file or the command that it comes from.
-No torch here."""
+"""Summary of a table: sentences with figures, each with the file or command behind it. No torch here."""
 
 from __future__ import annotations
 
@@ -14,19 +13,19 @@ from kdrun.reporting.labels import interval_words
 from kdrun.reporting.measured_words import Statement, bias_shifts, enumerated, exported, measurements, source_words
 from kdrun.reporting.table import Table
 
-NAMES = 4  # of rows that a sentence lists
+NAMES = 4  # most rows listed in a sentence
 
 
 @dataclass
 class Part:
-    """The sentences on one column. heading: its name, where the table has several."""
+    """Part of a summary: the sentences on one column. heading: its name, if the table has several."""
 
     heading: str
     statements: list[Statement] = field(default_factory=list)
 
 
 def summary(table: Table, known: KnownPlaces, grid: Path) -> list[Part]:
-    """Return the sentences on every column, in the table's order. grid: where the bias grid of the sweep would be."""
+    """Return the sentences on every column, in the table's order. grid: path of the sweep's bias grid."""
     parts = []
     for column in table.columns:
         part = Part(column if len(table.columns) > 1 else "", list(of_column(table, column, known, grid)))
@@ -35,7 +34,8 @@ def summary(table: Table, known: KnownPlaces, grid: Path) -> list[Part]:
 
 
 def of_column(table: Table, column: str, known: KnownPlaces, grid: Path) -> Iterator[Statement]:
-    """The most accurate row with a teacher, beside the others, its teacher, and what was measured of it."""
+    """Yield sentences on the most accurate row with a teacher: compared with the others, its teacher, and its
+    measurements."""
     rows = [known[row, column] for row in table.rows if (row, column) in known]
     ranked = sorted((one for one in rows if one.entry.values), key=lambda one: -(one.entry.mean or 0.0))
     if not ranked:
@@ -56,7 +56,7 @@ def of_column(table: Table, column: str, known: KnownPlaces, grid: Path) -> Iter
 
 
 def of_exports(chosen: Known, ranked: list[Known]) -> Iterator[Statement]:
-    """What the chosen row's file for deployment costs and gives; of another row, by its name, where it has none."""
+    """Yield what the chosen row's exported file costs and gains; if it has none, that of another row, by its name."""
     for place in [chosen, *ranked]:
         for run in place.measured:
             for sheet in run.exports[:1]:
@@ -69,17 +69,17 @@ def nothing_yet(table: Table, column: str) -> Iterator[Statement]:
     missing, failed = sum(entry.missing for entry in entries), sum(len(entry.failed) for entry in entries)
     if missing or failed:
         words = [f"{plural(missing, 'run')} not finished"] if missing else []
-        words += [f"{plural(failed, 'run')} failed, for the reasons below"] if failed else []
+        words += [f"{plural(failed, 'run')} failed (reasons below)"] if failed else []
         yield Statement(f"There is no result yet: {' and '.join(words)}.", command(table, "status"))
 
 
 def command(table: Table, name: str) -> str:
-    """Return the command that shows the same of a sweep; of loose runs their files are the source."""
+    """Return the command that shows the same for a sweep; for individual runs their files are the source."""
     return f"kdrun {name} {table.name}" if table.command else "result.json of the runs"
 
 
 def accuracy(table: Table, chosen: Known, ranked: list[Known]) -> Statement:
-    """How accurate the most accurate row is, and whether the next can be told from it."""
+    """Return how accurate the most accurate row is, and whether it is distinguishable from the next."""
     entry = chosen.entry
     rule = table.selection.partition(";")[0].replace("top-1, %, ", "")
     source = source_words([f"{run}/result.json" for run in entry.runs])
@@ -87,24 +87,25 @@ def accuracy(table: Table, chosen: Known, ranked: list[Known]) -> Statement:
     seeds = "one seed" if len(entry.values) == 1 else plural(len(entry.values), "seed")
     if len(ranked) == 1:
         taught = f", taught by {entry.teacher} with {entry.row}," if entry.teacher else f" ({entry.row})"
-        words = f"{entry.student}{taught} is right on {value} of the test images of {entry.dataset} ({rule}; {seeds})."
-        return Statement(words, source)
+        words = f"{entry.student}{taught} is correct on {value} of the test images of {entry.dataset}"
+        return Statement(f"{words} ({rule}; {seeds}).", source)
     order = [one for one in ranked if one is not chosen]
     words = f"The most accurate of {len(ranked)} rows{' with a teacher' if ranked[0] is not chosen else ''} is "
     words += f"{entry.row}: {value} of the test images ({rule}; {seeds}). "
     if ranked[0] is not chosen:
         first = ranked[0].entry
-        words += f"{first.row}, without one, has {first.mean:.2f} %: kdrun diagnose RUN says what stands in the way."
+        words += f"{first.row}, without one, has {first.mean:.2f} %: kdrun diagnose RUN looks for the cause."
     elif entry.best:
-        words += f"It can be told apart from the next, {order[0].entry.row} ({order[0].entry.mean:.2f} %)."
+        words += f"It is distinguishable from the next, {order[0].entry.row} ({order[0].entry.mean:.2f} %)."
     else:
-        why = "by these seeds" if len(entry.values) > 1 else "by one seed each"
-        words += f"{why.capitalize()} it cannot be told apart from {order[0].entry.row} ({order[0].entry.mean:.2f} %)."
+        why = "with these seeds" if len(entry.values) > 1 else "with one seed each"
+        second = order[0].entry
+        words += f"{why.capitalize()} it is not distinguishable from {second.row} ({second.mean:.2f} %)."
     return Statement(words, source)
 
 
 def beside_baseline(table: Table, chosen: Known, ranked: list[Known]) -> Iterator[Statement]:
-    """The distance to the baseline, which in most tables is the student that learned from the labels alone."""
+    """Yield the difference from the baseline, which in most tables is the student trained on the labels alone."""
     entry = chosen.entry
     base = next((one.entry for one in ranked if one.entry.row == table.shape.baseline), None)
     if base is None or entry.delta is None:
@@ -116,12 +117,12 @@ def beside_baseline(table: Table, chosen: Known, ranked: list[Known]) -> Iterato
         low, high = entry.delta_interval
         words += f"; 95 % interval {interval_words(low, high)}"
         words += ", not corrected for the choice of the best" if len(ranked) > 2 else ""
-        words += "" if low > 0 or high < 0 else ", so that it may be chance"
+        words += "" if low > 0 or high < 0 else ", so it may be chance"
     yield Statement(f"{words}.", command(table, "table"))
 
 
 def beside_others(table: Table, column: str) -> Iterator[Statement]:
-    """Which rows the corrected tests tell from the row that they compare with."""
+    """Yield the rows that the corrected tests distinguish from the reference row."""
     tests = [test for row in table.rows if (test := table.entries[row, column].test) and test.p_holm is not None]
     if len(tests) < 2:
         return
@@ -133,18 +134,19 @@ def beside_others(table: Table, column: str) -> Iterator[Statement]:
     others = sum(not test.distinguishable for test in tests)
     if others:
         words.append(f"{'all' if others == len(tests) else 'the other'} {others} not distinguishable from it")
-    yield Statement(f"Beside {table.shape.against}: {', '.join(words)} (Holm-corrected).", command(table, "table"))
+    compared = f"Compared with {table.shape.against}: {', '.join(words)} (Holm-corrected)."
+    yield Statement(compared, command(table, "table"))
 
 
 def sentence_list(names: list[str]) -> str:
-    """A, B and C; of many the first ones, and how many more."""
+    """Return a list of names: A, B and C; of many the first ones, and how many more."""
     if len(names) > NAMES + 1:
         return f"{', '.join(names[:NAMES])} and {len(names) - NAMES} more"
     return enumerated(names)
 
 
 def size(chosen: Known, name: str) -> Statement:
-    """What part of its teacher's accuracy the student keeps, and with how much of its parameters and operations."""
+    """Return the share of its teacher's accuracy that the student keeps, and its share of parameters and FLOPs."""
     entry, results = chosen.entry, list(chosen.results.values())
     sources = [source_words([f"{run}/result.json" for run in chosen.results])]
     tops = [top for result in results if isinstance(top := result.get("teacher_top1"), int | float)]
@@ -161,7 +163,7 @@ def size(chosen: Known, name: str) -> Statement:
         costs.append(part_words(params, whole, "parameters", f"{params:,.0f}", f"{whole or 0:,.0f}"))
     if isinstance(flops, int | float):
         whole = teacher.flops if teacher else None
-        costs.append(part_words(flops, whole, "FLOPs an image", count(flops), count(whole or 0)))
+        costs.append(part_words(flops, whole, "FLOPs per image", count(flops), count(whole or 0)))
     sources += [teacher.source] if teacher and costs else []
     if not costs:
         return Statement(
@@ -175,7 +177,7 @@ COST = ("params", "flops")
 
 
 def part_words(part: float, whole: float | None, unit: str, shown: str, of: str) -> str:
-    """29 % of its parameters (78,042 of 272,474); the number alone where nothing is known of the whole."""
+    """Return a part of a whole: 29 % of its parameters (78,042 of 272,474); only the number if the whole is unknown."""
     if not whole:
         return f"{shown} {unit}"
     ratio = part / whole
@@ -184,7 +186,7 @@ def part_words(part: float, whole: float | None, unit: str, shown: str, of: str)
 
 
 def training(chosen: Known) -> Iterator[Statement]:
-    """How long a single run took."""
+    """Yield how long one run took."""
     ((run, result),) = chosen.results.items()
     seconds, epochs = result.get("train_seconds"), result.get("epochs")
     if isinstance(seconds, int | float) and isinstance(epochs, int):

@@ -1,4 +1,4 @@
-"""The table of a ledger: what each row and column came to, beside published values, with tests. No torch here."""
+"""Table of a ledger: the results of each row and column, compared with published values, with tests. No torch here."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdrun.runs.published import Published, published
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of the table. values: seed -> percent, of finished runs; runs: their directories relative to the output
-    root; missing: cells neither finished nor failed; failed: a line for each. std: sample standard deviation, None
-    below two seeds. delta: points above the baseline's mean of the same column; delta_interval: its 95 % interval.
-    remarks: what else is not alike between ours and the published value. best: the column's highest mean, and
-    distinguishable from the next."""
+    """Place of the table. values: seed -> percent, of finished runs; runs: their directories relative to the output
+    root; missing: number of cells neither finished nor failed; failed: a line for each. std: sample standard
+    deviation, None below two seeds. delta: points above the baseline's mean of the same column; delta_interval: its
+    95 % interval. remarks: differences between ours and the published value. best: True for the column's highest
+    mean if it is distinguishable from the next."""
 
     row: str
     column: str
@@ -48,20 +48,20 @@ class Entry:
 
     @property
     def departs(self) -> bool:
-        """Whether its settings are not those of the published figure beside it."""
+        """Return True if its settings differ from those of the published value."""
         return any(remark.startswith(SETTINGS) for remark in self.remarks)
 
     @property
     def planned(self) -> bool:
-        """Whether any cell belongs here."""
+        """Return True if any cell belongs here."""
         return bool(self.values or self.missing or self.failed)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A ledger's results. rows and columns in the ledger's order; entries: every (row, column); families: column -> how
-    many tests are corrected together; precisions, devices: name -> finished runs; notes: what a reader must know beside
-    the numbers; skipped: damaged and foreign files."""
+    """Results of a ledger. rows and columns in the ledger's order; entries: every (row, column); families: column ->
+    number of tests corrected together; precisions, devices: name -> finished runs; notes: what a reader must know
+    with the numbers; skipped: damaged and foreign files."""
 
     name: str
     title: str
@@ -80,7 +80,7 @@ class Table:
     skipped: list[str] = field(default_factory=list)
 
     def filled(self) -> list[Entry]:
-        """The entries that cells belong to, row by row."""
+        """Return the entries that have cells, row by row."""
         return [
             self.entries[row, column]
             for row in self.rows
@@ -90,7 +90,7 @@ class Table:
 
 
 def table_of(ledger: Ledger, root: Path) -> Table:
-    """The table as far as it is filled. Raises ConfigError for an unknown value or benchmark."""
+    """Return the table, complete or not. Raises ConfigError for an unknown value or benchmark."""
     shape = checked(ledger)
     skipped: list[str] = []
     places = gather(ledger, root, skipped)
@@ -137,7 +137,7 @@ def table_of(ledger: Ledger, root: Path) -> Table:
 
 
 def checked(ledger: Ledger) -> TableShape:
-    """The ledger's shape with known names; rows that no cell belongs to are no baseline. Raises ConfigError."""
+    """Return the ledger's shape with checked names; a row without cells cannot be the baseline. Raises ConfigError."""
     shape = ledger.shape
     if shape.value not in SELECTIONS:
         near = suggest(shape.value, SELECTIONS)
@@ -145,7 +145,7 @@ def checked(ledger: Ledger) -> TableShape:
     known = sorted({row.benchmark for row in published()})
     if shape.benchmark is not None and shape.benchmark not in known:
         raise ConfigError(
-            f"benchmark={shape.benchmark}: nothing is published under that key.{suggest(shape.benchmark, known)} "
+            f"benchmark={shape.benchmark}: no published values under that name.{suggest(shape.benchmark, known)} "
             f"Available: {', '.join(known)}."
         )
     rows = {cell.row for cell in ledger.cells}
@@ -157,7 +157,7 @@ def checked(ledger: Ledger) -> TableShape:
 
 
 def in_order(labels: list[str], used: Iterable[str]) -> list[str]:
-    """The labels that cells belong to: those of the shape first, then the others as they come."""
+    """Return the labels that have cells: those of the shape first, then the others in order of appearance."""
     used = dict.fromkeys(used)
     return [label for label in dict.fromkeys(labels) if label in used] + [
         label for label in used if label not in labels
@@ -165,7 +165,7 @@ def in_order(labels: list[str], used: Iterable[str]) -> list[str]:
 
 
 def measured(row: str, column: str, place: Place, shape: TableShape, root: Path, skipped: list[str]) -> Entry:
-    """Mean, spread and the published value of one place."""
+    """Return mean, spread and published value of one place."""
     values = {}
     for seed, result in sorted(place.results.items()):
         if result[shape.value] is None:
@@ -195,13 +195,13 @@ def measured(row: str, column: str, place: Place, shape: TableShape, root: Path,
 
 
 def beside(entry: Entry, cell: Cell, teacher_top1: float | None, shape: TableShape, root: Path) -> Entry:
-    """The entry with the published value, the verdict on ours, and what is not alike between the two. cell: one that it
-    was measured in."""
+    """Return the entry with the published value, the verdict on ours, and the differences between the two. cell: one
+    of its cells."""
     theirs = find_published(cell, entry.teacher, entry.student, entry.method, shape)
     if theirs is None or not entry.values:
         return replace(entry, published=theirs)
     found = verdict(list(entry.values.values()), theirs.value, shape.margin)
-    itself = not entry.runs  # the teacher's own row: of its settings, what taught says
+    itself = not entry.runs  # the teacher's own row
     runs = dict.fromkeys([str(cell.run)] if itself else entry.runs)
     said = (published_settings().departures(root / run, theirs, cell.teacher if itself else None) for run in runs)
     settings = list(dict.fromkeys(word for words in said for word in words))
@@ -215,7 +215,7 @@ def beside(entry: Entry, cell: Cell, teacher_top1: float | None, shape: TableSha
 
 
 def find_published(cell: Cell, teacher: str | None, student: str, method: str, shape: TableShape) -> Published | None:
-    """The published top-1 of a cell's benchmark; of two, the one selected as ours is."""
+    """Return the published top-1 of a cell's benchmark; of two, the one with the same selection rule as ours."""
     benchmark = cell.benchmark or shape.benchmark
     if not cell.published or benchmark is None:
         return None
@@ -227,7 +227,7 @@ def find_published(cell: Cell, teacher: str | None, student: str, method: str, s
 
 
 def published_by_key() -> dict[tuple[str, ...], list[Published]]:
-    """(benchmark, dataset, testset, metric, teacher, student, method) -> rows in file order."""
+    """Return (benchmark, dataset, testset, metric, teacher, student, method) -> rows in file order."""
     if not _BY_KEY:
         for row in published():
             key = (row.benchmark, row.dataset, row.testset, row.metric, row.teacher, row.student, row.method)
@@ -239,7 +239,7 @@ _BY_KEY: dict[tuple[str, ...], list[Published]] = {}
 
 
 def teachers(column: str, places: dict[str, Place], shape: TableShape, root: Path, notes: list[str]) -> Entry:
-    """The accuracy of the column's teacher at its last epoch, measured once: its runs share it."""
+    """Return the accuracy of the column's teacher at its last epoch, measured once, since its runs share it."""
     row = str(shape.teacher_row)
     taught = [place for place in places.values() if not any(cell.own_teacher for cell in place.cells)]
     cells = [cell for place in taught for cell in place.cells if cell.teacher]
@@ -258,7 +258,7 @@ def teachers(column: str, places: dict[str, Place], shape: TableShape, root: Pat
     different = sorted(Counter(round(top, 4) for top in tops).items(), key=lambda pair: (-pair[1], pair[0]))
     if len(different) > 1:
         seen = ", ".join(f"{top:.2f} ({plural(count, 'run')})" for top, count in different)
-        notes.append(f"{row}, {column}: the runs had teachers of different accuracy ({seen}); the first is shown.")
+        notes.append(f"{row}, {column}: the runs had teachers with different accuracies ({seen}); the first is shown.")
     cell = next((cell for cell in cells if cell.published), cells[0])
     values = {0: next(top for top in tops if round(top, 4) == different[0][0])} if tops else {}
     entry = Entry(
@@ -268,13 +268,13 @@ def teachers(column: str, places: dict[str, Place], shape: TableShape, root: Pat
 
 
 def spread_of(entries: Iterable[Entry]) -> Spread | None:
-    """What the cells of a table spread; runs that stand in several columns count once, teachers not at all."""
+    """Return the spread of a table's cells; runs that appear in several columns count once, teachers not at all."""
     samples = {tuple(entry.runs): Sample.of(list(entry.values.values())) for entry in entries if entry.runs}
     return Spread.of(sample for sample in samples.values() if sample is not None)
 
 
 def with_delta(entry: Entry, entries: dict[tuple[str, str], Entry], shape: TableShape, spread: Spread | None) -> Entry:
-    """The entry with its distance to the baseline of its column."""
+    """Return the entry with its difference from the baseline of its column."""
     base = entries.get((shape.baseline or "", entry.column))
     if base is None or base is entry or base.mean is None or entry.mean is None:
         return entry
@@ -283,8 +283,8 @@ def with_delta(entry: Entry, entries: dict[tuple[str, str], Entry], shape: Table
 
 
 def test_column(column: str, entries: dict[tuple[str, str], Entry], shape: TableShape, spread: Spread | None) -> int:
-    """Put into a column's entries their tests against `shape.against`, and mark the best where it can be told from the
-    next. Return how many tests those are: one family for Holm's correction."""
+    """Add to a column's entries their tests against `shape.against`, and mark the best if it is distinguishable from
+    the next. Return the number of tests, which form one family for Holm's correction."""
     here = {
         row: list(entry.values.values())
         for (row, other), entry in entries.items()

@@ -1,4 +1,4 @@
-"""A table as plain text that fits a terminal."""
+"""Tables as plain text that fits a terminal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from kdrun.reporting.labels import grid, header_lines, sections
 from kdrun.reporting.table import Table
 
-GAP = 2  # blanks between columns of plain text
+GAP = 2  # spaces between columns
 STAR = " *"
-MAX_LABEL, MAX_HEADING = 30, 18  # characters, before a row's label or a column's heading folds
+MAX_LABEL, MAX_HEADING = 30, 18  # characters, beyond which a row's label or a column's heading folds
 
 
 def to_text(table: Table, width: int, strong: Callable[[str], str] = lambda text: text) -> str:
-    """For a terminal of `width` characters. strong: how a best cell is set apart beside its star."""
+    """Return a table for a terminal of `width` characters. strong: highlights a best cell, in addition to its star."""
     best = {(row, column) for (row, column), entry in table.entries.items() if entry.best}
     rows = [
         [
@@ -40,10 +40,11 @@ def to_text(table: Table, width: int, strong: Callable[[str], str] = lambda text
 def text_grid(
     columns: list[str], rows: list[list[str]], width: int, strong: Callable[[str], str] = lambda text: text
 ) -> list[str]:
-    """Aligned columns under headings that fold; columns that do not fit follow below, under the row labels again."""
+    """Return aligned columns under folded headings; columns that do not fit follow below, with the row labels
+    repeated."""
     parts = [list(texts) for texts in zip(*rows, strict=True)]
     for place, texts in enumerate(parts):
-        if any(text.endswith(STAR) for text in texts):  # stars hang to the right, so that figures stay aligned
+        if any(text.endswith(STAR) for text in texts):  # stars stick out to the right, so that figures stay aligned
             parts[place] = [text if text.endswith(STAR) else text + " " * len(STAR) for text in texts]
     widest = [max(len(text) for text in texts) for texts in parts]
     heads = [folded(name, max(widest[place], MAX_HEADING)) for place, name in enumerate(columns)]
@@ -67,14 +68,14 @@ def text_grid(
 
 
 def folded(text: str, width: int) -> list[str]:
-    """A label in lines of at most `width` where it has blanks; an arrow stays with the name that it points to."""
+    """Fold a label at spaces into lines of at most `width`; an arrow stays with the name that it points to."""
     bound = text.replace("→ ", "→\xa0").replace(" ·", "\xa0·")
     lines = textwrap.wrap(bound, width, break_long_words=False, break_on_hyphens=False) or [""]
     return [line.replace("\xa0", " ") for line in lines]
 
 
 def blocks_of(sizes: list[int], width: int) -> list[list[int]]:
-    """Which columns stand side by side; each block begins with the labels, column 0."""
+    """Return which columns are side by side; each block begins with the labels, column 0."""
     blocks = [[0]]
     for place in range(1, len(sizes)):
         if len(blocks[-1]) > 1 and sum(sizes[other] + GAP for other in [*blocks[-1], place]) - GAP > width:
@@ -88,14 +89,14 @@ def is_numeric(texts: Sequence[str]) -> bool:
 
 
 def numeric_columns(rows: list[list[str]]) -> list[bool]:
-    """Which columns hold figures, and so align right; the labels in front never do."""
+    """Return which columns are numeric, and so right-aligned; the labels in column 0 never are."""
     return [place > 0 and is_numeric(texts) for place, texts in enumerate(zip(*rows, strict=True))]
 
 
 def joined(
     texts: list[str], widths: list[int], right: list[bool], strong: Callable[[str], str] = lambda text: text
 ) -> str:
-    """Texts padded to their columns, starred ones set apart."""
+    """Return texts padded to their columns, starred ones highlighted."""
     parts = []
     for text, size, to_right in zip(texts, widths, right, strict=True):
         pad = " " * (size - len(text))

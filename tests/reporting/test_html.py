@@ -238,7 +238,7 @@ def test_a_cell_leads_to_its_runs(page):
     assert part.count("kdrun.methods.kd.Method") == 1, "the configuration once"
     assert "note: &quot;&lt;b&gt;&amp;&quot;" in part
     assert '<th scope="row">seed</th><td>2</td><td>0</td>' in part
-    assert part.count("provenance.json: as that of") == 2
+    assert part.count("provenance.json: same as") == 2
     assert '<tr><th scope="row">params</th><td class="same" colspan="3">569,780</td></tr>' in part
     assert '<tr><th scope="row">top1_last</th><td>73.5</td><td>73.7</td><td>73.6</td></tr>' in part
     assert '<tr><th scope="row">overrides, shared</th><td class="same" colspan="3">method=kd</td></tr>' in part
@@ -256,7 +256,7 @@ def test_the_cap_on_curves_is_said(ledger, outputs, monkeypatch):
     monkeypatch.setattr(run_pages, "MAX_CURVES", 2)
     monkeypatch.setattr("kdrun.reporting.html.page.MAX_CURVES", 2)
     text = report_page(ledger, outputs)
-    assert "Of 13 runs the curves of the first 2 are drawn here" in text
+    assert "Curves are drawn for the first 2 of 13 runs" in text
     assert text.count('<svg class="chart small') == 4
 
 
@@ -316,7 +316,7 @@ def test_learning_curves_have_a_line_for_each_row(ledger, outputs):
 def test_seeds_that_have_not_ended_are_drawn_dashed(ledger, outputs):
     (figure,) = figures.learning_curves(table := table_of(ledger, outputs), read_runs(ledger, table, outputs), {})
     assert "<title>DIST, seed 0, failed after epoch 4</title>" in figure.svg and figure.svg.count('class="going"') == 1
-    assert "dashed: seeds that have not ended" in figure.caption
+    assert "dashed: unfinished seeds" in figure.caption
     page = report_page(ledger, outputs)
     assert 'class="key c3"' in page and ">DIST</button>" in page
 
@@ -344,8 +344,8 @@ def test_costs_that_are_all_equal_draw_nothing(ledger, outputs):
     table = table_of(ledger, outputs)
     places = read_runs(ledger, table, outputs)
     params, flops, speed = figures.cost_charts(table, places, figures.styles_of(table))
-    assert params.svg == flops.svg == "" and params.caption == "Every run has 570k parameters."
-    assert flops.caption == "Every run has 83M FLOPs."
+    assert params.svg == flops.svg == "" and params.caption == "All runs have 570k parameters."
+    assert flops.caption == "All runs have 83M FLOPs."
     assert speed.svg.count('<g class="s dot') == 4
     assert html.escape(f"{HOSTILE}, {COLUMN}: 74.53 ± 0.40 (3) %: 155 images/s") in speed.svg
 
@@ -357,7 +357,7 @@ def test_accuracies_of_different_data_sets_never_share_a_scatter(ledger, outputs
     table = table_of(ledger, outputs)
     charts = figures.cost_charts(table, read_runs(ledger, table, outputs), {})
     captions = [figure.caption for figure in charts if "images/s" in figure.caption]
-    assert captions == ["cifar100: top-1 over training images/s", "Every run of digits has 164 images/s."]
+    assert captions == ["cifar100: top-1 over training images/s", "All runs of digits have 164 images/s."]
 
 
 def test_a_frame_maps_limits_to_its_edges():

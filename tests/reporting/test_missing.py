@@ -16,7 +16,7 @@ def test_a_report_measures_what_is_missing_once(kdrun, outputs, monkeypatch):
     code, out, err = kdrun("report", str(run), "evaluate=true")
     assert (code, err) == (0, "") and "left out" not in out
     page = (outputs / "tables" / "report.html").read_text()
-    assert "It names the same class as its teacher on" in page and "Its Grad-CAM maps overlap" in page
+    assert "It predicts the same class as its teacher on" in page and "Its Grad-CAM maps overlap" in page
     assert page.count('src="data:image/png;base64,') == 4
     assert "Not measured yet" in page and "add evaluate=true" not in page
     before = read_json(run / "evals" / "test.json")["measured_at"], (run / "evals" / "gradcam.png").stat().st_mtime_ns

@@ -150,4 +150,4 @@ def test_the_axis_of_operations_is_named_as_they_are_counted():
     from kdrun.reporting.html.figures import COSTS
 
     axis, unit = next((axis, unit) for key, axis, unit, _ in COSTS if key == "flops")
-    assert axis == "FLOPs for one image (a multiply-add counts two)" and unit == "FLOPs"
+    assert axis == "FLOPs per image (a multiply-add counts as two)" and unit == "FLOPs"

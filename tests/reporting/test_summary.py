@@ -88,19 +88,20 @@ def run(outputs) -> Path:
 
 def test_a_single_run_is_told_in_sentences_with_figures(run, outputs):
     assert words_of(ledger_of_runs([run], outputs), outputs).splitlines() == [
-        "wrn_40_1, taught by wrn_40_2 with kd, is right on 73.50 % of the test images of cifar100 (of the last epoch; "
+        "wrn_40_1, taught by wrn_40_2 with kd, is correct on 73.50 % of the test images of cifar100 (of the last epoch; "
         "one seed).",
         "It keeps 96.1 % of the accuracy of its teacher wrn_40_2 (76.46 %) with 25 % of its parameters (569,780 of "
-        "2,255,156) and 13 % of its FLOPs an image (83.00M of 660.00M); a multiply-add counts as two.",
-        "It names the same class as its teacher on 80.25 % of the test images, and KL(teacher ‖ student) is 0.31 nats; "
-        "the linear CKA of their features is 0.90 (1 is the same).",
-        "Its confidence is 4.50 points off its accuracy (ECE, 15 bins): on average 5.00 points too high.",
-        f"It knows class {HOSTILE} worst, with an F1 of 54.55 %; most often it takes dog for cat (9 of 20 images).",
-        "Its Grad-CAM maps overlap with its teacher's by an IoU of 0.49; with the teacher's maps of other images it is "
-        "0.32.",
+        "2,255,156) and 13 % of its FLOPs per image (83.00M of 660.00M); a multiply-add counts as two.",
+        "It predicts the same class as its teacher on 80.25 % of the test images, and KL(teacher ‖ student) is 0.31 "
+        "nats; the linear CKA of their features is 0.90 (1: identical).",
+        "Its confidence deviates from its accuracy by 4.50 points (ECE, 15 bins): on average it is 5.00 points "
+        "too high.",
+        f"Its worst class is {HOSTILE}, with an F1 of 54.55 %; most often it mistakes dog for cat (9 of 20 images).",
+        "Its Grad-CAM maps overlap with its teacher's with an IoU of 0.49 (chance level, with the teacher's maps of other "
+        "images: 0.32).",
         "Of its accuracy on clean images it keeps 50.0 % on noise.",
-        "Of what usually stands in the way of distillation, nothing was found.",
-        "Exported as ONNX, fp32 it is right on 73.50 % of the test images, has 4.00 MB and takes 0.90 ms for one image "
+        "None of the usual obstacles to distillation was found.",
+        "Exported as ONNX, fp32 it is correct on 73.50 % of the test images, has 4.00 MB and takes 0.90 ms for one image "
         "(PyTorch 6.00 ms) and 50.0 ms for 64 on the CPU that exported it.",
         "INT8 (static) costs 0.10 points of accuracy and is 4.0 times smaller, 1.8 times faster for one image and no "
         "faster for 64 images than the float32 file.",
@@ -122,9 +123,9 @@ def test_a_table_is_told_by_its_best_row_beside_the_others(four_rows, outputs): 
     assert (
         "The most accurate of 4 rows is SRD: 77.77 ± 0.06 % of the test images (of the last epoch; 3 seeds). " in said
     )
-    assert "It can be told apart from the next" in said
+    assert "It is distinguishable from the next" in said
     assert "SRD is 6.43 points above Student, the same network without a teacher (71.33 %); 95 % interval [" in said
-    assert f"Beside KD: SRD and {HOSTILE} above, Student below (Holm-corrected)." in said
+    assert f"Compared with KD: SRD and {HOSTILE} above, Student below (Holm-corrected)." in said
     assert "SRD reaches 101.7 % of the accuracy of its teacher wrn_40_2 (76.46 %) with 569,780 parameters and" in said
     assert "Not in these figures: 1 run not finished and 1 run failed." in said
 
@@ -132,7 +133,7 @@ def test_a_table_is_told_by_its_best_row_beside_the_others(four_rows, outputs): 
 def test_a_student_that_is_best_alone_is_said_to_be(outputs):
     runs = [outputs / make_run(outputs, method, 0, top1) for method, top1 in (("none", 75.0), ("kd", 73.5))]
     said = words_of(ledger_of_runs(runs, outputs), outputs)
-    assert "none, without one, has 75.00 %: kdrun diagnose RUN says what stands in the way." in said
+    assert "none, without one, has 75.00 %: kdrun diagnose RUN looks for the cause." in said
     assert "kd is 1.50 points below none, the same network without a teacher (75.00 %)." in said
 
 

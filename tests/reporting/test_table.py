@@ -166,7 +166,7 @@ def test_a_column_is_a_family(ledger, outputs):
         assert [test.p_holm for test in tests] == pytest.approx(holm([test.p for test in tests]))
     text = to_text(table, 200)
     assert f"Against KD, {FIRST} (a family of 2 tests)" in text
-    assert "2 columns are 2 families at 5 % each: if no row differed, up to 10 % of such tables" in text
+    assert "2 columns are 2 families at 5 % each: without any real difference, up to 10 % of such tables" in text
 
 
 def test_bold_only_if_distinguishable(ledger, outputs):
@@ -204,7 +204,7 @@ def test_settings_that_depart_from_the_publications_are_marked(ledger, outputs):
         )
     table = table_of(ledger, outputs)
     assert [entry.row for entry in table.filled() if entry.departs] == ["SRD"]
-    words = "settings other than the publication's (epochs 2, published 240; optimizer.gamma 0.2, published 0.1)"
+    words = "settings differ from the publication's (epochs 2, published 240; optimizer.gamma 0.2, published 0.1)"
     assert table.entries["SRD", FIRST].remarks == [f"‡ {words}"]
     assert f"‡ {words}: SRD ({FIRST})." in to_text(table, 300)
     assert "77.77 ± 0.06 (3) ‡ *" in to_text(table, 120) and "74.67 ‡" in to_text(table, 120)
@@ -230,11 +230,11 @@ def test_one_teacher_or_several_is_said(ledger, outputs):
     def note() -> str:
         return table_of(ledger, outputs).notes[-1]
 
-    assert note().startswith("One teacher taught all seeds")
+    assert note().startswith("All seeds share one teacher")
     for one in ledger.cells:
         place = outputs / one.run / "config.yaml"
         place.write_text(place.read_text().replace("teacher:\n", f"teacher:\n  seed: {one.seed}\n"))
-    assert note().startswith("Each seed has a teacher of its own")
+    assert note().startswith("Each seed has its own teacher")
     place.write_text(place.read_text().replace("seed: 2\n", "seed: 1\n", 1))
     assert note() == "Of 4 cells, 3 have a teacher for each seed, 1 one teacher for several seeds."
 
@@ -360,7 +360,7 @@ def test_teachers_that_differ_are_said(ledger, outputs):
     place.write_text(json.dumps(json.loads(place.read_text()) | {"teacher_top1": 75.0}))
     table = table_of(ledger, outputs)
     assert table.entries["Teacher", FIRST].mean == 76.46
-    assert "different accuracy (76.46 (5 runs), 75.00 (1 run))" in table.notes[0]
+    assert "different accuracies (76.46 (5 runs), 75.00 (1 run))" in table.notes[0]
 
 
 # ── of any runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -445,7 +445,7 @@ def test_runs_by_directory_glob_and_digest(outputs, kdrun):
     assert (code, err) == (0, "")
     assert "3 runs" in out and "74.00 ± 1.00 (3)" in out and "notes: not a run (no config.yaml)" in out
     code, _, err = kdrun("table", words[-1])
-    assert code == 2 and "no run among these folders" in err
+    assert code == 2 and "none of these folders is a run" in err
     code, _, err = kdrun("table", str(outputs / "nothing*"))
     assert code == 2 and err.count("\n") == 1
 
@@ -491,7 +491,7 @@ def test_every_format_has_the_same_cells_and_notes(ledger, outputs, kdrun, tmp_p
     for text in (
         "73.60 ± 0.10 (3)",
         "75.53 ± 0.55 (3)",
-        "Beside published values",
+        "Comparison with published values",
         "too few seeds",
         "reproduced",
         f"Against KD, {FIRST}",
@@ -533,7 +533,7 @@ def test_latex_is_what_a_paper_takes(ledger, outputs, kdrun, tmp_path):
     [
         ("rows=KD", "error: rows=KD: give ROW:NAME"),
         ("rows=KDD:x", "error: rows=KDD: no such row. Did you mean KD?"),
-        ("rows=KD:SRD", "error: rows=KD:SRD: two rows would be called SRD."),
+        ("rows=KD:SRD", "error: rows=KD:SRD: two rows would have the name SRD."),
     ],
 )
 def test_rows_that_cannot_be_renamed(word, line, ledger, kdrun):
@@ -629,7 +629,7 @@ def test_running_runs_share_the_time(outputs):
         progress = progress_of(ledger, outputs)
     assert (progress.counts["running"], progress.running) == (2, 2)
     assert progress.seconds == pytest.approx((80 * 3 / 4 + 200 / 4 + 120) / 2)
-    assert "2 of them at a time" in progress.basis
+    assert "2 at a time" in progress.basis
 
 
 def test_before_anything_is_finished(outputs):

@@ -1,4 +1,4 @@
-"""Pictures within a page: each made small, and all together no larger than what can be sent by mail."""
+"""Pictures within a page: each is reduced, and their total size stays small enough for an e-mail."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-BUDGET = 12 * 2**20  # bytes of all pictures of a page
-WIDEST = 1600  # pixels; more than a page shows
+BUDGET = 12 * 2**20  # total bytes of a page's pictures
+WIDEST = 1600  # pixels; wider than a page
 MOST_PIXELS = 40_000_000
 COLOURS = 256  # enough for charts and for heat maps, at a third of the size
 
 
 @dataclass
 class Album:
-    """The pictures of one page. left: bytes that it may still grow by; left_out: pictures that found no room."""
+    """Pictures of one page. left: bytes still available; left_out: number of pictures that did not fit."""
 
     left: int = BUDGET
     left_out: int = 0
 
     def picture(self, place: Path, text: str, kind: str = "") -> str:
-        """Return a picture as HTML, or nothing for a file that is no picture or a link to elsewhere."""
+        """Return a picture as HTML; an empty string if the file is not a picture, or a link to elsewhere."""
         data = compact(place)
         if data is None:
             return ""
@@ -35,7 +35,7 @@ class Album:
 
 
 def compact(place: Path) -> bytes | None:
-    """Return a PNG of at most WIDEST pixels across and COLOURS colours; None where it cannot be read."""
+    """Return a PNG of at most WIDEST pixels across and COLOURS colours; None if it cannot be read."""
     from PIL import Image
 
     if place.is_symlink() or place.parent.is_symlink():

@@ -1,4 +1,4 @@
-"""The part of `kdrun report` that shows what `kdrun bias` wrote: the heat maps and the contact sheets."""
+"""Section of `kdrun report` with the output of `kdrun bias`: the heat maps and the contact sheets."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from kdrun.runs.ledger import ledger_path
 
 
 def bias_folder(root: Path, name: str) -> Path:
-    """Where `kdrun bias` writes by itself."""
+    """Return the folder in which `kdrun bias` writes by default."""
     return ledger_path(root, name).parent / "bias"
 
 
 def bias_section(root: Path, name: str, album: Album) -> str:
-    """Nothing where the sweep has no grid yet."""
+    """Return the section; an empty string if the sweep has no grid yet."""
     folder = bias_folder(root, name)
     grids, sheets = sorted(folder.glob("grid*.png")), sorted(folder.glob("sheet-*.png"))
     if not grids:
         return ""
     words = (
-        "Left: the share of clean accuracy that is kept on each derived test set, both above chance. Right: how far "
-        "distillation shifted it from the independent student, in points, and as a share of the way to the teacher (0 "
-        "to 1) where that is longer than noise. Every figure is in grid.csv and grid.md beside the "
-        "sweep's ledger."
+        "Left: share of the clean accuracy kept on each derived test set, both above chance. Right: how far "
+        "distillation shifted it from the independent student, in points, and as a fraction of the distance to the "
+        "teacher (0 to 1) where that exceeds noise. All figures are in grid.csv and grid.md next to the sweep's ledger."
     )
     shown = "".join(scrolled(album.picture(place, "heat map of the bias grid", "map")) for place in grids)
     made = "".join(

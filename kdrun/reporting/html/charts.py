@@ -1,4 +1,5 @@
-"""Charts as inline SVG, drawn in Python: lines over epochs, scatters over a cost. Colours are classes of page.css."""
+"""Charts as inline SVG, drawn in Python: lines over epochs, scatter plots over a cost. Colours are classes of
+page.css."""
 
 from __future__ import annotations
 
@@ -9,16 +10,16 @@ from dataclasses import dataclass, field
 
 Point = tuple[float, float]
 
-MAX_POINTS = 80  # of one line; longer ones show every k-th point and the last
-MANY = 12  # lines; in a chart of more, the seeds of grey rows only show when their row is brought to the front
-CROWD = 5  # lines; in a chart of more, a band shows when its row is brought to the front
-LABELS = 6  # points of a scatter that are named beside their mark
+MAX_POINTS = 80  # points per line; longer lines show every k-th point and the last
+MANY = 12  # lines; with more, the seeds of grey rows show only when their row is brought to the front
+CROWD = 5  # lines; with more, a band shows only when its row is brought to the front
+LABELS = 6  # points of a scatter plot that have a label
 
 
 @dataclass
 class Line:
-    """One named line. style: a class of page.css (c0 … c7, base, rest, taught); thin: the single runs behind a mean;
-    going: those that have not ended; band: low and high at each epoch."""
+    """Named line. style: a class of page.css (c0 … c7, base, rest, taught); thin: the single runs behind a mean;
+    going: unfinished runs; band: low and high at each epoch."""
 
     label: str
     points: list[Point]
@@ -32,7 +33,7 @@ class Line:
 
 @dataclass
 class Mark:
-    """One point of a scatter."""
+    """Point of a scatter plot."""
 
     label: str
     x: float
@@ -44,7 +45,7 @@ class Mark:
 
 @dataclass
 class Frame:
-    """Where data lands on the paper. x and y limits in data units; log, log_y: the axis is logarithmic."""
+    """Frame that maps data to the page. x and y: limits in data units; log, log_y: True for a logarithmic axis."""
 
     x: Point
     y: Point
@@ -70,14 +71,14 @@ class Frame:
 
 
 def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
-    """At most about `most` of the points, evenly spaced, with the first and the last."""
+    """Return at most about `most` of the points, evenly spaced, with the first and the last."""
     step = math.ceil(len(points) / most) if points else 1
     kept = list(points[::step])
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers within [low, high], 1, 2 or 5 times a power of ten apart."""
+    """Return round numbers within [low, high], 1, 2 or 5 times a power of ten apart."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
@@ -86,7 +87,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten within [low, high]; powers alone where those would crowd."""
+    """Return 1, 2 and 5 times powers of ten within [low, high]; only the powers if these would be too dense."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
     alone = [tick for tick in found if math.isclose(math.log10(tick), round(math.log10(tick)))]
@@ -94,7 +95,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(number: float) -> str:
-    """78,042 as 78k, 25,003,264 as 25M, 97.5 as 97.5."""
+    """Return a number in short form: 78,042 as 78k, 25,003,264 as 25M, 97.5 as 97.5."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{letter}"
@@ -102,14 +103,14 @@ def short(number: float) -> str:
 
 
 def limits(values: Sequence[float], pad: float) -> Point:
-    """Smallest and largest with a margin; one value alone gets room on both sides."""
+    """Return the smallest and largest value with a margin; a single value gets room on both sides."""
     low, high = min(values), max(values)
     room = (high - low) * pad or max(abs(high) * 0.05, 0.5)
     return low - room, high + room
 
 
 def axes(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], labels: tuple[str, str]) -> str:
-    """Grid, tick labels and axis titles."""
+    """Draw grid, tick labels and axis titles."""
     parts = ['<g class="grid">']
     right, floor = frame.width - frame.right, frame.height - frame.bottom
     for tick in y_ticks:
@@ -151,8 +152,9 @@ def line_chart(
     small: bool = False,
     log: bool = False,
 ) -> str:
-    """Lines over epochs; a line of one point is a dot. y_floor: where the y axis begins, what lies below is cut off;
-    log: the y axis is logarithmic. Empty where there is nothing to draw."""
+    """Draw lines over epochs; a line of one point is a dot. y_floor: start of the y axis, below which lines are cut
+    off;
+    log: use a logarithmic y axis. Returns an empty string if there is nothing to draw."""
     everything = [
         point
         for line in lines
@@ -170,7 +172,7 @@ def line_chart(
     y_ticks = (log_ticks if log else nice_ticks)(*frame.y)
     frame.left = room_for(y_ticks)
     x_ticks = [tick for tick in nice_ticks(*frame.x) if tick == int(tick)]
-    # An inner <svg> cuts off what lies outside of it, without an id that would have to be unique.
+    # An inner <svg> clips its content without needing a unique id.
     wide, tall = frame.width - frame.left, frame.height - frame.bottom + 1
     body = [
         axes(frame, x_ticks, y_ticks, labels),
@@ -186,12 +188,12 @@ def line_chart(
 
 
 def room_for(ticks: Sequence[float]) -> float:
-    """Room at the left for the axis title and the labels of these ticks."""
+    """Return the space at the left for the axis title and the labels of these ticks."""
     return max(46.0, 28 + 7.5 * max((len(short(tick)) for tick in ticks), default=0))
 
 
 def drawn(line: Line, frame: Frame, small: bool) -> str:
-    """A line with its runs behind it, its tooltip and, in large charts, a wider invisible copy for the pointer."""
+    """Draw a line with its runs behind it, its tooltip and, in large charts, a wider invisible copy for the pointer."""
     row = "" if line.row is None else f' data-row="{line.row}"'
     parts = [f'<g class="s {line.style}"{row}>']
     if line.band:
@@ -213,7 +215,7 @@ def drawn(line: Line, frame: Frame, small: bool) -> str:
 
 
 def frontier(marks: Sequence[Mark], smaller_is_cheaper: bool) -> list[Mark]:
-    """The marks that no other one beats in both cost and accuracy, from cheap to dear."""
+    """Return the Pareto front in cost and accuracy, from cheap to expensive."""
     best: list[Mark] = []
     for mark in sorted(marks, key=lambda mark: (mark.x if smaller_is_cheaper else -mark.x, -mark.y)):
         if not best or mark.y > best[-1].y:
@@ -228,7 +230,7 @@ def scatter(
     smaller_is_cheaper: bool,
     show: Callable[[float], str] = short,
 ) -> str:
-    """Accuracy over a cost, a line through the marks that nothing beats. Empty where all costs are equal."""
+    """Draw accuracy over a cost, with a line along the Pareto front. Returns an empty string if all costs are equal."""
     costs = [mark.x for mark in marks if mark.x > 0]
     if len(set(costs)) < 2:
         return ""
@@ -255,8 +257,8 @@ def scatter(
 
 
 def names_beside(edge: Sequence[Mark], frame: Frame) -> list[str]:
-    """Names at the frontier, the most accurate first, where they do not run into each other."""
-    # Boxes that no name may cover, as (left, right, baseline): the marks themselves at first.
+    """Draw names along the Pareto front, the most accurate first, as far as they do not overlap."""
+    # Boxes that no name may cover, as (left, right, baseline): initially the marks themselves.
     marks = {id(mark): (frame.across(mark.x) - 6, frame.across(mark.x) + 6, frame.down(mark.y) + 5) for mark in edge}
     names: list[tuple[float, float, float]] = []
     texts = []

@@ -1,4 +1,4 @@
-"""A report's charts: learning curves of each column, accuracy over cost, and which row has which colour."""
+"""Charts of a report: learning curves of each column, accuracy over cost, and the colours of rows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kdrun.reporting.known import KnownPlaces
 from kdrun.reporting.labels import cell_text
 from kdrun.reporting.table import Table
 
-COLOURS = 8  # that everybody can tell apart, half of them dashed; page.css has them as c0 … c7
-COSTS = (  # key of result.json, axis, tooltip's unit, whether less is better
+COLOURS = 8  # distinguishable colours, half of them dashed; page.css defines them as c0 … c7
+COSTS = (  # key of result.json, axis, tooltip's unit, True if less is better
     ("params", "parameters", "parameters", True),
-    ("flops", "FLOPs for one image (a multiply-add counts two)", "FLOPs", True),
+    ("flops", "FLOPs per image (a multiply-add counts as two)", "FLOPs", True),
     ("images_per_second", "training images/s", "images/s", False),
 )
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as HTML with its caption. svg is "" where there is nothing to draw, for the reason in the caption."""
+    """Chart as HTML with its caption. svg is "" if there is nothing to draw, for the reason in the caption."""
 
     svg: str
     caption: str
@@ -34,8 +34,8 @@ class Figure:
 
 
 def styles_of(table: Table, begun: Sequence[str] = ()) -> dict[str, str]:
-    """row -> class: the baseline in ink, in colour the best rows of each column in turn, then those that have begun,
-    the others grey."""
+    """Return row -> class: the baseline in ink, coloured classes for the best rows of each column in turn, then for
+    started rows, grey for the others."""
     ranks: list[tuple[int, int, str]] = []
     for place, column in enumerate(table.columns):
         here = [
@@ -57,7 +57,7 @@ def styles_of(table: Table, begun: Sequence[str] = ()) -> dict[str, str]:
 
 
 def legend(table: Table, styles: dict[str, str]) -> str:
-    """A button for each row, coloured ones first; pressing one keeps its lines in front."""
+    """Return a button for each row, coloured ones first; pressing one brings its lines to the front."""
     order = [f"c{place}" for place in range(COLOURS)] + ["base", "rest"]
     buttons = [
         f'<button type="button" class="key {style}" data-row="{table.rows.index(row)}" aria-pressed="false">'
@@ -68,8 +68,8 @@ def legend(table: Table, styles: dict[str, str]) -> str:
 
 
 def learning_curves(table: Table, places: Places, styles: dict[str, str]) -> list[Figure]:
-    """A chart for each column: the mean of the finished seeds in a band of one deviation, the seeds that have not
-    ended, and the teacher's accuracy."""
+    """Return a chart for each column: the mean of the finished seeds in a band of one standard deviation, unfinished
+    seeds, and the teacher's accuracy."""
     figures = []
     for column in table.columns:
         here = [
@@ -85,7 +85,8 @@ def learning_curves(table: Table, places: Places, styles: dict[str, str]) -> lis
 def curves_of_column(
     table: Table, column: str, here: list[tuple[str, list[RunFiles]]], styles: dict[str, str]
 ) -> Figure:
-    """Test accuracy where it was measured in several epochs; else training accuracy, and the caption says so."""
+    """Draw the test accuracy if it was measured in several epochs; else the training accuracy, as stated in the
+    caption."""
     lengths = {
         split: max((len(run.curves.get((split, "top1"), [])) for _, runs in here for run in runs), default=0)
         for split in ("test", "train")
@@ -107,17 +108,18 @@ def curves_of_column(
         )
         caption += f"; dash-dotted: the teacher, {known:.2f} %"
     if any(line.going for line in lines):
-        caption += "; dashed: seeds that have not ended"
+        caption += "; dashed: unfinished seeds"
     if split == "train":
         caption += " (training top-1: the test set was evaluated once, at the end)"
     if floor is not None:
-        caption += f"; the axis begins at {floor:g} %, earlier epochs lie below it"
+        caption += f"; the axis begins at {floor:g} %, so that earlier epochs are cut off"
     chart = line_chart(lines, ("epoch", f"{split} top-1, %"), f"Learning curves, {column}", floor)
     return Figure(chart, caption if chart else f"{column}: no accuracy in metrics.csv.")
 
 
 def line_of(table: Table, row: str, runs: list[RunFiles], key: tuple[str, str], style: str) -> Line | None:
-    """The mean over a row's finished seeds in a band of one standard deviation, and its seeds that have not ended."""
+    """Return the line of a row: the mean over its finished seeds in a band of one standard deviation, and its
+    unfinished seeds."""
     done = [run for run in runs if run.done and key in run.curves]
     going = [
         (f"{row}, seed {run.seed}, {run.state} after epoch {run.curves[key][-1][0]:g}", run.curves[key])
@@ -128,7 +130,7 @@ def line_of(table: Table, row: str, runs: list[RunFiles], key: tuple[str, str], 
     mean = [(epoch, value) for epoch, value, _ in band]
     if not mean and not going:
         return None
-    tip = f"{row}: not ended"
+    tip = f"{row}: unfinished"
     if mean:
         seeds = plural(len(done), "seed")
         tip = f"{row}: {mean[-1][1]:.2f} % {key[0]} top-1 after epoch {mean[-1][0]:g}, {seeds}"
@@ -138,7 +140,7 @@ def line_of(table: Table, row: str, runs: list[RunFiles], key: tuple[str, str], 
 
 
 def taught_by(here: list[tuple[str, list[RunFiles]]]) -> float | None:
-    """The accuracy of the one teacher of all runs; None where there are several, or none."""
+    """Return the accuracy of the teacher that all runs share; None if there are several, or none."""
     tops = {
         round(float(top), 4)
         for _, runs in here
@@ -149,8 +151,8 @@ def taught_by(here: list[tuple[str, list[RunFiles]]]) -> float | None:
 
 
 def floor_of(curves: Sequence[Sequence[Point]]) -> float | None:
-    """Where the y axis should begin so that the end of training can be read; None for its natural range. The first
-    epochs climb from chance, and would press everything that matters into the topmost tenth."""
+    """Return the start of the y axis that keeps the end of training legible; None for the natural range. The first
+    epochs rise from chance, and would compress the important part into the topmost tenth."""
     values = sorted(y for points in curves for _, y in points)
     if len(values) < 10:
         return None
@@ -162,8 +164,8 @@ def floor_of(curves: Sequence[Sequence[Point]]) -> float | None:
 
 
 def cost_charts(table: Table, places: Places, styles: dict[str, str], known: KnownPlaces | None = None) -> list[Figure]:
-    """Accuracy over parameters, FLOPs and training speed, of each data set: a mark for each place of the table, and of
-    size and operations one for each teacher."""
+    """Return accuracy over parameters, FLOPs and training speed for each data set: a mark for each place of the
+    table, and for size and FLOPs one for each teacher."""
     datasets = list(dict.fromkeys(entry.dataset for entry in table.filled() if entry.runs))
     figures = []
     for dataset in datasets:
@@ -171,19 +173,19 @@ def cost_charts(table: Table, places: Places, styles: dict[str, str], known: Kno
         for key, axis, unit, cheaper in COSTS:
             marks = marks_of(table, places, styles, dataset, key)
             marks = [*teacher_marks(known or {}, dataset, key), *marks] if marks else []
-            if not marks or (len(marks) == len(datasets) == 1):  # one run compares with nothing
+            if not marks or (len(marks) == len(datasets) == 1):  # a single run has nothing to compare with
                 continue
             chart = scatter(
                 marks, (axis, "top-1, %"), f"{title}{axis}", cheaper, lambda cost, unit=unit: f"{cost:,.0f} {unit}"
             )
             where = f" of {dataset}" if len(datasets) > 1 else ""
-            same = f"Every run{where} has {short(marks[0].x)} {unit}."
+            same = f"All runs{where} have {short(marks[0].x)} {unit}."
             figures.append(Figure(chart, f"{title}{axis}" if chart else same))
     return figures
 
 
 def teacher_marks(known: KnownPlaces, dataset: str, key: str) -> list[Mark]:
-    """A mark for each teacher whose size and accuracy are known."""
+    """Return a mark for each teacher of known size and accuracy."""
     found: dict[tuple[str, float], list[float]] = {}
     for place in known.values():
         cost = getattr(place.teacher, key, None) if place.entry.dataset == dataset else None
@@ -197,7 +199,7 @@ def teacher_marks(known: KnownPlaces, dataset: str, key: str) -> list[Mark]:
 
 
 def marks_of(table: Table, places: Places, styles: dict[str, str], dataset: str, key: str) -> list[Mark]:
-    """A mark for each place of this data set whose runs say what they cost; coloured ones last, in front."""
+    """Return a mark for each place of this data set with known costs; coloured ones last, to be in front."""
     marks = []
     for entry in table.filled():
         costs = [

@@ -1,4 +1,4 @@
-"""Tables of a report as HTML, whose columns a reader can sort."""
+"""Sortable HTML tables of a report."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from kdrun.reporting.labels import Section
 
 
 def heading(text: str, numeric: bool) -> str:
-    """A column's heading: a button, so that a keyboard reaches it."""
+    """Return a column's heading as a button, so that it is reachable by keyboard."""
     kind = ' class="number" data-first="descending"' if numeric else ' data-first="ascending"'
     return f'<th scope="col" aria-sort="none"{kind}><button type="button">{html.escape(text)}</button></th>'
 
 
 def grid_of(section: Section) -> str:
-    """A section's grid as a sortable table."""
+    """Return a section's grid as a sortable table."""
     if not section.rows:
         return ""
     numeric = numeric_columns(section.rows)
     head = "".join(heading(name, right) for name, right in zip(section.columns, numeric, strict=True))
     lines, label = [], ""
     for row in section.rows:
-        label = row[0] or label  # blank where it repeats the line above, which another order would tear apart
+        label = row[0] or label  # a blank label repeats the one above; sorting would separate them
         cells = [
             f"<td{' class=number' if right else ''}>{html.escape(text)}</td>"
             for text, right in zip(row[1:], numeric[1:], strict=True)

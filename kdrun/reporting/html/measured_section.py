@@ -1,5 +1,5 @@
-"""The part of a report that gathers what was measured after training: evaluations, derived test sets, exports, and the
-pictures of them."""
+"""Section of a report with everything measured after training: evaluations, derived test sets, exports, and their
+pictures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kdrun.reporting.labels import EMPTY, Section
 from kdrun.reporting.measured import Mean, Measured, Sheet, mean_of, over_runs, related
 from kdrun.reporting.table import Table
 
-PICTURES = (  # file in evals/, what it shows
-    ("test_confusion", "Confusion matrix: which class is taken for which"),
-    ("test_reliability", "Reliability diagram: is it right as often as it is confident?"),
-    ("test_cka", "Linear CKA: how much the stages of student and teacher have in common"),
+PICTURES = (  # file in evals/, its title
+    ("test_confusion", "Confusion matrix: which class is mistaken for which"),
+    ("test_reliability", "Reliability diagram: does confidence match accuracy?"),
+    ("test_cka", "Linear CKA: similarity of the stages of student and teacher"),
     ("gradcam", "Grad-CAM: where teacher and student look"),
 )
 EVALUATED = (  # heading, key of an evaluation, digits
@@ -31,14 +31,14 @@ EVALUATED = (  # heading, key of an evaluation, digits
 
 
 def measured_section(table: Table, known: KnownPlaces, album: Album) -> str:
-    """Return nothing where nothing was measured."""
+    """Return the section; an empty string if nothing was measured."""
     rows = [(name_of(table, known[place]), known[place]) for place in in_order(table, known)]
     parts = [
         *shown(
             evaluations(rows), "On the test set, with the weights of the last epoch; means over the measured seeds."
         ),
-        *shown(derived(rows), "Of the accuracy on clean test images, how much is left on derived ones, in percent."),
-        *shown(exports(rows), "Times are of the CPU that exported; differences are to the network in PyTorch."),
+        *shown(derived(rows), "Accuracy on derived test images, in percent of the accuracy on clean ones."),
+        *shown(exports(rows), "Times are on the CPU that exported; differences are to the network in PyTorch."),
         *(details(name, place, album, len(rows) == 1) for name, place in rows),
     ]
     if album.left_out:
@@ -50,7 +50,7 @@ def measured_section(table: Table, known: KnownPlaces, album: Album) -> str:
 
 
 def in_order(table: Table, known: KnownPlaces) -> list[tuple[str, str]]:
-    """Return the places of which anything was measured; those that share their runs once."""
+    """Return the places with any measurement, in order; places that share their runs occur once."""
     places: dict[tuple[str, ...], tuple[str, str]] = {}
     for column in table.columns:
         for row in table.rows:
@@ -65,7 +65,7 @@ def name_of(table: Table, place: Known) -> str:
 
 
 def shown(section: Section, words: str) -> list[str]:
-    """Return a grid with its caption, without columns that are empty throughout."""
+    """Return a grid with its caption, without empty columns."""
     if not section.rows:
         return []
     kept = [
@@ -128,7 +128,7 @@ def exports(rows: Sequence[tuple[str, Known]]) -> Section:
 
 
 def details(name: str, place: Known, album: Album, unfolded: bool) -> str:
-    """The pictures, the classes and the diagnosis of the first run of a place that has them."""
+    """Return the pictures, the classes and the diagnosis of the first run of a place that has them."""
     run = next((one for one in place.measured if one.anything), None)
     if run is None:
         return ""
@@ -147,7 +147,7 @@ def details(name: str, place: Known, album: Album, unfolded: bool) -> str:
 
 
 def classes(run: Measured) -> list[str]:
-    """Precision, recall and F1 of every class."""
+    """Return precision, recall and F1 of every class."""
     if run.test is None:
         return []
     keys = ("support", "precision", "recall", "f1")
@@ -166,10 +166,10 @@ def classes(run: Measured) -> list[str]:
 
 
 def findings(run: Measured) -> list[str]:
-    """What kdrun diagnose found in the way of distillation."""
+    """Return the findings of kdrun diagnose."""
     found = [] if run.diagnosis is None else run.diagnosis.rows("findings")
     items = "".join(
         f"<li><b>{html.escape(one.text('name'))}</b>: {html.escape(' '.join(map(one.text, ('words', 'figure'))))}</li>"
         for one in found
     )
-    return [f"<h4>What stands in the way of distillation</h4><ul>{items}</ul>"] if items else []
+    return [f"<h4>Obstacles to distillation</h4><ul>{items}</ul>"] if items else []

@@ -1,6 +1,6 @@
-"""kdrun report's page: one HTML file with everything in it, which opens from disk and asks no network for anything.
+"""Page of kdrun report: one self-contained HTML file that opens from disk and loads nothing from a network.
 
-The same results give the same bytes: times on the page are those of the runs.
+The same results give the same bytes: all times on the page are those of the runs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from kdrun.reporting.table import Entry, Table, table_of
 from kdrun.runs.ledger import Ledger
 
 FOLDER = Path(__file__).parent
-OPEN_SECTIONS = 2  # grids of notes that begin unfolded
+OPEN_SECTIONS = 2  # grids of notes that are initially unfolded
 SIGNS = {"reproduced": "✓", "differs": "≠"}
-# Nothing is loaded from anywhere, not even by a run's name that reads like markup.
+# Nothing may be loaded from anywhere, even if a run's name contains markup.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
-    """The page of a ledger's table as far as it is filled. foreign: further lines on what was passed over. Raises
+    """Return the page of a ledger's table, complete or not. foreign: further lines on skipped files. Raises
     ConfigError as table_of does."""
     table = table_of(ledger, root)
     table.skipped.extend(foreign)
@@ -72,7 +72,7 @@ def report_page(ledger: Ledger, root: Path, foreign: Sequence[str] = ()) -> str:
 
 
 def progress(table: Table, state: str) -> str:
-    """How many cells are done, as a bar and in words."""
+    """Return the number of finished cells, as a bar and as text."""
     failed = sum(len(entry.failed) for entry in table.entries.values())
     missing = max(table.total - table.done - failed, 0)
     share = [100 * count / table.total if table.total else 0 for count in (table.done, failed)]
@@ -87,7 +87,7 @@ def progress(table: Table, state: str) -> str:
 
 
 def facts(table: Table, runs: Sequence[RunFiles]) -> str:
-    """Selection rule, command, times and what the runs were made with."""
+    """Return selection rule, command, times, hardware and software."""
     provenances = [run.provenance for run in runs if run.provenance]
     ends = sorted(str(run.result["finished_at"]) for run in runs if run.result.get("finished_at"))
     ends = [end[:16].replace("T", " ") for end in ends]
@@ -105,7 +105,7 @@ def facts(table: Table, runs: Sequence[RunFiles]) -> str:
 
 
 def tally(counts: Counter[str]) -> str:
-    """The one value, or each with how many runs had it."""
+    """Return the one value, or each value with its number of runs."""
     found = [(value, count) for value, count in counts.most_common() if value]
     if len(found) == 1:
         return html.escape(found[0][0])
@@ -118,7 +118,7 @@ def part_of(provenance: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def hardware_words(provenance: dict[str, Any]) -> str:
-    """Processor, accelerator and cores, as far as they were recorded."""
+    """Return processor, accelerator and cores, as far as recorded."""
     found = part_of(provenance, "hardware")
     names = [str(found[key]) for key in ("gpu", "cpu") if found.get(key)]
     kind = f" ({found['cpu_kind']})" if found.get("cpu_kind") else ""
@@ -139,7 +139,7 @@ def software_words(provenance: dict[str, Any]) -> str:
 
 
 def results(table: Table, places: Places) -> str:
-    """The comparison table; a column's shade runs from its lowest to its highest mean."""
+    """Return the comparison table; a column's shade runs from its lowest to its highest mean."""
     head = "".join(heading(column or "value", numeric=True) for column in table.columns)
     ids = anchors(places)
     scales = {column: scale(table, column) for column in table.columns}
@@ -153,7 +153,7 @@ def results(table: Table, places: Places) -> str:
     words = ["Shade: from the lowest (pale) to the highest mean (strong) of a column."]
     if any(entry.delta is not None for entry in table.entries.values()):
         words.append(f"Δ: points above {table.shape.baseline}, and their 95 % interval.")
-    words.append("A heading sorts; a figure leads to its runs.")
+    words.append("Click a heading to sort, a figure to see its runs.")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="Results">'
         f'<table class="heat sortable"><thead><tr>'
@@ -163,8 +163,8 @@ def results(table: Table, places: Places) -> str:
 
 
 def scale(table: Table, column: str) -> tuple[float, float]:
-    """Lowest and highest mean that the shades of a column tell apart. Far outliers below do not flatten the rest: the
-    scale begins no lower than three times the upper half's width below the median."""
+    """Return the lowest and highest mean of a column's shade scale. Far outliers below do not flatten the rest: the
+    scale starts no lower than three times the upper half's width below the median."""
     means = sorted(
         entry.mean
         for row in table.rows
@@ -177,7 +177,7 @@ def scale(table: Table, column: str) -> tuple[float, float]:
 
 
 def cell(table: Table, entry: Entry, anchor: str | None, limits: tuple[float, float]) -> str:
-    """Mean ± std (n), linked to its runs; what it is compared with in a second line."""
+    """Return mean ± std (n), linked to its runs, with comparisons in a second line."""
     if not entry.planned:
         return '<td class="number none" data-sort="">–</td>'
     text = html.escape(cell_text(entry))
@@ -192,7 +192,7 @@ def cell(table: Table, entry: Entry, anchor: str | None, limits: tuple[float, fl
 
 
 def second_line(entry: Entry) -> str:
-    """Delta, published value and verdict, cells that are not there."""
+    """Return the difference, the published value and verdict, and missing cells."""
     parts = [] if entry.delta is None else [f"Δ {delta_words(entry)}"]
     if entry.published is not None:
         source = html.escape(entry.published.source)
@@ -207,7 +207,7 @@ def second_line(entry: Entry) -> str:
 
 
 def notes(table: Table) -> str:
-    """Everything that `kdrun table` says below its grid: verdicts, tests, failures, what was passed over."""
+    """Return everything that `kdrun table` prints below its grid: verdicts, tests, failures, skipped files."""
     parts: list[str] = []
     grids = 0
     for section in sections(table):
@@ -224,7 +224,7 @@ def notes(table: Table) -> str:
 
 
 def charts(table: Table, places: Places, known: KnownPlaces) -> str:
-    """Learning curves and the price of accuracy, under one legend each."""
+    """Return learning curves and accuracy over cost, under one legend each."""
     begun = [
         row
         for row in table.rows
@@ -236,8 +236,8 @@ def charts(table: Table, places: Places, known: KnownPlaces) -> str:
         return ""
     names = legend(table, styles)
     words = (
-        "Lines: the mean over the finished seeds, in a band of one standard deviation. The best rows have colours, the "
-        "others are grey; pressing a name in the legend brings its line, band and seeds to the front."
+        "Lines: mean over the finished seeds, in a band of one standard deviation. The best rows are coloured, the "
+        "others grey; click a name in the legend to highlight its line, band and seeds."
     )
     return (
         f'<section id="curves"><h2>Learning curves</h2><p class="quiet">{words}</p>{names}'
@@ -246,7 +246,7 @@ def charts(table: Table, places: Places, known: KnownPlaces) -> str:
 
 
 def costs(table: Table, places: Places, styles: dict[str, str], known: KnownPlaces, names: str) -> str:
-    """Accuracy over what it costs; a sentence where all cost the same."""
+    """Return accuracy over costs; a sentence for costs that are equal for all."""
     every = cost_charts(table, places, styles, known)
     drawn = [figure.html() for figure in every if figure.svg]
     if not every:
@@ -255,7 +255,7 @@ def costs(table: Table, places: Places, styles: dict[str, str], known: KnownPlac
     if drawn:
         lines.insert(
             0,
-            "The line joins what nothing beats in both accuracy and cost. Training speeds compare only on one machine.",
+            "The line is the Pareto front. Training speeds are comparable only on the same machine.",
         )
     said = f'<p class="quiet">{html.escape(" ".join(lines))}</p>'
     shown = f'{names}<div class="charts three">{"".join(drawn)}</div>' if drawn else ""
@@ -263,16 +263,16 @@ def costs(table: Table, places: Places, styles: dict[str, str], known: KnownPlac
 
 
 def run_words(runs: Sequence[RunFiles]) -> str:
-    """What the part below shows, and what it leaves out."""
+    """Return the introduction of the part on runs, with what it leaves out."""
     words = [
-        "Settings and provenance are shown in full for the first run of a place, of the others what differs.",
-        "Sizes are bytes, times seconds, accuracies percent.",
+        "The first run of each cell is shown in full; for the others, only the differences in settings and provenance.",
+        "Sizes are in bytes, times in seconds, accuracies in percent.",
     ]
     if len(runs) > MAX_CURVES:
         words.append(
-            f"Of {len(runs):,} runs the curves of the first {MAX_CURVES:,} are drawn here; the others' are in "
+            f"Curves are drawn for the first {MAX_CURVES:,} of {len(runs):,} runs; the others are in "
             "curves.png of their directories."
         )
     if any(len(points) > MAX_POINTS for run in runs for points in run.curves.values()):
-        words.append(f"Curves are drawn with about {MAX_POINTS} of their epochs.")
+        words.append(f"Curves show about {MAX_POINTS} of their epochs.")
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""What the run directories of a ledger hold, read for a report. No torch here."""
+"""Contents of the run directories of a ledger, read for a report. No torch here."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ CURVES = re.compile(r"^(\d+),(train|val|test),(top1|loss),([^,\n]+)\n", re.MULTI
 
 @dataclass
 class RunFiles:
-    """One run directory. run: relative to the output root; number: its anchor on the page; row, column: its first place
-    in the table; state: done, failed, passed over or unfinished; curves: (split, metric) -> (epoch, value) points."""
+    """Run directory as read for a report. run: relative to the output root; number: its anchor on the page; row,
+    column: its first place in the table; state: done, failed, passed over or unfinished; curves: (split, metric) ->
+    (epoch, value) points."""
 
     run: str
     number: int
@@ -47,7 +48,7 @@ Places = dict[tuple[str, str], list[RunFiles]]
 
 
 def read_runs(ledger: Ledger, table: Table, root: Path) -> Places:
-    """(row, column) -> its runs by seed, as far as they have a directory. A run that stands in several places is read
+    """Return (row, column) -> its runs by seed, as far as they have a directory. A run in several places is read
     once, and is the same object in each."""
     known: dict[str, RunFiles] = {}
     places: Places = {}
@@ -65,7 +66,7 @@ def read_runs(ledger: Ledger, table: Table, root: Path) -> Places:
 
 
 def read_files(files: RunFiles, folder: Path, finished: bool) -> RunFiles:
-    """Everything that the directory holds and that can be read; the rest stays empty."""
+    """Read all readable files of a directory; fields of the others stay empty."""
     if finished:
         files.state, files.result = "done", read_object(folder / "result.json")
     elif (folder / "result.json").is_file():
@@ -75,14 +76,14 @@ def read_files(files: RunFiles, folder: Path, finished: bool) -> RunFiles:
         files.reason = RunDirectory(folder).failure()
     files.config = read_words(folder / "config.yaml")
     files.provenance = read_object(folder / "provenance.json")
-    files.provenance.pop("config", None)  # the page shows config.yaml
+    files.provenance.pop("config", None)  # config.yaml is shown separately
     files.curves = read_curves(read_words(folder / "metrics.csv"))
     return files
 
 
 def read_words(path: Path) -> str:
     try:
-        if path.is_symlink():  # a page that is handed on holds nothing from elsewhere
+        if path.is_symlink():  # a page may be passed on, so it must contain nothing from elsewhere
             return ""
         return path.read_text(errors="replace")
     except OSError:
@@ -97,7 +98,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_curves(text: str) -> dict[tuple[str, str], list[Point]]:
-    """Accuracy and loss of metrics.csv, its complete lines alone; values that are not finite are left out."""
+    """Return accuracy and loss from the complete lines of metrics.csv; values that are not finite are left out."""
     curves: dict[tuple[str, str], list[Point]] = {}
     for epoch, split, metric, word in CURVES.findall(text):
         try:
@@ -110,7 +111,7 @@ def read_curves(text: str) -> dict[tuple[str, str], list[Point]]:
 
 
 def band_of(runs: Sequence[RunFiles], key: tuple[str, str]) -> list[tuple[float, float, float]]:
-    """Return (epoch, mean over runs, their standard deviation) at every epoch that all those with such a curve have;
+    """Return (epoch, mean over runs, standard deviation) at every epoch common to the runs that have such a curve;
     the deviation of a single run is 0."""
     found = [dict(run.curves[key]) for run in runs if key in run.curves]
     shared = sorted(set.intersection(*(set(points) for points in found))) if found else []
@@ -122,7 +123,8 @@ def band_of(runs: Sequence[RunFiles], key: tuple[str, str]) -> list[tuple[float,
 
 
 def settings_of(text: str) -> dict[str, str]:
-    """config.yaml as dotted key -> value, by its indentation: parsing a thousand files as YAML would take seconds."""
+    """Return config.yaml as dotted key -> value, read by its indentation: parsing a thousand files as YAML would
+    take seconds."""
     found: dict[str, str] = {}
     stack: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -131,7 +133,7 @@ def settings_of(text: str) -> dict[str, str]:
             continue
         depth = len(line) - len(line.lstrip())
         key, colon, value = words.partition(":")
-        if words.startswith("- ") or not colon:  # a list's items belong to the key above them
+        if words.startswith("- ") or not colon:  # list items belong to the key above
             path = ".".join(name for _, name in stack)
             found[path] = f"{found.get(path, '')} {words.removeprefix('- ')}".strip()
             continue
@@ -144,7 +146,7 @@ def settings_of(text: str) -> dict[str, str]:
 
 
 def facts_of(node: Any, prefix: str = "") -> dict[str, str]:
-    """provenance.json as dotted key -> value; lists in one line."""
+    """Return provenance.json as dotted key -> value; lists as one line."""
     if isinstance(node, dict):
         return {
             path: value for key, child in node.items() for path, value in facts_of(child, f"{prefix}{key}.").items()
@@ -154,6 +156,6 @@ def facts_of(node: Any, prefix: str = "") -> dict[str, str]:
 
 
 def differences(ours: dict[str, str], theirs: dict[str, str]) -> list[tuple[str, str, str]]:
-    """(key, ours, theirs) wherever they differ; a value that holds further keys, or is not there, is empty."""
+    """Return (key, ours, theirs) for all differences; a missing value, or one with nested keys, is empty."""
     keys = [*ours, *(key for key in theirs if key not in ours)]
     return [(key, ours.get(key, ""), theirs.get(key, "")) for key in keys if ours.get(key, "") != theirs.get(key, "")]

@@ -1,4 +1,4 @@
-"""The part of a report that shows each run: its result, curves, configuration and provenance."""
+"""Section of a report that shows each run: its result, curves, configuration and provenance."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kdrun.reporting.labels import cell_text
 from kdrun.reporting.table import Table
 from kdrun.runs.curves import is_flattened
 
-MAX_CURVES = 1000  # runs whose own curves are drawn: 4 KB each
-MAX_DIFFERENCES = 40  # settings; beyond them a run shows its whole configuration
-ALWAYS_OWN = ("started_at", "command")  # of provenance.json: shown for every run
+MAX_CURVES = 1000  # runs whose curves are drawn, at 4 KB each
+MAX_DIFFERENCES = 40  # settings; with more differences a run shows its whole configuration
+ALWAYS_OWN = ("started_at", "command")  # keys of provenance.json that are shown for every run
 SPLITS = (("test", "c0"), ("train", "train"), ("val", "c1"))
 
 
 def anchors(places: Places) -> dict[tuple[str, str], str]:
-    """(row, column) -> the id of its runs. Places with the same runs (students without a teacher) share one."""
+    """Return (row, column) -> the id of its runs. Places with the same runs (students without a teacher) share one."""
     ids: dict[tuple[str, ...], str] = {}
     return {place: ids.setdefault(tuple(run.run for run in runs), f"p{len(ids)}") for place, runs in places.items()}
 
 
 def run_pages(table: Table, places: Places) -> str:
-    """A folded part for each place of the table, with a folded part for each of its runs."""
+    """Return a folded part for each place of the table, with a folded part for each of its runs."""
     parts: list[str] = []
     ids = anchors(places)
     begun: set[str] = set()
@@ -43,7 +43,8 @@ def run_pages(table: Table, places: Places) -> str:
 
 
 def place_page(summary: tuple[str, str, str], runs: list[RunFiles], anchor: str, told: set[str]) -> str:
-    """The runs of one place: their results side by side, then each alone, unless another place has `told` of it."""
+    """Return the runs of one place: their results side by side, then each run, unless it is already in `told` (shown
+    in another place)."""
     row, where, value = map(html.escape, summary)
     parts = [
         f'<details class="place" id="{anchor}"><summary><b>{row}</b> <span>{where}</span> '
@@ -60,7 +61,7 @@ def place_page(summary: tuple[str, str, str], runs: list[RunFiles], anchor: str,
 
 
 def results_table(runs: Sequence[RunFiles]) -> str:
-    """result.json of each run as a column; one cell where all say the same."""
+    """Return result.json of each run as a column; one cell if all are equal."""
     if not runs:
         return ""
     head = "".join(f'<th scope="col"><a href="#r{run.number}">seed {run.seed}</a></th>' for run in runs)
@@ -79,7 +80,7 @@ def results_table(runs: Sequence[RunFiles]) -> str:
 
 
 def result_rows(runs: Sequence[RunFiles]) -> list[tuple[str, list[Any]]]:
-    """(key, value of each run); the overrides that all share stand apart from each run's own."""
+    """Return (key, value of each run); overrides shared by all are separated from each run's own."""
     rows: list[tuple[str, list[Any]]] = []
     for key in dict.fromkeys(key for run in runs for key in run.result):
         values = [run.result.get(key) for run in runs]
@@ -94,7 +95,8 @@ def result_rows(runs: Sequence[RunFiles]) -> list[tuple[str, list[Any]]]:
 
 
 def value_text(name: str, value: Any) -> str:
-    """A value of result.json for reading: thousands apart, at most four decimals, the digest's first digits."""
+    """Return a value of result.json in readable form: thousands separators, at most four decimals, the digest's
+    first digits."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, int):
@@ -106,7 +108,8 @@ def value_text(name: str, value: Any) -> str:
 
 
 def run_page(run: RunFiles, base: RunFiles) -> str:
-    """One run. Settings and provenance are shown in full for the first of a place, for the others where they differ."""
+    """Return one run. Settings and provenance are complete for the first run of a place, and only the differences
+    for the others."""
     top1 = run.result.get("top1_last")
     said = f"{top1:.2f} %" if isinstance(top1, float | int) else run.state
     parts = [
@@ -152,24 +155,24 @@ def folded(name: str, text: str) -> str:
 
 
 def differing(name: str, found: list[tuple[str, str, str]], base: RunFiles) -> list[str]:
-    """A small grid of what differs from the first run's file."""
+    """Return a small grid of the differences from the first run's file."""
     link = f'<a href="#r{base.number}">seed {base.seed}</a>'
     if not found:
-        return [f"<p>{name}: as that of {link}.</p>"]
+        return [f"<p>{name}: same as {link}.</p>"]
     lines = [
         f'<tr><th scope="row">{html.escape(key)}</th><td>{html.escape(ours or "–")}</td>'
         f"<td>{html.escape(theirs or '–')}</td></tr>"
         for key, ours, theirs in found
     ]
     return [
-        f'<h4>{name}, where it differs from that of {link}</h4><div class="scroll"><table class="facts"><thead>'
+        f'<h4>{name}: differences from {link}</h4><div class="scroll"><table class="facts"><thead>'
         f'<tr><th scope="col">setting</th><th scope="col">here</th><th scope="col">seed {base.seed}</th></tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     ]
 
 
 def run_curves(run: RunFiles) -> str:
-    """Accuracy and loss beside each other; nothing beyond the cap, and the page says so."""
+    """Draw accuracy and loss side by side; beyond the cap no curves are drawn, as stated on the page."""
     if run.number >= MAX_CURVES:
         return ""
     charts = []

@@ -1,4 +1,4 @@
-"""The part with which a report opens: what came out, in words with figures, each with its source."""
+"""First section of a report: the main results as sentences with figures, each with its source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kdrun.reporting.summary import Part
 
 
 def summary_section(parts: Sequence[Part], lacking: Sequence[str], runs: Sequence[RunFiles]) -> str:
-    """Return the sentences, and below them what has not been measured yet. Of a single run, files are named from its
-    directory."""
+    """Return the sentences, and below them what has not been measured yet. For a single run, files are relative to
+    its directory."""
     if not parts:
         return ""
     home = f"{runs[0].run}/" if len(runs) == 1 else ""
@@ -21,7 +21,7 @@ def summary_section(parts: Sequence[Part], lacking: Sequence[str], runs: Sequenc
         lines += [f"<h3>{html.escape(part.heading)}</h3>"] if part.heading else []
         lines.append(f"<ul>{''.join(item(one, home) for one in part.statements)}</ul>")
     if home:
-        lines.append(f'<p class="quiet">Files are those of <code>{html.escape(home)}</code>.</p>')
+        lines.append(f'<p class="quiet">Files are in <code>{html.escape(home)}</code>.</p>')
     if lacking:
         items = "".join(f"<li>{html.escape(line)}.</li>" for line in lacking)
         lines.append(f"<details><summary>Not measured yet</summary><ul>{items}</ul></details>")
