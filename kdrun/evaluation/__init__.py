@@ -1,1 +1,1 @@
-"""One trained network: find, load, measure, look into, export."""
+"""Evaluation of trained networks: load, measure, inspect, export."""

@@ -1,4 +1,4 @@
-"""What a student took over from its teacher beside accuracy: measures over images. No torch here."""
+"""Measures of what a student inherits from its teacher besides accuracy, computed over images. No torch here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from kdrun.evaluation.predictions import Answers
 
 CHANCE_Z = 2.326  # one-sided 99 %
-FEW_ERRORS = 10  # of the teacher: below it their agreement is a handful of images
+FEW_ERRORS = 10  # errors of the teacher below which agreement on them rests on too few images
 
 
 def above_chance(answers: Answers) -> bool:
-    """Whether accuracy is clearly above that of always naming the most frequent class: the one-sided 99 % Wilson bound
-    lies above it."""
+    """Return True if accuracy is clearly above that of always predicting the most frequent class: the one-sided 99 %
+    Wilson bound lies above it."""
     count = len(answers.labels)
     share = float(answers.right.mean())
     chance = float(np.bincount(answers.labels).max()) / count
@@ -25,20 +25,22 @@ def above_chance(answers: Answers) -> bool:
 
 
 def divergence(teacher: Answers, student: Answers) -> float:
-    """KL(teacher ‖ student) at temperature 1, nats, mean over images; of probabilities as they are kept (16 bits)."""
-    # that rounding makes a divergence of nothing a little more or less than 0, and there is none below 0
+    """Return KL(teacher ‖ student) at temperature 1 in nats, mean over images, from the stored probabilities (16
+    bits)."""
+    # rounding to 16 bits can make a zero divergence slightly negative
     p, q = teacher.log_probabilities.astype(np.float64), student.log_probabilities.astype(np.float64)
     shares = np.exp(p)
     return max(0.0, float((shares * (p - q)).sum(axis=1).mean() / shares.sum(axis=1).mean()))
 
 
 def agreement(teacher: Answers, student: Answers) -> float:
-    """Percentage of images on which both name the same class (Stanton et al., arXiv:2106.05945)."""
+    """Return the percentage of images on which both predict the same class (Stanton et al., arXiv:2106.05945)."""
     return 100 * float((teacher.predicted == student.predicted).mean())
 
 
 def agreement_on_errors(teacher: Answers, student: Answers) -> float | None:
-    """Percentage of the teacher's errors that the student repeats, class and all; None below FEW_ERRORS errors."""
+    """Return the percentage of the teacher's errors that the student repeats with the same class; None below
+    FEW_ERRORS errors."""
     wrong = ~teacher.right
     if wrong.sum() < FEW_ERRORS:
         return None
@@ -46,8 +48,8 @@ def agreement_on_errors(teacher: Answers, student: Answers) -> float | None:
 
 
 def error_consistency(one: Answers, other: Answers) -> float | None:
-    """Cohen's kappa of being right or wrong on the same images (Geirhos, Meding, Wichmann, NeurIPS 2020,
-    arXiv:2006.16736); None where either is right or wrong on all of them.
+    """Return Cohen's kappa of being right or wrong on the same images (Geirhos, Meding, Wichmann, NeurIPS 2020,
+    arXiv:2006.16736); None if either is right or wrong on all of them.
 
     Equation:
         kappa = (c_obs - c_exp) / (1 - c_exp),  c_exp = p1 p2 + (1 - p1)(1 - p2)
@@ -62,8 +64,9 @@ def error_consistency(one: Answers, other: Answers) -> float | None:
 
 @dataclass(frozen=True)
 class ShapeBias:
-    """Of decisions on images whose shape and texture are of two classes. bias: shape / (shape + texture), percent, None
-    where neither was ever named; coverage: (shape + texture) / N, percent (Geirhos et al., ICLR 2019)."""
+    """Shape bias of decisions on images whose shape and texture belong to two classes. bias: shape / (shape +
+    texture), percent, None if neither was ever predicted; coverage: (shape + texture) / N, percent (Geirhos et al.,
+    ICLR 2019)."""
 
     shape: int
     texture: int
@@ -80,7 +83,7 @@ class ShapeBias:
 
 
 def shape_bias(answers: Answers) -> ShapeBias:
-    """Of a cue conflict; images whose shape and texture are of one class are left out."""
+    """Return the shape bias on a cue conflict; images whose shape and texture belong to the same class are left out."""
     assert answers.textures is not None
     conflict = answers.labels != answers.textures
     predicted = answers.predicted[conflict]
@@ -90,9 +93,9 @@ def shape_bias(answers: Answers) -> ShapeBias:
 
 @dataclass(frozen=True)
 class Change:
-    """What derived images change in a network's answers. clean_top1, top1: percent; ratio: of them, None where
-    the clean images are answered at chance; flipped: predictions that change, percent; kl: KL(clean ‖ derived), nats;
-    both None where the images are not the same ones in the same order. shape_bias, coverage: of a cue conflict, in
+    """Change of a network's predictions on derived images. clean_top1, top1: percent; ratio: top1 / clean_top1, None
+    if accuracy on the clean images is at chance; flipped: predictions that change, percent; kl: KL(clean ‖ derived),
+    nats; both None unless the images are the same in the same order. shape_bias, coverage: of a cue conflict, in
     percent."""
 
     clean_top1: float

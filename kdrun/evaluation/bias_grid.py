@@ -1,4 +1,4 @@
-"""The bias grid of a sweep: every row on every derived test set, beside its teacher and the independent student."""
+"""Bias grid of a sweep: every row on every derived test set, compared with its teacher and the independent student."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AT_CHANCE = "the teacher is at chance there: nothing to take over"
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; None below one and below two of them."""
+    """Mean and sample standard deviation over seeds; None below one and below two seeds."""
 
     mean: float | None = None
     std: float | None = None
@@ -34,8 +34,9 @@ class Spread:
 
 @dataclass
 class Row:
-    """seeds: seed -> test set -> answers. control: it did not learn from the column's teacher. seconds: of training,
-    per epoch, over the runs. method, student, teacher: of the cells, for published figures."""
+    """Row of a bias grid. seeds: seed -> test set -> predictions; control: True if it was not trained with the
+    column's teacher; seconds: of training, per epoch, over the runs; method, student, teacher: of the cells, to find
+    published values."""
 
     label: str
     seeds: dict[int, dict[str, Answers]] = field(default_factory=dict)
@@ -48,9 +49,10 @@ class Row:
 
 @dataclass
 class Column:
-    """What `column_entries` compares. testsets: their titles, the clean one first; names: title -> the set's name.
-    teacher: test set -> answers, None where there is no common teacher. baseline: the row of independent students; rows
-    of another network have the independent row (method none) of theirs."""
+    """Column of a bias grid, as compared by `column_entries`. testsets: their titles, the clean one first; names:
+    title -> the set's name; teacher: test set -> predictions, None without a common teacher; baseline: the row of
+    independent students. Rows of another network are compared with the independent row (method none) of that
+    network."""
 
     name: str
     dataset: str
@@ -65,11 +67,11 @@ class Column:
 
 @dataclass(frozen=True)
 class BiasEntry:
-    """One row on one test set. clean, accuracy: percent; ratio: accuracy / clean accuracy, for each seed; kept: that
-    above chance, percent; against: the row of independent students that it is compared with; shift: kept - theirs,
-    points, with its `standard_error`, as known with `df` degrees of freedom; of the teacher, the way to it; transfer:
-    shift / that way; agreement, errors: percent; kl: nats; published: ratio, and `published_seconds` an epoch. reason:
-    why it is blank."""
+    """Entry of a bias grid: one row on one test set. clean, accuracy: percent; ratio: accuracy / clean accuracy, for
+    each seed; kept: the same above chance, percent; against: the row of independent students that it is compared
+    with; shift: kept - theirs, points, with its `standard_error` on `df` degrees of freedom (for the teacher: the
+    distance to it); transfer: shift / that distance; agreement, errors: percent; kl: nats; published: ratio, and
+    `published_seconds` per epoch; reason: why it is blank."""
 
     row: str
     column: str
@@ -98,7 +100,7 @@ class BiasEntry:
 
 
 def column_entries(column: Column) -> list[BiasEntry]:
-    """Every (row, test set) of a column, the teacher's first."""
+    """Return every (row, test set) of a column, the teacher's first."""
     entries = []
     kept = kept_by(column)
     found = shifts(column, kept)
@@ -117,7 +119,8 @@ def column_entries(column: Column) -> list[BiasEntry]:
 
 
 def kept_by(column: Column) -> dict[tuple[str, str], Kept]:
-    """(row, test set) -> what is kept, the teacher's under TEACHER; without rows that have a seed at chance."""
+    """Return (row, test set) -> the accuracy kept, the teacher's under TEACHER; without rows that have a seed at
+    chance."""
     seeds = {row.label: list(row.seeds.values()) for row in column.rows if row.seeds}
     if column.teacher is not None:
         seeds[TEACHER] = [column.teacher]
@@ -130,14 +133,15 @@ def kept_by(column: Column) -> dict[tuple[str, str], Kept]:
 
 
 def control_of(row: Row, column: Column) -> Row | None:
-    """The independent student of a row's own network: the baseline, or another row without a teacher."""
+    """Return the independent student of a row's own network: the baseline, or another row without a teacher."""
     independent = [other for other in column.rows if other.label == column.baseline]
     independent += [other for other in column.rows if other.method == "none"]
     return next((other for other in independent if other.seeds and other.student == row.student), None)
 
 
 def shifts(column: Column, kept: dict[tuple[str, str], Kept]) -> dict[tuple[str, str], Shift]:
-    """(row, derived test set) -> the row beside its independent student; under TEACHER the way from the baseline."""
+    """Return (row, derived test set) -> its shift from its independent student; under TEACHER the distance from the
+    baseline."""
     found = {}
     derived = [testset for testset in column.testsets if testset != CLEAN]
     trained = [row for row in column.rows if any((row.label, testset) in kept for testset in derived)]
@@ -159,12 +163,12 @@ def shifts(column: Column, kept: dict[tuple[str, str], Kept]) -> dict[tuple[str,
 
 
 def interval_count(column: Column, found: dict[tuple[str, str], Shift]) -> int:
-    """How many intervals of a column's rows hold together."""
+    """Return how many intervals of a column's rows are corrected together."""
     return sum(label != TEACHER for label, _ in found)
 
 
 def comparison(row: Row, column: Column, testset: str, shift: Shift | None, tests: int) -> dict[str, Any]:
-    """What a row's entry says of its shift, or why it says nothing."""
+    """Return the part of a row's entry about its shift, or the reason why there is none."""
     if testset == CLEAN:
         return {"shift": Interval(None, reason=ON_CLEAN), "transfer": Interval(None, reason=ON_CLEAN)}
     if shift is None:
@@ -216,7 +220,7 @@ def teacher_entry(column: Column, testset: str, way: Shift | None, tests: int) -
 
 
 def entry_of(row: Row, column: Column, testset: str) -> BiasEntry:
-    """Blank with a reason where no seed is there, or where one is at chance on clean images."""
+    """Return a row's entry; blank with a reason if there is no seed, or if one is at chance on clean images."""
     blank = BiasEntry(row.label, column.name, testset, row.control, len(row.seeds))
     if not row.seeds:
         return replace(blank, reason="no finished run")
@@ -257,12 +261,12 @@ def entry_of(row: Row, column: Column, testset: str) -> BiasEntry:
 
 
 def over(values: list[Any]) -> Spread:
-    """Of the seeds that have a value."""
+    """Return the spread over the seeds that have a value."""
     return Spread(*mean_std([value for value in values if value is not None]))
 
 
 def figure(row: Row, column: Column, testset: str, metric: str) -> float | None:
-    """The published value of a row."""
+    """Return the published value of a row."""
     teacher = "" if row.method == "none" and metric == "ratio" else row.teacher or ""
     wanted = (column.benchmark, column.dataset, testset, metric, teacher, row.student, row.method)
     if column.benchmark is None or (row.control and row.method != "none"):

@@ -1,4 +1,4 @@
-"""The answers that a bias grid rests on: of finished runs and their teacher on every test set, measured if missing."""
+"""Predictions behind a bias grid: those of finished runs and their teacher on every test set, measured if missing."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Questions:
-    """The test sets of one data set. sets: title -> (images, labels, textures, what identifies them)."""
+    """Test sets of one data set. sets: title -> (images, labels, textures, identity)."""
 
     data: Data
     sets: dict[str, tuple[ArraySet, np.ndarray | None, dict[str, Any]]]
     names: dict[str, str]  # title -> the set's name
-    stems: dict[str, str]  # title -> of the file of answers
+    stems: dict[str, str]  # title -> stem of the file of predictions
 
 
 class Answering:
-    """Answers of runs, from their evals/ folders or measured now. `settings`: where it is measured, as for eval."""
+    """Predictions of runs, from their evals/ folders or measured now. settings: where to measure, as for kdrun eval."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class Answering:
         self.ledger, self.root, self.testsets, self.settings, self.track = ledger, root, testsets, settings, track
         self.questions: dict[str, Questions] = {}  # by data set
         self.notes: list[str] = []
-        self.made: dict[str, tuple[NamedSet, Derived, ArraySet, list[str]]] = {}  # stem -> what a sheet shows
-        self.found: dict[str, dict[str, Answers] | str] = {}  # by run: its answers, or why there are none
+        self.made: dict[str, tuple[NamedSet, Derived, ArraySet, list[str]]] = {}  # stem -> content of a contact sheet
+        self.found: dict[str, dict[str, Answers] | str] = {}  # by run: its predictions, or why there are none
 
     def column(self, name: str) -> Column:
-        """One column of the grid, as far as its runs are finished."""
+        """Return one column of the grid, as far as its runs are finished."""
         cells = [cell for cell in self.ledger.cells if cell.column == name]
         done = [cell for cell in cells if cell.run is not None and RunDirectory(self.root / cell.run).finished]
         shape = self.ledger.shape
@@ -71,7 +71,7 @@ class Answering:
         rows = {
             cell.row: Row(cell.row, method=cell.method, student=cell.student, teacher=cell.teacher) for cell in cells
         }
-        for place in self.track(iter(range(len(done))), len(done), f"answers of {name}"):
+        for place in self.track(iter(range(len(done))), len(done), f"predictions of {name}"):
             cell = done[place]
             target = targets.get(str(cell.run))
             answers = None if target is None else self.of_run(str(cell.run), target)
@@ -104,13 +104,13 @@ class Answering:
         )
 
     def write_sheets(self, folder: Path) -> list[Path]:
-        """The contact sheets of the derived sets, beside the grid."""
+        """Write the contact sheets of the derived sets next to the grid."""
         for stem, shown in self.made.items():
             write_sheet(folder / f"sheet-{stem}.png", *shown)
         return [folder / f"sheet-{stem}.png" for stem in self.made]
 
     def targets(self, cells: list[Cell]) -> dict[str, Target]:
-        """Run -> its network; runs that cannot be loaded are noted."""
+        """Return run -> its network; runs that cannot be loaded are added to the notes."""
         found: dict[str, Target] = {}
         for cell in cells:
             try:
@@ -120,17 +120,17 @@ class Answering:
         return found
 
     def teacher_of(self, target: Target | None) -> str | None:
-        """The stored teacher that a run learned from; None for none, and for the untrained control."""
+        """Return the stored teacher of a run; None if there is none, and for the untrained control."""
         taught = None if target is None else target.teacher
         return None if taught is None or taught.weights is None else str(taught.weights)
 
     def reference(self, targets: dict[str, Target]) -> str | None:
-        """The teacher that most runs of a column learned from."""
+        """Return the teacher that most runs of a column were trained with."""
         counts = Counter(found for target in targets.values() if (found := self.teacher_of(target)) is not None)
         return counts.most_common(1)[0][0] if counts else None
 
     def of_run(self, run: str, target: Target) -> dict[str, Answers] | None:
-        """Test set -> answers of a student, or None, noted once, where it cannot be measured."""
+        """Return test set -> predictions of a student; None, with one note, if it cannot be measured."""
         if run not in self.found:
             try:
                 made = RunDirectory(self.root / run).result().get("finished_at")
@@ -142,7 +142,8 @@ class Answering:
         return None if isinstance(answers, str) else answers
 
     def of_teacher(self, weights: str, run: str) -> dict[str, Answers] | None:
-        """Of the teacher of `run`, kept beside it where it is in the store, else under caches/answers/."""
+        """Return the predictions of the teacher of `run`, stored with the teacher if it is in the store, else in
+        caches/answers/."""
 
         if weights not in self.found:
             try:
@@ -150,7 +151,7 @@ class Answering:
                 stored = None if target.own is None else target.own.stored
                 made = sha256_of(Path(weights)) if stored is None else stored.result().get("finished_at")
                 code = code_now(target.config, target.parts)
-                if stored is None and code:  # the same file under edited code is another network
+                if stored is None and code:  # the same weights with edited code are another network
                     made = digest_of([made, code])
                 folder = self.root / "caches" / "answers" / str(made)[:12] if stored is None else stored.path
                 self.found[weights] = self.answers(folder, target, made)
@@ -161,7 +162,8 @@ class Answering:
         return None if isinstance(answers, str) else answers
 
     def answers(self, folder: Path, target: Target, made: str | None) -> dict[str, Answers]:
-        """On every test set, from evals/ where they are of the same images, weights (`made`) and numerics."""
+        """Return the predictions on every test set, from evals/ if they match in images, weights (`made`) and
+        numerics."""
         asked = self.asked(target.config)
         config = target.config
         numerics = numerics_for(config)
@@ -192,7 +194,8 @@ class Answering:
         return Subject(network, deployed)
 
     def asked(self, config: RunConfig) -> Questions:
-        """The test sets of a run's data set, made or found once. Raises KdrunError where one cannot be made."""
+        """Return the test sets of a run's data set, created or loaded once. Raises KdrunError if one cannot be
+        created."""
         key = repr(config.dataset)
         if key in self.questions:
             return self.questions[key]
@@ -211,7 +214,7 @@ class Answering:
         for group in grouped([parse(text) for text in self.testsets]):
             try:
                 found = derived_tests(group, plan, data.splits, self.track)
-            except KdrunError as error:  # the grid goes on without it
+            except KdrunError as error:  # the grid continues without it
                 self.notes += [f"testset={title(wished)} is left out: {error}" for wished in group]
                 continue
             for wished, made in zip(group, found, strict=True):

@@ -1,4 +1,4 @@
-"""Whether a network is right as often as it says."""
+"""Calibration: does a network's confidence match its accuracy?"""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ BINS = 15  # of equal width, as in Guo et al. 2017
 
 @dataclass(frozen=True)
 class Calibration:
-    """ece: percentage points. count [bins]: images whose confidence falls into each bin; confidence, accuracy [bins]:
-    their means, percent, 0 where a bin is empty."""
+    """Calibration of a network. ece: percentage points; count [bins]: images whose confidence falls into each bin;
+    confidence, accuracy [bins]: their means in percent, 0 for an empty bin."""
 
     ece: float
     count: list[int]
@@ -24,7 +24,7 @@ class Calibration:
 
     @property
     def mean_confidence(self) -> float:
-        """Percent, over all images."""
+        """Return the mean confidence over all images, in percent."""
         weighted = sum(count * value for count, value in zip(self.count, self.confidence, strict=True))
         return weighted / max(sum(self.count), 1)
 
@@ -35,8 +35,9 @@ class Calibration:
 
 
 class CalibrationMeter:
-    """Expected calibration error, sum_b |b| / N · |accuracy(b) − confidence(b)|, over bins (m − 1) / M < confidence ≤
-    m / M (Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599)."""
+    """Meter of the expected calibration error, sum_b |b| / N · |accuracy(b) − confidence(b)|, over bins (m − 1) / M
+    < confidence ≤ m / M (Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
+    arXiv:1706.04599)."""
 
     def __init__(self, device: torch.device, bins: int = BINS):
         self.bins = bins
@@ -44,7 +45,7 @@ class CalibrationMeter:
         self.sums = torch.zeros(3, bins, dtype=torch.float64, device=device)  # images, confidence, right
 
     def update(self, logits: Tensor, label: Tensor) -> None:
-        """logits [N, K], label [N]. Confidence is the largest softmax probability, in float64."""
+        """Add logits [N, K] with label [N]. Confidence is the largest softmax probability, in float64."""
         confidence, predicted = logits.double().softmax(dim=1).amax(dim=1), ranked(logits)[:, 0]
         place = torch.bucketize(confidence, self.edges)
         values = torch.stack([torch.ones_like(confidence), confidence, (predicted == label).double()])

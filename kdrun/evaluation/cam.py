@@ -1,4 +1,4 @@
-"""Where a network looks: class activation maps by Grad-CAM, and the other kinds through the `grad-cam` package."""
+"""Class activation maps: Grad-CAM, and other kinds through the `grad-cam` package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ MAPS = frozenset({"maps"})
 
 
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Class activation maps [N, h, w] of `activation` [N, C, h, w], given the gradient of the class's logit by it.
+    """Return class activation maps [N, h, w] of `activation` [N, C, h, w], given the gradient of the class's logit by
+    it.
 
     alpha_k = mean over the positions of dy/dA_k;  L = ReLU(sum_k alpha_k A_k)
     Selvaraju et al. 2017, Grad-CAM, equations 1 and 2.
@@ -29,14 +30,15 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def scaled(cam: Tensor, side: tuple[int, int]) -> Tensor:
-    """Maps [N, h, w] enlarged (bilinear) to `side`, each divided by its largest value; a map of zeros stays one."""
+    """Enlarge maps [N, h, w] (bilinear) to `side` and divide each by its largest value; a map of zeros stays zero."""
     large = F.interpolate(cam[:, None], size=side, mode="bilinear", align_corners=False)[:, 0]
     return large / large.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(large.dtype).tiny)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Of a batch: logits [N, K], maps in [0, 1] [N, H, W] at the image's size, and the class [N] that they explain."""
+    """Maps of a batch: logits [N, K], maps in [0, 1] [N, H, W] at the image's size, and the class [N] that they
+    explain."""
 
     logits: Tensor
     maps: Tensor
@@ -44,12 +46,12 @@ class Seen:
 
 
 class View:
-    """A network that can be asked where it looks.
+    """Network prepared for class activation maps.
 
-    deployed: the module whose logits count, where the method keeps more than the student. layer: the path of a module
-    of the network, instead of the automatic choice: the deepest stage map of a CNN with more than one position; of a
-    transformer the input of the last block's attention. Its output would not do: behind a head that reads the class
-    token alone, no gradient reaches the patch tokens there. kind: a class of the grad-cam package instead of our own.
+    deployed: the module whose logits count, if the method deploys more than the student. layer: path of a module,
+    instead of the automatic choice: the deepest stage map of a CNN with more than one position; for a transformer the
+    input of the last block's attention (not the output: if the head reads only the class token, no gradient reaches the
+    patch tokens there). kind: a class of the grad-cam package instead of our own.
     """
 
     def __init__(self, tap: Tap, deployed: nn.Module | None = None, layer: str | None = None, kind: str | None = None):
@@ -74,11 +76,12 @@ class View:
 
     @property
     def layer(self) -> str:
-        """Its name in words: the stage as `kdrun taps` counts them, or the module's path."""
+        """Return the layer's name: the stage as `kdrun taps` counts them, or the module's path."""
         return f"f{self.stage}" if self.stage is not None else str(self.path)
 
     def see(self, image: Tensor, target: Tensor | None = None) -> Seen:
-        """Maps of `target` [N], or of the class that the network predicts. image [N, 3, H, W], normalised as data."""
+        """Return maps of `target` [N], or of the class that the network predicts. image [N, 3, H, W], normalised as
+        the data."""
         if self.kind is not None:
             return self._by_package(image, target)
         with torch.enable_grad():
@@ -90,7 +93,7 @@ class View:
         return Seen(logits.detach().float(), scaled(cam, (image.shape[2], image.shape[3])), wanted)
 
     def _stage(self) -> int | None:
-        """The deepest stage map that the logits depend on; timm returns those of its transformers as copies."""
+        """Return the deepest stage map that the logits depend on; timm returns those of its transformers as copies."""
         with torch.enable_grad():
             out = self.tap(self.example.clone().requires_grad_())
             for number in reversed(range(len(out.maps or ()))):
@@ -105,7 +108,7 @@ class View:
         return None
 
     def _find_path(self) -> str:
-        """The path of the module to watch, found by what every module returns for one image."""
+        """Return the path of the module to watch, from the outputs of all modules for one image."""
         image = self.tap.prepare(self.example)
         records, _ = record_outputs(self.tap.model, image)
         tokens = token_layer(records)
@@ -125,7 +128,7 @@ class View:
         self.kept = output if isinstance(output, Tensor) else None
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits, the activation on the logits' own path, as its module returns it)."""
+        """Return (logits, the activation on the path to the logits, as its module returns it)."""
         if self.stage is not None:
             out = self.tap(image)
             assert out.maps is not None
@@ -143,7 +146,8 @@ class View:
         return output
 
     def as_map(self, output: Tensor) -> Tensor:
-        """[N, C, h, w] of a CNN's, a channels-last or a transformer's output, whose prefix tokens are left out."""
+        """Return the output of a CNN, a channels-last network or a transformer as [N, C, h, w], without prefix
+        tokens."""
         if output.dim() == 4:
             return output if self.stage is not None else to_nchw(output)
         adapter = self.tap.adapter
@@ -151,7 +155,8 @@ class View:
         return as_map(output[:, prefix:])
 
     def _by_package(self, image: Tensor, target: Tensor | None) -> Seen:
-        """The same through the `grad-cam` package, whose maps are scaled from their least to their largest value."""
+        """Return the same through the `grad-cam` package, whose maps are scaled from their smallest to their largest
+        value."""
         import pytorch_grad_cam
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -159,7 +164,7 @@ class View:
             logits = self.model(self.tap.prepare(image)).float()
         wanted = logits.argmax(dim=1) if target is None else target
         whole = Whole(self.tap, self.model)
-        silent = contextlib.redirect_stderr(io.StringIO())  # its own progress bars
+        silent = contextlib.redirect_stderr(io.StringIO())  # the package's own progress bars
         with silent, torch.enable_grad(), getattr(pytorch_grad_cam, str(self.kind))(whole, []) as cam:
             cam.target_layers, cam.activations_and_grads = [whole], Recorder(self)
             maps = cam(image.detach().clone().requires_grad_(), [ClassifierOutputTarget(int(one)) for one in wanted])
@@ -167,9 +172,12 @@ class View:
 
 
 class Recorder:
-    """What the package's kinds read, at our layer: the activation of the last forward and, once the package has gone
-    backward, its gradient, both [N, C, h, w]. Its own recorder takes the gradient before an in-place ReLU and the
-    activation after it, and such a ReLU ends the stages of many networks."""
+    """Recorder for the package's kinds at our layer: the activation of the last forward and, after the package's
+    backward, its gradient, both [N, C, h, w].
+
+    The package's own recorder takes the gradient before an in-place ReLU and the activation after it, and such a ReLU
+    ends the stages of many networks.
+    """
 
     def __init__(self, view: View):
         self.view = view
@@ -183,11 +191,11 @@ class Recorder:
         return logits
 
     def release(self) -> None:
-        """The package asks for it when it ends."""
+        """Release nothing: the package calls this at its end."""
 
 
 class Whole(nn.Module):
-    """Images as the data set normalises them -> logits, as one module."""
+    """Network with its tap as one module: images as normalised for the data set -> logits."""
 
     def __init__(self, tap: Tap, model: nn.Module):
         super().__init__()
@@ -198,7 +206,7 @@ class Whole(nn.Module):
 
 
 def module_of(model: nn.Module, path: str) -> nn.Module:
-    """The module at `path`. Raises ConfigError."""
+    """Return the module at `path`. Raises ConfigError."""
     known = dict(model.named_modules())
     known.pop("", None)
     if path not in known:
@@ -207,8 +215,8 @@ def module_of(model: nn.Module, path: str) -> nn.Module:
 
 
 def token_layer(records: list[tuple[str, nn.Module, Tensor]]) -> str | None:
-    """The first normalisation within the last block of a transformer, whose output its attention reads; None for
-    other networks."""
+    """Return the first normalisation within the last block of a transformer, whose output its attention reads; None
+    for other networks."""
     blocks = [name for name, _, output in records if output.dim() == 3 and re.search(r"(^|[._])\d+$", name)]
     depth = min((name.count(".") for name in blocks), default=0)
     blocks = [name for name in blocks if name.count(".") == depth]

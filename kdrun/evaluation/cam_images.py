@@ -1,4 +1,4 @@
-"""The images of `kdrun gradcam`: some of the run's own, or files, prepared as evaluation prepares them."""
+"""Images for `kdrun gradcam`: some of the run's own, or files, prepared as for evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from kdrun.training.build import Data
 
 @dataclass(frozen=True)
 class Images:
-    """pixels uint8 [N, S, S, 3]; labels [N] int64, -1 where the class is unknown; names of the files, or numbers."""
+    """Images with labels. pixels: uint8 [N, S, S, 3]; labels: [N] int64, -1 if the class is unknown; names: of the
+    files, or numbers."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -34,7 +35,7 @@ class Images:
 
 
 def own_images(chosen: AnySet, count: int, options: DatasetOptions) -> Images:
-    """The first `count` images of `spread`, prepared."""
+    """Return the first `count` images of `spread`, prepared."""
     order = spread(chosen.labels)[:count]
     part = chosen.take(order)
     if isinstance(part, ArraySet):
@@ -45,7 +46,7 @@ def own_images(chosen: AnySet, count: int, options: DatasetOptions) -> Images:
 
 
 def spread(labels: np.ndarray) -> np.ndarray:
-    """All positions in an order that is random and always the same, one of every class before any second one."""
+    """Return all positions in a fixed random order, one of every class before any second one."""
     order = np.random.default_rng(0).permutation(len(labels))
     seen: dict[int, int] = {}
     turns = []
@@ -56,7 +57,7 @@ def spread(labels: np.ndarray) -> np.ndarray:
 
 
 def files_named(word: str) -> list[Path]:
-    """The image files that images=… means. Raises ConfigError or DataError."""
+    """Return the image files given by images=…. Raises ConfigError or DataError."""
     found: list[Path] = []
     for part in parts_of(word, Path, {}):
         path = Path(os.path.expanduser(part))
@@ -67,8 +68,11 @@ def files_named(word: str) -> list[Path]:
 
 
 def read_files(files: list[Path], data: Data) -> tuple[Images, list[tuple[Path, str]]]:
-    """Their images, and (file, why) of those that cannot be read; the name of a file's folder is its class where the
-    data set has such a one. Raises DataError where none can be read."""
+    """Read the images, and return (file, reason) for unreadable ones. The name of a file's folder is its class, if the
+    data set has such a class.
+
+    Raises DataError if none can be read.
+    """
     classes = {name: label for label, name in enumerate(data.splits.class_names)}
     read = [(path, read_one(path, preparation(data.config.dataset))) for path in files]
     good = [(path, pixels) for path, pixels in read if not isinstance(pixels, str)]
@@ -80,12 +84,12 @@ def read_files(files: list[Path], data: Data) -> tuple[Images, list[tuple[Path, 
 
 
 def preparation(options: DatasetOptions) -> Preparation:
-    """How evaluation prepares an image, before normalisation."""
+    """Return the preparation of an image for evaluation, before normalisation."""
     return Preparation(options.image_size, options.resize, options.name in STREAMED)
 
 
 def prepared(path: Path, options: DatasetOptions) -> np.ndarray:
-    """One image of the data set: uint8 [S, S, 3]. Raises DataError."""
+    """Return one image of the data set: uint8 [S, S, 3]. Raises DataError."""
     pixels = read_one(path, preparation(options))
     if isinstance(pixels, str):
         raise cannot_be_read(path, pixels)

@@ -1,4 +1,4 @@
-"""Where the networks of runs look: maps of teachers and students, and how far they overlap."""
+"""Class activation maps of the networks of runs, and the overlap of teachers' and students' maps."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ BATCH = 32
 
 @dataclass
 class Options(WhichSplit):
-    """What kdrun gradcam takes."""
+    """Options of kdrun gradcam."""
 
     images: str = setting(
         "10",
         shows="N|FOLDER|FILE,…",
-        help="how many of the run's images, one of every class first; or files and folders",
+        help="number of the run's images, one of every class first; or files and folders",
     )
     target: str = setting("predicted", shows="predicted|true|CLASS", help="the class that a map explains")
     method: str = setting("gradcam", choices=tuple(KINDS), help="the kind of map; all but the first need grad-cam")
     layer: str | None = setting(None, shows="PATH", help="a module by its path, instead of the automatic choice")
-    overlap: int = setting(200, low=0, help="over how many images a student's maps are compared with its teacher's")
-    save: Path | None = setting(None, suffixes=(".png",), help="instead of the run's evals/, or pictures/")
+    overlap: int = setting(200, low=0, help="images on which a student's maps are compared with its teacher's")
+    save: Path | None = setting(None, suffixes=(".png",), help="picture file; default: in evals/ or pictures/")
     figures: list[str] = figures_setting()
 
 
 @dataclass
 class CamSubject:
-    """A network with its data set's normalisation, and what it was seen to look at. `of`: the teacher's place among
-    all, for a student that has one."""
+    """Network with its data set's normalisation and its maps. of: position of its teacher in the list, for a student
+    that has one."""
 
     head: tuple[str, str]
     view: View
@@ -76,7 +76,7 @@ class CamSubject:
 
 @dataclass(frozen=True)
 class Overlapping:
-    """A student's overlap with its teacher, and the JSON that holds it."""
+    """Overlap of a student with its teacher, and the JSON file that holds it."""
 
     student: Target
     result: Overlap
@@ -84,7 +84,7 @@ class Overlapping:
 
 
 def same_data(targets: list[Target]) -> None:
-    """Raise ConfigError unless all runs have the same images and classes, which one picture needs."""
+    """Raise ConfigError unless all runs have the same images and classes, as one picture requires."""
 
     def data_of(target: Target) -> dict[str, Any]:
         data = target.config.dataset
@@ -107,13 +107,13 @@ def same_data(targets: list[Target]) -> None:
                     getattr(item.config.dataset, key.partition(".")[2] or "name") for item in (targets[0], target)
                 )
                 raise ConfigError(
-                    f"{key}: {targets[0].label} has {ours} and {target.label} has {theirs}; the runs of one picture "
-                    "share data set and classes."
+                    f"{key}: {targets[0].label} has {ours} and {target.label} has {theirs}; all runs of a "
+                    "picture need the same data set and classes."
                 )
 
 
 def load_networks(targets: list[Target], options: Options, track: Track) -> tuple[list[CamSubject], Any]:
-    """Teachers first, each once, then the students; and the numerics: maps are made in fp32."""
+    """Load the teachers first, each once, then the students; also return the numerics: maps are computed in fp32."""
     from kdrun.evaluation.cam import View
 
     config = targets[0].config
@@ -127,7 +127,7 @@ def load_networks(targets: list[Target], options: Options, track: Track) -> tupl
 
     for target in targets:
         _, data = open_data(target.config, track)
-        if target is targets[0]:  # all have the same
+        if target is targets[0]:  # the data are the same for all
             tell_unreadable(data)
         network, deployed, teacher = open_networks(target, data, numerics)
         key = None
@@ -148,12 +148,12 @@ def load_networks(targets: list[Target], options: Options, track: Track) -> tupl
 
 
 def layer_in(network: Network, options: Options) -> str | None:
-    """The named layer, where this network has it."""
+    """Return the named layer, if this network has it."""
     return options.layer if options.layer in dict(network.tap.model.named_modules()) else None
 
 
 def check_layer(every: list[CamSubject], options: Options) -> None:
-    """Raise ConfigError where no network has the named layer."""
+    """Raise ConfigError if no network has the named layer."""
     from kdrun.evaluation.cam import module_of
 
     if options.layer is not None and not any(watched.view.path == options.layer for watched in every):
@@ -161,7 +161,8 @@ def check_layer(every: list[CamSubject], options: Options) -> None:
 
 
 def subtitle(target: Target) -> str:
-    """What tells a run's network from the others': its method and seed, or that it is a teacher."""
+    """Return a label that distinguishes a run's network from the others: its method and seed, or that it is a
+    teacher."""
     if target.own is not None or (target.weights is not None and target.weights.name.startswith("teacher")):
         return "teacher"
     if target.run is None:
@@ -171,26 +172,26 @@ def subtitle(target: Target) -> str:
 
 
 def wanted_classes(word: str, images: Images, classes: list[str]) -> np.ndarray | None:
-    """The class [N] that every map explains, or None for what each network predicts. Raises ConfigError."""
+    """Return the class [N] that every map explains, or None for each network's prediction. Raises ConfigError."""
     if word == "predicted":
         return None
     if word == "true":
         unknown = [name for name, label in zip(images.names, images.labels, strict=True) if label < 0]
         if unknown:
-            raise ConfigError(f"target=true: the class of {unknown[0]} is unknown; put it into a folder named like it.")
+            raise ConfigError(f"target=true: the class of {unknown[0]} is unknown: name its folder like it.")
         return images.labels
     if word in classes:
         return np.full(len(images), classes.index(word))
     if word.isdecimal() and int(word) < len(classes):
         return np.full(len(images), int(word))
     raise ConfigError(
-        f"target={word}: choose predicted, true or a class.{suggest(word, classes)} There are "
-        f"{len(classes)}: {', '.join(classes[:12])}{' …' if len(classes) > 12 else ''}."
+        f"target={word}: choose predicted, true or a class.{suggest(word, classes)} The "
+        f"{len(classes)} classes: {', '.join(classes[:12])}{' …' if len(classes) > 12 else ''}."
     )
 
 
 def look(every: list[CamSubject], images: Images, wanted: np.ndarray | None, device: str, track: Track) -> None:
-    """Fill in maps, predictions and probabilities of every network."""
+    """Compute maps, predictions and probabilities of every network."""
     import torch
 
     from kdrun.data.resident import Normalise
@@ -230,7 +231,7 @@ def write_overlaps(every: list[CamSubject], images: Images, options: Options, of
 
 
 def file_name(target: Target, options: Options, of: str) -> str:
-    """gradcam, with what differs from the defaults: gradcam_train, layercam_files_best."""
+    """Return gradcam, plus the options that differ from the defaults: gradcam_train, layercam_files_best."""
     best = "_best" if target.name.removesuffix("_teacher").endswith("_best") else ""
     return f"{options.method.replace('++', '_plus_plus')}{'' if of == 'test' else f'_{of}'}{best}"
 
@@ -238,7 +239,7 @@ def file_name(target: Target, options: Options, of: str) -> str:
 def as_json(
     watched: CamSubject, teacher: CamSubject, result: Overlap, images: Images, options: Options, of: str
 ) -> dict[str, Any]:
-    """Means over the images; `other_images` are those with the teacher's maps of other images."""
+    """Return means over the images; `other_images`: with the teacher's maps of other images (chance level)."""
     assert watched.predicted is not None and teacher.predicted is not None
     return {
         "schema": 1,
@@ -261,7 +262,7 @@ def as_json(
 
 
 def as_csv(watched: CamSubject, teacher: CamSubject, result: Overlap, images: Images) -> str:
-    """A row for each image; empty where a measure is undefined, or the class unknown."""
+    """Return a row for each image; empty if a measure is undefined, or the class unknown."""
     classes = watched.data.splits.class_names
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Which classes a network finds, and which it takes for which."""
+"""Precision, recall and F1 of classes, and the confusions between them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kdrun.training.meters import ranked
 
 @dataclass(frozen=True)
 class Classification:
-    """confusion [K, K]: images of class (row) that were predicted as class (column). precision, recall, f1 [K]:
-    percent, 0 where a class has no prediction or no image. macro: their means over the classes that occur among the
-    images or the predictions."""
+    """Classification measures. confusion [K, K]: images of class (row) that were predicted as class (column);
+    precision, recall, f1 [K]: percent, 0 for a class without predictions or images; macro: their means over the
+    classes that occur among images or predictions."""
 
     confusion: list[list[int]]
     precision: list[float]
@@ -24,23 +24,23 @@ class Classification:
 
     @property
     def support(self) -> list[int]:
-        """Images of each class."""
+        """Return the number of images of each class."""
         return [sum(row) for row in self.confusion]
 
 
 class ConfusionMeter:
-    """Counts of (class, predicted class) over a data set."""
+    """Meter of the counts of (class, predicted class) over a data set."""
 
     def __init__(self, num_classes: int, device: torch.device):
         self.num_classes = num_classes
         self.counts = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, label: Tensor) -> None:
-        """logits [N, K], label [N]."""
+        """Add logits [N, K] with label [N]."""
         self.counts += torch.bincount(label * self.num_classes + ranked(logits)[:, 0], minlength=len(self.counts))
 
     def result(self) -> Classification:
-        """precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN)."""
+        """Return precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN)."""
         confusion = self.counts.view(self.num_classes, self.num_classes).cpu()
         right, images, predicted = confusion.diagonal().double(), confusion.sum(1).double(), confusion.sum(0).double()
         occurs = images + predicted > 0

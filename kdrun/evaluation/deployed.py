@@ -1,4 +1,4 @@
-"""A trained network as it is used: its weights, and everything that an image goes through before it."""
+"""Trained networks as they are used: their weights, and the preparation of images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kdrun.training.precision import Numerics
 
 
-LARGEST_SIDE = 8192  # pixels that a file may ask for
+LARGEST_SIDE = 8192  # largest image side that a file may request, in pixels
 
 
 def is_names(value: object) -> bool:
@@ -42,9 +42,9 @@ def is_triple(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Card:
-    """What a network must be told with. image_size, resize, streamed: see `Preparation`. input_size: side to which the
-    network's images are then resized (bilinear, antialiased), mostly the same. mean, std: the network's normalisation
-    of channels in [0, 1]."""
+    """Card of an exported network: everything needed to use it. image_size, resize, streamed: as in `Preparation`;
+    input_size: side to which images are then resized for the network (bilinear, antialiased), usually the same;
+    mean, std: the network's normalisation of channels in [0, 1]."""
 
     network: str
     class_names: list[str]
@@ -57,7 +57,7 @@ class Card:
 
     @classmethod
     def read(cls, told: Any) -> Card:
-        """The card that a file holds. Raises KeyError, TypeError or ValueError where it is none."""
+        """Return the card stored in a file. Raises KeyError, TypeError or ValueError if it is invalid."""
         card = cls(**{field.name: told[field.name] for field in fields(cls)})
         if not is_names(card.class_names) or not all(map(is_triple, (card.mean, card.std))):
             raise ValueError("class_names, mean or std")
@@ -72,7 +72,8 @@ class Card:
         return Preparation(self.image_size, self.resize, self.streamed)
 
     def unit(self, pixels: np.ndarray) -> Tensor:
-        """uint8 [N, S, S, 3] -> RGB in [0, 1], [N, 3, input_size, input_size]: what an exported file takes."""
+        """Convert uint8 [N, S, S, 3] to RGB in [0, 1], [N, 3, input_size, input_size]: the input of an exported
+        file."""
         import torch
         import torch.nn.functional as F
 
@@ -84,12 +85,12 @@ class Card:
 
 @dataclass
 class Deployed:
-    """A network on its device, in evaluation mode."""
+    """Network on its device, in evaluation mode."""
 
     target: Target
     card: Card
     subject: Subject
-    data: Data  # of one black image per class: shapes, names and normalisation
+    data: Data  # one black image per class: for shapes, names and normalisation
 
     @property
     def numerics(self) -> Numerics:
@@ -97,11 +98,11 @@ class Deployed:
 
     @property
     def model(self) -> nn.Module:
-        """Maps what `transform` returns to logits [N, K]."""
+        """Return the module that maps the output of `transform` to logits [N, K]."""
         return self.subject.deployed
 
     def transform(self, pixels: np.ndarray) -> Tensor:
-        """uint8 [N, S, S, 3] -> the network's own input, on its device: the arithmetic of evaluation."""
+        """Convert uint8 [N, S, S, 3] to the network's own input, on its device: the arithmetic of evaluation."""
         import torch
 
         from kdrun.data.resident import Normalise
@@ -110,7 +111,7 @@ class Deployed:
         return self.subject.tap.prepare(Normalise(self.data.stats, device)(torch.from_numpy(pixels).to(device)))
 
     def logits(self, pixels: np.ndarray) -> Tensor:
-        """[N, K] in float32, at the run's precision."""
+        """Return logits [N, K] in float32, at the run's precision."""
         import torch
 
         with torch.inference_mode(), self.numerics.autocast():
@@ -118,24 +119,24 @@ class Deployed:
 
 
 def find_target(word: str, which: Which, settings: dict[str, str], config_dir: str | None = None) -> Target:
-    """Return the one network that `word` means: a RUN of the command line or a file of weights. settings: values that
-    a finished run may be given, or a file's whole configuration."""
+    """Return the one network that `word` refers to: a RUN of the command line or a weights file. settings: values
+    allowed for a finished run, or a file's whole configuration."""
     if Path(os.path.expanduser(word)).is_file():
         rest = [f"{key}={value}" for key, value in settings.items()]
         return target_of_file(word, load([*rest, f"student.checkpoint={word}", "method=none"], config_dir), which)
     found = find_runs(word, outputs_folder(settings.get("output_root")))
     if len(found) > 1:
-        raise ConfigError(f"RUN {word} means {len(found)} runs; name one, such as {found[0]}.")
+        raise ConfigError(f"RUN {word} matches {len(found)} runs; give one, such as {found[0]}.")
     return target_of_run(found[0], which, settings)
 
 
 def home(target: Target) -> Path | None:
-    """The directory of the run that a target is of."""
+    """Return the directory of a target's run."""
     return None if target.folder is None else target.folder.parent
 
 
 def deploy(target: Target, numerics: Numerics, track: Track = untracked) -> Deployed:
-    """Load the network. The data set is read the first time, for its class names and normalisation, then never."""
+    """Load the network. The data set is read only the first time, for its class names and normalisation."""
     from kdrun.evaluation.examine import Subject
 
     config = target.config
@@ -160,7 +161,7 @@ def deploy(target: Target, numerics: Numerics, track: Track = untracked) -> Depl
 
 
 def normalisation(subject: Subject, stats: tuple[list[float], list[float]]) -> tuple[list[float], list[float]]:
-    """Mean and std of the network's own input: the data set's, unless its tap re-normalises.
+    """Return mean and std of the network's own input: the data set's, unless its tap re-normalises.
 
     (x - mean) / std · scale + shift = (x - (mean - shift / scale · std)) / (std / scale).
     """
@@ -173,8 +174,8 @@ def normalisation(subject: Subject, stats: tuple[list[float], list[float]]) -> t
 
 
 def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float], list[float]]]:
-    """(class names, (mean, std)) of the data set that a network was trained on: as its run wrote them down, else of the
-    data set itself."""
+    """Return (class names, (mean, std)) of the data set that a network was trained on: as recorded by its run, else
+    from the data set itself."""
     run = home(target)
     if run is not None:
         try:
@@ -182,7 +183,7 @@ def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float
             names, mean, std = (known[key] for key in ("class_names", "mean", "std"))
             if is_names(names) and is_triple(mean) and is_triple(std):
                 return names, (mean, std)
-        except (CheckpointError, KeyError, TypeError):  # written before class names were
+        except (CheckpointError, KeyError, TypeError):  # written before class names were recorded
             pass
     _, data = open_data(target.config, track)
     return data.splits.class_names, data.stats

@@ -1,5 +1,5 @@
-"""What can be known of why distillation helps or does not in one run: of its teacher on the training images, of the
-gradients of its loss terms, and of what its temperature leaves. `kdrun.evaluation.findings` draws findings from it."""
+"""Measurements of why distillation does or does not help in one run: its teacher on training images, the gradients
+of its loss terms, and what its temperature leaves. `kdrun.evaluation.findings` draws conclusions from them."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from kdrun.training.precision import Numerics
 
 START, END = "at the start", "at the end"
-IMAGES, BATCHES = 2000, 4  # training images that the teacher is asked about; batches that gradients are taken of
+IMAGES, BATCHES = 2000, 4  # training images on which the teacher is evaluated; batches for the gradients
 SOFTENED = ("temperature", "temperature_start")  # settings that divide the teacher's logits
-OF_FEATURES = ("crd", "crd_inbatch")  # whose temperature divides similarities of features
+OF_FEATURES = ("crd", "crd_inbatch")  # methods whose temperature divides similarities of features
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """Percent, on unaugmented training images, but `test`. softened: the entropy of its probabilities at the method's
-    temperature, as a share of that of the uniform distribution; None where nothing is softened."""
+    """Measurements of a teacher in percent, on unaugmented training images except `test`. softened: entropy of its
+    probabilities at the method's temperature, relative to the uniform distribution; None if nothing is softened."""
 
     name: str
     params: int
@@ -50,12 +50,13 @@ class TeacherFacts:
     images: int
     temperature: float | None
     softened: float | None
-    random: bool = False  # untrained by the run's own settings, as a control
+    random: bool = False  # untrained, as a control requested by the run
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """At one point of training: term -> norm of its gradient with respect to the student, pairs -> their cosine."""
+    """Gradients at one point of training: term -> norm of its gradient with respect to the student, pair -> their
+    cosine."""
 
     when: str
     norms: dict[str, float]
@@ -64,7 +65,7 @@ class Gradients:
 
 @dataclass
 class Diagnosis:
-    """Everything that was measured of a run. losses: term -> its mean in the first and the last epoch."""
+    """All measurements of a run. losses: term -> its mean in the first and the last epoch."""
 
     run: str
     method: str
@@ -72,15 +73,15 @@ class Diagnosis:
     student: str
     student_params: int
     student_flops: int
-    test: float | None  # None of a run that has not ended
+    test: float | None  # None for an unfinished run
     train: float | None
     epochs: int = 0
     teacher: TeacherFacts | None = None
     gradients: list[Gradients] = field(default_factory=list)
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
     independent: dict[int, float] = field(default_factory=dict)  # seed -> top-1 of the student alone
-    siblings: dict[int, float] = field(default_factory=dict)  # seed -> top-1 of this run's settings
-    independent_train: float | None = None  # the independent student's accuracy in training, at its last epoch
+    siblings: dict[int, float] = field(default_factory=dict)  # seed -> top-1 with this run's settings
+    independent_train: float | None = None  # training accuracy of the independent student at its last epoch
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -89,7 +90,7 @@ class Diagnosis:
 
 
 def diagnose(target: Target, track: Track) -> Diagnosis:
-    """Measure a finished run's teacher and gradients. Raises KdrunError where its networks do not load."""
+    """Measure a finished run's teacher and gradients. Raises KdrunError if its networks cannot be loaded."""
     config, run = target.config, target.run
     assert run is not None
     numerics = numerics_for(config, "fp32")
@@ -105,9 +106,7 @@ def diagnose(target: Target, track: Track) -> Diagnosis:
         str(run), "", data.splits.num_classes, config.student.name, params, flops, test, None, config.epochs
     )
     if target.teacher is None:
-        found.notes.append(
-            f"its teacher is not looked at: the run {target.missing}" if target.missing else "no teacher"
-        )
+        found.notes.append(f"teacher not measured: the run {target.missing}" if target.missing else "no teacher")
         return found
     network = target.teacher.network(data, numerics, config.batch_size)
     method = make_method(config.method)
@@ -134,7 +133,7 @@ def trained(target: Target, data: Data, numerics: Numerics) -> Network:
 
 @dataclass(frozen=True)
 class Answers:
-    """Percent of right answers, mean of the largest probability, and the logits [N, K]."""
+    """Accuracy in percent, mean of the largest probability, and the logits [N, K]."""
 
     top1: float
     confidence: float
@@ -142,7 +141,7 @@ class Answers:
 
 
 def accuracy(network: Network, loader: EvalLoader) -> Answers:
-    """Ask a network about a loader's images."""
+    """Evaluate a network on a loader's images."""
     network.tap.eval()
     rows, right, count = [], 0, 0
     with torch.inference_mode():
@@ -157,7 +156,7 @@ def accuracy(network: Network, loader: EvalLoader) -> Answers:
 
 
 def teacher_facts(target: Target, network: Network, method: Method, data: Data, numerics: Numerics) -> TeacherFacts:
-    """Ask the teacher about the test images and about unaugmented training images."""
+    """Evaluate the teacher on the test images and on unaugmented training images."""
     params, flops = cost_of(network)
     train = shuffled(data.splits.train)
     if len(train) > IMAGES:
@@ -173,7 +172,7 @@ def teacher_facts(target: Target, network: Network, method: Method, data: Data, 
 
 
 def temperature_of(node: dict[str, Any], method: Method) -> float | None:
-    """Return the temperature by which the method divides the teacher's logits; of a sum the highest of its parts."""
+    """Return the temperature by which the method divides the teacher's logits; for a sum of methods the highest."""
     parts = [part for part in node.get("parts", []) if isinstance(part, dict)]
     if parts:
         found = [one for part in parts if (one := temperature_of(part, method)) is not None]
@@ -184,7 +183,8 @@ def temperature_of(node: dict[str, Any], method: Method) -> float | None:
 
 
 def entropy_share(logits: Tensor, temperature: float) -> float:
-    """Return the mean entropy of the softened probabilities, 1 where nothing of the ranking is left."""
+    """Return the mean entropy of the softened probabilities relative to the uniform distribution: 1 if no ranking is
+    left."""
     log_p = (logits / temperature).log_softmax(dim=1)
     return float(-(log_p.exp() * log_p).sum(dim=1).mean()) / math.log(logits.shape[1])
 
@@ -192,8 +192,8 @@ def entropy_share(logits: Tensor, temperature: float) -> float:
 def lane_of(
     target: Target, folder: Path | None, teacher: Network, data: Data, spec: DataSpec, numerics: Numerics
 ) -> Lane:
-    """Return the run's lane as it was at its start, or with the student of `folder` as it was last saved and, where
-    last.pt is there, the parts of its method too."""
+    """Return the run's lane in its initial state, or with the last saved student of `folder` and, if last.pt exists,
+    the method's modules."""
     config, streams = target.config, Streams("student", target.config.seed)
     lane = make_lane(
         student=make_network(config.student, data, streams, numerics, config.batch_size),
@@ -238,7 +238,7 @@ def gradients(lane: Lane, network: Network, loader: TrainLoader, epochs: int, wh
 
 
 def gradient_of(term: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """Return a term's gradient as one vector, zeros where it does not reach."""
+    """Return a term's gradient as one vector, with zeros for parameters that it does not reach."""
     found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
     return torch.cat(
         [

@@ -1,9 +1,9 @@
 """Differences between the rows of a table: intervals, tests and the seeds that they need. No torch here.
 
-With three seeds a cell's own variance has two degrees of freedom, and a t-test on them finds nothing. So the variances
-are moderated: each cell's is drawn towards what the whole table spreads (empirical Bayes; Smyth 2004, Statistical
-Applications in Genetics and Molecular Biology 3), by as much as the cells are alike in spread. How much that is, few
-cells say badly; hence the average over all priors by how well they explain the table, in the place of the best one.
+With three seeds a cell's own variance has two degrees of freedom, and a t-test on it has hardly any power. So the
+variances are moderated: each is shrunk towards the spread of the whole table (empirical Bayes; Smyth 2004, Statistical
+Applications in Genetics and Molecular Biology 3), the more the cells are alike in spread. A few cells determine this
+amount poorly; so instead of the best prior, all priors are averaged, weighted by how well they explain the table.
 
 Equation:
     variance of a cell ~ scaled inverse chi-squared (d0, v0); the cell's moderated variance, with d = n - 1,
@@ -12,7 +12,7 @@ Equation:
     p = sum over (d0, v0) of weight * P(|T| >= |t|); weight: the likelihood of all s^2 of the table, log v0 and
     sqrt(2 / d0), about the standard deviation of the cells' log variances, being uniform beforehand
 
-scripts/compare_tests.py measures its errors and power beside other tests'; docs/statistics.md has the figures.
+scripts/compare_tests.py measures its error rates and power against other tests'; docs/statistics.md has the results.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import numpy as np
 from kdrun.evaluation.stats import ALPHA, EQUAL, POWER_QUANTILE, Seeds, holm, mean_std, seeds_for
 
 LOG_SPREADS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.4, 1.7, 2.0, 2.4)  # sqrt(2 / d0)
-SAME = 1e9  # d0 of cells that all have one variance
+SAME = 1e9  # d0 if all cells share one variance
 LOG_RANGE = (-3.0, 4.0)  # of v0 over the table's mean variance
 NEGLIGIBLE = 1e-5  # a prior's weight
-ONE_SIGMA = 0.31731050786291415  # what a normal variable leaves outside of one standard deviation
+ONE_SIGMA = 0.31731050786291415  # probability of a normal variable beyond one standard deviation
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the seeds of a cell came to."""
+    """Summary of the seeds of a cell."""
 
     mean: float
     variance: float
@@ -42,14 +42,14 @@ class Sample:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Sample | None:
-        """None below two seeds, which say nothing of their spread."""
+        """Return the summary; None below two seeds, which have no spread."""
         mean, std = mean_std(values)
         return None if mean is None or std is None else cls(mean, std**2, len(values))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What a table says about its cells' variances: priors (d0, v0) with their weights, which add up to 1."""
+    """Estimated distribution of a table's variances: priors (d0, v0) with their weights, which sum to 1."""
 
     weights: np.ndarray
     freedoms: np.ndarray
@@ -57,7 +57,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Spread | None:
-        """None where no cell of the table varies at all."""
+        """Return the estimate; None if no cell of the table varies at all."""
         found = list(samples)
         freedom = np.array([one.n - 1.0 for one in found])
         variance = np.array([one.variance for one in found])
@@ -75,15 +75,15 @@ class Spread:
         return cls(weights[kept] / weights[kept].sum(), all_freedoms[kept], all_variances[kept])
 
     def moderated(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """(variance, degrees of freedom) of a cell under each prior."""
+        """Return (variance, degrees of freedom) of a cell under each prior."""
         own = sample.n - 1
         freedom = self.freedoms + own
         return (self.freedoms * self.variances + own * sample.variance) / freedom, freedom
 
 
 def log_likelihood(variance: np.ndarray, freedom: np.ndarray, prior: float, logs: np.ndarray) -> np.ndarray:
-    """Of all variances of a table under prior degrees of freedom and each log v0, but for a constant: s^2 / v0 follows
-    F(d, d0)."""
+    """Return the log likelihood of all variances of a table under prior degrees of freedom and each log v0, up to a
+    constant: s^2 / v0 follows F(d, d0)."""
     from scipy.special import gammaln
 
     ratio = variance / np.exp(logs)[:, None]
@@ -102,7 +102,7 @@ def log_likelihood(variance: np.ndarray, freedom: np.ndarray, prior: float, logs
 
 @dataclass(frozen=True)
 class Estimate:
-    """The difference of two cells: a mixture of t distributions around `difference`, one for each prior."""
+    """Estimated difference of two cells: a mixture of t distributions around `difference`, one for each prior."""
 
     difference: float
     weights: np.ndarray
@@ -117,7 +117,7 @@ class Estimate:
         return cls(one.mean - other.mean, spread.weights, np.sqrt(first + second), freedom)
 
     def tail(self, distance: float) -> float:
-        """The probability of being further from the middle than so."""
+        """Return the probability of a deviation larger than `distance`."""
         from scipy.special import stdtr
 
         return float(self.weights @ (2 * stdtr(self.freedoms, -abs(distance) / self.scales)))
@@ -128,14 +128,15 @@ class Estimate:
 
     @cached_property
     def heights(self) -> np.ndarray:
-        """The densities' constants."""
+        """Return the normalising constants of the densities."""
         from scipy.special import gammaln
 
         half = self.freedoms / 2
         return np.exp(gammaln(half + 0.5) - gammaln(half)) / np.sqrt(2 * np.pi * half)
 
     def half(self, alpha: float) -> float:
-        """Half the width of the 1 - alpha interval. The tail is convex: Newton's steps from 0 never pass the answer."""
+        """Return half the width of the 1 - alpha interval. The tail is convex, so Newton's steps from 0 never
+        overshoot."""
         found = 0.0
         for _ in range(200):
             density = self.heights * (1 + (found / self.scales) ** 2 / self.freedoms) ** (-(self.freedoms + 1) / 2)
@@ -152,10 +153,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Test:
-    """A row against another. difference: mean of row - mean of against, in points; low, high: its 95 % interval, by
-    itself; n, n_against: seeds. All but the difference are None where nothing can be judged: below two seeds, or
-    where no cell of the table varies. p_holm: corrected over the tests of its family. seeds: of each row, where the
-    two are not distinguishable."""
+    """Test of one row against another. difference: mean of row - mean of against, in points; low, high: its
+    uncorrected 95 % interval; n, n_against: seeds; p_holm: corrected over the tests of its family; seeds: per row,
+    if the two are not distinguishable. All but the difference are None if there are fewer than two seeds, or if no
+    cell of the table varies."""
 
     row: str
     against: str
@@ -184,7 +185,7 @@ class Pair:
 
 
 def family(pairs: Sequence[Pair], spread: Spread | None) -> list[Test]:
-    """The tests of one column, Holm-corrected together."""
+    """Return the tests of one column, Holm-corrected together."""
     estimates = [estimate(pair.values, pair.against_values, spread) for pair in pairs]
     p_values = [one.p for one in estimates if one is not None]
     adjusted = iter(holm(p_values))
@@ -195,20 +196,20 @@ def family(pairs: Sequence[Pair], spread: Spread | None) -> list[Test]:
 
 
 def estimate(values: Sequence[float], against: Sequence[float], spread: Spread | None) -> Estimate | None:
-    """None where a side has fewer than two seeds or nothing in the table varies."""
+    """Return the estimate; None if a side has fewer than two seeds or nothing in the table varies."""
     one, other = Sample.of(values), Sample.of(against)
     return None if one is None or other is None or spread is None else Estimate.of(one, other, spread)
 
 
 def bare(pair: Pair) -> Test:
-    """The difference of two means, without a test."""
+    """Return the difference of two means, without a test."""
     (mean, _), (other, _) = mean_std(pair.values), mean_std(pair.against_values)
     assert mean is not None and other is not None
     return Test(pair.row, pair.against, len(pair.values), len(pair.against_values), mean - other)
 
 
 def judged(test: Test, found: Estimate, p_holm: float, level: float) -> Test:
-    """The test with its figures, and the seeds that it would take at `level`, the strictest of the correction."""
+    """Return the completed test, with the seeds needed at `level`, the strictest of the correction."""
     low, high = found.interval()
     done = replace(test, low=low, high=high, p=found.p, p_holm=p_holm)
     if done.distinguishable:

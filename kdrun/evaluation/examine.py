@@ -1,4 +1,4 @@
-"""One pass over a data set, and everything that is known of a network, and of its teacher beside it, after it."""
+"""Examination of a network, and its comparison with its teacher, in one pass over a data set."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from kdrun.training.loop import EvalLoader
 from kdrun.training.meters import EvalMeter
 from kdrun.training.network import Network
 
-TIMED_SECONDS = 0.5  # of forward passes at least, after one that is not counted
+TIMED_SECONDS = 0.5  # minimum time of forward passes, after an uncounted warm-up
 STAGES = frozenset({"maps", "pooled"})
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """CKA values by (student stage, teacher stage); stages are named as `kdrun taps` names them. pairs: (student
-    stage, teacher stage) that feature methods match, and the pooled vectors."""
+    """CKA values by (student stage, teacher stage), with stages named as in `kdrun taps`. pairs: (student stage,
+    teacher stage) that feature methods match, and the pooled vectors."""
 
     student: list[str]
     teacher: list[str]
@@ -37,14 +37,15 @@ class Similarity:
     pairs: list[tuple[str, str]]
 
     def of_pairs(self) -> list[tuple[str, str, float | None]]:
-        """The pairs with their values, shallow to deep."""
+        """Return the pairs with their values, shallow to deep."""
         return [(a, b, self.values[self.student.index(a)][self.teacher.index(b)]) for a, b in self.pairs]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """scores: top1, top5, agreement, teacher_top1 (percent), nll and kl_teacher (nats), ece (percentage points);
-    those of the teacher only where there is one. cost: params, flops of one image, images_per_second of inference."""
+    """Results of an examination. scores: top1, top5, agreement, teacher_top1 (percent), nll and kl_teacher (nats),
+    ece (percentage points), those on the teacher only if there is one; cost: params, flops per image,
+    images_per_second of inference."""
 
     samples: int
     scores: dict[str, float]
@@ -55,8 +56,7 @@ class Findings:
 
 
 class Subject:
-    """A network as it is deployed: logits of `model`, where its method keeps more than the student, and the student's
-    stages."""
+    """Network as deployed: logits of `model` if its method deploys more than the student, and the student's stages."""
 
     def __init__(self, network: Network, model: nn.Module | None = None):
         self.network, self.tap = network, network.tap
@@ -70,23 +70,23 @@ class Subject:
         return self.tap.model if self.model is None else self.model
 
     def logits(self, image: Tensor) -> Tensor:
-        """[N, K] in float32."""
+        """Return logits [N, K] in float32."""
         with self.network.numerics.autocast():
             return self.deployed(self.tap.prepare(image)).float()
 
     def outputs(self, image: Tensor) -> Outputs:
-        """Logits with the stages."""
+        """Return logits together with the stages."""
         out = self.network(image)
         return out if self.model is None else out._replace(logits=self.logits(image))
 
     def stages(self, out: Outputs) -> dict[str, Tensor]:
-        """name -> features [N, ...]: the stage maps without the stem, and the pooled vector."""
+        """Return name -> features [N, ...]: the stage maps without the stem, and the pooled vector."""
         maps = {f"f{place}": item for place, item in enumerate(out.maps or ()) if place >= self.tap.adapter.stems}
         return maps | ({} if out.pooled is None else {"pooled": out.pooled})
 
 
 class Meters:
-    """The running sums of one pass."""
+    """Running sums of one pass."""
 
     def __init__(self, num_classes: int, device: torch.device):
         self.device = device
@@ -105,7 +105,7 @@ class Meters:
         self.fidelity.update(student.logits, teacher.logits)
 
     def relate(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> None:
-        if not student or not teacher:  # a network that shows no stages
+        if not student or not teacher:  # a network without stages
             return
         if self.cka is None:
             self.stages = (list(student), list(teacher))
@@ -126,10 +126,11 @@ def examine(
     num_classes: int,
     track: Callable[[Iterator[int]], Iterator[int]],
 ) -> Findings:
-    """Everything of `subject`, beside `teacher` where there is one; the loader's images in random order, as `CKAMeter`
-    wants them. Memory does not grow with their number. track: wraps the steps for a progress bar.
+    """Measure `subject`, and compare it with `teacher` if there is one. Memory does not grow with the number of images.
 
-    Raises RunError where a batch does not fit into memory.
+    loader: must yield images in random order, as `CKAMeter` requires. track: wraps the steps for a progress bar.
+
+    Raises RunError if a batch does not fit into memory.
     """
     device = subject.network.numerics.torch_device
     meters = Meters(num_classes, device)
@@ -172,7 +173,7 @@ def examine(
 
 
 def cost_of(subject: Subject, images_per_second: float) -> dict[str, float]:
-    """Return parameters, FLOPs of one image, and the measured speed."""
+    """Return parameters, FLOPs per image, and the measured speed."""
     params = sum(parameter.numel() for parameter in subject.deployed.parameters())
     flops = count_flops(subject.deployed, subject.tap.input_size or subject.tap.image_size)
     return {"params": params, "flops": flops, "images_per_second": images_per_second}
@@ -189,7 +190,7 @@ def similarity_of(meters: Meters, subject: Subject, teacher: Subject, num_classe
 
 
 def throughput(forward: Callable[[Tensor], Tensor], image: Tensor, device: torch.device) -> float:
-    """Images per second of forward passes over `image`, a batch already on the device: the median pass."""
+    """Return images per second of forward passes over `image`, a batch already on the device, from the median pass."""
     forward(image)
     marks = [moment(device)]
     while len(marks) < 4 or marks[-1] - marks[0] < TIMED_SECONDS:
@@ -200,7 +201,7 @@ def throughput(forward: Callable[[Tensor], Tensor], image: Tensor, device: torch
 
 
 def moment(device: torch.device) -> float:
-    """The clock, after what the device had to do."""
+    """Return the time after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

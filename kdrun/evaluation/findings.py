@@ -1,8 +1,8 @@
-"""Why distillation does not help: findings in plain words, the figure behind each, and the command to try next. Drawn
+"""Findings on why distillation does not help: an explanation, the figure behind it, and the settings to try next. Drawn
 from a `Diagnosis`; no torch here.
 
-Each rule names what no healthy run shows. Its bound lies between the prepared failures and the finished runs of the
-digits table, as far from both as they allow.
+Each rule detects something that no healthy run shows. Its bound lies midway between deliberately broken runs and the
+finished runs of the digits table.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kdrun.display import plural
 from kdrun.evaluation.differences import Sample, Spread, estimate
 from kdrun.evaluation.stats import mean_std
 
 if TYPE_CHECKING:
     from kdrun.evaluation.diagnosis import Diagnosis
 
-ABOVE_CHANCE = 0.1  # of the way from chance to 100 %, which a teacher that learned anything has gone
-UNIFORM = 0.99  # of the entropy of equal probabilities
-DROWNED = 0.001  # of the other terms' gradient
-SILENT = 0.001  # of the labels' gradient
+ABOVE_CHANCE = 0.1  # fraction of the way from chance to 100 % that any trained teacher has covered
+UNIFORM = 0.99  # relative to the entropy of equal probabilities
+DROWNED = 0.001  # relative to the other terms' gradient
+SILENT = 0.001  # relative to the labels' gradient
 OPPOSED = -0.5  # cosine
 NEAR = 1.0  # point below the better of teacher and independent student
-LOSES, BEHIND = 2.0, 5.0  # points below the independent student on test images, and in training
+LOSES, BEHIND = 2.0, 5.0  # points below the independent student on test images, and on training images
 
 
 @dataclass(frozen=True)
 class Finding:
-    """name: what it is called; words: what is wrong; figure: what says so; settings: the words to try next, key ->
-    value, beside those that the run was trained with."""
+    """Finding of a diagnosis. name: its title; words: the explanation; figure: the evidence; settings: key -> value
+    to try next, in addition to the run's own settings."""
 
     name: str
     words: str
@@ -39,7 +40,7 @@ class Finding:
 
 
 def findings_of(found: Diagnosis) -> list[Finding]:
-    """Return what is wrong, the gravest first."""
+    """Return the findings, the most serious first."""
     rules: list[Callable[[Diagnosis], Iterator[Finding]]] = [
         untrained_teacher,
         softened_away,
@@ -59,8 +60,8 @@ def untrained_teacher(found: Diagnosis) -> Iterator[Finding]:
         return
     yield Finding(
         "untrained teacher",
-        "The teacher knows next to nothing, so that its outputs are noise to learn from.",
-        f"{teacher.name} is right on {teacher.test:.2f} % of the test images; chance is {found.chance:.2f} %.",
+        "The teacher has learned almost nothing, so its outputs are mostly noise.",
+        f"{teacher.name} is correct on {teacher.test:.2f} % of the test images; chance is {found.chance:.2f} %.",
         (("teacher.random", "false"), ("teacher.checkpoint", "null")),
     )
 
@@ -70,11 +71,11 @@ def softened_away(found: Diagnosis) -> Iterator[Finding]:
     if teacher is None or teacher.temperature is None or teacher.softened is None or teacher.softened <= UNIFORM:
         return
     if next(untrained_teacher(found), None) is not None and teacher.temperature <= 10:
-        return  # its outputs are alike at any temperature
+        return  # its outputs are nearly uniform at any temperature
     yield Finding(
         "temperature too high",
-        "The temperature leaves almost nothing of the teacher's ranking of the classes.",
-        f"At {teacher.temperature:g} its probabilities have {teacher.softened:.4f} of the entropy of equal ones.",
+        "At this temperature almost nothing is left of the teacher's ranking of the classes.",
+        f"At {teacher.temperature:g} the entropy of its probabilities is {teacher.softened:.4f} of that of equal ones.",
         (("method.temperature", "4"),),
     )
 
@@ -87,15 +88,15 @@ def drowned_labels(found: Diagnosis) -> Iterator[Finding]:
     loudest = max((name for name in norms if name != "ce"), key=lambda name: norms[name])
     yield Finding(
         "weight that drowns the labels",
-        f"The term {loudest} is so heavy that the labels have no say.",
+        f"The term {loudest} has so much weight that the labels have no influence.",
         f"At the start the labels' gradient is {share:.2g} of that of the other terms.",
         ((f"method.{loudest}_weight", "1"), ("method.ce_weight", "1")),
     )
 
 
 def knows_enough(found: Diagnosis) -> bool:
-    """Return True if the student has come as far as its teacher and the independent student have: whatever the weights
-    were, it has learned the labels."""
+    """Return True if the student has come as far as its teacher and the independent student: whatever the weights,
+    it has learned the labels."""
     alone = mean_std(list(found.independent.values()))[0]
     others = [found.teacher.test if found.teacher else None, alone]
     known = [value for value in others if value is not None]
@@ -103,8 +104,8 @@ def knows_enough(found: Diagnosis) -> bool:
 
 
 def share_of_labels(found: Diagnosis) -> float | None:
-    """Return the labels' gradient as a share of the others' at the start; None where one of the two is missing. At the
-    end of training it says nothing of the weights: there the gradients of the terms cancel each other."""
+    """Return the labels' gradient relative to the others' at the start; None if one of the two is missing. At the
+    end of training this says nothing about the weights, because the gradients of the terms cancel each other there."""
     norms = found.gradients[0].norms if found.gradients else {}
     others = sum(norm for name, norm in norms.items() if name != "ce")
     known = "ce" in norms and 0 < norms["ce"] < math.inf and 0 < others < math.inf
@@ -119,7 +120,7 @@ def silent_teacher(found: Diagnosis) -> Iterator[Finding]:
         return
     yield Finding(
         "distillation without weight",
-        "What the teacher says moves the student next to nothing beside the labels.",
+        "Compared to the labels, the teacher hardly influences the student.",
         f"At the start the labels' gradient is {share:,.0f} times that of all other terms.",
         (("method.kd_weight", "0.9"), ("method.ce_weight", "0.1")),
     )
@@ -131,9 +132,9 @@ def weak_teacher(found: Diagnosis) -> Iterator[Finding]:
         return
     yield Finding(
         "teacher no better than the student",
-        "The student learns more from the labels alone than the teacher knows.",
-        f"{teacher.name} is right on {teacher.test:.2f} % of the test images, the independent student on {alone:.2f} % "
-        f"({seeds_in_words(len(found.independent))}).",
+        "A student trained on the labels alone is better than the teacher.",
+        f"{teacher.name} is correct on {teacher.test:.2f} % of the test images, the independent student on "
+        f"{alone:.2f} % ({plural(len(found.independent), 'seed')}).",
         (("teacher.recipe.epochs", "240"),),
     )
 
@@ -158,26 +159,22 @@ def behind_in_training(found: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "student that has not learned its training images yet",
             "With this method the student learns more slowly, and its training ends too early.",
-            f"At the last epoch it is right on {found.train:.2f} % of the training images, the independent student on "
-            f"{found.independent_train:.2f} %; on the test images it is {alone - found.test:.2f} points behind.",
+            f"At the last epoch it is correct on {found.train:.2f} % of the training images, the independent student "
+            f"on {found.independent_train:.2f} %; on the test images it is {alone - found.test:.2f} points behind.",
             (("epochs", str(2 * found.epochs)),),
         )
 
 
-def seeds_in_words(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
-
-
 def verdict_of(found: Diagnosis) -> str:
-    """Return in a sentence how the run's settings stand beside the independent student."""
+    """Return a sentence that compares the run with the independent student."""
     ours, alone = (mean_std(list(values.values())) for values in (found.siblings, found.independent))
     if ours[0] is None:
-        return f"{found.method}, which has not ended"
-    mine = f"{found.method} {ours[0]:.2f} % ({seeds_in_words(len(found.siblings))})"
+        return f"{found.method}, unfinished"
+    mine = f"{found.method} {ours[0]:.2f} % ({plural(len(found.siblings), 'seed')})"
     if alone[0] is None:
-        return f"{mine}; no independent student of the same settings is there to compare with: method=none trains one"
+        return f"{mine}; no independent student of the same settings to compare with: method=none trains one"
     difference = ours[0] - alone[0]
-    beside = f"{mine}, the independent student {alone[0]:.2f} % ({seeds_in_words(len(found.independent))})"
+    beside = f"{mine}, the independent student {alone[0]:.2f} % ({plural(len(found.independent), 'seed')})"
     return f"{beside}: {difference:+.2f} points" + ("" if told_apart(found) else ", not distinguishable by these seeds")
 
 

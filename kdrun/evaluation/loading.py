@@ -1,4 +1,4 @@
-"""Images and trained networks from their configuration, for what measures them."""
+"""Loading of images and trained networks from their configuration, for evaluation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
-    """Return the plan and the images of a run's data set; no teacher or file of weights is looked for."""
+    """Return the plan and the images of a run's data set, without looking for a teacher or weights file."""
     plan = make_plan(images_only(config), [])
     return plan, load_data(plan, track)
 
 
 def tell_unreadable(data: Data) -> None:
-    """Say on stderr which images the figures leave out."""
+    """Print a note on stderr about images that are left out."""
     if data.splits.unreadable:
         print_note(unreadable_in_words(data.splits.unreadable), once=True)
 
@@ -35,7 +35,7 @@ def tell_unreadable(data: Data) -> None:
 def load_network(
     options: ModelOptions, weights: Path | None, data: Data, streams: Streams, numerics: Numerics, batch_size: int
 ) -> Network:
-    """`options` with trained `weights`, which take the place of pretrained ones; their mean and std stay."""
+    """Load `options` with trained `weights` instead of pretrained ones, but with the mean and std of the latter."""
     bare = replace(options, pretrained="false", checkpoint=None if weights is None else str(weights))
     if options.pretrained != "false" and options.mean is None:
         untrained = make_tap(replace(bare, checkpoint=None), data.splits.num_classes, data.splits.image_size, None)
@@ -46,8 +46,8 @@ def load_network(
 
 
 def numerics_for(config: RunConfig, precision: str | None = None) -> Numerics:
-    """Resolve the numerics for measuring a trained network: as configured, or in `precision`; never compiled, and with
-    no more threads than this machine has cores, wherever it was trained."""
+    """Resolve the numerics for measuring a trained network: as configured, or in `precision`; never compiled, and
+    with no more threads than this machine has cores, independent of where it was trained."""
     from kdrun.training.precision import resolve
 
     asked = precision or config.precision

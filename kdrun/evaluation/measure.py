@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to measure on; of a derived set its title, the stem of its files, its manifest and its textures."""
+    """Images to measure on; for a derived set with its title, the stem of its files, its manifest and its textures."""
 
     images: AnySet
     title: str = ""
@@ -42,9 +42,9 @@ class ImageSet:
 
 @dataclass
 class Measured:
-    """A network on one set of images. place: data set, split, images and precision in words. about: what the JSON says
-    beside the findings. change, testset: of derived images, beside the clean ones, and their name. files: where the
-    findings are."""
+    """Measurements of a network on one set of images. place: data set, split, images and precision as text; about:
+    the JSON's entries besides the results; change, testset: for derived images, the comparison with the clean ones,
+    and their name; files: where the results are."""
 
     target: Target
     found: Findings
@@ -62,7 +62,7 @@ class Measured:
 
 
 def image_sets(testsets: list[NamedSet], data: Data, plan: Plan, split: str, track: Track) -> list[ImageSet]:
-    """The derived sets, made or found; without any, the split as it is."""
+    """Return the derived sets, created or loaded; if none are given, the split itself."""
     if not testsets:
         return [ImageSet(chosen_split(data, split))]
     made = derived_tests(testsets, plan, data.splits, track)
@@ -73,7 +73,7 @@ def image_sets(testsets: list[NamedSet], data: Data, plan: Plan, split: str, tra
 
 
 def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, bar: Track) -> Iterator[Measured]:
-    """Load the network once and examine it on each set. track: of images; bar: of batches."""
+    """Load the network once and examine it on each set. track: progress of images; bar: progress of batches."""
     from kdrun.evaluation.examine import Subject
 
     config = target.config
@@ -128,7 +128,7 @@ def measured(
     about: dict[str, Any],
     change: Change | None,
 ) -> Measured:
-    """Put what was found together with its names."""
+    """Combine the results with their names."""
     images = f"{target.config.dataset.name}/{split} {shown.title}".rstrip()
     name = shown.stem + target.name.removeprefix(split) if shown.stem else target.name
     place = f"{images} ({found.samples:,} images, {about['numerics']['precision']})"
@@ -145,5 +145,5 @@ def chosen_split(data: Data, split: str) -> AnySet:
 
 
 def shuffled(chosen: AnySet) -> AnySet:
-    """In an order that is random and always the same: on disk images often lie class by class."""
+    """Return the images in a fixed random order: on disk they are often sorted by class."""
     return chosen.take(np.random.default_rng(0).permutation(len(chosen)))

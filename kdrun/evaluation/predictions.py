@@ -1,4 +1,5 @@
-"""What a network answered on a test set, image by image, kept beside its run: all that bias and closeness need."""
+"""Predictions of a network on a test set, image by image, stored with its run: the basis of bias and closeness
+measures."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """log_probabilities: float16 [N, K], in the order of the test set; predicted: int64 [N], of the logits themselves,
-    since 16 bits make equals of neighbours; labels: int64 [N]; textures: of a cue conflict, the class that gave the
-    texture, int64 [N] (labels are the shape's), else None."""
+    """Predictions of a network. log_probabilities: float16 [N, K], in the order of the test set; predicted: int64
+    [N], from the logits themselves, since close values become equal in 16 bits; labels: int64 [N]; textures: for a
+    cue conflict, the class of the texture, int64 [N] (labels are the shape's), else None."""
 
     log_probabilities: np.ndarray
     predicted: np.ndarray
@@ -29,17 +30,17 @@ class Answers:
 
     @property
     def right(self) -> np.ndarray:
-        """bool [N]."""
+        """Return which predictions are correct, bool [N]."""
         return self.predicted == self.labels
 
     @property
     def accuracy(self) -> float:
-        """Percent."""
+        """Return the accuracy in percent."""
         return 100 * float(self.right.mean())
 
 
 def answer(subject: Subject, loader: EvalLoader, textures: np.ndarray | None = None) -> Answers:
-    """Every image of `loader` once, in its order."""
+    """Predict every image of `loader` once, in its order."""
     import torch
 
     from kdrun.structures import filled
@@ -56,7 +57,7 @@ def answer(subject: Subject, loader: EvalLoader, textures: np.ndarray | None = N
 
 
 def write_answers(place: Path, answers: Answers, identity: dict[str, Any]) -> None:
-    """identity: of the test set, the weights and the numerics; who reads must name the same."""
+    """Write predictions. identity: of the test set, the weights and the numerics; a reader must give the same one."""
     arrays = {
         "log_probabilities": answers.log_probabilities.astype(np.float16),
         "labels": answers.labels,
@@ -69,7 +70,8 @@ def write_answers(place: Path, answers: Answers, identity: dict[str, Any]) -> No
 
 
 def read_answers(place: Path, identity: dict[str, Any]) -> Answers | None:
-    """None where there are none, where they are damaged, or of another identity: they are then measured again."""
+    """Return stored predictions; None if there are none, or if they are damaged or have another identity: they are
+    then measured again."""
     try:
         with np.load(place, allow_pickle=False) as found:
             if bytes(found["identity"]).decode() != json.dumps(identity, sort_keys=True):

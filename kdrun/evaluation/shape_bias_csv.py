@@ -1,4 +1,4 @@
-"""Shape bias of decisions that somebody else collected: the CSV files of the public cue-conflict experiments."""
+"""Shape bias of collected decisions: the CSV files of the public cue-conflict experiments."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ CUES = re.compile(r"([a-z]+)\d*-([a-z]+)\d*\.\w+$")  # cat7-elephant1.png: shape
 
 
 def read_decisions(place: Path) -> dict[str, ShapeBias]:
-    """Subject -> shape bias, in order of appearance, of a CSV with columns subj, object_response and imagename, as of
-    Geirhos et al. (ICLR 2019) and model-vs-human. Images whose two cues are of one class are left out.
+    """Return subject -> shape bias, in order of appearance, from a CSV with columns subj, object_response and
+    imagename, as in Geirhos et al. (ICLR 2019) and model-vs-human. Images whose two cues belong to the same class are
+    left out.
 
-    Raises DataError where it is none, or where no decision names a cue.
+    Raises DataError if it is not such a file, or if no decision names a cue.
     """
     try:
         with place.open(newline="") as file:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 ALPHA = 0.05
 POWER_QUANTILE = 0.8416212335729143  # of the normal distribution at a power of 80 %
-MIN_SEEDS = 3  # for a verdict
-MAX_SEEDS = 1000  # beyond it nobody would train them
-TOST = 0.1  # two one-sided tests at 5 % are the interval of 90 %
-EQUAL = 1e-9  # points: accuracies come from divisions, equal ones differ by less than this
+MIN_SEEDS = 3  # minimum for a verdict
+MAX_SEEDS = 1000  # more than anybody would train
+TOST = 0.1  # two one-sided tests at 5 % correspond to the 90 % interval
+EQUAL = 1e-9  # points: equal accuracies may differ by rounding of a division
 
 
 def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Arithmetic mean and sample standard deviation (ddof=1); None below one and below two values."""
+    """Return the arithmetic mean and the sample standard deviation (ddof=1); None below one and below two values."""
     if len(values) == 0:
         return None, None
     mean = math.fsum(values) / len(values)
@@ -25,7 +25,8 @@ def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given (Holm 1979, Scandinavian Journal of Statistics 6).
+    """Return p-values after Holm's step-down correction, in the order given (Holm 1979, Scandinavian Journal of
+    Statistics 6).
 
     Equation:
         p_holm of the k-th smallest = max over j <= k of min(1, (m - j + 1) p of the j-th smallest)
@@ -40,8 +41,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Seeds:
-    """How many seeds would settle a question, with the numbers of which the true one is among in four of five cases;
-    None stands for more than MAX_SEEDS."""
+    """Number of seeds that would decide a question, with an 80 % range of that number; None stands for more than
+    MAX_SEEDS."""
 
     number: int | None
     low: int | None
@@ -49,15 +50,15 @@ class Seeds:
 
 
 def seeds_for(distance: float, doubt: float, reach: Callable[[int], float]) -> Seeds:
-    """The smallest numbers of seeds whose `reach` is no more than the distance, and than distance ± doubt.
+    """Return the smallest numbers of seeds whose `reach` is no more than the distance, and than distance ± doubt.
 
-    reach: seeds -> half the width of the interval that decides, plus what 80 % power takes.
+    reach: seeds -> half the width of the deciding interval, plus the amount for 80 % power.
     """
     return Seeds(*(smallest(reach, one) for one in (distance, distance + doubt, distance - doubt)))
 
 
 def smallest(reach: Callable[[int], float], distance: float) -> int | None:
-    """The smallest number of at least two with reach(number) <= distance; None where MAX_SEEDS do not get there."""
+    """Return the smallest number, at least two, with reach(number) <= distance; None if it exceeds MAX_SEEDS."""
     if distance <= EQUAL or reach(MAX_SEEDS) > distance:
         return None
     low, high = 1, MAX_SEEDS
@@ -69,9 +70,9 @@ def smallest(reach: Callable[[int], float], distance: float) -> int | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Ours beside a published value, in points. low, high: the 90 % interval of the difference; None below three
-    seeds, and where all are alike. seeds: of an `unclear` one, how many would settle it; None where none can be said.
-    """
+    """Verdict on our mean against a published value, in points. low, high: the 90 % interval of the difference, None
+    below three seeds and if all are equal; seeds: for an `unclear` verdict, how many would decide it, None if
+    unknown."""
 
     difference: float
     word: str
@@ -81,12 +82,12 @@ class Verdict:
 
 
 def verdict(values: Sequence[float], published: float, margin: float) -> Verdict:
-    """Test equivalence with the published value, which is taken as the number it is.
+    """Test equivalence with the published value, which is treated as exact.
 
     `reproduced` means that the 90 % interval of our mean lies within ± margin of it, which are two one-sided t-tests at
     5 % (Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15): more spread makes it harder. `differs`
-    means that the interval excludes it and is not within the margin. The interval is of these seeds alone: what other
-    cells of the table spread says nothing about this one for certain.
+    means that the interval excludes it and is not within the margin. The interval uses only these seeds, since the
+    spread of other cells need not apply to this one.
 
     Equation:
         mean - published ± t(0.95, n - 1) s / sqrt(n)
@@ -96,7 +97,7 @@ def verdict(values: Sequence[float], published: float, margin: float) -> Verdict
     difference = mean - published
     if len(values) < MIN_SEEDS or std is None:
         return Verdict(difference, "too few seeds")
-    if std <= EQUAL:  # no interval: a figure that never moves may be a test set of few images
+    if std <= EQUAL:  # no interval: a constant value may come from a test set of few images
         return Verdict(difference, "unclear")
     half = std * quantile(len(values), TOST) / math.sqrt(len(values))
     low, high = difference - half, difference + half
@@ -114,7 +115,7 @@ def verdict(values: Sequence[float], published: float, margin: float) -> Verdict
 
 
 def quantile(seeds: int, alpha: float) -> float:
-    """Student's t that |t| of so many seeds exceeds with probability alpha."""
+    """Return the quantile of Student's t that |t| of so many seeds exceeds with probability alpha."""
     from scipy.special import stdtrit
 
     return float(stdtrit(seeds - 1, 1 - alpha / 2))

@@ -1,5 +1,5 @@
-"""Everything in an output folder compared with the checksums that were recorded of it: what training maps into memory
-and does not read whole at each start, and what nobody has read for a while."""
+"""Comparison of everything in an output folder with its recorded checksums: including files that training maps into
+memory without reading them completely, and files that nobody has read for a long time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import read_ledger
 from kdrun.runs.recorded import CHECKSUMS, changed_since, read_run, way_out
 
-Check = tuple[Path, Callable[[], str]]  # a file, and what finds in words what is wrong with it
+Check = tuple[Path, Callable[[], str]]  # a file, and a function that describes its damage
 
 
 def check_stored(root: Path, track: Track = untracked) -> tuple[int, list[str]]:
-    """Read every file below an output folder. Return (how many were compared, a line for each that is damaged)."""
+    """Read every file below an output folder. Return (how many were compared, a line for each damaged one)."""
     checks = [*caches(root), *runs(root), *ledgers(root)]
     lines = []
     for number in track(iter(range(len(checks))), len(checks), "comparing checksums"):
         file, check = checks[number]
         try:
             problem = check()
-        except KdrunError as error:  # names the file itself
+        except KdrunError as error:  # the message already names the file
             lines.append(str(error))
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -37,7 +37,7 @@ def check_stored(root: Path, track: Track = untracked) -> tuple[int, list[str]]:
 
 
 def caches(root: Path) -> Iterator[Check]:
-    """Yield decoded images and derived test sets: an array each, whose checksum stands in the description beside it."""
+    """Yield decoded images and derived test sets: arrays whose checksum is in the description next to them."""
     for pattern in ("data/*/meta.json", "testsets/*/manifest.json"):
         for place in sorted((root / "caches").glob(pattern)):
             yield place, partial(described, place)
@@ -55,11 +55,11 @@ def described(place: Path) -> str:
 
 
 def other_array(array: Path, description: Path, key: str) -> str:
-    """Say how an array differs from its description, in words."""
+    """Describe how an array differs from its description."""
     recorded = read_json(description).get(key)
     if recorded is None or sha256_of_values(read_array(array, mmap_mode="r")) == recorded:
         return ""
-    return f"has changed since it was written (its SHA-256 is another one): delete {array.parent}, and it is made again"
+    return f"has changed since it was written (its SHA-256 does not match): delete {array.parent} to create it again"
 
 
 def runs(root: Path) -> Iterator[Check]:
@@ -99,7 +99,7 @@ def changed_archive(file: Path) -> str:
     try:
         check_archive(file)
     except ValueError as error:
-        return f"cannot be read ({error}); delete it and an unfinished run starts again from its beginning"
+        return f"cannot be read ({error}); delete it, and the run starts again from the beginning"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Networks that were trained: the one that a word on a command line means, loaded with its weights, and its teacher."""
+"""Resolution of RUN or FILE arguments to trained networks and their teachers, and loading of both."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ PASSED = (
 
 @dataclass
 class TeacherSource:
-    """A run's teacher. weights: None for the untrained control; stored: where it is in the store of teachers, whose
-    checksum is then checked; sha256: of a checkpoint, as the run recorded it."""
+    """Source of a run's teacher. weights: None for the untrained control; stored: its directory in the store of
+    teachers, whose checksum is then checked; sha256: of a checkpoint, as recorded by the run."""
 
     options: TeacherOptions
     weights: Path | None
@@ -53,13 +53,13 @@ class TeacherSource:
         return Streams("teacher", self.options.seed)
 
     def network(self, data: Data, numerics: Numerics, batch_size: int) -> Network:
-        """On the device, with its weights. Raises CheckpointError where they are not those of the run."""
+        """Load the network on its device. Raises CheckpointError if the weights are not those of the run."""
         from kdrun.training.teacher_store import load_stored
 
         if self.weights is None:
             return make_network(self.options, data, self.streams, numerics, batch_size)
         if self.sha256 is not None and self.weights.is_file() and sha256_of(self.weights) != self.sha256:
-            raise CheckpointError(f"teacher.checkpoint={self.weights} is not the file that the run learned from.")
+            raise CheckpointError(f"teacher.checkpoint={self.weights} is not the file that the run was trained with.")
         network = load_network(self.options, self.weights, data, self.streams, numerics, batch_size)
         if self.stored is not None and self.weights == self.stored.weights_path:
             load_stored(self.stored, network.tap.model, self.options.name)
@@ -68,24 +68,25 @@ class TeacherSource:
 
 @dataclass
 class Target:
-    """One network to measure. weights: None where config.student has them itself; deploys: its method keeps more than
-    the student, rebuilt from the run; teacher: None where there is none, `missing` says why where there should be."""
+    """Network to measure. weights: None if config.student has them itself; deploys: True if its method deploys more
+    than the student, which is rebuilt from the run; teacher: None if there is none, in which case `missing` gives
+    the reason if there should be one."""
 
     label: str
     config: RunConfig
     options: ModelOptions
     weights: Path | None
-    folder: Path | None  # where the findings go
-    name: str  # of their files
+    folder: Path | None  # where the results go
+    name: str  # stem of their files
     deploys: bool = False
     teacher: TeacherSource | None = None
     missing: str = ""
-    own: TeacherSource | None = None  # the network is a run's teacher itself
-    run: Path | None = None  # the directory that says what it was trained with
+    own: TeacherSource | None = None  # if the network itself is a run's teacher
+    run: Path | None = None  # the directory that records its training
 
     @property
     def parts(self) -> list[str]:
-        """From which parts of the configuration its networks are built; a loss builds nothing."""
+        """Return the parts of the configuration from which its networks are built; a loss builds nothing."""
         main = "teacher" if self.options is self.config.teacher else "student"
         kept = ["teacher", "method"] if self.deploys else []
         return list(dict.fromkeys([main, *kept, *(["teacher"] if self.teacher else [])]))
@@ -93,24 +94,25 @@ class Target:
 
 @dataclass
 class Which:
-    """Which network of a run."""
+    """Selection of a run's network."""
 
-    model: str = setting("student", choices=("student", "teacher"), help="which network of a run")
+    model: str = setting("student", choices=("student", "teacher"), help="the network of the run")
     weights: str = setting("last", choices=("last", "best"), help="of the last epoch, or of the best on the test set")
-    trust: bool = setting(False, help="run the code of its own that a run from elsewhere names")
+    trust: bool = setting(False, help="allow a run from elsewhere to execute the user code that it names")
 
 
 @dataclass
 class WhichSplit(Which):
-    """Which network of a run, and the images for it."""
+    """Selection of a run's network, and of images."""
 
-    split: str = setting("test", choices=("test", "val", "train"), help="the images of which split")
+    split: str = setting("test", choices=("test", "val", "train"), help="the split to take images from")
 
 
 def target_of_file(path: str, config: RunConfig, which: Which, split: str = "test") -> Target:
-    """A file of weights under the configuration of the command line; its teacher is teacher.checkpoint."""
+    """Return the target for a weights file under the configuration of the command line; its teacher is
+    teacher.checkpoint."""
     if which.model == "teacher" or which.weights == "best":
-        raise ConfigError(f"{path} is a file: model=teacher and weights=best are for runs.")
+        raise ConfigError(f"{path} is a file: model=teacher and weights=best apply only to runs.")
     teacher = None
     if config.teacher.checkpoint is not None:
         teacher = TeacherSource(config.teacher, weights_file(config.teacher.checkpoint, "teacher.checkpoint"))
@@ -120,20 +122,21 @@ def target_of_file(path: str, config: RunConfig, which: Which, split: str = "tes
 def target_of_run(
     run: Path, which: Which, settings: dict[str, str], split: str = "test", finished: bool = True
 ) -> Target:
-    """Return a run's student or teacher, or a stored teacher, under the run's own configuration. settings: where it is
-    measured, not what; finished: whether it must have its weights, which else are None. Raises ConfigError for code of
-    its own that is not trusted."""
+    """Return a run's student or teacher, or a stored teacher, under the run's own configuration.
+
+    settings: override where it is measured, never what it is; finished: True if it must have its weights, which else
+    may be None. Raises ConfigError for user code that is not trusted."""
     config, resolved = read_run(run)
     for name in ("evals", "exports"):
         if (run / name).is_symlink():
-            raise ConfigError(f"{run / name} is a link, and kdrun writes there: remove the link.")
+            raise ConfigError(f"{run / name} is a link, which kdrun will not write through: remove it.")
     method = method_of_run(run, config.method)
     teacher, missing = find_teacher(run, config, method)
     config.output_root = str(home_of(run) or outputs_folder(None))
     config.precision = str(resolved["precision"])
     for key, value in settings.items():
         set_value(config, key, value, [field.name for field in fields(which)])
-    stored = (run / "teacher.safetensors").is_file()  # a directory of teachers/: there is no other model in it
+    stored = (run / "teacher.safetensors").is_file()  # a directory of teachers/, which holds no other model
     best = "_best" if which.weights == "best" else ""
     name = f"{split}{best}"
     label = short_path(run)
@@ -148,29 +151,29 @@ def target_of_run(
     if stored:
         return Target(label, config, config.teacher, weights, run / "evals", name, run=run)
     if teacher is not None and not which.trust and (line := refusal(run, config, ["teacher"])):
-        teacher, missing = None, f"has a teacher that is not loaded without trust=true: {line}"
+        teacher, missing = None, f"has a teacher that is only loaded with trust=true: {line}"
     deploys = method.deploys
     kept = weights if weights.is_file() else None
     return Target(label, config, config.student, kept, run / "evals", name, deploys, teacher, missing, run=run)
 
 
 def no_weights(run: Path, name: str) -> str:
-    """Why a run cannot be measured."""
+    """Return why a run cannot be measured."""
     if not (run / "result.json").is_file():
         return f"{run} has no {name} yet: it is not finished (kdrun list runs)."
-    return f"{run} is finished and has no {name}: the command that trained it writes it again, from last.pt or anew."
+    return f"{run} is finished but {name} is missing: repeat the command that trained it, to write it again."
 
 
 def teacher_target(
     run: Path, config: RunConfig, which: Which, split: str, label: str, teacher: TeacherSource | None, missing: str
 ) -> Target:
-    """model=teacher of a run. Raises ConfigError where it has none."""
+    """Return the target for model=teacher of a run. Raises ConfigError if it has none."""
     if teacher is None:
         raise ConfigError(f"model=teacher: {label} {missing}.")
     permit(run, config, ["teacher"], which.trust)
     best = which.weights == "best"
     if best and teacher.stored is None:
-        raise ConfigError(f"weights=best: the teacher of {label} is no trained run; leave weights= out.")
+        raise ConfigError(f"weights=best: the teacher of {label} is not a trained run; leave out weights=.")
     if best and teacher.stored is not None:
         teacher = replace(teacher, weights=teacher.stored.best_weights_path)
     name = f"{split}{'_best' if best else ''}_teacher"
@@ -180,9 +183,10 @@ def teacher_target(
 
 
 def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> None:
-    """Settings that may differ from the run's: where it is measured, not what."""
+    """Apply an override setting, which may change where a run is evaluated (device, paths), never what it is. Raises
+    ConfigError."""
     if key not in PASSED:
-        raise ConfigError(f"{key}: a finished run takes {', '.join(PASSED)}.{suggest(key, [*takes, *PASSED])}")
+        raise ConfigError(f"{key}: for a finished run, set only {', '.join(PASSED)}.{suggest(key, [*takes, *PASSED])}")
     owner: Any = config.dataset if key.startswith("dataset.") else config
     name = key.rpartition(".")[2]
     rules = next(field.metadata for field in fields(owner) if field.name == name)
@@ -190,11 +194,11 @@ def set_value(config: RunConfig, key: str, value: str, takes: Sequence[str]) -> 
 
 
 def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[TeacherSource | None, str]:
-    """(teacher, why it is missing). Neither where the method has none."""
+    """Return (teacher, why it is missing). Neither if the method has none."""
     if not method.needs_teacher:
         return None, ""
     if method.trains_teacher:
-        return None, f"trained its teacher along with the student ({method.name}) and keeps only the student"
+        return None, f"trained its teacher together with the student ({method.name}) and keeps only the student"
     options, learned = config.teacher, read_provenance(run)
     told = learned.get("teacher")
     about: dict[str, Any] = told if isinstance(told, dict) else {}
@@ -202,13 +206,16 @@ def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[Te
         try:
             weights = weights_file(options.checkpoint, "teacher.checkpoint")
         except CheckpointError:
-            return None, f"learned from teacher.checkpoint={options.checkpoint}, which is not there any more"
+            return None, f"was trained with teacher.checkpoint={options.checkpoint}, which no longer exists"
         return TeacherSource(options, weights, sha256=str(about.get("sha256"))), ""
     if options.random:
         if learned.get("streams") != STREAMS:
-            return None, "learned from an untrained teacher of an older kdrun, which drew other weights for its seed"
+            return (
+                None,
+                "learned from an untrained teacher of an older kdrun, which drew other weights for its seed",
+            )
         if options.pretrained != "false" and signed_code(run) is None:
-            return None, "learned from pretrained weights, which are fetched for runs of this account alone"
+            return None, "was trained with pretrained weights, which are downloaded only for runs of this account"
         return TeacherSource(options, None), ""
     for root in (home_of(run), Path(os.path.expanduser(config.output_root))):
         if root is None:
@@ -216,12 +223,12 @@ def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[Te
         stored = stored_teacher(root, config.dataset.name, options.name, about.get("sha256"))
         if stored is not None:
             return TeacherSource(options, stored.weights_path, stored), ""
-    return None, f"learned from a {options.name} that is not in the store of teachers any more"
+    return None, f"was trained with a {options.name} that is no longer in the store of teachers"
 
 
 def stored_teacher(root: Path, dataset: str, name: str, sha256: str | None) -> RunDirectory | None:
-    """The stored teacher below `root` whose weights had this checksum when they were trained, whatever its directory is
-    called."""
+    """Return the stored teacher below `root` whose weights had this checksum when they were trained, regardless of
+    its directory's name."""
     for folder in sorted((root / "teachers" / slug(dataset) / slug(name)).glob("*/")):
         stored = RunDirectory(folder, role="teacher")
         if sha256 and stored.finished and stored.weights_path.is_file() and stored.recorded_sha256() == sha256:
@@ -230,29 +237,29 @@ def stored_teacher(root: Path, dataset: str, name: str, sha256: str | None) -> R
 
 
 def home_of(run: Path) -> Path | None:
-    """The output root that holds `run`, wherever it was moved to."""
+    """Return the output root that contains `run`, even if it was moved."""
     parents = run.absolute().parents
     return parents[4] if len(parents) > 4 and parents[3].name == "runs" else None
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """Read a run's provenance.json; empty where it is missing, or damaged, which is then said."""
+    """Read a run's provenance.json; empty if it is missing, or damaged (with a note)."""
     place = run / "provenance.json"
     try:
         return read_json(place)
     except CheckpointError as error:
         if place.is_file():
-            print_note(f"{error} What it says of the run's teacher and code is not known.")
+            print_note(f"{error} The run's teacher and code are therefore unknown.")
         return {}
 
 
 def deployed_network(target: Target, data: Data, student: Network) -> nn.Module:
-    """`student` with what its method keeps at inference, rebuilt and loaded from the run's weights."""
+    """Return `student` with everything that its method deploys, rebuilt and loaded from the run's weights."""
     from kdrun.models.weights import load_weights
 
     config, weights = target.config, target.weights
     assert weights is not None
-    shape = replace(config.teacher, checkpoint=None, pretrained="false")  # its part of the weights is in the file
+    shape = replace(config.teacher, checkpoint=None, pretrained="false")  # the file contains its part of the weights
     streams = Streams("student", config.seed)
     teacher = make_network(shape, data, streams, student.numerics, config.batch_size)
     loaders = make_loaders(data, config.batch_size, streams, "same", student.numerics)
@@ -271,7 +278,7 @@ def deployed_network(target: Target, data: Data, student: Network) -> nn.Module:
 
 
 def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Network, nn.Module | None, Network | None]:
-    """Return (network, what is deployed where that is more, teacher). A teacher that does not load becomes
+    """Return (network, the deployed network if it differs, teacher). A teacher that cannot be loaded is recorded in
     `missing`."""
     config = target.config
     if target.run is not None and (line := changed_code(target.run, config, target.parts)):
@@ -287,7 +294,7 @@ def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Netwo
         network = load_network(
             target.options, None if target.deploys else weights, data, streams, numerics, config.batch_size
         )
-    for line in network.tap.traits.notes if target.run is None else ():  # else its training said so
+    for line in network.tap.traits.notes if target.run is None else ():  # else already printed by its training
         print_note(line)
     deployed = deployed_network(target, data, network) if target.deploys else None
     teacher = None
@@ -295,7 +302,7 @@ def open_networks(target: Target, data: Data, numerics: Numerics) -> tuple[Netwo
         try:
             teacher = target.teacher.network(*common)
         except KdrunError as error:
-            if target.weights is None:  # a file's teacher was named on this very command line
+            if target.weights is None:  # a file's teacher was given on this command line
                 raise
-            target.missing = f"has a teacher that does not load: {str(error).rstrip('.')}"
+            target.missing = f"has a teacher that cannot be loaded: {str(error).rstrip('.')}"
     return network, deployed, teacher

@@ -1,8 +1,9 @@
-"""What students keep of their accuracy on a derived test set, and whether they moved towards their teacher in that.
+"""Bias transfer: the share of accuracy that students keep on a derived test set, and whether distillation moved it
+towards their teacher's.
 
-Two sources of noise, as in reader studies of many readers and many cases: other seeds and other images. Their variances
-are estimated apart and added. Three seeds say little of a variance, so those of a grid are moderated: drawn towards
-what the rows have in common, the further the more alike they are. No torch here.
+There are two sources of noise, as in multi-reader multi-case studies: seeds and images. Their variances are estimated
+separately and added. Three seeds estimate a variance poorly, so the variances of a grid are moderated: shrunk towards
+the rows' common variance, the more the rows are alike. No torch here.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import numpy as np
 from kdrun.evaluation.predictions import Answers
 
 LEVEL = 0.95
-LIMITS = (-1.0, 2.0)  # of the transfer ratio: as far before the independent student as beyond the teacher
-LEAST_VARIANCE = 0.01  # of the median of its test set: networks that name one class throughout have none
+LIMITS = (-1.0, 2.0)  # of the transfer ratio: equally far below the independent student and beyond the teacher
+LEAST_VARIANCE = 0.01  # relative to the test set's median: networks that always predict one class have no variance
 NO_GAP = "teacher and independent student do not differ beyond noise"
-NO_SPREAD = "no interval: it takes two seeds"
+NO_SPREAD = "no interval: at least two seeds needed"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; `reason` where one is blank."""
+    """Estimate with its interval; `reason` if one is blank."""
 
     value: float | None
     low: float | None = None
@@ -33,14 +34,14 @@ class Interval:
 
     @property
     def beyond(self) -> bool:
-        """Whether it excludes 0."""
+        """Return True if it excludes 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The share of its accuracy that a row keeps. values: of each seed, [S], fractions; effects: by how much each image
-    raises it, [S, N]; two of them where the clean images are others than the derived ones."""
+    """Share of its accuracy that a row keeps. values: of each seed, [S], fractions; effects: the influence of each
+    image, [S, N]; two arrays if the clean images are different ones from the derived."""
 
     values: np.ndarray
     effects: list[np.ndarray]
@@ -51,17 +52,19 @@ class Kept:
 
     @property
     def variance(self) -> float | None:
-        """Over seeds; None below two."""
+        """Return the variance over seeds; None below two."""
         return float(self.values.var(ddof=1)) if len(self.values) > 1 else None
 
     def own(self, place: int) -> float:
-        """How much of the variance over images of the mean effect is of single seeds, which `variance` holds too."""
+        """Return how much of the mean effect's variance over images is due to single seeds, which `variance` already
+        contains."""
         effects = self.effects[place]
         return float(effects.var(axis=0, ddof=1).mean()) / effects.size if len(effects) > 1 else 0.0
 
 
 def kept_of(seeds: Sequence[tuple[Answers, Answers]]) -> Kept:
-    """Of (derived, clean) answers of each seed. Random answers mixed in lower both alike, and change nothing.
+    """Return the share kept, from (derived, clean) predictions of each seed. Mixing in random predictions lowers both
+    equally, and changes nothing.
 
     Equation:
         kept = (accuracy on the set - 1/K) / (accuracy on clean images - 1/K)
@@ -80,8 +83,8 @@ def kept_of(seeds: Sequence[tuple[Answers, Answers]]) -> Kept:
 
 @dataclass(frozen=True)
 class Variance:
-    """Of one seed's value. df: degrees of freedom that it is known with; most: those of all rows of the test set, as
-    many as two moderated variances together can have."""
+    """Variance of one seed's value. df: its degrees of freedom; most: those of all rows of the test set, the maximum
+    for two moderated variances together."""
 
     value: float
     df: float
@@ -89,14 +92,15 @@ class Variance:
 
 
 def moderated(sets: Sequence[Sequence[Kept]]) -> list[list[Variance | None]]:
-    """The variances over seeds of the rows (the same in each) of each test set, drawn towards the pooled one of the set
-    by empirical Bayes (Smyth 2004, "Linear models and empirical Bayes methods"): how far, is one number for all sets.
+    """Return the variances over seeds of the rows (the same in each) of each test set, shrunk towards the set's pooled
+    variance by empirical Bayes (Smyth 2004, "Linear models and empirical Bayes methods"), by the same amount for all
+    sets.
 
     Equation:
-        max((d0 v + d s²) / (d0 + d), r v), with d0 + d degrees of freedom, no more than the set has
-    d = seeds - 1; v: pooled over the rows; r: the row's mean s² / v over the sets, so that a row that varies more than
-    its neighbours everywhere is not made like them; d0: from how much more the log variances of a set differ than
-    chance makes them. None where no row has two seeds.
+        max((d0 v + d s²) / (d0 + d), r v), with d0 + d degrees of freedom, no more than the set has d = seeds - 1; v:
+        pooled over the rows; r: the row's mean s² / v over the sets, so that a row that varies more than its neighbours
+        everywhere is not shrunk to theirs; d0: from the excess of the log variances' spread in a set over chance. None
+        if no row has two seeds.
     """
     prior, pooled = prior_df(sets), [pooled_variance(rows) for rows in sets]
     varied = [place for place, value in enumerate(pooled) if value]
@@ -111,7 +115,7 @@ def moderated(sets: Sequence[Sequence[Kept]]) -> list[list[Variance | None]]:
 
 
 def pooled_variance(rows: Sequence[Kept]) -> float:
-    """0 where no row has two seeds."""
+    """Return the pooled variance; 0 if no row has two seeds."""
     free = sum(len(row.values) - 1 for row in rows)
     return sum((len(row.values) - 1) * (row.variance or 0.0) for row in rows) / free if free else 0.0
 
@@ -128,7 +132,7 @@ def moderated_variance(
 
 
 def prior_df(sets: Sequence[Sequence[Kept]]) -> float:
-    """d0; infinite where the variances of each set differ by no more than chance."""
+    """Return d0; infinite if the variances of each set differ by no more than chance."""
     from scipy import optimize, special
 
     squares, chance, free = 0.0, 0.0, 0
@@ -152,7 +156,7 @@ def prior_df(sets: Sequence[Sequence[Kept]]) -> float:
 
 
 def log_variances(rows: Sequence[Kept]) -> tuple[np.ndarray, np.ndarray]:
-    """Of the rows with two seeds and more: unbiased logarithms of the variances, their degrees of freedom."""
+    """Return, for rows with at least two seeds, unbiased logarithms of the variances and their degrees of freedom."""
     from scipy import special
 
     found = [(row.variance, len(row.values) - 1) for row in rows if row.variance is not None]
@@ -166,8 +170,8 @@ def log_variances(rows: Sequence[Kept]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Shift:
-    """A student beside the independent student of its own network, and beside the way from there to the teacher; of
-    what they keep, as fractions. Without variances no interval."""
+    """Shift of a student from the independent student of its own network, and the distance from there to the
+    teacher; both in accuracy kept, as fractions. Without variances there is no interval."""
 
     value: float
     gap: float | None
@@ -179,19 +183,19 @@ class Shift:
 
     @property
     def standard_error(self) -> float | None:
-        """In points."""
+        """Return the standard error in points."""
         return None if self.variance is None else 100 * math.sqrt(self.variance)
 
     def interval(self, tests: int) -> Interval:
-        """In points; of `tests` intervals all hold together in 95 % of experiments (Bonferroni)."""
+        """Return the interval in points; all of `tests` intervals hold jointly in 95 % of experiments (Bonferroni)."""
         if self.variance is None:
             return Interval(100 * self.value, reason=NO_SPREAD)
         reach = quantile(self.df, tests) * math.sqrt(self.variance)
         return Interval(100 * self.value, 100 * (self.value - reach), 100 * (self.value + reach))
 
     def ratio(self, tests: int) -> Interval:
-        """shift / gap with Fieller's interval (1954): it excludes 0 where that of the shift does. Blank where the gap's
-        own interval holds 0; kept within LIMITS."""
+        """Return shift / gap with Fieller's interval (1954), which excludes 0 whenever that of the shift does. Blank
+        if the gap's own interval contains 0; clipped to LIMITS."""
         if self.variance is None or self.gap is None:
             return Interval(None, reason=NO_SPREAD)
         t = quantile(self.df, tests)
@@ -208,7 +212,7 @@ class Shift:
 
 
 def quantile(df: float, tests: int) -> float:
-    """Of Student's t: how many standard errors an interval reaches to either side."""
+    """Return the quantile of Student's t: how many standard errors an interval extends to either side."""
     from scipy import special
 
     return float(special.stdtrit(df, 1 - (1 - LEVEL) / (2 * max(tests, 1))))
@@ -217,8 +221,8 @@ def quantile(df: float, tests: int) -> float:
 def shift_of(
     student: Kept, control: Kept, teacher: Kept | None, spread: Variance | None, control_spread: Variance | None
 ) -> Shift:
-    """spread, control_spread: of one seed of the student's and the control's row. The teacher is one network, the one
-    that all seeds learned from."""
+    """Return the shift of a student. spread, control_spread: of one seed of the student's and the control's row. The
+    teacher is a single network, with which all seeds were trained."""
     value = student.mean - control.mean
     way = None if teacher is None else way_to(teacher, control, control_spread)
     if spread is None or control_spread is None:
@@ -234,7 +238,7 @@ def shift_of(
 
 
 def way_to(teacher: Kept, control: Kept, spread: Variance | None) -> Shift:
-    """From the independent students to the teacher, as a shift of its own."""
+    """Return the distance from the independent students to the teacher, as a shift."""
     way = teacher.mean - control.mean
     if spread is None:
         return Shift(way, way)
@@ -245,7 +249,8 @@ def way_to(teacher: Kept, control: Kept, spread: Variance | None) -> Shift:
 
 
 def image_covariance(one: Kept, other: Kept, control: Kept) -> float:
-    """Over images: of one - control with other - control, without what single seeds of a row add by themselves."""
+    """Return the covariance over images of (one - control) with (other - control), without the contribution of
+    single seeds of a row."""
     total = 0.0
     for place, base in enumerate(control.effects):
         first, second = (row.effects[place].mean(axis=0) - base.mean(axis=0) for row in (one, other))
@@ -255,6 +260,6 @@ def image_covariance(one: Kept, other: Kept, control: Kept) -> float:
 
 
 def satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of independent variances with theirs."""
+    """Return the degrees of freedom of a sum of independent variances."""
     total = sum(value for value, _ in parts)
     return total**2 / sum(value**2 / df for value, df in parts) if total else parts[-1][1]

@@ -11,7 +11,7 @@ from kdrun.config.compose import load
 from kdrun.sweeps.definition import multirun_sweep
 
 MISTAKES = {
-    "method=dkdd": ["method=dkdd: no such method", "Did you mean dkd?", "There are:", "kd"],
+    "method=dkdd": ["method=dkdd: no such method", "Did you mean dkd?", "Available:", "kd"],
     "teacher=resnet200": ["teacher=resnet200: no such teacher", "timm:NAME"],
     "dataset=cifar": ["dataset=cifar: no such dataset", "cifar10"],
     "benchmark=mdistil": ["benchmark=mdistil: no such benchmark", "mdistiller"],

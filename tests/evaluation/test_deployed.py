@@ -150,7 +150,7 @@ def test_mistakes_in_predict(kdrun, outputs, image_folder, tmp_path):
         ([run, f"path={root}", "save=p.txt"], "give a file that ends in .csv or .json"),
         ([run, f"path={root}", "model=pupil"], "model=pupil: choose student or teacher"),
         ([run, f"path={root}", "model=teacher"], "has no teacher (method=none)"),
-        ([run, f"path={root}", "epochs=3"], "epochs: a finished run takes"),
+        ([run, f"path={root}", "epochs=3"], "epochs: for a finished run, set only"),
         ([f"{tmp_path}/missing.onnx", f"path={root}"], "no such file; kdrun export RUN creates one"),
         ([f"{run}/student.safetensors", f"path={root}", *TINY, "dataset.fake_classes=7"], "does not fit resnet8"),
     ):

@@ -54,7 +54,11 @@ def test_a_healthy_run_raises_no_alarm():
     [
         ({"teacher": taught_by(test=10.1, train=9.5)}, "untrained teacher", "right on 10.10 % of the test images"),
         ({"teacher": taught_by(test=40.0, random=True)}, "untrained teacher", "chance is 10.00 %"),
-        ({"teacher": taught_by(temperature=100.0, softened=0.9994)}, "temperature too high", "0.9994 of the entropy"),
+        (
+            {"teacher": taught_by(temperature=100.0, softened=0.9994)},
+            "temperature too high",
+            "0.9994 of that of equal ones",
+        ),
         (
             {"gradients": [Gradients("at the start", {"ce": 0.27, "kd": 4_900.0}, {})], "test": 90.0},
             "weight that drowns the labels",
@@ -68,7 +72,7 @@ def test_a_healthy_run_raises_no_alarm():
         (
             {"teacher": taught_by(test=95.0)},
             "teacher no better than the student",
-            "resnet20 is right on 95.00 % of the test images, the independent student on 96.60 % (2 seeds)",
+            "resnet20 is correct on 95.00 % of the test images, the independent student on 96.60 % (2 seeds)",
         ),
         (
             {"gradients": [Gradients(when, {"ce": 1.0, "kd": 1.0}, {"ce, kd": -0.8}) for when in ("a", "b")]},
@@ -151,7 +155,7 @@ def test_the_command_names_the_failure_the_figures_and_what_to_try(kdrun, output
     assert "teacher.random" not in tried and "method=kd" in tried
     for line in ("gradient at the start: ce", "gradient at the end: ce", "teacher's mean confidence", "weighted loss"):
         assert line in out
-    assert "no independent student of the same settings is there" in out
+    assert "no independent student of the same settings to compare with" in out
     written = json.loads((run / "evals" / "diagnosis.json").read_text())
     assert written["findings"][0]["name"] == "untrained teacher"
     assert written["teacher"]["test"] <= 60

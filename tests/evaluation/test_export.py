@@ -244,10 +244,10 @@ def test_files_from_elsewhere(kdrun, image_folder, tmp_path):
     changed[len(changed) // 2] ^= 1
     (tmp_path / "net.onnx").write_bytes(changed)
     for words, part in (
-        (["net.onnx"], "has changed since net.json was written of it: export it again, or remove net.json"),
-        (["bare.onnx"], "does not say its class names, mean, std and image size"),
-        (["fewer.onnx"], "names 1 classes and returns 4 logits"),
-        (["text.onnx"], "is no ONNX file that can be loaded"),
+        (["net.onnx"], "has changed since net.json was written: export it again, or remove net.json"),
+        (["bare.onnx"], "lacks class names, mean, std and image size"),
+        (["fewer.onnx"], "names 1 classes but returns 4 logits"),
+        (["text.onnx"], "cannot be loaded as an ONNX file"),
         (["net.onnx", "device=cpu"], "device: an ONNX file takes path, top"),
     ):
         code, _, err = kdrun("predict", str(tmp_path / words[0]), *words[1:], f"path={root}")
@@ -268,8 +268,8 @@ def test_mistakes(kdrun, outputs, monkeypatch):
         ([run, "max_drop=-1"], "must be at least 0"),
         ([run, "opset=7"], "opset=7: must be at least 18"),
         ([run, "images=0"], "images=0"),
-        ([run, "save=net.pt"], "format=onnx is written as *.onnx"),
-        ([run, "epochs=3"], "epochs: a finished run takes"),
+        ([run, "save=net.pt"], "format=onnx needs a file *.onnx"),
+        ([run, "epochs=3"], "epochs: for a finished run, set only"),
         ([run, "quantise=static"], "Did you mean quantize?"),
         ([f"{run}/student.safetensors", *TINY], "save is not set"),
     ):

@@ -139,7 +139,7 @@ def test_every_kind_of_teacher(kdrun, outputs, tmp_path):
         assert found["teacher_top1"] == pytest.approx(result["teacher_top1"])
     save_file({key: value + 1 for key, value in load_file(checkpoint).items()}, checkpoint)
     changed = [
-        out for run in runs(outputs) if "is not the file that the run learned from" in (out := evaluate(kdrun, run))
+        out for run in runs(outputs) if "is not the file that the run was trained with" in (out := evaluate(kdrun, run))
     ]
     assert len(changed) == 1
     assert "KL, agreement and CKA are left out" in changed[0]
@@ -147,7 +147,9 @@ def test_every_kind_of_teacher(kdrun, outputs, tmp_path):
     train(kdrun, "method=dml")
     (run,) = [run for run in runs(outputs) if run.parent.name == "dml"]
     out = evaluate(kdrun, run)
-    assert "trained its teacher along with the student (dml) and keeps only the student; KL, agreement and CKA" in out
+    assert (
+        "trained its teacher together with the student (dml) and keeps only the student; KL, agreement and CKA" in out
+    )
     assert "macro average" in out
 
 
@@ -157,10 +159,10 @@ def test_a_teacher_that_is_gone(kdrun, outputs):
     weights = teacher_of(outputs) / "teacher.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "has a teacher that does not load" in evaluate(kdrun, run)
+    assert "has a teacher that cannot be loaded" in evaluate(kdrun, run)
     weights.unlink()
     out = evaluate(kdrun, run)
-    assert "learned from a resnet8 that is not in the store of teachers any more; KL, agreement and CKA" in out
+    assert "was trained with a resnet8 that is no longer in the store of teachers; KL, agreement and CKA" in out
     code, _, err = kdrun("eval", str(run), "rank=kl")
     assert code == 2
     assert "none of these has a teacher" in err

@@ -343,7 +343,7 @@ def test_export_as_folders_and_zip(clean, tmp_path):
     with Image.open(tmp_path / "images" / "two" / f"00004_{texture_of_4}.png") as image:
         assert np.array_equal(np.asarray(image), found.data.images[4])
     for place in ("images", "images.zip"):
-        with pytest.raises(DataError, match="exists already"):
+        with pytest.raises(DataError, match="already exists"):
             export(found, NAMES, tmp_path / place)
 
 

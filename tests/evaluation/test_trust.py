@@ -209,7 +209,7 @@ def test_a_method_that_is_deployed_needs_trust(received, canary):
     told = read_json(received / "provenance.json")
     told["method"] = {"name": "evil", "needs_teacher": True, "trains_teacher": False, "deploys": True}
     (received / "provenance.json").write_text(json.dumps(told))
-    with pytest.raises(ConfigError, match=r"it would run method\._target_=evil\.Evil \(evil\.py\), and it was not"):
+    with pytest.raises(ConfigError, match=r"it would run method\._target_=evil\.Evil \(evil\.py\), but was not"):
         package.load(received)
     assert not canary.exists()
 
@@ -429,7 +429,7 @@ def test_an_onnx_file_reads_nothing_from_elsewhere(location, tmp_path):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     place = tmp_path / "files" / "model.onnx"
     place.write_bytes(model.SerializeToString())
-    with pytest.raises(CheckpointError, match="is no ONNX file that can be loaded"):
+    with pytest.raises(CheckpointError, match="cannot be loaded as an ONNX file"):
         OnnxNetwork(place)
 
 

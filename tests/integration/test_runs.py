@@ -577,7 +577,7 @@ def test_eval_mistakes(kdrun, outputs):
         (["nothing"], "RUN nothing: no run directory"),
         ([run, "split=val"], "had no validation split"),
         ([run, "split=all"], "split=all: choose test or val or train"),
-        ([run, "epochs=3"], "epochs: a finished run takes"),
+        ([run, "epochs=3"], "epochs: for a finished run, set only"),
         ([run, "tesset=noise"], "Did you mean testset?"),
     ):
         code, _, err = kdrun("eval", *words)

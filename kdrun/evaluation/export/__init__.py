@@ -1,1 +1,1 @@
-"""ONNX, TorchScript and torch.export files, behind a gate."""
+"""Export to ONNX, TorchScript and torch.export files, which must pass a check."""

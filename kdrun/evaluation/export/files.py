@@ -1,4 +1,4 @@
-"""A trained network as files for elsewhere: written beside their final place, measured, and named only if they pass."""
+"""Export of a trained network: files are written to a scratch folder, measured, and renamed only if they pass."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch_export": ".pt2"}
 QUANTIZED = ("none", "static", "dynamic", "all")
-CALIBRATED = 512  # training images
+CALIBRATED = 512  # training images for calibration
 
 
 @dataclass
 class Options(Which):
-    """What kdrun export takes."""
+    """Options of kdrun export."""
 
-    quantize: str = setting("none", choices=QUANTIZED, help="INT8 files beside the float32 one")
-    format: str = setting("onnx", choices=tuple(FORMATS), help="the kind of file")
-    max_drop: float = setting(1.0, low=0, high=100, help="how many points of top-1 an INT8 file may lose")
-    images: int | None = setting(None, low=1, help="how many test images are compared; all without it")
-    opset: int | None = setting(None, low=18, high=99, help="of ONNX")
-    save: Path | None = setting(None, help="instead of exports/ of the run", shows="FILE|FOLDER")
+    quantize: str = setting("none", choices=QUANTIZED, help="INT8 files to write in addition to the float32 one")
+    format: str = setting("onnx", choices=tuple(FORMATS), help="file format")
+    max_drop: float = setting(1.0, low=0, high=100, help="largest loss of top-1 of an INT8 file, in points")
+    images: int | None = setting(None, low=1, help="number of test images to compare on; default: all")
+    opset: int | None = setting(None, low=18, high=99, help="ONNX opset version")
+    save: Path | None = setting(None, help="output file or folder; default: exports/ of the run", shows="FILE|FOLDER")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -50,7 +50,8 @@ class Options(Which):
 
 @dataclass(frozen=True)
 class Exported:
-    """Every form with what was measured of it on `images` test images, and the files that passed: form name -> path."""
+    """Result of an export: every form with its measurements on `images` test images, and the files that passed: form
+    name -> path."""
 
     forms: list[Form]
     files: dict[str, Path]
@@ -62,7 +63,8 @@ class Exported:
 
 
 def export(target: Target, place: Path, options: Options, track: Track) -> Exported:
-    """Write every form beside its final place, measure, and rename what passes; figures as JSON beside the files."""
+    """Write every form to a scratch folder, measure, and rename what passes; measurements go into a JSON next to the
+    files."""
     config = target.config
     numerics = numerics_for(replace(config, device="cpu"), "fp32")
     numerics.apply()
@@ -92,7 +94,7 @@ def export(target: Target, place: Path, options: Options, track: Track) -> Expor
 
 
 def test_images(data: Data, limit: int | None) -> AnySet:
-    """The test set, or `limit` images of it, the same at every call."""
+    """Return the test set, or `limit` images of it, always the same ones."""
     import numpy as np
 
     test = data.splits.test
@@ -104,7 +106,7 @@ def test_images(data: Data, limit: int | None) -> AnySet:
 def write_forms(
     model: nn.Module, deployed: Deployed, data: Data, options: Options, path: Path, threads: int
 ) -> list[Form]:
-    """The network itself, then every file that is asked for, in a scratch folder."""
+    """Return the network itself, then every requested file, written to a scratch folder."""
     reference = Form("PyTorch, fp32", module_forward(model), exact=True)
     if options.format != "onnx":
         from kdrun.evaluation.export.torch_format import write_torch_file
@@ -128,7 +130,7 @@ def write_forms(
 
 
 def calibration_images(data: Data, card: Card) -> list[np.ndarray]:
-    """Batches of training images that a seed chooses; unaugmented."""
+    """Return batches of unaugmented training images, chosen with a fixed seed."""
     import numpy as np
 
     train = data.splits.train
@@ -137,8 +139,8 @@ def calibration_images(data: Data, card: Card) -> list[np.ndarray]:
 
 
 def keep(forms: list[Form], place: Path) -> dict[str, Path]:
-    """Give the files that passed their final names, and take these from older ones that others left: form name -> path.
-    Nothing passes that was made from a wrong file."""
+    """Give the files that passed their final names, and remove outdated files under these names: form name -> path.
+    Nothing passes that was made from a file that failed."""
     files = {}
     for form in forms[1:]:
         assert form.path is not None
@@ -152,7 +154,7 @@ def keep(forms: list[Form], place: Path) -> dict[str, Path]:
 
 
 def facts(form: Form) -> dict[str, Any]:
-    """What was measured of a form."""
+    """Return the measurements of a form."""
     return {
         "form": form.name,
         "file": None if form.path is None else form.path.name,
@@ -167,7 +169,7 @@ def facts(form: Form) -> dict[str, Any]:
 
 
 def destination(target: Target, options: Options) -> Path:
-    """The float32 file's final path; quantised ones lie beside it as <stem>_static and <stem>_dynamic."""
+    """Return the float32 file's final path; quantised files are next to it as <stem>_static and <stem>_dynamic."""
     ending = FORMATS[options.format]
     name = f"{options.model}{'_best' if options.weights == 'best' else ''}"
     if target.folder is not None and target.weights is not None and target.weights.name.startswith("teacher"):
@@ -179,5 +181,5 @@ def destination(target: Target, options: Options) -> Path:
     if options.save.suffix == ending:
         return options.save
     if options.save.suffix in FORMATS.values():
-        raise ConfigError(f"save={options.save}: format={options.format} is written as *{ending}.")
+        raise ConfigError(f"save={options.save}: format={options.format} needs a file *{ending}.")
     return options.save / f"{name}{ending}"

@@ -1,4 +1,4 @@
-"""The gate of an export: does the file compute what the network does, and what do its size and its speed come to?"""
+"""Checks of an export: does the file compute the same as the network, and what are its size and speed?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kdrun.evaluation.deployed import Card
 
-TOLERANCE = 1e-4  # of the largest logit: what float32 in another order of summation comes to, and some room
+TOLERANCE = 1e-4  # relative to the largest logit: covers a different order of float32 summation
 CHUNK = 64
 ROUNDS, ROUND_SECONDS = 5, 0.3
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -27,9 +27,9 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Form:
-    """One form of the network. exact: must agree to `TOLERANCE`; else its accuracy may drop. forward: RGB in [0, 1],
-    [N, 3, S, S], to logits [N, K]. difference: max |Δlogit| to the network, scale: its max |logit|. top1 in percent;
-    milliseconds of one image and of a batch of `CHUNK`."""
+    """Form of the network. exact: True if it must agree to `TOLERANCE`, else its accuracy may drop; forward: RGB in
+    [0, 1], [N, 3, S, S], to logits [N, K]; difference: max |Δlogit| to the network; scale: its max |logit|; top1 in
+    percent; milliseconds for one image and for a batch of `CHUNK`."""
 
     name: str
     forward: Forward
@@ -42,14 +42,14 @@ class Form:
     one: float = 0.0
     many: float = 0.0
     problem: str = ""
-    size: int = 0  # bytes of `path`, which may be gone later
+    size: int = 0  # bytes of `path`, which may be removed later
 
     def __post_init__(self) -> None:
         self.size = 0 if self.path is None else self.path.stat().st_size
 
 
 def module_forward(model: nn.Module) -> Forward:
-    """A PyTorch module as a form's forward."""
+    """Return a PyTorch module's forward as that of a form."""
     import torch
 
     def forward(image: np.ndarray) -> np.ndarray:
@@ -60,8 +60,8 @@ def module_forward(model: nn.Module) -> Forward:
 
 
 def images_of(part: AnySet, card: Card, size: int = CHUNK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(images [n, 3, S, S] in [0, 1], labels [n]) of a split, as evaluation prepares them. Raises DataError for a file
-    that cannot be read."""
+    """Yield (images [n, 3, S, S] in [0, 1], labels [n]) of a split, prepared as for evaluation. Raises DataError for
+    an unreadable file."""
     from kdrun.data.inference import read_batches
 
     if isinstance(part, ArraySet):
@@ -79,7 +79,7 @@ def images_of(part: AnySet, card: Card, size: int = CHUNK) -> Iterator[tuple[np.
 def compare(
     forms: list[Form], part: AnySet, card: Card, track: Callable[[Iterator[int], int, str], Iterator[int]]
 ) -> None:
-    """Difference and accuracy of every form over all images of `part`; the first form is the network itself."""
+    """Measure difference and accuracy of every form over all images of `part`. The first form is the network itself."""
     reference, *others = forms
 
     def steps() -> Iterator[int]:
@@ -101,7 +101,7 @@ def compare(
 
 
 def judge(forms: list[Form], max_drop: float) -> None:
-    """Set `problem` of every form that does not pass. max_drop: percentage points of top-1."""
+    """Set `problem` for every form that does not pass. max_drop: percentage points of top-1."""
     reference, *others = forms
     for form in others:
         if form.exact and not form.difference <= TOLERANCE * form.scale:
@@ -111,7 +111,8 @@ def judge(forms: list[Form], max_drop: float) -> None:
 
 
 def clock(forms: list[Form], card: Card) -> None:
-    """Median milliseconds of each form, in rounds that take turns, so that a busy moment hits all of them."""
+    """Measure the median milliseconds of each form, alternating between forms, so that a busy moment affects all of
+    them."""
     side = card.input_size
     for count, field in ((1, "one"), (CHUNK, "many")):
         image = np.random.default_rng(0).random((count, 3, side, side), dtype=np.float32)
@@ -129,12 +130,12 @@ def clock(forms: list[Form], card: Card) -> None:
 
 
 def deployable(model: nn.Module, card: Card) -> nn.Module:
-    """`model` with its normalisation in front: RGB in [0, 1] to logits, in float32 on the CPU."""
+    """Return `model` with its normalisation in front: RGB in [0, 1] to logits, in float32 on the CPU."""
     import torch
     from torch import nn
 
     class Normalised(nn.Module):
-        """(image - mean) / std, then the network."""
+        """Network with its normalisation: (image - mean) / std, then the network."""
 
         mean: torch.Tensor
         std: torch.Tensor

@@ -1,4 +1,4 @@
-"""ONNX files that say what they need: written, quantised, and read back for predictions."""
+"""Self-describing ONNX files: written, quantised, and read back for predictions."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from kdrun.files import read_json, sha256_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-KEY = "kdrun"  # of the metadata that hold a card
+KEY = "kdrun"  # metadata key of the card
 LIBRARIES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "read": ("onnxruntime",)}
 WEIGHTED = ["MatMul", "Gemm"]  # dynamic quantisation of convolutions is several times slower than float32
 
 
 def require(what: str) -> None:
-    """Raise ConfigError unless the packages of the `export` extra are there."""
+    """Raise ConfigError unless the packages of the `export` extra are installed."""
     missing = [name for name in LIBRARIES[what] if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"ONNX files need {', '.join(missing)}: pip install 'kdrun[export]'.")
 
 
 def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> None:
-    """`model` from RGB in [0, 1], [N, 3, S, S], to logits [N, K] with any N; `card` in the metadata.
+    """Write `model` from RGB in [0, 1], [N, 3, S, S], to logits [N, K] with any N, and `card` in the metadata.
 
-    Raises RunError where PyTorch's exporter cannot trace the network.
+    Raises RunError if PyTorch's exporter cannot trace the network.
     """
     import onnx
     import torch
@@ -47,7 +47,7 @@ def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> N
     side = card.input_size
     example = torch.rand(2, 3, side, side)
     try:
-        # A fused kernel's transposed result is something that the exporter cannot fold windows back from (Swin).
+        # The exporter cannot handle the transposed result of the fused attention kernel (Swin).
         with quiet(), sdpa_kernel(SDPBackend.MATH):
             program = torch.onnx.export(
                 model,
@@ -60,7 +60,7 @@ def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> N
                 verbose=False,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
-    except Exception as error:  # the exporter has many kinds, each with pages of text
+    except Exception as error:  # the exporter raises many types, each with pages of text
         raise RunError(f"{card.network} cannot be exported to ONNX ({one_line(error.__cause__ or error)}).") from error
     assert program is not None
     onnx.save(program.model_proto, path)
@@ -68,7 +68,7 @@ def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> N
 
 
 def write_card(path: Path, card: Card) -> None:
-    """Put `card` into the file's metadata: whole for kdrun, and by name for everyone else."""
+    """Write `card` into the file's metadata: complete for kdrun, and by name for other programs."""
     import onnx
 
     proto = onnx.load(path)
@@ -88,7 +88,7 @@ def write_card(path: Path, card: Card) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter and the quantiser print pages of advice that concerns their own options."""
+    """Silence the exporter and the quantiser, which print pages of advice about their own options."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -100,7 +100,8 @@ def quiet() -> Iterator[None]:
 
 
 def quantise_static(source: Path, target: Path, card: Card, batches: list[np.ndarray]) -> None:
-    """INT8 in QDQ form, weights per channel, activations by the smallest and largest value over `batches` of images.
+    """Quantise to INT8 in QDQ form, weights per channel, activations by the smallest and largest value over `batches`
+    of images.
 
     The classifier's and every other MatMul and convolution are quantised; normalisation at the input stays float32.
     """
@@ -132,19 +133,19 @@ def quantise_static(source: Path, target: Path, card: Card, batches: list[np.nda
 
 
 def quantise_dynamic(source: Path, target: Path, card: Card) -> None:
-    """INT8 weights of `WEIGHTED` alone, their activations' scales measured at each call."""
+    """Quantise only the weights of `WEIGHTED` to INT8; the scales of their activations are measured at each call."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     proto = onnx.load(source)
-    del proto.graph.value_info[:]  # weights are transposed on the way, and recorded shapes would contradict them
+    del proto.graph.value_info[:]  # weights get transposed, which would contradict the recorded shapes
     with quiet():
         quantize_dynamic(proto, target, op_types_to_quantize=WEIGHTED, weight_type=QuantType.QInt8, per_channel=True)
     write_card(target, card)
 
 
 def check_unchanged(path: Path) -> None:
-    """Raise CheckpointError for an exported file that is not the one which the JSON beside it describes."""
+    """Raise CheckpointError for an exported file that does not match the JSON next to it."""
     for place in sorted(path.parent.glob("*.json")):
         if not path.name.startswith(place.stem):
             continue
@@ -156,12 +157,12 @@ def check_unchanged(path: Path) -> None:
             mine = isinstance(form, dict) and form.get("file") == path.name and form.get("sha256")
             if mine and form["sha256"] != sha256_of(path):
                 raise CheckpointError(
-                    f"{path} has changed since {place.name} was written of it: export it again, or remove {place.name}."
+                    f"{path} has changed since {place.name} was written: export it again, or remove {place.name}."
                 )
 
 
 class OnnxNetwork:
-    """An exported file under ONNX Runtime. Raises CheckpointError where it cannot be loaded, or is not from kdrun."""
+    """Exported file under ONNX Runtime. Raises CheckpointError if it cannot be loaded, or is not from kdrun."""
 
     def __init__(self, path: Path, threads: int | None = None):
         require("read")
@@ -170,11 +171,11 @@ class OnnxNetwork:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0  # 0: as many as it likes
+        options.intra_op_num_threads = threads or 0  # 0: ONNX Runtime's default
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's kinds share no public base
-            raise CheckpointError(f"{path} is no ONNX file that can be loaded ({one_line(error)[:160]}).") from error
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise CheckpointError(f"{path} cannot be loaded as an ONNX file ({one_line(error)[:160]}).") from error
         self.path, self.card = path, self._read_card(path)
 
     def _read_card(self, path: Path) -> Card:
@@ -183,19 +184,19 @@ class OnnxNetwork:
             card = Card.read(told)
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{path} does not say its class names, mean, std and image size: only files of kdrun export have them."
+                f"{path} lacks class names, mean, std and image size, which only files of kdrun export have."
             ) from error
         classes = self.session.get_outputs()[0].shape[-1]
         if isinstance(classes, int) and classes != len(card.class_names):
-            raise CheckpointError(f"{path} names {len(card.class_names)} classes and returns {classes} logits.")
+            raise CheckpointError(f"{path} names {len(card.class_names)} classes but returns {classes} logits.")
         return card
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """RGB in [0, 1], [N, 3, S, S] -> logits [N, K]."""
+        """Map RGB in [0, 1], [N, 3, S, S], to logits [N, K]."""
         return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: image})[0])
 
     def logits(self, pixels: np.ndarray) -> Tensor:
-        """uint8 [N, S, S, 3] as its `card` prepares them -> logits [N, K]."""
+        """Map uint8 [N, S, S, 3], prepared according to `card`, to logits [N, K]."""
         import torch
 
         return torch.from_numpy(self.run(self.card.unit(pixels).numpy()))

@@ -1,4 +1,4 @@
-"""Exports that stay within PyTorch: TorchScript and torch.export archives, with what the network needs inside."""
+"""Export within PyTorch: self-describing TorchScript and torch.export archives."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kdrun.evaluation.export.gate import Forward, module_forward
 if TYPE_CHECKING:
     from torch import nn
 
-CARD = "kdrun.json"  # of the archive's extra files
+CARD = "kdrun.json"  # name of the card among the archive's extra files
 
 
 def write_torch_file(model: nn.Module, card: Card, path: Path, kind: str) -> Forward:
-    """Write `model` as kind=torchscript or torch_export, with any batch size, and return the forward of what was read
-    back. Raises RunError where PyTorch cannot trace the network."""
+    """Write `model` as kind=torchscript or torch_export, with any batch size, and return the forward of the file as
+    read back. Raises RunError if PyTorch cannot trace the network."""
     import torch
 
     example = torch.rand(2, 3, card.input_size, card.input_size)
@@ -34,5 +34,5 @@ def write_torch_file(model: nn.Module, card: Card, path: Path, kind: str) -> For
             program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             torch.export.save(program, path, extra_files=told)
             return module_forward(torch.export.load(path).module())
-    except Exception as error:  # the tracers have many kinds, each with pages of text
+    except Exception as error:  # the tracers raise many types, each with pages of text
         raise RunError(f"{card.network} cannot be written as {kind} ({one_line(error)}).") from error

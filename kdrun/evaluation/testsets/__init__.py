@@ -1,1 +1,1 @@
-"""Derived test images."""
+"""Derived test sets."""

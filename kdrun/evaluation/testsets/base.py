@@ -1,4 +1,4 @@
-"""What every derived test set is: a pure, seeded function of one image."""
+"""Base classes of derived test sets: each is a pure, seeded function of one image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def versions_of(*distributions: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one image: a stream of its own, whatever batch, order or process it is made in.
+    """Random streams of one image, independent of the batch, order or process in which it is created.
 
     key: of the set, its parameters and the seed, 128 bits; index: the image's position in the test set. The streams are
     Philox's (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the key is the key, the upper half of
@@ -37,20 +37,20 @@ class Draw:
         return np.random.Generator(np.random.Philox(key=self.key, counter=self.index << 128))
 
     def shared(self) -> np.random.Generator:
-        """The stream that all images of the set have in common."""
+        """Return the stream shared by all images of the set."""
         return np.random.Generator(np.random.Philox(key=self.key, counter=1 << 255))
 
     def partner(self) -> np.random.Generator:
-        """The stream that chooses another image."""
+        """Return the stream that chooses another image."""
         return np.random.Generator(np.random.Philox(key=self.key, counter=self.index << 128 | 1 << 254))
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A test set other than the clean one, with its parameters as fields.
+    """Test set other than the clean one, with its parameters as fields.
 
     name, measures: for lists and tables. usual: the recipe of the default parameters. libraries: distributions whose
-    version can change a pixel. revision: raised whenever the same parameters give other pixels.
+    version can change a pixel. revision: increased whenever the same parameters give other pixels.
     """
 
     name: ClassVar[str]
@@ -61,19 +61,19 @@ class NamedSet:
 
     @property
     def recipe(self) -> str:
-        """Which of several published or offline ways this is; tables and manifests name it."""
+        """Return which of several published or offline recipes this is, as named by tables and manifests."""
         return self.usual
 
     def parameters(self) -> dict[str, Any]:
-        """The fields that decide a pixel."""
+        """Return the fields that decide a pixel."""
         return asdict(self)
 
     def needed_files(self) -> dict[str, Path]:
-        """The files whose content decides a pixel. Raises DataError for a missing one."""
+        """Return the files whose content decides a pixel. Raises DataError for a missing one."""
         return {}
 
     def identity(self, seed: int) -> dict[str, Any]:
-        """All that decides a pixel beside the images themselves."""
+        """Return everything that decides a pixel, except the images themselves."""
         contents = {f"{name}_sha256": content_of(place) for name, place in self.needed_files().items()}
         return {
             "set": self.name,
@@ -85,7 +85,7 @@ class NamedSet:
         }
 
     def key(self, seed: int) -> int:
-        """The 128 bits from which all draws of this set follow."""
+        """Return the 128 bits that seed all draws of this set."""
         text = json.dumps(self.identity(seed), sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
@@ -93,7 +93,7 @@ class NamedSet:
         return versions_of(*self.libraries)
 
     def refuse(self, names: tuple[str, ...], way: str) -> None:
-        """Raise ConfigError where one of the fields `names`, which only `way` reads, was changed."""
+        """Raise ConfigError if one of the fields `names`, which only `way` uses, was changed."""
         defaults = {field.name: field.default for field in fields(self)}
         for name in names:
             if getattr(self, name) != defaults[name]:
@@ -104,41 +104,43 @@ class NamedSet:
 
 
 class DerivedSet(NamedSet, ABC):
-    """A set made from the clean one, image by image. pairs: whether `image` needs another image, of another class.
-    seconds_per_megapixel: about how long that takes where it is little, to tell whether processes would pay."""
+    """Set made from the clean one, image by image. pairs: True if `image` needs another image, of another class.
+    seconds_per_megapixel: approximate time, if it is short, to decide whether processes would pay."""
 
     pairs: ClassVar[bool] = False
     seconds_per_megapixel: ClassVar[float] = math.inf
 
     @property
     def needs_network(self) -> bool:
-        """Whether a pretrained network makes the images: then in batches, on a device."""
+        """Return True if a pretrained network makes the images, in batches on a device."""
         return False
 
     @abstractmethod
     def image(self, image: np.ndarray, draw: Draw, other: np.ndarray | None = None) -> np.ndarray:
-        """The derived image: uint8 [H, W, 3] -> uint8 [H, W, 3]; `image` itself stays as it is."""
+        """Return the derived image: uint8 [H, W, 3] -> uint8 [H, W, 3]; `image` is not modified."""
 
     def shares(self) -> tuple[object, ...] | None:
-        """Equal for sets that begin with the same computation on an image, which is then done once for all of them."""
+        """Return a key that is equal for sets that begin with the same computation on an image, which is then done
+        only once."""
         return None
 
     def made_at(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which images of this size go through the network."""
+        """Return the (height, width) at which images of this size pass through the network."""
         return height, width
 
     def by_network(self, images: np.ndarray, others: np.ndarray | None, device: str) -> np.ndarray:
-        """Where `needs_network`: all of uint8 [N, H, W, 3] at once on a torch device, none with regard to another."""
+        """Derive all of uint8 [N, H, W, 3] at once on a torch device, each independently of the others. For
+        `needs_network`."""
         raise NotImplementedError
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise DataError in one line where the parameters do not fit images of this size."""
+        """Raise DataError (one line) if the parameters do not fit images of this size."""
 
 
 def partners(derived: DerivedSet, labels: np.ndarray, seed: int) -> np.ndarray:
-    """For each image the index of another one, of a class drawn uniformly from the other classes, int64 [N].
+    """Return for each image the index of another one, of a class drawn uniformly from the other classes, int64 [N].
 
-    labels [N]. Raises DataError where there is only one class.
+    labels [N]. Raises DataError if there is only one class.
     """
     classes = np.unique(labels)
     if len(classes) < 2:

@@ -1,4 +1,4 @@
-"""Derived test sets on disk: made in parallel once, then read from a cache that its manifest vouches for."""
+"""Derived test sets on disk: created in parallel once, then read from a cache that is verified by its manifest."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Derived:
-    """A derived set: images uint8 [N, H, W, 3] and labels int64 [N], in the order of the test set.
+    """Derived set: images uint8 [N, H, W, 3] and labels int64 [N], in the order of the test set.
 
-    texture_labels: of a cue conflict, the class that gave the texture (labels are the shape's); else None. cached:
-    whether nothing had to be made.
+    texture_labels: for a cue conflict, the class of the texture (labels are the shape's); else None. cached: True if
+    nothing had to be created.
     """
 
     data: ArraySet
@@ -54,13 +54,13 @@ def derive(
     processes: int | None = None,
     device: str = "auto",
 ) -> Derived:
-    """`test` as `wished` changes it, from <caches>/testsets/<name>-<digest>/ where it was made before; published files
-    are read where they are.
+    """Return `test` changed as `wished`, from <caches>/testsets/<name>-<digest>/ if it was created before; published
+    files are read in place.
 
-    processes: of the making; None: one for each core. device: where a network makes the images; a GPU needs no
-    processes. What is made does not depend on processes; what a network makes is another set on a GPU than on the CPU,
-    since the last bits differ. Raises DataError where the parameters do not fit the images, a file that the recipe
-    needs is missing, or a cache does not match its manifest.
+    processes: for creating it; None: one per core. device: for recipes with a network; a GPU needs no processes. The
+    result does not depend on processes; a network's result on a GPU is a different set from the CPU's, since the last
+    bits differ. Raises DataError if the parameters do not fit the images, a file of the recipe is missing, or a cache
+    does not match its manifest.
     """
     (found,) = derive_together([wished], test, caches, seed=seed, track=track, processes=processes, device=device)
     return found
@@ -76,7 +76,7 @@ def derive_together(
     processes: int | None = None,
     device: str = "auto",
 ) -> list[Derived]:
-    """`derive` for each of the sets; those that share a computation are made in one pass. The images are the same."""
+    """Run `derive` for each of the sets, with a shared computation done in one pass. The images are the same."""
     orders = [order_of(one, test, caches, seed, device) for one in wished if isinstance(one, DerivedSet)]
     missing = [order for order in orders if not (order.folder / "manifest.json").is_file()]
     by_set = {order.derived: order for order in missing}
@@ -87,7 +87,7 @@ def derive_together(
 
 
 def grouped(wished: Sequence[NamedSet]) -> list[list[NamedSet]]:
-    """The sets, each once, with those together that share a computation, in the order of their first ones."""
+    """Group the sets that share a computation, each set once, in the order of their first ones."""
     groups: dict[object, list[NamedSet]] = {}
     for one in dict.fromkeys(wished):
         shared = one.shares() if isinstance(one, DerivedSet) else None
@@ -97,7 +97,7 @@ def grouped(wished: Sequence[NamedSet]) -> list[list[NamedSet]]:
 
 @dataclass(frozen=True)
 class Order:
-    """A set, the manifest that it is to have, where, and the device that makes it."""
+    """Order of a set: its expected manifest, its location, and the device that creates it."""
 
     derived: DerivedSet
     wanted: dict[str, Any]
@@ -106,7 +106,7 @@ class Order:
 
 
 def order_of(derived: DerivedSet, test: ArraySet, caches: Path, seed: int, device: str) -> Order:
-    """Raises DataError where the parameters do not fit the images or a file is missing."""
+    """Return the order of a set. Raises DataError if the parameters do not fit the images or a file is missing."""
     height, width = test.images.shape[1:3]
     derived.check_size(height, width)
     wanted = {
@@ -125,14 +125,14 @@ def order_of(derived: DerivedSet, test: ArraySet, caches: Path, seed: int, devic
 
 
 def resolved(device: str) -> str:
-    """cpu or cuda:N. Raises ConfigError for a device that is not there."""
+    """Resolve a device to cpu or cuda:N. Raises ConfigError for a missing device."""
     from kdrun.training.precision import resolve_device
 
     return resolve_device(device)
 
 
 def read_published(wished: PublishedCorruption, test: ArraySet) -> Derived:
-    """The published files in place of `test`. Raises DataError where they show images of another size."""
+    """Read the published files that replace `test`. Raises DataError if their images have another size."""
     data = wished.load(int(test.labels.max()) + 1)
     if data.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
@@ -143,14 +143,15 @@ def read_published(wished: PublishedCorruption, test: ArraySet) -> Derived:
 
 
 def fingerprint(test: ArraySet) -> str:
-    """SHA-256 of pixels and labels."""
+    """Return the SHA-256 of pixels and labels."""
     return hashlib.sha256(
         f"{sha256_of_values(test.images)} {sha256_of_values(test.labels.astype(np.int64))}".encode()
     ).hexdigest()
 
 
 def build(orders: list[Order], test: ArraySet, seed: int, track: Track, processes: int | None) -> None:
-    """Write each set's images.npy, for pairs partners.npy, and last manifest.json, whose presence means complete."""
+    """Write each set's images.npy, for pairs partners.npy, and last manifest.json, whose presence marks the set as
+    complete."""
     sets = tuple(order.derived for order in orders)
     others = partners(sets[0], test.labels, seed) if sets[0].pairs else None
     images = [np.empty(test.images.shape, dtype=np.uint8) for _ in sets]
@@ -169,8 +170,8 @@ def build(orders: list[Order], test: ArraySet, seed: int, track: Track, processe
 
 
 def read(folder: Path, wanted: dict[str, Any], labels: np.ndarray, cached: bool) -> Derived:
-    """The set in `folder`. Raises DataError in one line where it is not what its manifest says, or not `wanted`."""
-    again = f"delete {folder} and run again"
+    """Read the set in `folder`. Raises DataError (one line) if it does not match its manifest, or is not `wanted`."""
+    again = f"delete {folder} and repeat the command"
     try:
         manifest = read_json(folder / "manifest.json")
         images = read_array(folder / "images.npy", mmap_mode="c")
@@ -196,9 +197,9 @@ def read(folder: Path, wanted: dict[str, Any], labels: np.ndarray, cached: bool)
 
 
 def export(found: Derived, class_names: list[str], place: Path, track: Track = untracked) -> None:
-    """Write PNG class folders and the manifest to a new folder, or to one archive where `place` ends in .zip.
+    """Write PNG class folders and the manifest to a new folder, or to one archive if `place` ends in .zip.
 
-    Raises DataError where `place` exists with something in it, RunError for a full disk.
+    Raises DataError if `place` exists and is not empty, RunError for a full disk.
     """
 
     def content() -> Iterator[tuple[str, bytes]]:
@@ -207,11 +208,11 @@ def export(found: Derived, class_names: list[str], place: Path, track: Track = u
 
     if place.suffix.lower() == ".zip":
         if place.exists():
-            raise DataError(f"save={place}: exists already; delete it or choose another name.")
+            raise DataError(f"save={place}: already exists; delete it or choose another name.")
         write_atomically(place, lambda file: write_zip(file, content()))
         return
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise DataError(f"save={place}: exists already and is not empty; choose another folder.")
+        raise DataError(f"save={place}: already exists and is not empty; choose another folder.")
     scratch = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         for name, data in content():
@@ -230,8 +231,8 @@ def export(found: Derived, class_names: list[str], place: Path, track: Track = u
 def derived_tests(
     wished: list[NamedSet], plan: Plan, splits: Dataset, track: Track, seed: int = 0, processes: int | None = None
 ) -> list[Derived]:
-    """Make the test split of `splits` as each of `wished` changes it, or find it in the cache; in one pass where they
-    share a computation. Raise DataError for a data set that streams its files."""
+    """Create the test split of `splits` changed as each of `wished`, or load it from the cache; a shared computation is
+    done in one pass. Raises DataError for a data set that streams its files."""
     if not isinstance(splits.test, ArraySet):
         raise DataError(
             f"testset={wished[0].name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "

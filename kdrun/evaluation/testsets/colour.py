@@ -1,4 +1,4 @@
-"""Other colours, the same scene."""
+"""Test set with changed colours."""
 
 from __future__ import annotations
 

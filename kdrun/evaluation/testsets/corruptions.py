@@ -1,4 +1,4 @@
-"""Common corruptions (Hendrycks & Dietterich 2019): the published CIFAR-C files, and a labelled likeness of some."""
+"""Common corruptions (Hendrycks & Dietterich 2019): the published CIFAR-C files, and an approximation of some."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdrun.data.splits import ArraySet
 from kdrun.errors import DataError, one_line
 from kdrun.evaluation.testsets.base import DerivedSet, Draw, NamedSet
 
-SIDE = 32  # of the images for which the constants were chosen
+SIDE = 32  # side of the images for which the constants were chosen
 SEVERITIES = 5
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
@@ -31,7 +31,7 @@ def shot_noise(image: np.ndarray, level: int, generator: np.random.Generator) ->
 
 
 def impulse_noise(image: np.ndarray, level: int, generator: np.random.Generator) -> np.ndarray:
-    """Salt and pepper, each on half of the struck values."""
+    """Add salt and pepper, each to half of the affected values."""
     draws = generator.random(image.shape)
     amount = (0.01, 0.02, 0.03, 0.05, 0.07)[level]
     return np.where(draws < amount, (draws < amount / 2).astype(float), image)
@@ -42,7 +42,7 @@ def speckle_noise(image: np.ndarray, level: int, generator: np.random.Generator)
 
 
 def gaussian_blur(image: np.ndarray, level: int, generator: np.random.Generator) -> np.ndarray:
-    """The published widths are in pixels at 32; larger images are blurred in proportion."""
+    """Blur the image. The published widths are in pixels at 32; larger images are blurred in proportion."""
     from scipy.ndimage import gaussian_filter
 
     sigma = (0.4, 0.6, 0.7, 0.8, 1.0)[level] * min(image.shape[:2]) / SIDE
@@ -112,9 +112,9 @@ GENERATORS: dict[str, Corruption] = {
 
 @dataclass(frozen=True)
 class Corrupted(DerivedSet):
-    """One corruption at one severity, made here with the constants by which CIFAR-10-C was made.
+    """Corruption at one severity, computed here with the constants of CIFAR-10-C.
 
-    Only a likeness: the published files used other random numbers and libraries, and ImageNet-C other constants.
+    An approximation: the published files used other random numbers and libraries, and ImageNet-C other constants.
     `cifar_c` reads the published files. kind: which; severity: 1 to 5.
     """
 
@@ -128,12 +128,12 @@ class Corrupted(DerivedSet):
 
     def image(self, image: np.ndarray, draw: Draw, other: np.ndarray | None = None) -> np.ndarray:
         made = GENERATORS[self.kind](image / 255, self.severity - 1, draw.generator())
-        return (np.clip(made, 0, 1) * 255 + 1e-6).astype(np.uint8)  # truncated, as the published files are
+        return (np.clip(made, 0, 1) * 255 + 1e-6).astype(np.uint8)  # truncated, as in the published files
 
 
 @dataclass(frozen=True)
 class PublishedCorruption(NamedSet):
-    """One severity of one corruption from the published files of CIFAR-10-C or CIFAR-100-C.
+    """Corruption at one severity from the published files of CIFAR-10-C or CIFAR-100-C.
 
     files: the folder of labels.npy [5 n] and <kind>.npy uint8 [5 n, 32, 32, 3], severities 1 to 5 one after the other;
     Zenodo 2535967 (CIFAR-10-C), 3555552 (CIFAR-100-C). Labels are indices of the sorted class names.
@@ -148,11 +148,11 @@ class PublishedCorruption(NamedSet):
     severity: int = setting(3, low=1, high=SEVERITIES)
 
     def load(self, num_classes: int) -> ArraySet:
-        """Raises DataError in one line for a missing or unfitting file."""
+        """Load the set. Raises DataError (one line) for a missing or unsuitable file."""
         if self.files is None:
             raise DataError(
                 "cifar_c.files is not set: give the unpacked folder of CIFAR-10-C.tar (Zenodo 2535967) or "
-                "CIFAR-100-C.tar (3555552); the set `corruptions` makes a likeness offline."
+                "CIFAR-100-C.tar (3555552); the set `corruptions` computes an approximation offline."
             )
         folder = Path(os.path.expanduser(self.files))
         found = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
@@ -181,8 +181,8 @@ class PublishedCorruption(NamedSet):
 
 
 def _array(place: Path) -> np.ndarray:
-    """A memory-mapped array; nothing is ever unpickled."""
+    """Return a memory-mapped array; nothing is ever unpickled."""
     try:
         return read_array(place, mmap_mode="c")
     except ValueError as error:
-        raise DataError(f"{place} cannot be read ({one_line(error)}); fetch it anew.") from error
+        raise DataError(f"{place} cannot be read ({one_line(error)}); download it again.") from error

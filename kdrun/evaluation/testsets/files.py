@@ -1,4 +1,4 @@
-"""A test set as PNG files: class folders, or one archive of them."""
+"""Test sets as PNG files: class folders, or one archive of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdrun.display import Track
 def png_files(
     data: ArraySet, class_names: list[str], texture_labels: np.ndarray | None, track: Track
 ) -> Iterator[tuple[str, bytes]]:
-    """(relative name, PNG): <class>/<index>.png; of a cue conflict <shape class>/<index>_<texture class>.png."""
+    """Yield (relative name, PNG): <class>/<index>.png; for a cue conflict <shape class>/<index>_<texture class>.png."""
     from PIL import Image
 
     folders = [name.replace("/", "_").replace("\\", "_") for name in class_names]
@@ -28,7 +28,7 @@ def png_files(
 
 
 def write_zip(file: IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
-    """The same bytes whenever they are written: entries carry no time; PNG is compressed already."""
+    """Write an archive with reproducible bytes: entries have no time stamp, and PNG is already compressed."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files:
             archive.writestr(zipfile.ZipInfo(name), content)

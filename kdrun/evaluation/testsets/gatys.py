@@ -19,7 +19,8 @@ STYLE = {1: 1.0, 6: 0.8, 11: 0.5, 20: 0.3, 29: 0.1}  # conv1_1, conv2_1, conv3_1
 
 @dataclass(frozen=True)
 class Recipe:
-    """content_weight, style_weight: of the two losses; steps, lr: of Adam, on normalised pixels."""
+    """Parameters of a style transfer. content_weight, style_weight: of the two losses; steps, lr: of Adam, on
+    normalised pixels."""
 
     content_weight: float
     style_weight: float
@@ -29,7 +30,7 @@ class Recipe:
 
 @cache
 def load_vgg(place: Path, device: str) -> nn.Sequential:
-    """VGG-19 up to conv5_1 with the weights in `place`, frozen. Raises CheckpointError where they do not fit."""
+    """Load VGG-19 up to conv5_1 with the weights in `place`, frozen. Raises CheckpointError if they do not fit."""
     from torchvision.models.vgg import cfgs, make_layers
 
     from kdrun.models.weights import read_state_dict
@@ -47,7 +48,8 @@ def load_vgg(place: Path, device: str) -> nn.Sequential:
 
 
 def activations(network: nn.Sequential, image: Tensor) -> dict[int, Tensor]:
-    """The maps [N, C, h, w] of the layers that the losses compare, by position; image [N, 3, H, W], normalised."""
+    """Return the maps [N, C, h, w] of the layers that the losses compare, by position; image [N, 3, H, W],
+    normalised."""
     found = {}
     for position, layer in enumerate(network):
         image = layer(image)
@@ -57,13 +59,14 @@ def activations(network: nn.Sequential, image: Tensor) -> dict[int, Tensor]:
 
 
 def gram(maps: Tensor) -> Tensor:
-    """Inner products of channels over all positions, not normalised: [N, C, h, w] -> [N, C, C]."""
+    """Return the unnormalised inner products of channels over all positions: [N, C, h, w] -> [N, C, C]."""
     flat = maps.flatten(2)
     return flat @ flat.transpose(1, 2)
 
 
 def style_loss(maps: dict[int, Tensor], wanted: dict[int, Tensor]) -> Tensor:
-    """How far the Gram matrices are from the `wanted` ones [1 or N, C, C] by position, one value for each image, [N].
+    """Return the distance of the Gram matrices from the `wanted` ones [1 or N, C, C] by position, one value per image,
+    [N].
 
     Equation:
         sum_l w_l mean_ij (G_l - A_l)_ij^2 / (d_l h_l w_l), for a layer of d channels and h x w positions.
@@ -77,15 +80,15 @@ def style_loss(maps: dict[int, Tensor], wanted: dict[int, Tensor]) -> Tensor:
 
 
 def content_loss(maps: dict[int, Tensor], wanted: Tensor) -> Tensor:
-    """Mean squared difference from the `wanted` maps of conv4_2, one value for each image, [N]."""
+    """Return the mean squared difference from the `wanted` maps of conv4_2, one value per image, [N]."""
     return (maps[CONTENT] - wanted).square().mean(dim=(1, 2, 3))
 
 
 def stylised(network: nn.Sequential, content: Tensor, style: Tensor, recipe: Recipe) -> Tensor:
-    """`content` [N, 3, H, W] in the style of `style` [1 or N, 3, H, W]; all in [0, 1].
+    """Return `content` [N, 3, H, W] in the style of `style` [1 or N, 3, H, W]; all in [0, 1].
 
-    The losses of the images are summed and Adam keeps its moments by element, so no image sees another. Starts from
-    the content. The equation: content_weight * content_loss + style_weight * style_loss.
+    The losses of the images are summed and Adam keeps its moments by element, so images do not affect each other.
+    Starts from the content. The equation: content_weight * content_loss + style_weight * style_loss.
     """
     with torch.no_grad():
         kept = activations(network, normalised(content))[CONTENT]

@@ -1,4 +1,4 @@
-"""Local damage: Gaussian noise in one window."""
+"""Test set with local damage: Gaussian noise in one window."""
 
 from __future__ import annotations
 

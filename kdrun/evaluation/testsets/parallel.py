@@ -1,4 +1,5 @@
-"""Derived images chunk by chunk, in parallel: what is made depends on neither the chunks nor the processes."""
+"""Creation of derived images chunk by chunk, in parallel. The result depends on neither the chunks nor the
+processes."""
 
 from __future__ import annotations
 
@@ -18,15 +19,15 @@ from kdrun.evaluation.testsets.base import DerivedSet, Draw
 from kdrun.evaluation.testsets.pretrained import batch_size
 from kdrun.hardware import available_cores
 
-CHUNK_BYTES = 2**19  # of images that one task gets: small enough for an even end, large against the cost of a task
+CHUNK_BYTES = 2**19  # bytes of images per task: small enough to end evenly, large against a task's overhead
 
-START_SECONDS = 6.0  # of a process that imports torch, about
+START_SECONDS = 6.0  # approximate start time of a process that imports torch
 
 
 @dataclass(frozen=True)
 class Task:
-    """One chunk for the sets that are made of it; keys: one for each set; images, others: uint8 [n, H, W, 3], start:
-    index of the first; size: of a whole chunk."""
+    """Task of one chunk. keys: one for each set made from it; images, others: uint8 [n, H, W, 3]; start: index of
+    the first image; size: of a full chunk."""
 
     sets: tuple[DerivedSet, ...]
     keys: tuple[int, ...]
@@ -46,10 +47,10 @@ def made_chunks(
     processes: int | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """(index of the chunk's first image, its images of each set) in order.
+    """Yield (index of the chunk's first image, its images for each set) in order.
 
-    others [N]: indices of the other images of a set of pairs. Several sets are made in one pass; a set that needs a
-    network comes alone, in batches. Raises RunError where a process was killed or a GPU's memory is full.
+    others [N]: indices of the other images for a set of pairs. Several sets are created in one pass; a set that needs a
+    network is created alone, in batches. Raises RunError if a process was killed or a GPU's memory is full.
     """
     size = max(CHUNK_BYTES // max(test.images[0].nbytes, 1), 1)
     if sets[0].needs_network:
@@ -79,13 +80,14 @@ def made_chunks(
 
 
 def worthwhile(sets: tuple[DerivedSet, ...], test: ArraySet) -> int:
-    """How many processes: one for each core, or only this one where the work is over before others have begun."""
+    """Return the number of processes: one per core, or only this one if the work would end before others have
+    started."""
     work = sum(each.seconds_per_megapixel for each in sets) * test.images[..., 0].size / 1e6
     return 1 if work < START_SECONDS else available_cores()
 
 
 def result_of(made: Future[list[np.ndarray]]) -> list[np.ndarray]:
-    """Raises RunError in one line where the process was killed."""
+    """Return the images of a task. Raises RunError (one line) if the process was killed."""
     try:
         return made.result()
     except BrokenProcessPool as error:
@@ -93,7 +95,8 @@ def result_of(made: Future[list[np.ndarray]]) -> list[np.ndarray]:
 
 
 def make_chunk(task: Task) -> list[np.ndarray]:
-    """The derived images of a task, uint8 [n, H, W, 3] for each set; image by image, so that sets can share work."""
+    """Return the derived images of a task, uint8 [n, H, W, 3] for each set; image by image, so that sets can share
+    work."""
     if task.sets[0].needs_network:
         return [make_batch(task)]
     made: list[list[np.ndarray]] = [[] for _ in task.sets]
@@ -105,7 +108,8 @@ def make_chunk(task: Task) -> list[np.ndarray]:
 
 
 def make_batch(task: Task) -> np.ndarray:
-    """The same by a network in one go. The last batch is filled up, since another size could round otherwise."""
+    """Return the derived images of a task made by a network in one batch. The last batch is filled up, since another
+    size could be rounded differently."""
     import torch
 
     (derived,) = task.sets
@@ -115,13 +119,13 @@ def make_batch(task: Task) -> np.ndarray:
         made = derived.by_network(task.images[filled], others, task.device)
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"testset={derived.name}: no room on {task.device} for {task.size} images at once; use "
+            f"testset={derived.name}: {task.size} images at once do not fit into the memory of {task.device}; use "
             "device=cpu, or a smaller side."
         ) from error
     return made[: len(task.images)]
 
 
 def one_thread() -> None:
-    """Each process has one core; libraries that read their thread count when they are imported are told before."""
+    """Limit each process to one thread. Libraries read their thread count on import, so it is set before."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"

@@ -1,5 +1,5 @@
-"""Files of published weights that a recipe needs. Nothing here downloads: a missing file is one line that says where it
-goes."""
+"""Published weights files that a recipe needs. Nothing is downloaded here: for a missing file, one line tells where
+to put it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from kdrun.models.hub import hub_folder
 if TYPE_CHECKING:
     import torch
 
-PIXELS_AT_ONCE = 2**20  # of one batch on a GPU: 64 images of 128 px, 20 of 224
+PIXELS_AT_ONCE = 2**20  # pixels per batch on a GPU: 64 images of 128 px, 20 of 224
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """torchvision's weights of `network`, under the name that torchvision downloads them by."""
+    """Weights of torchvision's `network`, under the name that torchvision downloads them by."""
 
     network: str
     file: str
 
     def find(self, weights: str | None, setting: str, instead: str) -> Path:
-        """The file `weights`, or the one in torch hub's folder of checkpoints.
+        """Return the file `weights`, or the one in torch hub's folder of checkpoints.
 
-        setting: what asks for it, instead: what needs no weights; both as typed. Raises DataError in one line.
+        setting: the setting that requires it; instead: an alternative without weights; both as typed. Raises DataError.
         """
         place = hub_folder() / self.file if weights is None else Path(os.path.expanduser(weights))
         if place.is_file():
@@ -40,13 +40,13 @@ class Pretrained:
         if weights is not None:
             raise DataError(f"{setting} weights={weights}: no such file; give torchvision's {self.file}, {ways}")
         raise DataError(
-            f"{setting} needs {self.network}'s weights, and {place} is not there (nothing is downloaded unasked): put "
+            f"{setting} needs {self.network}'s weights, but {place} is missing (nothing is downloaded unasked): put "
             f"https://download.pytorch.org/models/{self.file} there, give weights=FILE, {ways}"
         )
 
 
 def content_of(place: Path) -> str:
-    """SHA-256 of a file, read once as long as it does not change."""
+    """Return the SHA-256 of a file, read only once as long as it does not change."""
     status = place.stat()
     return _content(place, status.st_mtime_ns, status.st_size)
 
@@ -59,7 +59,8 @@ def _content(place: Path, changed: int, size: int) -> str:
 
 @contextmanager
 def fixed_arithmetic() -> Iterator[None]:
-    """One thread on the CPU, one choice of kernels on a GPU: an image gives the same bytes in any process."""
+    """Fix the arithmetic in this block (one thread on the CPU, one choice of kernels on a GPU), so that an image
+    gives the same bytes in any process."""
     import torch
 
     threads = torch.get_num_threads()
@@ -72,19 +73,19 @@ def fixed_arithmetic() -> Iterator[None]:
 
 
 def batch_size(device: str, height: int, width: int) -> int:
-    """How many images of this size go through a network at once: a fixed number, since another one rounds otherwise; on
-    the CPU one by one."""
+    """Return how many images of this size pass through a network at once: a fixed number, since another one would be
+    rounded differently; one on the CPU."""
     return max(PIXELS_AT_ONCE // (height * width), 1) if device.startswith("cuda") else 1
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
-    """ImageNet's normalisation of [N, 3, H, W] in [0, 1]."""
+    """Apply ImageNet's normalisation to [N, 3, H, W] in [0, 1]."""
     mean, std = _statistics(images)
     return (images - mean) / std
 
 
 def in_unit_range(images: torch.Tensor) -> torch.Tensor:
-    """The inverse of `normalised`, clipped to [0, 1]."""
+    """Invert `normalised`, clipped to [0, 1]."""
     mean, std = _statistics(images)
     return (images * std + mean).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""The shape of one image in the texture of another, without a network."""
+"""Texture transfer without a network: the shape of one image in the texture of another."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LUMA = np.array([0.2989, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2
 def transfer(
     target: np.ndarray, source: np.ndarray, draw: Draw, *, patch: float, shape_weight: float, candidates: int
 ) -> np.ndarray:
-    """`target`'s luminance laid out in patches of `source`: uint8 [H, W, 3], [h, w, 3] -> [H, W, 3].
+    """Return `target`'s luminance composed of patches of `source`: uint8 [H, W, 3], [h, w, 3] -> [H, W, 3].
 
     Texture transfer after Efros & Freeman 2001 ("Image quilting for texture synthesis and transfer"): block by block
-    the patch with the least error is chosen, with a linear blend over the overlap where the paper cuts along the path
-    of least error, one pass, and the patches of `candidates` random places where there are more.
+    the patch with the least error is chosen, with a linear blend over the overlap instead of the paper's cut along the
+    path of least error, in one pass, and with at most `candidates` patches from random places.
 
     Equation:
         error = w ||luma(patch) - luma(block)||^2 + (1 - w) ||patch - done||^2 over the overlap, w = shape_weight
@@ -55,14 +55,14 @@ def transfer(
 
 
 def _squared_distances(rows: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Of each of rows [K, n] from `block` with n values, float32 [K]."""
+    """Return the squared distance of each of rows [K, n] from `block` with n values, float32 [K]."""
     away = rows - block.ravel()
     away *= away
     return away.sum(axis=1)
 
 
 def matched_luma(target: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Luminance of `target` in [0, 1], mapped so that its distribution is `source`'s, float32 [H, W]."""
+    """Return the luminance of `target` in [0, 1], mapped so that its distribution is `source`'s, float32 [H, W]."""
     own, theirs = (image.astype(np.float32) @ LUMA / 255 for image in (target, source))
     _, inverse, counts = np.unique(own.ravel(), return_inverse=True, return_counts=True)
     quantile = (np.cumsum(counts) - counts / 2) / own.size
@@ -70,7 +70,7 @@ def matched_luma(target: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def _patches(source: np.ndarray, side: int, candidates: int, generator: np.random.Generator) -> np.ndarray:
-    """float32 [K, side, side, 3] in [0, 1]: all patches of `source`, or as many from random places."""
+    """Return float32 [K, side, side, 3] in [0, 1]: all patches of `source`, or `candidates` from random places."""
     rows, columns = source.shape[0] - side + 1, source.shape[1] - side + 1
     places = np.arange(rows * columns)
     if len(places) > candidates:
@@ -81,5 +81,5 @@ def _patches(source: np.ndarray, side: int, candidates: int, generator: np.rando
 
 
 def _starts(length: int, side: int, step: int) -> list[int]:
-    """Where blocks begin; the last one ends at the border."""
+    """Return where blocks begin; the last one ends at the border."""
     return [*range(0, length - side, step), length - side]

@@ -1,4 +1,4 @@
-"""All derived sets by name, and what a user types as one of them."""
+"""All derived sets by name, and parsing of the sets that a user types."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETS = {kind.name: kind for kind in KINDS}
 
 
 def parse(text: str) -> NamedSet:
-    """`scramble`, `scramble:grid=4,offset=true` … as a checked set. Raises ConfigError in one line."""
+    """Parse `scramble`, `scramble:grid=4,offset=true` … into a checked set. Raises ConfigError (one line)."""
     name, _, rest = text.partition(":")
     given = {}
     for part in filter(None, rest.split(",")):
@@ -45,8 +45,8 @@ def parse(text: str) -> NamedSet:
 
 
 def parse_list(text: str) -> list[NamedSet]:
-    """`noise,scramble:grid=4,offset=true` as two sets: a word with = belongs to the set before it. `all`: every set
-    that is made of the test images. Raises ConfigError in one line."""
+    """Parse `noise,scramble:grid=4,offset=true` into two sets: a part with = belongs to the set before it. `all`:
+    every set that is derived from the test images. Raises ConfigError (one line)."""
     found: list[str] = []
     for part in text.split(","):
         if found and "=" in part and ":" not in part:
@@ -59,7 +59,7 @@ def parse_list(text: str) -> list[NamedSet]:
 
 
 def make(name: str, given: dict[str, str]) -> NamedSet:
-    """The set `name` with parameters from their texts. Raises ConfigError in one line."""
+    """Create the set `name` with parameters given as texts. Raises ConfigError (one line)."""
     if name not in SETS:
         raise ConfigError(f"testset={name}: no such set.{suggest(name, SETS)} Available: {', '.join(SETS)}.")
     kind = SETS[name]
@@ -76,7 +76,7 @@ def make(name: str, given: dict[str, str]) -> NamedSet:
 
 
 def title(derived: NamedSet) -> str:
-    """The set as a user types it: its name and the parameters that are not the defaults'."""
+    """Return the set as a user types it: its name and the parameters that differ from the defaults."""
     changed = [
         f"{field.name}={_text(getattr(derived, field.name))}"
         for field in dataclasses.fields(derived)
@@ -86,7 +86,7 @@ def title(derived: NamedSet) -> str:
 
 
 def settings(kind: type[NamedSet]) -> str:
-    """The parameters of a kind with their defaults, as a user types them; fractions are shortened."""
+    """Return the parameters of a kind with their defaults, as a user types them; fractions are shortened."""
     shown = {field.name: field.default for field in dataclasses.fields(kind)}
     return " ".join(
         f"{name}={f'{value:.3g}' if isinstance(value, float) else _text(value)}" for name, value in shown.items()
@@ -94,7 +94,7 @@ def settings(kind: type[NamedSet]) -> str:
 
 
 def file_stem(derived: NamedSet) -> str:
-    """`title` as part of a file name: scramble-grid=4-offset=true."""
+    """Return `title` as part of a file name: scramble-grid=4-offset=true."""
     return re.sub(r"[^A-Za-z0-9_.=]+", "-", title(derived))
 
 
@@ -105,7 +105,7 @@ def _text(value: Any) -> str:
 
 
 def _value(name: str, text: str, hint: Any, rules: Any) -> Any:
-    """`text` as the annotated type, within its rules."""
+    """Convert `text` to the annotated type, within its rules."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if text in ("null", "None") and type(None) in options:
         return None

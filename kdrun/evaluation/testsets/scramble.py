@@ -1,4 +1,4 @@
-"""Patches of an image in random order."""
+"""Test set with the patches of each image in random order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kdrun.evaluation.testsets.base import DerivedSet, Draw
 
 @dataclass(frozen=True)
 class Scramble(DerivedSet):
-    """Non-overlapping patches permuted at random, for each image anew.
+    """Non-overlapping patches, permuted at random for each image.
 
-    grid: patches along a side; null: the published 7 where it divides the side (224), else 8, else 4. offset: the
+    grid: patches along a side; null: the published 7 if it divides the side (224), else 8, else 4. offset: the
     patches begin half a patch from the border, so that no vision transformer's patch coincides with one; the outer
     half-patch frame stays in place.
     """

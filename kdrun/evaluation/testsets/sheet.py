@@ -1,4 +1,4 @@
-"""A contact sheet: originals above their derived images, a column for each class."""
+"""Contact sheets: originals above their derived images, a column for each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdrun.evaluation.testsets.cache import Derived
 from kdrun.evaluation.testsets.registry import title
 from kdrun.files import write_atomically
 
-CELL = 96  # pixels of the sheet for one image: at 32 px a whole enlargement
+CELL = 96  # pixels of the sheet per image: a whole multiple of 32 px
 MARGIN, LINE = 6, 18
 MAX_CLASSES = 10
 
@@ -25,7 +25,7 @@ def contact_sheet(
     below: list[str] | None = None,
     rows: int = 2,
 ) -> np.ndarray:
-    """uint8 [h, w, 3]: `rows` pairs of rows, each original above its derived image.
+    """Return uint8 [h, w, 3]: `rows` pairs of rows, each original above its derived image.
 
     originals, derived: uint8 [rows * C, H, W, 3], row after row; captions: C column heads; below: a line under each
     pair (the texture's class), or None.
@@ -54,7 +54,7 @@ def contact_sheet(
 
 
 def chosen_images(labels: np.ndarray, rows: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """(indices [rows * C] of the first `rows` images of up to ten classes, row after row, the classes [C])."""
+    """Return (indices [rows * C] of the first `rows` images of up to ten classes, row after row, the classes [C])."""
     classes = [label for label in np.unique(labels) if (labels == label).sum() >= rows][:MAX_CLASSES]
     first = [np.flatnonzero(labels == label)[:rows] for label in classes]
     return np.array(first, dtype=np.int64).reshape(len(classes), rows).T.ravel(), np.array(classes, dtype=np.int64)
@@ -71,8 +71,8 @@ def _filter(side: int) -> int:
 
 
 def write_sheet(place: Path, wished: NamedSet, found: Derived, clean: ArraySet, class_names: list[str]) -> None:
-    """Write the contact sheet as PNG; images of a published set stand below others of their class unless the order
-    is the same."""
+    """Write the contact sheet as PNG. Images of a published set are shown below others of their class unless the
+    order is the same."""
     from PIL import Image
 
     below = None

@@ -1,4 +1,4 @@
-"""The foreground as one flat shape on a flat background."""
+"""Test set with the foreground as one flat shape on a flat background."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 FCN = Pretrained("FCN-ResNet101", "fcn_resnet101_coco-7ecb50ca.pth")
-SLIC = ("segments", "compactness")  # what only the offline mask reads
-NEAREST = 3  # border segments that speak for the background: one alone may be the object where it leaves the image
+SLIC = ("segments", "compactness")  # parameters of the offline mask only
+NEAREST = 3  # border segments that represent the background: a single one may be the object itself
 
 
 def foreground(image: np.ndarray, segments: int, compactness: float) -> np.ndarray:
-    """The mask of what differs from the border in colour, bool [H, W], by classical means (no network).
+    """Return the mask of what differs from the border in colour, bool [H, W], by classical methods (no network).
 
     Each SLIC segment's saliency is its CIELAB distance to the nearest border segments, weighted by how near it is to
     the centre; Otsu's threshold over the pixels, the largest connected part, its holes filled. An image of one colour
@@ -56,13 +56,13 @@ def foreground(image: np.ndarray, segments: int, compactness: float) -> np.ndarr
 
 @cache
 def load_fcn(place: Path, device: str) -> nn.Module:
-    """torchvision's FCN-ResNet101 with the weights in `place`. Raises CheckpointError where they do not fit."""
+    """Load torchvision's FCN-ResNet101 with the weights in `place`. Raises CheckpointError if they do not fit."""
     import torch
     from torchvision.models.segmentation import fcn_resnet101
 
     from kdrun.models.weights import load_weights
 
-    with torch.device("meta"):  # drawing weights that are replaced at once takes seconds
+    with torch.device("meta"):  # drawing weights takes seconds, and they are replaced at once
         network = fcn_resnet101(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
     network = network.to_empty(device="cpu")
     load_weights(network, place, FCN.network)
@@ -70,7 +70,8 @@ def load_fcn(place: Path, device: str) -> nn.Module:
 
 
 def segmented(network: nn.Module, images: np.ndarray, device: str) -> np.ndarray:
-    """Where a class other than the background (0) has the largest logit: uint8 [N, H, W, 3] -> bool [N, H, W]."""
+    """Return where a class other than the background (0) has the largest logit: uint8 [N, H, W, 3] -> bool [N, H,
+    W]."""
     import torch
 
     with torch.no_grad():
@@ -85,7 +86,7 @@ class Silhouette(DerivedSet):
 
     mask: offline, from superpixels and the border's colours, or fcn, the published recipe: whatever the segmentation
     network FCN-ResNet101 takes for one of its 20 classes; the offline masks are coarser. weights: torchvision's file
-    for mask=fcn where it is not in torch hub's folder. ink, paper: grey levels of fore- and background. side: as in the
+    for mask=fcn, if it is not in torch hub's folder. ink, paper: grey levels of fore- and background. side: as in the
     superpixel set, segments, compactness too, for mask=offline.
     """
 
@@ -114,7 +115,8 @@ class Silhouette(DerivedSet):
         return "FCN-ResNet101 mask" if self.needs_network else self.usual
 
     def parameters(self) -> dict[str, Any]:
-        """Of this kind of mask alone: those of the offline one stay as they were before there was a second one."""
+        """Return only the parameters of this kind of mask; those of the offline one are unchanged since before the
+        second kind existed."""
         unread = {*SLIC, "weights"} if self.needs_network else {"mask", "weights"}
         return {name: value for name, value in super().parameters().items() if name not in unread}
 
@@ -147,5 +149,5 @@ class Silhouette(DerivedSet):
         return self.filled(shrunk(foreground(large, self.segments, self.compactness), factor) >= 0.5)
 
     def filled(self, mask: np.ndarray) -> np.ndarray:
-        """The two grey levels: bool [H, W] -> uint8 [H, W, 3]."""
+        """Return the two grey levels: bool [H, W] -> uint8 [H, W, 3]."""
         return np.where(mask[..., None], np.uint8(self.ink), np.uint8(self.paper)).repeat(3, axis=2)

@@ -1,4 +1,4 @@
-"""Textures that tell nothing: the style of another picture, and the conflict of two classes' cues."""
+"""Test sets with uninformative textures: the style of another picture, and the conflict of two classes' cues."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TEXTURES = ("hubble_deep_field", "immunohistochemistry", "coffee", "brick", "grass", "gravel")
-ENLARGED = 2  # the style picture is scaled to this many sides of the image: more of it than one image could hold
+ENLARGED = 2  # the style picture is scaled to this multiple of the image's side
 VGG = Pretrained("VGG-19", "vgg19-dcbb9e9d.pth")
-QUILTING = ("patch", "shape_weight", "candidates")  # what only one of the two methods reads
+QUILTING = ("patch", "shape_weight", "candidates")  # parameters of only one of the two methods
 GATYS = ("weights", "content_weight", "style_weight", "steps", "lr", "side")
 
 
 def bundled(name: str) -> np.ndarray:
-    """scikit-image's picture `name`, uint8 [H, W, 3]."""
+    """Return scikit-image's picture `name`, uint8 [H, W, 3]."""
     from skimage import data
 
     try:
         pixels = np.asarray(getattr(data, name)())
-    except Exception as error:  # pooch and urllib raise their own kinds where the file is not in the installation
+    except Exception as error:  # pooch and urllib raise types of their own if the file is not installed
         raise DataError(
             f"style.texture={name}: scikit-image's picture cannot be read ({one_line(error)}); choose another of "
             f"{', '.join(TEXTURES)}."
@@ -45,7 +45,7 @@ def bundled(name: str) -> np.ndarray:
 
 @cache
 def texture(name: str, side: int) -> np.ndarray:
-    """scikit-image's bundled picture `name` as uint8 [side, side, 3]."""
+    """Return scikit-image's bundled picture `name` as uint8 [side, side, 3]."""
     from PIL import Image
 
     pixels = bundled(name)
@@ -56,23 +56,23 @@ def texture(name: str, side: int) -> np.ndarray:
 
 
 def painted(file: str) -> Image.Image:
-    """The picture in `file`, RGB. Raises DataError in one line."""
+    """Return the picture in `file`, RGB. Raises DataError (one line)."""
     from PIL import Image
 
     try:
         with Image.open(Path(os.path.expanduser(file))) as picture:
             return picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"style.painting={file}: no picture that can be read ({one_line(error)}).") from error
+        raise DataError(f"style.painting={file}: not a readable picture ({one_line(error)}).") from error
 
 
 @dataclass(frozen=True)
 class Transferred(DerivedSet):
-    """The content of an image in the style of another picture, by one of two methods.
+    """Content of an image in the style of another picture, by one of two methods.
 
     method: quilting, which is offline, or gatys, the style transfer of Gatys et al. 2016 with a pretrained VGG-19.
-    Of quilting: patch, the patches' share of the side; shape_weight, of the image's luminance against smooth joins;
-    candidates, patches to choose from. Of gatys: weights, torchvision's file where it is not in torch hub's folder;
+    For quilting: patch, the patches' share of the side; shape_weight, of the image's luminance against smooth joins;
+    candidates, patches to choose from. For gatys: weights, torchvision's file if it is not in torch hub's folder;
     content_weight, style_weight; steps and lr of Adam; side, to which smaller images are enlarged by a whole factor
     before and from which they are shrunk after, since conv5_1 sees 2 x 2 positions of 32 pixels.
     """
@@ -96,7 +96,8 @@ class Transferred(DerivedSet):
         return self.method == "gatys"
 
     def parameters(self) -> dict[str, Any]:
-        """Of the method alone: those of quilting stay as they were before there was a second one."""
+        """Return only the parameters of the method; those of quilting are unchanged since before the second method
+        existed."""
         unread = {*QUILTING, "weights"} if self.needs_network else {*GATYS, "method"}
         return {name: value for name, value in super().parameters().items() if name not in unread}
 
@@ -109,7 +110,7 @@ class Transferred(DerivedSet):
         return super().versions() | (versions_of("torch", "torchvision") if self.needs_network else {})
 
     def source(self, shape: tuple[int, int], others: np.ndarray | None) -> np.ndarray:
-        """The style of method=gatys, uint8 [1 or N, h, w, 3], for images enlarged to `shape`."""
+        """Return the style of method=gatys, uint8 [1 or N, h, w, 3], for images enlarged to `shape`."""
         raise NotImplementedError
 
     def made_at(self, height: int, width: int) -> tuple[int, int]:
@@ -136,10 +137,10 @@ class Transferred(DerivedSet):
 
 @dataclass(frozen=True)
 class Style(Transferred):
-    """The image in the style of one unrelated picture: its own texture and colours are gone.
+    """Image in the style of one unrelated picture, without its own texture and colours.
 
-    The published recipe is method=gatys with a painting; the offline way lays the image out in patches of the picture.
-    texture: a picture that scikit-image carries. painting: a file with another one, for method=gatys.
+    The published recipe is method=gatys with a painting; the offline way composes the image from patches of the
+    picture. texture: a picture bundled with scikit-image. painting: a file with another one, for method=gatys.
     """
 
     name = "style"
@@ -196,7 +197,7 @@ class Style(Transferred):
 
 @dataclass(frozen=True)
 class CueConflict(Transferred):
-    """The shape of each image in the texture of an image of another class; both labels are kept.
+    """Shape of each image in the texture of an image of another class; both labels are kept.
 
     Geirhos et al. 2019 ("ImageNet-trained CNNs are biased towards texture") made their stimuli by style transfer, as
     method=gatys does; the offline way is image quilting.

@@ -1,5 +1,5 @@
-"""Images as flat patches of colour, and the foreground as one flat shape. Both rest on SLIC superpixels (Achanta et al.
-2012, "SLIC superpixels compared to state-of-the-art superpixel methods")."""
+"""Test set with images as flat patches of colour, from SLIC superpixels (Achanta et al. 2012, "SLIC superpixels
+compared to state-of-the-art superpixel methods")."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from kdrun.evaluation.testsets.base import DerivedSet, Draw
 
 
 def enlarged(image: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-    """(bilinearly enlarged by a whole factor so that its shorter side is at least `side`, the factor)."""
+    """Return (the image, enlarged bilinearly by a whole factor so that its shorter side is at least `side`, the
+    factor)."""
     from PIL import Image
 
     height, width, _ = image.shape
@@ -26,26 +27,26 @@ def enlarged(image: np.ndarray, side: int) -> tuple[np.ndarray, int]:
 
 
 def enlargement(height: int, width: int, side: int) -> int:
-    """The least whole factor by which the shorter side gets to at least `side`."""
+    """Return the smallest whole factor that brings the shorter side to at least `side`."""
     return -(-side // min(height, width))
 
 
 def enlarged_all(images: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-    """`enlarged` for uint8 [N, H, W, 3]: (the images, the factor)."""
+    """Apply `enlarged` to uint8 [N, H, W, 3]: (the images, the factor)."""
     made = [enlarged(image, side) for image in images]
     return np.stack([large for large, _ in made]), made[0][1]
 
 
 def shrunk(image: np.ndarray, factor: int) -> np.ndarray:
-    """The mean of every factor x factor block: [H f, W f, ...] -> float [H, W, ...]."""
+    """Return the mean of every factor x factor block: [H f, W f, ...] -> float [H, W, ...]."""
     height, width = image.shape[0] // factor, image.shape[1] // factor
     return image.reshape(height, factor, width, factor, *image.shape[2:]).mean(axis=(1, 3))
 
 
 def superpixels(image: np.ndarray, segments: int, compactness: float) -> tuple[np.ndarray, np.ndarray]:
-    """(segment numbers [H, W] from 0, mean colours [S, 3]) of about `segments` SLIC segments.
+    """Return (segment numbers [H, W] from 0, mean colours [S, 3]) of about `segments` SLIC segments.
 
-    The last result is kept, since it takes most of the time of every set that rests on it.
+    The last result is cached, since it takes most of the time of every set based on it.
     """
     return _superpixels(image.tobytes(), image.shape, segments, compactness)
 
@@ -66,7 +67,7 @@ def _superpixels(
 
 
 def segment_means(number: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean of values [H, W, C] over each segment, float64 [S, C]."""
+    """Return the mean of values [H, W, C] over each segment, float64 [S, C]."""
     flat = number.ravel()
     area = np.bincount(flat)
     return np.stack([np.bincount(flat, values[..., c].ravel()) / area for c in range(values.shape[2])], axis=1)
@@ -74,7 +75,7 @@ def segment_means(number: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Superpixel(DerivedSet):
-    """SLIC segments, each filled with its mean colour: fine detail is gone, colours and outlines stay.
+    """SLIC segments, each filled with its mean colour: fine detail is removed, colours and outlines remain.
 
     segments: about how many. compactness: SLIC's weight of distance against colour. side: smaller images are enlarged
     by a whole factor to at least this side first (4 at 32 pixels), since 100 segments of 1,024 pixels are nearly the
