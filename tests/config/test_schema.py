@@ -61,7 +61,12 @@ MISTAKES = {
     "benchmark=mdistiller pair=wrn_40_2_wrn_40_1 teacher=vgg16": [
         "pair=wrn_40_2_wrn_40_1 has the teacher wrn_40_2, not vgg16"
     ],
-    "benchmark=p3 pair=wrn_40_2_wrn_40_1 method=dkd": ["benchmark=p3 publishes no dkd", "published:", "kd", "conf/recipe/"],
+    "benchmark=p3 pair=wrn_40_2_wrn_40_1 method=dkd": [
+        "benchmark=p3 publishes no dkd",
+        "published:",
+        "kd",
+        "conf/recipe/",
+    ],
     "--config-dir /absent": ["--config-dir /absent: no such folder"],
     "dataset=folder": ["dataset.root is not set"],
     "dataset=folder dataset.root=/absent": ["dataset.root=/absent: no such folder", "train/"],

@@ -215,7 +215,7 @@ def test_a_replaced_teacher_is_noticed(kdrun, ready):
     stored = replaced_teacher(ready, known=False)
     code, _, err = kdrun("train", *WORDS, "seed=9")
     assert code == 2 and f"{stored.weights_path} has changed since it was written" in one(err)
-    assert f"delete {stored.path} and the teacher is trained again" in err
+    assert f"delete {stored.path} to train the teacher again" in err
     (stored.path / "checksums.json").unlink()
     code, _, err = kdrun("train", *WORDS, "seed=2")
     assert code == 2 and "the teacher's weights differ from those with which" in one(err)
@@ -256,7 +256,7 @@ def test_a_run_whose_state_was_deleted_starts_again(kdrun, ready):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_flipped_bit_of_a_state_is_named(share, training):
     flip(training.state_path, int(share * training.state_path.stat().st_size))
-    with pytest.raises(CheckpointError, match=r"it has changed since it was written.*delete it and the run starts"):
+    with pytest.raises(CheckpointError, match=r"it has changed since it was written.*delete it to start the run again"):
         training.resume(3)
 
 

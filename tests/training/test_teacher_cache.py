@@ -263,7 +263,10 @@ def test_rows_that_depend_on_their_batch(depends_on):
     teacher, batches = Teacher(network), loader(STILL)
     cache, problem = fill(network, batches, untracked)
     if depends_on == "place":
-        assert (cache, problem) == (None, "on this machine, the last bits of an image's outputs depend on its position in the batch")
+        assert (cache, problem) == (
+            None,
+            "on this machine, the last bits of an image's outputs depend on its position in the batch",
+        )
         return
     assert cache is not None
     for batch in batches.epoch(0):
