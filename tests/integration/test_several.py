@@ -90,7 +90,11 @@ def test_what_a_signal_or_a_kill_ends_goes_on_bit_by_bit(tmp_path):
     group.wait_for("epoch  2/16")
     os.kill(group.processes[1].pid, signal.SIGTERM)
     assert group.wait() == [75, 75], group.lines
-    assert "error:" not in group.lines[0] and "stopped by SIGTERM " in group.lines[0] and "saved. The same command resumes." in group.lines[0]
+    assert (
+        "error:" not in group.lines[0]
+        and "stopped by SIGTERM " in group.lines[0]
+        and "saved. The same command resumes." in group.lines[0]
+    )
     assert group.lines[1] == ""
     epoch = torch.load(only_run(broken) / "last.pt")["epoch"]
 
