@@ -1,4 +1,4 @@
-"""Augmentation: what is drawn, and batched crops, warps and colour jitter on the training device.
+"""Augmentation: random draws, and batched crops, warps and colour jitter on the training device.
 
 Every draw is a function of (seed, epoch, purpose, sample), so neither the batch, nor the number of workers, nor a
 resume changes what a sample looks like in an epoch.
@@ -22,10 +22,10 @@ from kdrun.streams import key_of
 
 @dataclass
 class Views:
-    """One epoch's draws for every sample, on the training device; fields that the augmentation ignores stay None.
+    """Draws of one epoch for every sample, on the training device; fields that the augmentation does not use stay None.
 
     row, column [N] int64: the crop's corner in the padded image; flip [N] bool; theta [N, 2, 3]: inverse affine map;
-    factors [N, 4]: brightness, contrast, saturation, hue; late: what is drawn beyond.
+    factors [N, 4]: brightness, contrast, saturation, hue; late: draws of the late augmentation.
     """
 
     row: Tensor
@@ -36,22 +36,22 @@ class Views:
     late: LateView | None = None
 
 
-ATTEMPTS = 10  # at an area that fits into the image, as in torchvision's RandomResizedCrop
+ATTEMPTS = 10  # to find an area that fits into the image, as in torchvision's RandomResizedCrop
 
-# Columns of a view's draws: the crop's corner, the flip, a resized area's place, the angle, the colours, the areas.
+# Columns of a view's draws: the crop's corner, the flip, a resized area's position, the angle, the colours, the areas.
 CORNER, FLIP, PLACE, ANGLE, COLOURS = slice(0, 2), 2, slice(3, 5), 5, slice(6, 10)
 AREAS = slice(10, 10 + 2 * ATTEMPTS)
 
 
 def teacher_epoch(teacher_view: str, epoch: int) -> int:
-    """Return the epoch of which the teacher is shown an augmented view of its own in `epoch`: of the first one where it
-    has one view for the whole run."""
+    """Return the epoch whose augmented view the teacher sees in `epoch`: always the first, if it has one view for
+    the whole run."""
     return 0 if teacher_view == "fixed" else epoch
 
 
 def view_draws(augment: Augment, seed: int, epoch: int, purpose: int, index: Tensor) -> Tensor:
-    """The draws of the views of samples `index` [N] in `epoch`: float64 [N, columns], as many as `augment` reads.
-    purpose tells the student's, the teacher's and the strong view apart."""
+    """Return the draws for the views of samples `index` [N] in `epoch`: float64 [N, columns], as many as `augment`
+    uses. purpose distinguishes the student's, the teacher's and the strong view."""
     read = 3
     if augment.warps or augment.jitters:
         read = AREAS.stop if augment.crop == "resized" else COLOURS.stop
@@ -59,7 +59,7 @@ def view_draws(augment: Augment, seed: int, epoch: int, purpose: int, index: Ten
 
 
 def draw_views(augment: Augment, seed: int, epoch: int, count: int, purpose: int, device: torch.device) -> Views:
-    """Views of samples 0 … count-1 in `epoch`."""
+    """Draw the views of samples 0 … count-1 in `epoch`."""
     draws = view_draws(augment, seed, epoch, purpose, torch.arange(count, device=device))
     corner = (draws[:, CORNER] * (2 * augment.padding + 1)).long()
     views = Views(corner[:, 0].contiguous(), corner[:, 1].contiguous())
@@ -73,29 +73,29 @@ def draw_views(augment: Augment, seed: int, epoch: int, count: int, purpose: int
 
 
 def centre_views(augment: Augment, count: int, device: torch.device) -> Views:
-    """The unaugmented view of every sample."""
+    """Return the unaugmented view of every sample."""
     corner = torch.full((count,), augment.padding, device=device)
     return Views(corner, corner)
 
 
 def colour_factors(augment: Augment, draws: Tensor) -> Tensor:
-    """Factors of brightness, contrast and saturation, and the shift of the hue, [N, 4], from a view's draws."""
+    """Return factors of brightness, contrast and saturation, and the shift of the hue, [N, 4], from a view's draws."""
     strengths = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
     columns = [(2 * draw - 1) * strength for draw, strength in zip(draws[:, COLOURS].unbind(1), strengths, strict=True)]
     return torch.stack([*((1 + column).clamp(min=0) for column in columns[:3]), columns[3]], dim=1)
 
 
 def area_and_ratio(augment: Augment, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """(share of the image's area, aspect ratio), both [N, ATTEMPTS], from a view's draws. The ratio is between 3/4 and
-    4/3, evenly on a logarithmic scale."""
+    """Return (share of the image's area, aspect ratio), both [N, ATTEMPTS], from a view's draws. The ratio is
+    between 3/4 and 4/3, uniform on a logarithmic scale."""
     low, high = augment.resized_scale
     area, ratio = draws[:, AREAS].unflatten(1, (ATTEMPTS, 2)).unbind(2)
     return low + (high - low) * area, (math.log(4 / 3) * (2 * ratio - 1)).exp()
 
 
 def area_shares(augment: Augment, draws: Tensor, aspect: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(width, height) [N] of a random area in sides of an image that is `aspect` times as high as wide, from a view's
-    draws. Of ATTEMPTS areas the first one that fits is taken, else the first, cut to the image."""
+    """Return (width, height) [N] of a random area in sides of an image that is `aspect` times as high as wide, from
+    a view's draws. The first of ATTEMPTS areas that fits is taken; if none fits, the first, cut to the image."""
     area, ratio = area_and_ratio(augment, draws)
     width, height = (area * ratio * aspect).sqrt(), (area / ratio / aspect).sqrt()
     first = ((width <= 1) & (height <= 1)).int().argmax(dim=1, keepdim=True)
@@ -103,15 +103,16 @@ def area_shares(augment: Augment, draws: Tensor, aspect: float = 1.0) -> tuple[T
 
 
 def shares_of(areas: Sequence[tuple[float, float]], aspect: float) -> tuple[float, float]:
-    """`area_shares` of one image, from its areas and ratios: the same numbers, but for the last bit of a
-    square root, without a dozen tensors of one."""
+    """Return `area_shares` of one image, from its areas and ratios: the same numbers up to the last bit of a square
+    root, without a dozen tensors of one element."""
     found = [(math.sqrt(area * ratio * aspect), math.sqrt(area / ratio / aspect)) for area, ratio in areas]
     width, height = next((one for one in found if max(one) <= 1), found[0])
     return min(width, 1.0), min(height, 1.0)
 
 
 def affine(augment: Augment, draws: Tensor) -> Tensor:
-    """Maps of output to input coordinates in [-1, 1], [N, 2, 3], from a view's draws: a random area, rotated."""
+    """Return maps from output to input coordinates in [-1, 1], [N, 2, 3], from a view's draws: a random area,
+    rotated."""
     angle = math.radians(augment.rotation) * (2 * draws[:, ANGLE] - 1)
     width = height = torch.ones_like(angle)
     x = y = torch.zeros_like(angle)
@@ -125,13 +126,14 @@ def affine(augment: Augment, draws: Tensor) -> Tensor:
 
 
 def warp(image: Tensor, theta: Tensor) -> Tensor:
-    """Bilinear affine warp of image [N, C, H, W] in [0, 1]; outside is black."""
+    """Warp image [N, C, H, W] in [0, 1] bilinearly by an affine map; outside is black."""
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     return F.grid_sample(image, grid, align_corners=False)
 
 
 def jitter(image: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue in this order, per sample: image [N, 3, H, W] in [0, 1], factors [N, 4].
+    """Change brightness, contrast, saturation, hue in this order, per sample: image [N, 3, H, W] in [0, 1], factors [N,
+    4].
 
     Each step is torchvision's ColorJitter step, batched; torchvision also shuffles the order.
     """
@@ -145,7 +147,7 @@ def jitter(image: Tensor, factors: Tensor) -> Tensor:
 
 
 def grey(image: Tensor) -> Tensor:
-    """Luma [N, 1, H, W] by the ITU-R 601-2 weights."""
+    """Return luma [N, 1, H, W] by the ITU-R 601-2 weights."""
     red, green, blue = image.split(1, dim=1)
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 

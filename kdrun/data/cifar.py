@@ -74,22 +74,22 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a CIFAR set was found: class folders, or an archive (path None: still to be downloaded)."""
+    """Location of a CIFAR set: class folders, or an archive (path None: still to be downloaded)."""
 
     name: str
     trees: tuple[Tree, Tree] | None = None
     archive: Path | None = None
 
     def fingerprint(self) -> str:
-        """Content identity, known before anything is decoded or downloaded."""
+        """Return the identity of the content, known before anything is decoded or downloaded."""
         if self.trees:
             return hashlib.sha256("".join(tree.fingerprint() for tree in self.trees).encode()).hexdigest()
         return f"archive {ARCHIVES[self.name].md5}"
 
 
 def locate(name: str, root: str | None, may_lack: bool = False) -> Source:
-    """Find `name` under dataset.root (or $KDRUN_DATA): train/ and test/ class folders, the archive, or its unpacked
-    folder. Without a root the archive is downloaded when the data are loaded. may_lack: as in `aligned`."""
+    """Locate `name` under dataset.root (or $KDRUN_DATA): train/ and test/ class folders, the archive, or its
+    unpacked folder. Without a root the archive is downloaded when the data are loaded. may_lack: as in `aligned`."""
     given = root or os.environ.get("KDRUN_DATA")
     if given is None:
         return Source(name)
@@ -113,13 +113,14 @@ def locate(name: str, root: str | None, may_lack: bool = False) -> Source:
         return Source(name)
     missing = "" if base.exists() else " (no such path)"
     raise DataError(
-        f"dataset.root={root}{missing} holds no {name}: expected train/ and test/ class folders, {archive.filename} or "
-        f"{archive.folder}/. Leave dataset.root out to download it, or fetch {archive.url} yourself."
+        f"dataset.root={root}{missing} contains no {name}: expected train/ and test/ class folders, "
+        f"{archive.filename} or {archive.folder}/. Leave out dataset.root to download it, "
+        f"or download {archive.url} yourself."
     )
 
 
 def load(source: Source, image_size: int, on_error: str, cache: Path, track: Track = untracked) -> Dataset:
-    """Both splits; images [N, image_size, image_size, 3] uint8 from the memory-mapped cache."""
+    """Load both splits; images [N, image_size, image_size, 3] uint8 from the memory-mapped cache."""
     if source.trees:
         train, unreadable = decode_tree(source.trees[0], image_size, on_error, cache, track)
         test, more = decode_tree(source.trees[1], image_size, on_error, cache, track)
@@ -138,13 +139,13 @@ def load(source: Source, image_size: int, on_error: str, cache: Path, track: Tra
 
 
 def as_files(trees: tuple[Tree, Tree], image_size: int) -> Dataset:
-    """Both splits as files, undecoded."""
+    """Return both splits as files, undecoded."""
     train, test = trees
     return Dataset(train.files(), test.files(), None, train.class_names, image_size, [*train.notes, *test.notes])
 
 
 def _members(source: Source, cache: Path) -> Callable[[str], bytes]:
-    """A reader of the archive's files by name, from the unpacked folder or straight out of the tar file."""
+    """Return a reader of the archive's files by name, from the unpacked folder or directly from the tar file."""
     archive = ARCHIVES[source.name]
     place = source.archive or _download(archive, cache)
     if place.is_dir():
@@ -161,41 +162,41 @@ def _members(source: Source, cache: Path) -> Callable[[str], bytes]:
     if found != archive.md5:
         raise DataError(
             f"{place} is damaged or incomplete ({place.stat().st_size:,} bytes, md5 {found}, expected {archive.md5}); "
-            "delete it and run again, or fetch it anew."
+            "delete it and repeat the command, or download it again."
         )
     try:
         with tarfile.open(place) as tar:
             content = {}
             for member in tar:
                 if member.name.startswith("/") or ".." in Path(member.name).parts:
-                    raise DataError(f"{place} holds the entry {member.name!r}, which points outside; it is refused.")
+                    raise DataError(f"{place} contains the entry {member.name!r}, which points outside the folder.")
                 file = tar.extractfile(member)
                 if file is not None:
                     content[Path(member.name).name] = file.read()
     except tarfile.TarError as error:
-        raise DataError(f"{place} cannot be read ({one_line(error)}); delete it and run again.") from error
+        raise DataError(f"{place} cannot be read ({one_line(error)}); delete it and repeat the command.") from error
     return lambda name: content.get(name, b"")
 
 
 def _download(archive: Archive, cache: Path) -> Path:
-    """Fetch and verify the archive, or explain the manual route."""
+    """Download and verify the archive, or explain the manual way."""
     place = cache / "downloads" / archive.filename
     if not place.is_file():
         from torchvision.datasets.utils import download_url
 
         try:
             download_url(archive.url, str(place.parent), archive.filename, archive.md5)
-        except Exception as error:  # urllib raises several kinds, torchvision RuntimeError for a wrong sum
+        except Exception as error:  # urllib raises several types, torchvision RuntimeError for a wrong checksum
             place.unlink(missing_ok=True)
             raise DataError(
-                f"{archive.filename} could not be downloaded ({one_line(error)}). Fetch {archive.url} where there is a "
-                "network and set dataset.root to its folder; class folders of images work too."
+                f"{archive.filename} could not be downloaded ({one_line(error)}). Download {archive.url} on a "
+                "machine with a network connection and set dataset.root to its folder; class folders work too."
             ) from error
     return place
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Only what rebuilds an array: the archive's checksum is verified, and even so nothing else may run."""
+    """Unpickler that allows only what rebuilds an array, even though the archive's checksum is verified."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
@@ -212,7 +213,7 @@ def _checked(files: dict[str, str], members: Callable[[str], bytes]) -> list[dic
         data = members(name)
         found = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if found != md5:
-            raise DataError(f"{name} inside the archive has md5 {found}, expected {md5}; fetch the archive anew.")
+            raise DataError(f"{name} in the archive has md5 {found}, expected {md5}; download the archive again.")
         contents.append(_ArrayUnpickler(io.BytesIO(data), encoding="bytes").load())
     return contents
 

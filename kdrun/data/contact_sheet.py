@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: a row for each class, with its name and some of its images."""
+"""Contact sheet of a data set: a row for each class, with its name and some of its images."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CELL, GAP, LABEL = 96, 6, 170  # pixels
-COLUMNS, ROWS = 8, 40  # images of a class, classes of a sheet
+COLUMNS, ROWS = 8, 40  # images per class, classes per sheet
 
 
 def contact_sheet(heading: str, splits: Dataset) -> Image:
-    """The first classes, each with training images spread over its own; those that cannot be read stay blank."""
+    """Draw the first classes, each with evenly spread training images; unreadable images stay blank."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     names = splits.class_names[:ROWS]
-    # Pillow's own font has neither × nor most of the letters of class names.
+    # Pillow's default font lacks × and most non-ASCII letters.
     font, head = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12), 26
     width = max(LABEL + COLUMNS * (CELL + GAP), round(font.getlength(heading)) + 2 * GAP)
     sheet = Image.new("RGB", (width, head + len(names) * (CELL + GAP)), "white")
@@ -41,13 +41,13 @@ def contact_sheet(heading: str, splits: Dataset) -> Image:
 
 
 def spread(members: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the members, from all over them."""
+    """Return at most `most` of the members, evenly spread."""
     places = np.linspace(0, len(members) - 1, min(most, len(members)))
     return members[np.unique(places.astype(int))]
 
 
 def thumbnails(images: AnySet, positions: Sequence[int] | np.ndarray) -> list[Image]:
-    """The images, whole and in their own proportions, no side longer than CELL."""
+    """Return the complete images in their own proportions, no side longer than CELL."""
     from PIL import Image
 
     made = []
@@ -57,7 +57,7 @@ def thumbnails(images: AnySet, positions: Sequence[int] | np.ndarray) -> list[Im
                 image = Image.fromarray(read_image(images.root / images.paths[position], None))
             else:
                 image = Image.fromarray(np.asarray(images.images[position]))
-        except Exception:  # whoever reads it as an image says so
+        except Exception:  # reported when it is read for training
             image = Image.new("RGB", (CELL, CELL), "lightgray")
         scale = CELL / max(image.size)
         side = [max(round(length * scale), 1) for length in image.size]
@@ -67,7 +67,7 @@ def thumbnails(images: AnySet, positions: Sequence[int] | np.ndarray) -> list[Im
 
 
 def shortened(name: str, font: object) -> str:
-    """The name, or as much of it as stands beside the images."""
+    """Return the name, shortened to the space next to the images."""
     length = getattr(font, "getlength", len)
     kept = name
     while kept and length(kept) > LABEL - 2 * GAP:

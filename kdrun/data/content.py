@@ -1,5 +1,5 @@
-"""The content of a tree of images as one digest. Every file is read once, and again only where it has changed since:
-an index for each tree, in the user's cache folder, remembers what was read."""
+"""Digest of the content of a tree of images. Every file is read once, and again only if it has changed: an index for
+each tree, in the user's cache folder, records what was read."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from kdrun.errors import CheckpointError, RunError, print_note
 from kdrun.files import read_json, write_atomically, write_json
 from kdrun.hardware import available_cores, cache_home
 
-WHOLE = 16 << 30  # bytes of a tree; a larger one is known by its names and sizes alone, and is never read for this
-ANNOUNCED = 1 << 30  # bytes whose reading takes long enough for a word
-SETTLED = 2.0  # seconds after which a file that is written again gets another time on every file system
+WHOLE = 16 << 30  # bytes of a tree; a larger one is identified only by names and sizes, without reading it
+ANNOUNCED = 1 << 30  # bytes whose reading takes long enough to be announced
+SETTLED = 2.0  # seconds after which a rewritten file gets a different time stamp on every file system
 CHUNK = 256
 UNREADABLE = "-" * 32
 
 
 def by_names_and_sizes(files: Sequence[ImageFile]) -> str:
-    """SHA-256 over paths and sizes."""
+    """Return the SHA-256 of paths and sizes."""
     return digest_of(f"{path}\0{size}\n" for path, size, _ in files)
 
 
 def by_content(root: Path, files: Sequence[ImageFile]) -> str:
-    """SHA-256 over paths and the content of every file; of a tree larger than WHOLE, over paths and sizes."""
+    """Return the SHA-256 of paths and the content of every file; for a tree larger than WHOLE, of paths and sizes."""
     if sum(length for _, length, _ in files) > WHOLE:
         return by_names_and_sizes(files)
     place = index_place(root)
@@ -47,17 +47,17 @@ def by_content(root: Path, files: Sequence[ImageFile]) -> str:
 
 
 def index_place(root: Path, suffix: str = "") -> Path:
-    """Return where something of a tree is remembered."""
+    """Return the path of a tree's index."""
     return cache_home() / "trees" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}{suffix}"
 
 
 def stamp_of(files: Sequence[ImageFile]) -> str:
-    """SHA-256 that changes whenever a file does: equal stamps, equal content."""
+    """Return a SHA-256 that changes whenever a file does: equal stamps mean equal content."""
     return digest_of(f"{path}\0{size} {mark}\n" for path, size, mark in files)
 
 
 def digest_of(lines: Iterable[str]) -> str:
-    """SHA-256 of lines that may hold names of any encoding."""
+    """Return the SHA-256 of lines that may contain names in any encoding."""
     digest = hashlib.sha256()
     every = iter(lines)
     while part := "".join(islice(every, 4096)):
@@ -66,13 +66,13 @@ def digest_of(lines: Iterable[str]) -> str:
 
 
 def _hashes(root: Path, files: Sequence[ImageFile], known: dict[bytes, str]) -> tuple[list[str], bool]:
-    """The hash of every file, read by all cores where it is not known; and whether none of those was written a moment
-    ago."""
+    """Return the hash of every file, computed by all cores if unknown; and True if none of those was modified just
+    now."""
     found = [known.get(_key(file), "") for file in files]
     unread = [position for position, value in enumerate(found) if not value]
     total = sum(max(files[position][1], 0) for position in unread)
     if total > ANNOUNCED:
-        print_note(f"reading {in_words(total)} in {legible(root)} once, to know the images by their content …")
+        print_note(f"reading {in_words(total)} in {legible(root)} once, to identify the images by content …")
     begun, settled = time.time(), True
     chunks = [unread[start : start + CHUNK] for start in range(0, len(unread), CHUNK)]
     with ThreadPoolExecutor(available_cores()) as pool:
@@ -85,7 +85,7 @@ def _hashes(root: Path, files: Sequence[ImageFile], known: dict[bytes, str]) -> 
 
 
 def _hash_of(root: Path, file: ImageFile) -> tuple[str, float]:
-    """(hash, when the file was last changed)."""
+    """Return (hash, time of the file's last change)."""
     path, size, _ = file
     if size == GONE:
         return UNREADABLE, 0
@@ -93,7 +93,7 @@ def _hash_of(root: Path, file: ImageFile) -> tuple[str, float]:
         with open(root / path, "rb") as opened:
             stat = os.fstat(opened.fileno())
             return hashlib.file_digest(opened, "sha256").hexdigest()[:32], max(stat.st_mtime, stat.st_ctime)
-    except OSError:  # whoever reads it as an image says so
+    except OSError:  # reported when it is read as an image
         return UNREADABLE, 0
 
 
@@ -111,13 +111,13 @@ def _known_digest(place: Path, stamp: str) -> str | None:
 
 
 def _known_hashes(place: Path) -> dict[bytes, str]:
-    """What the index holds: size, mark and path of a file -> its hash."""
+    """Return the content of the index: size, mark and path of a file -> its hash."""
     try:
         index = place.with_suffix(".index").read_bytes()
         recorded = read_json(place.with_suffix(".json")).get("index")
     except (OSError, CheckpointError):
         return {}
-    if recorded != hashlib.sha256(index).hexdigest():  # damaged, or of an earlier version: everything is read again
+    if recorded != hashlib.sha256(index).hexdigest():  # damaged, or from an earlier version: everything is read again
         return {}
     return {line[33:]: line[:32].decode(errors="replace") for line in index.split(b"\0") if len(line) > 33}
 
@@ -125,7 +125,7 @@ def _known_hashes(place: Path) -> dict[bytes, str]:
 def _remember(
     place: Path, root: Path, stamp: str, digest: str, files: Sequence[ImageFile], hashes: Sequence[str]
 ) -> None:
-    """Write the index, where the cache folder can be written; without it everything is read again."""
+    """Write the index if the cache folder is writable; otherwise everything is read again next time."""
     lines = b"\0".join(
         found.encode() + b" " + _key(file) for file, found in zip(files, hashes, strict=True) if found != UNREADABLE
     )

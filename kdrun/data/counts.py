@@ -1,4 +1,4 @@
-"""How many images of each split a run will have, without decoding any of them."""
+"""Number of images in each split of a run, without decoding any of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdrun.data.splits import first_of
 
 @dataclass(frozen=True)
 class Counts:
-    """Images by split, and the bytes that they take in memory where they are all held there."""
+    """Number of images by split, and the bytes that they take in memory if all are held there."""
 
     train: int
     test: int
@@ -23,7 +23,7 @@ class Counts:
 
 
 def counts_of(source: DataSource) -> Counts:
-    """Return what `DataSource.load` will come to."""
+    """Return the counts of the splits that `DataSource.load` would make."""
     options = source.options
     fraction = 0.8 if options.train_fraction is None else options.train_fraction
     train, val, test = _classes(source, fraction)
@@ -67,11 +67,11 @@ def _even(options: DatasetOptions, count: int) -> np.ndarray:
 
 
 def _share(classes: np.ndarray, fraction: float) -> np.ndarray:
-    """Return what `stratified_split` puts first of each class."""
+    """Return the counts that `stratified_split` puts first of each class."""
     return np.array([first_of(int(count), fraction) for count in classes])
 
 
 def _limited(classes: np.ndarray, limit: int | None) -> np.ndarray:
-    """Return what `limited` takes."""
+    """Return the counts that `limited` takes."""
     total = int(classes.sum())
     return classes if limit is None or limit >= total else _share(classes, limit / total)

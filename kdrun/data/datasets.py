@@ -1,4 +1,4 @@
-"""dataset=NAME -> what it is (no decoding, no torch) and its splits."""
+"""Data sets by name: their location and identity (without decoding, without torch), and their splits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kdrun.errors import DataError
 STREAMED = ("imagenet", "folder")
 
 
-shared: list[dict[tuple[str, str | None, bool], cifar.Source | folder.Source]] = []  # of `located_once`
+shared: list[dict[tuple[str, str | None, bool], cifar.Source | folder.Source]] = []  # stack of `located_once`
 
 
 @contextmanager
 def located_once() -> Iterator[None]:
-    """Meanwhile a folder is scanned once: the runs of a sweep are of one state of the images."""
+    """Scan each folder only once inside the block, so that the runs of a sweep see the same state of the images."""
     shared.append({})
     try:
         yield
@@ -31,7 +31,7 @@ def located_once() -> Iterator[None]:
 
 
 def located(name: str, root: str | None, may_lack: bool) -> cifar.Source | folder.Source | None:
-    """Where the images are; None of what is embedded or made up. Raises DataError."""
+    """Return the location of the images; None for built-in or synthetic ones. Raises DataError."""
     known, key = shared[-1] if shared else {}, (name, root, may_lack)
     if key not in known and name in STREAMED:
         known[key] = folder.locate(root, may_lack)
@@ -58,7 +58,7 @@ def refuse_cache(options: DatasetOptions) -> None:
 
 
 class DataSource:
-    """A located data set: `fingerprint` identifies its content, `load` decodes and splits it."""
+    """Located data set: `fingerprint` identifies its content, `load` decodes and splits it."""
 
     def __init__(self, options: DatasetOptions):
         self.options = options
@@ -72,7 +72,7 @@ class DataSource:
         refuse_cache(options)
 
     def fingerprint(self) -> str:
-        """Identity of the content, without decoding anything."""
+        """Return the identity of the content, without decoding anything."""
         if self.located is not None:
             return self.located.fingerprint()
         if self.options.name == "digits":
@@ -81,7 +81,7 @@ class DataSource:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, without decoding anything."""
+        """Return the number of classes, without decoding anything."""
         if isinstance(self.located, cifar.Source):
             trees = self.located.trees
             return len(trees[0].class_names) if trees else {"cifar10": 10, "cifar100": 100}[self.options.name]
@@ -92,19 +92,19 @@ class DataSource:
         return 10 if self.options.name == "digits" else self.options.fake_classes
 
     def overview(self, splits: Dataset) -> tuple[str, str]:
-        """(what the data set is called, what is in it in one line)."""
+        """Return (the data set's name, a one-line overview)."""
         flat = self.options.name == "digits" or (isinstance(self.located, folder.Source) and bool(self.located.flat))
         return f"{overview.name_of(self.options)}:", overview.overview(splits, self.options, flat)
 
     @property
     def trees(self) -> list[Tree]:
-        """The class folders of which the images are read; none of what comes as arrays."""
+        """Return the class folders from which images are read; an empty list for arrays."""
         return list(self.located.trees or ()) if self.located is not None else []
 
     def load(self, cache: Path, track: Track = untracked, as_files: bool = False, fill_cache: bool = False) -> Dataset:
-        """All splits. cache: folder for decoded images and downloads. as_files: class folders as files, whether they
-        are to be decoded at once or not. fill_cache: do what `dataset.cache` asks for, rather than use what is there.
-        Raises DataError."""
+        """Load all splits. cache: folder for decoded images and downloads; as_files: return class folders as files,
+        even if they would be decoded at once; fill_cache: fill what `dataset.cache` names, instead of only using what
+        it has. Raises DataError."""
         options = self.options
         found = self._splits(cache, track, as_files)
         train = limited(found.train, options.train_limit, options.split_seed, found.class_names)
@@ -134,7 +134,7 @@ class DataSource:
         return replace(splits, **parts)  # type: ignore[arg-type]
 
     def _splits(self, cache: Path, track: Track, as_files: bool) -> Dataset:
-        """The splits as they are, before anything is limited or held out."""
+        """Return the splits before anything is limited or held out."""
         options, size = self.options, self.options.image_size
         fraction = 0.8 if options.train_fraction is None else options.train_fraction
         if isinstance(self.located, folder.Source):

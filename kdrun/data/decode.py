@@ -1,4 +1,4 @@
-"""Decode a class-folder tree once, in parallel, into a memory-mapped cache keyed by content."""
+"""Decoding of a class-folder tree: once, in parallel, into a memory-mapped cache keyed by content."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from kdrun.hardware import available_cores
 
 CHUNK = 256
 
-# What Pillow has to say of transparency, of tags and of large images is no business of somebody who trains on them.
+# Pillow's warnings about transparency, tags and large images do not concern somebody who trains on them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_image(path: str | os.PathLike[str], size: int | None) -> np.ndarray:
-    """One file as `rgb_pixels`."""
+    """Read one file with `rgb_pixels`."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -36,12 +36,12 @@ def read_image(path: str | os.PathLike[str], size: int | None) -> np.ndarray:
 
 
 def rgb_pixels(image: Any, size: int | None) -> np.ndarray:
-    """A PIL image (its first frame) as RGB uint8 [H, W, 3], upright by its EXIF tag; resized (bilinear) to size x size
-    where it differs. Transparency is dropped, whatever colour lies beneath it stays."""
+    """Return a PIL image (its first frame) as RGB uint8 [H, W, 3], upright by its EXIF tag; resized (bilinear) to
+    size x size if it differs. Transparency is dropped; the colour beneath it is kept."""
     from PIL import Image, ImageOps
 
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # PIL clips 16-bit grey to white otherwise
+    if upright.mode.startswith("I;16"):  # otherwise PIL clips 16-bit grey to white
         upright = Image.fromarray((np.asarray(upright, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     elif upright.mode in ("I", "F"):
         upright = Image.fromarray(grey_levels(np.asarray(upright)))
@@ -54,13 +54,13 @@ def rgb_pixels(image: Any, size: int | None) -> np.ndarray:
 
 
 def grey_levels(values: np.ndarray) -> np.ndarray:
-    """Numbers of 32 bits as uint8 of the same shape, by the least of the usual ranges that holds them: whole numbers of
-    8, 16 or 32 bits; fractions of 0 … 1 or -1 … 1, else 0 … 255 or 0 … 65535. What fits none is stretched from its
-    least value to its greatest. Raises ValueError for what is no number."""
+    """Convert 32-bit numbers to uint8 of the same shape, by the smallest usual range that contains them: integers of
+    8, 16 or 32 bits; fractions of 0 … 1 or -1 … 1, else 0 … 255 or 0 … 65535. Other values are stretched from
+    minimum to maximum. Raises ValueError for NaN or infinity."""
     whole = np.issubdtype(values.dtype, np.integer)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise ValueError("it holds values that are no numbers (NaN or infinite)")
+        raise ValueError("it contains NaN or infinite values")
     if whole:
         values = values.clip(0, None)
         shift = next(bits for bits, limit in ((0, 2**8), (8, 2**16), (23, 2**31)) if high < limit)
@@ -70,41 +70,41 @@ def grey_levels(values: np.ndarray) -> np.ndarray:
     elif low >= 0 and high <= 2**16 - 1:
         least, span = 0.0, (255.0 if high <= 255 else 2.0**16 - 1)
     else:
-        least, span = low, (high - low) or 1.0  # all of one value: black
+        least, span = low, (high - low) or 1.0  # constant: black
     return np.round((values.astype(np.float64) - least) * (255 / span)).astype(np.uint8)
 
 
 def why_unreadable(error: Exception, path: str | os.PathLike[str]) -> str:
-    """Return in a few words why a file could not be read as an image, without naming it once more."""
+    """Return briefly why a file could not be read as an image, without repeating its name."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, FileNotFoundError):
-        return "a link to nothing" if os.path.islink(path) else "the file is gone"
+        return "a broken link" if os.path.islink(path) else "the file no longer exists"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow knows" if os.path.getsize(path) else "the file is empty"
+        return "not an image format that Pillow reads" if os.path.getsize(path) else "the file is empty"
     if isinstance(error, Image.DecompressionBombError):
         return f"too large, {legible(one_line(error))}"
     return legible(one_line(error))
 
 
 def cannot_be_read(path: str | os.PathLike[str], reason: str) -> DataError:
-    """The error of a damaged image where none may be left out."""
+    """Return the error for a damaged image when none may be left out."""
     return DataError(
         f"image {legible(path)} cannot be read ({reason}); repair or remove it, or set dataset.on_error=skip; "
-        "kdrun data FOLDER names every such file."
+        "kdrun data FOLDER lists all such files."
     )
 
 
 def decode_chunk(root: Path, size: int, paths: list[str]) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """(images [n, size, size, 3], [(position, reason)] of those that cannot be read)."""
+    """Return (images [n, size, size, 3], [(position, reason)] of unreadable ones)."""
     images = np.zeros((len(paths), size, size, 3), dtype=np.uint8)
     bad = []
     for position, path in enumerate(paths):
         try:
             images[position] = read_image(root / path, size)
-        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
+        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and own types for damaged files
             bad.append((position, why_unreadable(error, root / path)))
     return images, bad
 
@@ -112,7 +112,7 @@ def decode_chunk(root: Path, size: int, paths: list[str]) -> tuple[np.ndarray, l
 def decode_tree(
     tree: Tree, size: int, on_error: str, cache: Path, track: Track = untracked
 ) -> tuple[ArraySet, list[tuple[str, str]]]:
-    """The tree as arrays, from the cache where it was decoded before, and (image, why) of what was left out.
+    """Return the tree as arrays, from the cache if it was decoded before, and (image, reason) for those left out.
 
     on_error: "stop" raises DataError that names the damaged file; "skip" leaves it out.
     """
@@ -128,13 +128,15 @@ def decode_tree(
 
 
 def _read(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
-    """(images, labels, [(position, reason)] of what was left out). Raises DataError where they are not what meta.json
-    says. The images are mapped and not read here: `kdrun doctor output_root=…` compares their checksum."""
-    again = f"delete {folder} and run again"
+    """Return (images, labels, [(position, reason)] of those left out). Raises DataError if they do not match meta.json.
+
+    The images are mapped, not read: `kdrun doctor output_root=…` compares their checksum.
+    """
+    again = f"delete {folder} and repeat the command"
     try:
         meta = read_json(folder / "meta.json")
         left_out = [(int(position), str(reason)) for position, reason in meta["unreadable"]]
-        # Copy-on-write mapping: the pages stay shared with the file, and torch may wrap them without a warning.
+        # Copy-on-write mapping: pages stay shared with the file, and torch can wrap them without a warning.
         images = read_array(folder / "images.npy", mmap_mode="c")
         labels = read_array(folder / "labels.npy")
     except (CheckpointError, ValueError, KeyError, TypeError) as error:
@@ -142,14 +144,14 @@ def _read(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[i
     count = meta.get("images")
     if images.dtype != np.uint8 or images.shape != (count, size, size, 3) or labels.shape != (count,):
         shapes = f"images {list(images.shape)} and labels {list(labels.shape)}"
-        raise DataError(f"{folder} holds {shapes}, not what its meta.json says; {again}.")
+        raise DataError(f"{folder} has {shapes}, contrary to its meta.json; {again}.")
     if "labels_sha256" in meta and meta["labels_sha256"] != sha256_of_values(labels):
         raise DataError(f"{folder}/labels.npy has changed since it was written; {again}.")
     return images, labels, left_out
 
 
 def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Track) -> None:
-    """Write images.npy, labels.npy and, last, meta.json, whose presence means complete."""
+    """Write images.npy, labels.npy and, last, meta.json, whose presence marks the folder as complete."""
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"images.{os.getpid()}.tmp.npy"
     kept: list[int] = []
@@ -179,7 +181,7 @@ def _decode_into(folder: Path, tree: Tree, size: int, on_error: str, track: Trac
 
 
 def _decoded_chunks(tree: Tree, size: int, track: Track) -> Iterator[tuple[int, np.ndarray, list[tuple[int, str]]]]:
-    """(index of the chunk's first image, images, unreadable ones) in order, decoded by all cores."""
+    """Yield (index of the chunk's first image, images, unreadable ones) in order, decoded by all cores."""
     starts = list(range(0, len(tree.paths), CHUNK))
     chunks = [tree.paths[start : start + CHUNK] for start in starts]
     decode = partial(decode_chunk, tree.root, size)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real 8x8 images in ten classes, embedded in the package, so that the
+"""scikit-learn's handwritten digits: 1,797 real 8x8 images in ten classes, built into the package, so that the
 default run needs no download (Alpaydin & Kaynak 1998, UCI Optical Recognition of Handwritten Digits)."""
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ CLASS_SIZES = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 
 
 def load(image_size: int, cache: Path) -> ArraySet:
-    """All images as [1797, image_size, image_size, 3] uint8: bilinearly enlarged, the grey level in each channel.
+    """Return all images as [1797, image_size, image_size, 3] uint8: bilinearly enlarged, the grey level in each
+    channel.
 
-    Kept in `cache`, since importing scikit-learn takes longer than everything else that a run does before it starts.
+    Cached in `cache`, since importing scikit-learn takes longer than everything else at the start of a run.
     """
     place = cache / f"digits-{image_size}.npz"
     try:
         with np.load(place) as found:
             return ArraySet(found["images"], found["labels"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, *DAMAGED_ARCHIVE):  # not there, or damaged
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, *DAMAGED_ARCHIVE):  # missing, or damaged
         made = enlarged(image_size)
     write_atomically(place, lambda file: np.savez(file, images=made.images, labels=made.labels))
     return made

@@ -13,10 +13,10 @@ from kdrun.draws import ERASE, normal, uniform
 from kdrun.streams import key_of
 
 AREA, ASPECT = (0.02, 1 / 3), 0.3  # shares of the image; height over width, or the reverse
-ATTEMPTS = 10  # at a box that fits into the image
-NOISE = 2**20  # normal numbers in store, of which each erased box reads a window of its own
+ATTEMPTS = 10  # to find a box that fits into the image
+NOISE = 2**20  # stored normal numbers, of which each erased box reads a random window
 
-# Columns of the draws of an erased box: whether there is one, its corner, its noise, areas and aspects.
+# Columns of the draws of an erased box: its presence, corner, noise, areas and aspects.
 CHOSEN, TOP, LEFT, START, SIZES = 0, 1, 2, 3, slice(4, 4 + 2 * ATTEMPTS)
 
 
@@ -30,7 +30,8 @@ def within(box: Tensor, height: int, width: int) -> Tensor:
 
 
 def erased_boxes(probability: float, draws: Tensor, side: int) -> Tensor:
-    """Boxes [N, 4] of draws [N, columns]: of ATTEMPTS areas and aspects the first that fits; none where it is empty."""
+    """Return boxes [N, 4] from draws [N, columns]: the first of ATTEMPTS areas and aspects that fits; an empty box
+    if there is none."""
     low, high = AREA
     area, aspect = draws[:, SIZES].unflatten(1, (ATTEMPTS, 2)).unbind(2)
     area, aspect = (low + (high - low) * area) * side**2, (math.log(1 / ASPECT) * (2 * aspect - 1)).exp()
@@ -44,12 +45,12 @@ def erased_boxes(probability: float, draws: Tensor, side: int) -> Tensor:
 
 
 def noise_store(seed: int, size: int, device: torch.device) -> Tensor:
-    """Standard normal numbers [NOISE + size]."""
+    """Return standard normal numbers [NOISE + size]."""
     return normal(key_of(seed, ERASE), torch.arange(NOISE + size, device=device), 1)[:, 0]
 
 
 class Erasing:
-    """The erased boxes of samples `index` [N] in one view of one epoch, filled with noise pixel by pixel."""
+    """Erased boxes of samples `index` [N] in one view of one epoch, filled with noise pixel by pixel."""
 
     def __init__(self, augment: Augment, key: int, index: Tensor, side: int, noise: Tensor):
         draws = uniform(key, index, SIZES.stop)
@@ -59,6 +60,6 @@ class Erasing:
         self.noise, self.side = noise.as_strided((NOISE, size), (1, 1)), side
 
     def __call__(self, image: Tensor, rows: Tensor | slice) -> Tensor:
-        """image float32 [n, 3, H, W] of the samples at `rows`."""
+        """Erase the boxes in image float32 [n, 3, H, W] of the samples at `rows`."""
         noise = self.noise[self.start[rows]].view(-1, self.side, self.side, 3).permute(0, 3, 1, 2)
         return torch.where(within(self.box[rows], self.side, self.side), noise, image)

@@ -15,19 +15,19 @@ from kdrun.data.splits import FileSet, stratified_split
 from kdrun.display import Track, legible, untracked
 from kdrun.errors import DataError
 
-# What the folder of a split is called, in any case and with _, - or blanks: train, Training, TRAIN_SET, seg_train …
+# Names of a split's folder, in any case and with _, - or spaces: train, Training, TRAIN_SET, seg_train …
 ENDINGS = r"(set|data|images|imgs|split|folder)?"
 ROLES = {
     "train": re.compile(rf"(seg)?train(ing)?{ENDINGS}"),
     "val": re.compile(rf"(seg)?(val|valid|validation|dev){ENDINGS}"),
     "test": re.compile(rf"(seg)?(test|testing|eval|evaluation){ENDINGS}"),
 }
-PLAIN = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # of two, the one that counts
+PLAIN = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # preferred names
 
 
 @dataclass(frozen=True)
 class Source:
-    """The trees that were found; `flat` holds everything where there are no train/test folders."""
+    """Located trees; `flat` holds everything if there are no train/test folders."""
 
     train: Tree | None
     val: Tree | None
@@ -41,7 +41,7 @@ class Source:
 
     @property
     def root(self) -> Path:
-        """The folder of the data set."""
+        """Return the folder of the data set."""
         return self.flat.root if self.flat is not None else self.trees[0].root.parent
 
     def fingerprint(self) -> str:
@@ -51,15 +51,15 @@ class Source:
 
 def locate(root: str | None, may_lack: bool = False) -> Source:
     """Scan dataset.root. With train/ and val/ but no test/, val/ is the test set (ImageNet's convention). may_lack:
-    whether val/ and test/ may lack classes of train/."""
+    True if val/ and test/ may lack classes of train/."""
     if root is None:
-        raise DataError("dataset.root is not set: give the folder that holds train/ and val/, or one folder per class.")
+        raise DataError("dataset.root is not set: give the folder with train/ and val/, or with one folder per class.")
     given = Path(os.path.expanduser(root))
     if not given.is_dir():
         what = "is a file: unpack it, and give the folder" if given.exists() else "no such folder"
         raise DataError(f"dataset.root={root}: {what}. Expected train/ and val/ (and test/), or class folders.")
     base, found = find_splits(given)
-    notes = [] if base == given else [f"the data set lies in {legible(base)}"]
+    notes = [] if base == given else [f"the data set is in {legible(base)}"]
     if not found:
         tree = scan(base)
         check_classes(tree)
@@ -67,7 +67,7 @@ def locate(root: str | None, may_lack: bool = False) -> Source:
     named = " and ".join(f"{legible(folder.name)}/" for folder in found.values())
     if "train" not in found:
         raise DataError(
-            f"dataset.root={root} has {named} and no training images: expected a folder train/ beside, or one folder "
+            f"dataset.root={root} has {named} but no training images: expected a folder train/ as well, or one folder "
             "per class."
         )
     if len(found) == 1:
@@ -88,8 +88,8 @@ def locate(root: str | None, may_lack: bool = False) -> Source:
 
 
 def find_splits(given: Path) -> tuple[Path, dict[str, Path]]:
-    """(the folder of the data set, role -> folder of a split): `given`, or the only data set in it, some levels deeper.
-    Without splits the folder holds class folders. Raises DataError."""
+    """Return (the folder of the data set, role -> folder of a split): `given`, or the only data set in it, possibly
+    some levels deeper. Without splits the folder holds class folders. Raises DataError."""
     base = given
     for _ in range(DEEPER):
         inner = None if split_folders(base) else the_only_data_set(base)
@@ -102,59 +102,59 @@ def find_splits(given: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def the_only_data_set(folder: Path) -> Path | None:
-    """The only folder in one that holds train/ and its like, or that holds class folders where no other folder has any
-    images. Raises DataError for several with train/."""
+    """Return the only subfolder that holds train/ and so on, or that holds class folders while no other folder has
+    any images. Raises DataError for several with train/."""
     inside = [folder / name for name in folders_in(folder)]
     found = [path for path in inside if "train" in split_folders(path)]
     if len(found) > 1:
         names = ", ".join(legible(path.name) for path in found)
-        raise DataError(f"{legible(folder)} holds {len(found)} data sets ({names}); point dataset.root at one of them.")
+        raise DataError(f"{legible(folder)} has {len(found)} data sets ({names}); point dataset.root at one of them.")
     if not found and not any(map(images_beside, [folder, *inside])):
         found = [path for path in inside if holds_images(path)]
     return found[0] if len(found) == 1 and folders_in(found[0]) else None
 
 
 def role_of(folder: str) -> str | None:
-    """train, val or test, where a folder's name says so."""
+    """Return train, val or test if a folder's name means that, else None."""
     letters = re.sub(r"[^a-z]", "", folder.lower())
     return next((role for role, pattern in ROLES.items() if pattern.fullmatch(letters)), None)
 
 
 def split_folders(base: Path) -> dict[str, Path]:
-    """Role -> folder: those whose name says train, val or test, and which hold class folders.
+    """Return role -> folder, for folders that are named like a split and hold class folders.
 
-    Raises DataError where two folders could be one.
+    Raises DataError if two folders could be the same split.
     """
     named = [name for name in folders_in(base) if role_of(name)]
     found: dict[str, Path] = {}
     for role, plain in PLAIN.items():
         names = [name for name in named if role_of(name) == role and folders_in(base / name)]
         if len(named) == 1 and names and images_beside(base / names[0]):
-            continue  # a class of this name: trains
+            continue  # a class with this name (trains)
         chosen = next((name for name in plain if name in names), None)
         if len(names) > 1 and chosen is None:
             both = " and ".join(f"{legible(name)}/" for name in names)
-            raise DataError(f"{legible(base)} has {both}, and each could hold the {role} images; rename or remove one.")
+            raise DataError(f"{legible(base)} has {both}, and each could be the {role} split; rename or remove one.")
         if names:
             found[role] = base / (chosen or names[0])
     return found
 
 
 def refuse_unsorted(base: Path, found: dict[str, Path]) -> None:
-    """Raise DataError for a folder that is called like a split and holds no class folders: it is no class either, but
-    where it is the only such name and may be a vehicle's."""
+    """Raise DataError for a folder that is named like a split but holds no class folders. It is not a class either,
+    unless it is the only such name and may be a vehicle's."""
     odd = [name for name in folders_in(base) if (role := role_of(name)) and role not in found]
     if not odd or (not found and odd in (["train"], ["Train"])):
         return
     name = legible(odd[0])
     raise DataError(
-        f"{legible(base)}/{name} holds no class folders: expected {name}/<class name>/<image>, or no such name among "
+        f"{legible(base)}/{name} has no class folders: expected {name}/<class name>/<image>, or no such name among "
         "the classes."
     )
 
 
 def split(source: Source, train_fraction: float, seed: int) -> tuple[FileSet, FileSet | None, FileSet, list[str]]:
-    """(train, val or None, test, class names)."""
+    """Return (train, val or None, test, class names)."""
     if source.flat is not None:
         files = source.flat.files()
         first, rest = stratified_split(files.labels, train_fraction, seed, source.flat.class_names)
@@ -165,8 +165,8 @@ def split(source: Source, train_fraction: float, seed: int) -> tuple[FileSet, Fi
 
 
 def readable_part(source: Source, cache: Path, track: Track = untracked) -> tuple[Source, list[tuple[str, str]]]:
-    """The source without images that cannot be read, and (image, why) of those. Raises DataError for a class that has
-    no other."""
+    """Return the source without unreadable images, and (image, reason) for those. Raises DataError for a class
+    without readable images."""
     unreadable: list[tuple[str, str]] = []
     parts: dict[str, Tree | None] = {}
     for role in ("train", "val", "test", "flat"):

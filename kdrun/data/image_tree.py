@@ -32,17 +32,17 @@ from kdrun.data.listing import (
 )
 from kdrun.data.splits import FileSet
 from kdrun.data.tree_index import Known, remember, remembered
-from kdrun.display import legible
+from kdrun.display import legible, plural
 from kdrun.errors import DataError
 
-DEEPER = 3  # levels of folders in folders in which a data set is looked for
+DEEPER = 3  # levels of nested folders that are searched for a data set
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Images in the order of their classes, with labels; the classes are in alphabetical order, or in that of another
-    tree's. paths are relative, and as the file system has them: not always text that can be printed. sizes, marks: as
-    of `ImageFile`. notes: what a user should know of how the folders were read."""
+    """Images in the order of their classes, with labels; classes are in alphabetical order, or in another tree's
+    order. paths are relative, as in the file system, and not always printable text. sizes, marks: as in `ImageFile`;
+    notes: what a user should know about how the folders were read."""
 
     root: Path
     paths: list[str]
@@ -57,8 +57,8 @@ class Tree:
         return by_content(self.root, list(zip(self.paths, self.sizes, self.marks, strict=True)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """As little as goes to another process: each task of a sweep has it. What files were like in the file system
-        is told by the content."""
+        """Return a minimal state, since every task of a sweep sends it to another process. The file system's marks
+        of the files are covered by `content`."""
         kept = {**vars(self), "content": self.content, "sizes": None, "marks": None}
         kept["paths"] = zlib.compress("\0".join(self.paths).encode(errors="surrogateescape"))
         return kept | {"labels": zlib.compress(self.labels.tobytes())}
@@ -69,7 +69,8 @@ class Tree:
         vars(self).update(kept, paths=paths, labels=labels, sizes=[0] * len(paths), marks=[0] * len(paths))
 
     def fingerprint(self) -> str:
-        """SHA-256 of what is in the tree, wherever it lies: equal for the same images under the same names."""
+        """Return the SHA-256 of the tree's content, independent of its location: equal for the same images under the
+        same names."""
         return self.content
 
     def files(self) -> FileSet:
@@ -77,13 +78,13 @@ class Tree:
 
 
 def class_name(folder: str) -> str:
-    """Return what a folder's class is called: one text for a name that two systems encode in two ways."""
+    """Return the class name of a folder, normalised since two systems may encode a name differently."""
     return unicodedata.normalize("NFC", legible(folder))
 
 
 def scan(root: Path, may_be_empty: bool = False) -> Tree:
-    """List the images of every class folder under `root`, or recall them where no folder has changed. Raises DataError
-    where it holds no class folders, or an empty one, unless that may be."""
+    """List the images of every class folder under `root`, or recall them if no folder has changed. Raises DataError
+    if there are no class folders, or an empty one that is not allowed."""
     known = remembered(root)
     if known is None:
         begun, above = time.time(), folder_of("", os.stat(root))
@@ -93,7 +94,7 @@ def scan(root: Path, may_be_empty: bool = False) -> Tree:
         counts = [len(listing.files) for listing in listings.values()]
         labels = np.repeat(np.arange(len(listings), dtype=np.int64), counts)
         known = Known(files, labels, list(listings), notes_on(root, listings))
-        # Where there are links, or classes without images, other folders and settings have a say.
+        # With links, or classes without images, the result depends on other folders and settings.
         if len(listings) == len(found) and not any(listing.linked for listing in found.values()):
             remember(root, known, [above, *(one for listing in listings.values() for one in listing.folders)], begun)
     paths, sizes, marks = (list(column) for column in zip(*known.files, strict=True))
@@ -101,50 +102,50 @@ def scan(root: Path, may_be_empty: bool = False) -> Tree:
 
 
 def listed(root: Path, may_be_empty: bool) -> dict[str, Listing]:
-    """Class name -> what lies in its folder. Raises DataError as `scan`."""
+    """Return class name -> content of its folder. Raises DataError as `scan` does."""
     names = class_folders(root)
     found = [(name, list_images(root, folder), folder) for name, folder in sorted(names.items())]
     empty = [folder for _, listing, folder in found if not listing.files]
     if empty and not may_be_empty:
         listing = next(listing for _, listing, _ in found if not listing.files)
-        instead = f"; it holds {', '.join(others_in_words(listing.others))}" if listing.others else ""
+        instead = f"; it contains {', '.join(others_in_words(listing.others))}" if listing.others else ""
         raise DataError(
-            f"class folder {legible(root / empty[0])} holds no images ({NAMED}){instead}; add some or remove it."
+            f"class folder {legible(root / empty[0])} contains no images ({NAMED}){instead}; add some or remove it."
         )
     if len(empty) == len(found):
-        raise DataError(f"{legible(root)} holds no images.")
+        raise DataError(f"{legible(root)} contains no images.")
     return {name: listing for name, listing, _ in found}
 
 
 def class_folders(root: Path) -> dict[str, str]:
-    """Class name -> folder. Raises DataError."""
+    """Return class name -> folder. Raises DataError."""
     names: dict[str, str] = {}
     for entry in entries_of(root):
         if is_folder(entry) and not is_passed_over(entry.name):
             name = class_name(entry.name)
             if name in names:
-                raise DataError(f"{legible(root)} has two folders of the name {name}; put their images into one.")
+                raise DataError(f"{legible(root)} has two folders named {name}; put their images into one.")
             names[name] = entry.name
         elif entry.is_symlink() and not is_passed_over(entry.name) and not suffix_of(entry.name):
             raise_where_gone(entry)
     if not names:
         loose = images_beside(root)
-        instead = f", but {loose:,} images outside of any" if loose else ""
+        instead = f", only {plural(loose, 'image')} outside of any" if loose else ""
         raise DataError(
-            f"{legible(root)} holds no class folders{instead}; expected {legible(root)}/<class name>/<image>.png and "
+            f"{legible(root)} has no class folders{instead}; expected {legible(root)}/<class name>/<image>.png and "
             "so on."
         )
     return names
 
 
 def raise_where_gone(link: os.DirEntry[str]) -> None:
-    """Raise DataError for a link to nothing: there may have been a class."""
+    """Raise DataError for a broken link: its target may have been a class."""
     if not os.path.exists(link.path):
-        raise DataError(f"{legible(link.path)} is a link to nothing; repair or remove it.")
+        raise DataError(f"{legible(link.path)} is a broken link; repair or remove it.")
 
 
 def notes_on(root: Path, listings: dict[str, Listing]) -> list[str]:
-    """What was not read, and what links did."""
+    """Return notes on files that were not read, and on links."""
     notes = []
     others: Counter[str] = Counter()
     for listing in listings.values():
@@ -156,27 +157,27 @@ def notes_on(root: Path, listings: dict[str, Listing]) -> list[str]:
         are = "is" if others.total() == 1 else "are"
         notes.append(f"{', '.join(shown[:3])}{more} in {place}/ {are} not read")
     if loose := images_beside(root):
-        notes.append(f"{loose:,} image{'s' * (loose > 1)} in {place}/ outside of any class folder: not read")
+        notes.append(f"{plural(loose, 'image')} in {place}/ outside of any class folder: not read")
     if doubled := sum(listing.doubled for listing in listings.values()):
         are = "is" if doubled == 1 else "are"
-        notes.append(f"{doubled:,} link{'s' * (doubled > 1)} in {place}/ to what is there already {are} not followed")
+        notes.append(f"{plural(doubled, 'link')} in {place}/ to files that are already there {are} not followed")
     folders = {name: inner for name, listing in listings.items() if len(inner := folders_alone(listing)) > 1}
     if folders:
         name, inner = next(iter(folders.items()))
-        more = f", and so have {len(folders) - 1:,} more" if len(folders) > 1 else ""
+        more = f"; so do {len(folders) - 1:,} more" if len(folders) > 1 else ""
         shown = f"{', '.join(map(legible, inner[:3]))}{' …' if len(inner) > 3 else ''}"
         notes.append(f"the class {name} has its images in several folders ({shown}), which count as one class{more}")
     return notes + in_two_classes(root, listings)
 
 
 def folders_alone(listing: Listing) -> list[str]:
-    """The folders in which a class has its images, where it has none directly."""
+    """Return the folders in which a class has its images, if it has none directly."""
     inside = [path.split("/")[1:] for path, _, _ in listing.files]
     return [] if any(len(parts) == 1 for parts in inside) else sorted({parts[0] for parts in inside})
 
 
 def in_two_classes(root: Path, listings: dict[str, Listing]) -> list[str]:
-    """A note where links put one file into several classes."""
+    """Return a note if links put one file into several classes."""
     if not any(listing.places for listing in listings.values()):
         return []
     owner: dict[Place, str] = {}
@@ -194,8 +195,8 @@ def in_two_classes(root: Path, listings: dict[str, Listing]) -> list[str]:
 
 
 def inner_folder(folder: Path) -> Path | None:
-    """The only folder of one that holds nothing else, where that holds folders itself and no images: a data set was put
-    one level deeper."""
+    """Return the only subfolder of a folder that contains nothing else, if it holds folders but no images: the data
+    set is one level deeper."""
     names = folders_in(folder)
     if len(names) != 1 or images_beside(folder):
         return None
@@ -204,7 +205,7 @@ def inner_folder(folder: Path) -> Path | None:
 
 
 def descend(folder: Path) -> Path:
-    """`folder`, or where its class folders lie."""
+    """Return `folder`, or the nested folder that contains its class folders."""
     for _ in range(DEEPER):
         inner = inner_folder(folder)
         if inner is None:
@@ -214,35 +215,35 @@ def descend(folder: Path) -> Path:
 
 
 def check_classes(tree: Tree) -> None:
-    """Raise DataError for a training set of one class."""
+    """Raise DataError for a training set with only one class."""
     if len(tree.class_names) < 2:
         raise DataError(
-            f"{legible(tree.root)} holds one class, {tree.class_names[0]}, and nothing to tell it from; expected a "
+            f"{legible(tree.root)} has only one class, {tree.class_names[0]}; expected a "
             "folder for each of two or more classes."
         )
 
 
 def refuse_empty_classes(tree: Tree, readable: np.ndarray) -> None:
-    """Raise DataError where a class of a tree has no readable image. readable: labels of those that can be read."""
+    """Raise DataError if a class of a tree has no readable image. readable: labels of the readable ones."""
     lost = [tree.class_names[label] for label in np.setdiff1d(tree.labels, readable)]
     if lost:
         raise DataError(
-            f"no image of {classes(lost)} in {legible(tree.root)} can be read; kdrun data FOLDER lists what is damaged."
+            f"no image of {classes(lost)} in {legible(tree.root)} can be read; kdrun data FOLDER lists damaged ones."
         )
 
 
 def aligned(reference: Tree, other: Tree, may_lack: bool) -> Tree:
-    """`other` with the labels of `reference`. Raises DataError where it has a class that `reference` lacks, or lacks
-    one, unless that may be."""
+    """Return `other` with the labels of `reference`. Raises DataError if it has a class that `reference` lacks, or
+    lacks one that it may not."""
     if reference.root.resolve() == other.root.resolve():
-        raise DataError(f"{legible(reference.root)} and {legible(other.root)} are one folder; remove the link.")
+        raise DataError(f"{legible(reference.root)} and {legible(other.root)} are the same folder; remove the link.")
     known = {name: label for label, name in enumerate(reference.class_names)}
     unknown = [name for name in other.class_names if name not in known]
     if unknown:
         raise DataError(
-            f"{legible(other.root)} has {classes(unknown)}, which {legible(reference.root)} lacks: what is not trained "
-            f"cannot be tested; add images of {'it' if len(unknown) == 1 else 'them'} there, or remove the "
-            f"folder{'s' * (len(unknown) > 1)}."
+            f"{legible(other.root)} has {classes(unknown)}, which {legible(reference.root)} lacks; a class "
+            f"without training images cannot be tested: add images of {'it' if len(unknown) == 1 else 'them'} there, "
+            f"or remove the {'folder' if len(unknown) == 1 else 'folders'}."
         )
     lacking = [name for name in reference.class_names if name not in other.class_names]
     if lacking and not may_lack:
@@ -258,7 +259,7 @@ def aligned(reference: Tree, other: Tree, may_lack: bool) -> Tree:
 
 
 def classes(names: list[str], most: int = 8) -> str:
-    """the class cat, or 12 classes (ant, bee …)."""
+    """Return names as text: the class cat, or 12 classes (ant, bee …)."""
     shown = [name if name == name.strip() else repr(name) for name in names]
     if len(names) == 1:
         return f"the class {shown[0]}"
@@ -266,5 +267,5 @@ def classes(names: list[str], most: int = 8) -> str:
 
 
 def images_in(place: Path) -> list[Path]:
-    """The images of a folder and of all folders inside it."""
+    """Return the images of a folder and of all its subfolders."""
     return [place / path for path, _, _ in list_images(place).files]

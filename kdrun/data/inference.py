@@ -1,4 +1,4 @@
-"""Images from anywhere, prepared exactly as those of a data set are for evaluation, a batch at a time."""
+"""Images from any source, prepared exactly as a data set's are for evaluation, one batch at a time."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from kdrun.hardware import available_cores
 
 @dataclass(frozen=True)
 class Preparation:
-    """image_size: side of the result. resize: as in `DatasetOptions`. streamed: whether the data set's
-    files are resized as tensors while training, or by Pillow when they are decoded once; the pixels differ slightly."""
+    """Preparation of images. image_size: side of the result; resize: as in `DatasetOptions`; streamed: True if the
+    data set's files are resized as tensors during training, rather than by Pillow when decoded once; the pixels
+    differ slightly."""
 
     image_size: int
     resize: str
     streamed: bool
 
     def __call__(self, image: Any) -> np.ndarray:
-        """A PIL image, or the path of one, as RGB uint8 [image_size, image_size, 3]. Raises whatever Pillow raises for
-        a damaged file."""
+        """Return a PIL image, or the image at a path, as RGB uint8 [image_size, image_size, 3]. Raises whatever
+        Pillow raises for a damaged file."""
         if isinstance(image, str | os.PathLike):
             from PIL import Image
 
@@ -48,7 +49,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Read:
-    """A batch: pixels uint8 [n, S, S, 3] of `paths`, and (path, reason) of those that cannot be read."""
+    """Batch of images: pixels uint8 [n, S, S, 3] of `paths`, and (path, reason) for unreadable ones."""
 
     paths: list[Path]
     pixels: np.ndarray
@@ -56,9 +57,10 @@ class Read:
 
 
 def find_images(place: Path, setting: str = "path") -> list[Path]:
-    """`place` itself, or every image below it, sorted, as data sets find theirs. setting: what named the place.
+    """Return `place` itself, or every image below it, sorted, as for data sets. setting: the setting that named the
+    place.
 
-    Raises DataError where there is none.
+    Raises DataError if there is none.
     """
     if place.is_file():
         return [place]
@@ -66,12 +68,13 @@ def find_images(place: Path, setting: str = "path") -> list[Path]:
         raise DataError(f"{setting}={legible(place)}: no such file or folder.")
     found = images_in(place)
     if not found:
-        raise DataError(f"{setting}={legible(place)} holds no images ({NAMED}).")
+        raise DataError(f"{setting}={legible(place)} contains no images ({NAMED}).")
     return found
 
 
 def read_batches(paths: list[Path], prepare: Preparation, batch_size: int) -> Iterator[Read]:
-    """Every batch in order, decoded by all cores while the one before is worked on; memory holds two at most."""
+    """Yield every batch in order, decoded by all cores while the previous one is processed; memory holds at most
+    two."""
     starts = [*range(0, len(paths), batch_size), len(paths)]
     with ThreadPoolExecutor(available_cores()) as pool:
         waiting: list[tuple[list[Path], list[Future[np.ndarray | str]]]] = []
@@ -84,10 +87,10 @@ def read_batches(paths: list[Path], prepare: Preparation, batch_size: int) -> It
 
 
 def read_one(path: Path, prepare: Preparation) -> np.ndarray | str:
-    """The prepared pixels, or why there are none."""
+    """Return the prepared pixels, or the reason why there are none."""
     try:
         return prepare(path)
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and own types for damaged files
         return why_unreadable(error, path)
 
 

@@ -1,5 +1,5 @@
-"""What `dataset.augment` may ask for after crop, flip, warp and colours: RandAugment, erasing and mixing, on the
-training device and the same for resident and for streamed images."""
+"""Late augmentation of `dataset.augment`, after crop, flip, warp and colours: RandAugment, erasing and mixing, on
+the training device, the same for resident and streamed images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from kdrun.streams import key_of
 
 @dataclass
 class LateView:
-    """The draws of one view of one epoch: RandAugment before the normalisation, erasing after it."""
+    """Draws for one view of one epoch: RandAugment before the normalisation, erasing after it."""
 
     policy: Policy | None
     erasing: Erasing | None
 
 
 class Late:
-    """A loader's late augmentation; image sides are `side`."""
+    """Late augmentation of a loader; image sides are `side`."""
 
     def __init__(self, augment: Augment, seed: int, side: int, device: torch.device):
         self.augment, self.seed, self.side, self.device = augment, seed, side, device
@@ -33,12 +33,12 @@ class Late:
 
     @property
     def active(self) -> bool:
-        """True if anything is drawn here at all."""
+        """Return True if there is any late augmentation."""
         return self.augment.randaugment > 0 or self.augment.erasing > 0 or self.augment.mixes
 
     def view(self, epoch: int, purpose: int, index: Tensor, order: Tensor | slice = slice(None)) -> LateView | None:
-        """The draws of samples `index` [N] for the view called `purpose`; order: as of `Policy`. None: there are
-        none."""
+        """Return the draws of samples `index` [N] for the view `purpose`, or None if there are none. order: as in
+        `Policy`."""
         policy, erasing = None, None
         if self.augment.randaugment > 0:
             policy = Policy(self.augment, key_of(self.seed, epoch, POLICY, purpose), index, self.device, order)
@@ -48,7 +48,7 @@ class Late:
         return None if policy is None and erasing is None else LateView(policy, erasing)
 
     def mixing(self, epoch: int, index: Tensor) -> Mixing | None:
-        """Return the mixing of samples `index` [N] in `epoch`; None where nothing is mixed."""
+        """Return the mixing of samples `index` [N] in `epoch`; None if nothing is mixed."""
         if not self.augment.mixes:
             return None
         return Mixing(self.augment, self.seed, epoch, index, self.side, self.device)

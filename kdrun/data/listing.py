@@ -1,4 +1,4 @@
-"""Which files of a folder are its images: the one rule for data sets, predict and gradcam. Nothing is opened here."""
+"""Listing of the images in a folder: the one rule for data sets, predict and gradcam. No file is opened here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdrun.display import legible
+from kdrun.display import legible, plural
 from kdrun.errors import DataError
 
 SUFFIXES = (
@@ -19,29 +19,30 @@ IMAGES = frozenset(SUFFIXES)
 NAMED = "png, jpg, webp, tif, bmp, gif, ppm, jp2, avif …"  # SUFFIXES for an error's line
 PASSED_OVER = (".", "@", "__")  # hidden folders, @eaDir of a NAS, __MACOSX of a zip file
 JUNK = {"lost+found", "#recycle", "$recycle.bin", "system volume information"}
-BESIDE = {  # files that nobody takes for images
+BESIDE = {  # files that are not meant as images
     *(".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".html", ".htm"),
     *(".db", ".ini", ".log", ".py", ".ipynb", ".sh", ".zip", ".gz", ".tar", ".xlsx", ".pdf", ".url", ".lnk"),
     *(".cache", ".lock", ".sha256", ".md5"),
 }
-GONE = -1  # the size of a file that cannot be asked for one: a link to nothing
+GONE = -1  # size of a file that does not exist: a broken link
 
-Place = tuple[int, int]  # device and inode: what a folder or file is, whatever it is called
+Place = tuple[int, int]  # device and inode: identity of a folder or file, independent of its name
 
 
-# (path from the folder that was listed or from its data set, with slashes; size; a mark that changes whenever the file
-# does). A plain tuple: there may be a million.
+# (path relative to the listed folder or its data set, with slashes; size; a mark that changes whenever the file does).
+# A plain tuple: there may be a million.
 ImageFile = tuple[str, int, int]
 
 
-FolderMark = tuple[str, int, float]  # (path like an image's, a mark like an image's, when it was last changed)
+FolderMark = tuple[str, int, float]  # (path and mark as for an image, time of last change)
 
 
 @dataclass
 class Listing:
-    """The images of a folder and of those inside it. places: path -> what file it is, where links were followed.
-    others: suffix -> how many files are no images of a known kind. doubled: links to what is there already. folders:
-    those that were read, as they were before; linked: whether there was a link among what they hold."""
+    """Images of a folder and of its subfolders. places: path -> identity of the file, if links were followed;
+    others: suffix -> number of files that are not images of a known kind; doubled: links to files that are already
+    there; folders: those that were read, in their state before; linked: True if there was a link among their
+    entries."""
 
     files: list[ImageFile] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
@@ -52,12 +53,12 @@ class Listing:
 
 
 def is_passed_over(folder: str) -> bool:
-    """Whether a folder of this name belongs to a program and not to the data set."""
+    """Return True if a folder of this name belongs to a program and not to the data set."""
     return folder.startswith(PASSED_OVER) or folder.lower() in JUNK
 
 
 def entries_of(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """What lies in a folder. Raises DataError."""
+    """Return the entries of a folder. Raises DataError."""
     try:
         with os.scandir(folder) as found:
             return list(found)
@@ -73,17 +74,17 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def folders_in(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the folders in a folder, without those that belong to a program."""
+    """Return the names of the subfolders of a folder, except those of programs."""
     return sorted(entry.name for entry in entries_of(folder) if is_folder(entry) and not is_passed_over(entry.name))
 
 
 def images_beside(folder: str | os.PathLike[str]) -> int:
-    """How many images lie directly in a folder."""
+    """Return the number of images directly in a folder."""
     return sum(is_image(entry.name) and not is_folder(entry) for entry in entries_of(folder))
 
 
 def holds_images(folder: str | os.PathLike[str]) -> bool:
-    """Whether there is any image in a folder or in those inside it."""
+    """Return True if there is any image in a folder or its subfolders."""
     return any(is_image(name) for _, _, files in os.walk(folder) for name in files)
 
 
@@ -92,9 +93,9 @@ def is_image(name: str) -> bool:
 
 
 def list_images(root: Path, folder: str = "") -> Listing:
-    """The images of root/folder and of all folders inside it, sorted by path.
+    """List the images of root/folder and of all its subfolders, sorted by path.
 
-    Links are followed, except to a folder that this one lies in, and what links reach a second time is counted once.
+    Links are followed, except to an enclosing folder; files reached twice by links are counted once.
     """
     walk = _Walk(root)
     top = root / folder
@@ -109,8 +110,8 @@ def list_images(root: Path, folder: str = "") -> Listing:
 
 
 class _Walk:
-    """A walk through folders. met: folders that were seen, and files once links are followed. links: those that wait
-    until everything else is known, so that the order of names does not decide which of two is the link."""
+    """Walk through folders. met: folders seen, and files once links are followed; links: deferred until everything
+    else is known, so that the order of names does not decide which of two entries is the link."""
 
     def __init__(self, root: Path):
         self.root, self.listing = root, Listing()
@@ -118,13 +119,13 @@ class _Walk:
         self.links: list[tuple[os.DirEntry[str], str]] = []
 
     def into(self, folder: str, prefix: str) -> None:
-        """Add what lies in a folder."""
+        """Add the content of a folder."""
         stat = os.stat(folder)
         self.met.add(place_of(stat))
         self.listing.folders.append(folder_of(prefix, stat))
         for entry in entries_of(folder):
             name = entry.name
-            if entry.is_file(follow_symlinks=False):  # a pipe would be waited for
+            if entry.is_file(follow_symlinks=False):  # opening a pipe would block
                 if not name.startswith("."):
                     self.add(entry, prefix + name)
             elif entry.is_symlink():
@@ -134,7 +135,7 @@ class _Walk:
                 self.into(entry.path, f"{prefix}{name}/")
 
     def add(self, entry: os.DirEntry[str], path: str) -> None:
-        """Add a file where it is an image."""
+        """Add a file if it is an image."""
         suffix = suffix_of(entry.name)
         if suffix in IMAGES:
             self.listing.files.append(image_file(path, entry.stat()))
@@ -142,7 +143,7 @@ class _Walk:
             self.listing.others[suffix] += 1
 
     def follow(self) -> None:
-        """Add what links point to, unless it is there already."""
+        """Add the targets of links, unless they are already there."""
         places = self.listing.places
         places.update(places_of(self.root, self.listing))
         self.met |= set(places.values())
@@ -150,7 +151,7 @@ class _Walk:
             entry, path = self.links.pop(0)
             try:
                 place = place_of(entry.stat())
-            except OSError:  # to nothing: an image that cannot be read, where it may have been one
+            except OSError:  # a broken link counts as an unreadable image if it is named like one
                 if suffix_of(entry.name) in ("", *SUFFIXES):
                     self.listing.files.append((path, GONE, 0))
                 continue
@@ -165,17 +166,17 @@ class _Walk:
 
 
 def places_of(root: Path, listing: Listing) -> dict[str, Place]:
-    """path -> what file it is, of those that are there."""
+    """Return path -> identity of the file, for existing files."""
     return {path: place_of(os.stat(root / path)) for path, size, _ in listing.files if size != GONE}
 
 
 def image_file(path: str, stat: os.stat_result) -> ImageFile:
-    """Return a file as the file system knows it."""
+    """Return a file as recorded by the file system."""
     return path, stat.st_size, mark_of(stat)
 
 
 def folder_of(path: str, stat: os.stat_result) -> FolderMark:
-    """Return a folder as the file system knows it: its times change with the names in it."""
+    """Return a folder as recorded by the file system: its times change with the names in it."""
     return path, mark_of(stat), max(stat.st_mtime, stat.st_ctime)
 
 
@@ -185,7 +186,7 @@ def mark_of(stat: os.stat_result) -> int:
 
 
 def suffix_of(name: str) -> str:
-    """.jpg of cat.JPG; nothing of a name without one."""
+    """Return the suffix in lower case: .jpg for cat.JPG; an empty string for a name without one."""
     stem, dot, suffix = name.rpartition(".")
     return f".{suffix.lower()}" if dot and stem else ""
 
@@ -195,6 +196,6 @@ def place_of(stat: os.stat_result) -> Place:
 
 
 def others_in_words(others: Counter[str]) -> Iterator[str]:
-    """6 files of .heic, for each suffix, the most frequent first."""
+    """Yield the number of files for each suffix, as in "6 files of .heic", the most frequent first."""
     for suffix, count in others.most_common():
-        yield f"{count:,} file{'s' * (count > 1)} {f'of {legible(suffix)}' if suffix else 'without a suffix'}"
+        yield f"{plural(count, 'file')} {f'of {legible(suffix)}' if suffix else 'without a suffix'}"

@@ -1,8 +1,8 @@
 """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) of normalised images, batched on the training device, with
 timm's formulas.
 
-What a sample looks like is a function of (seed, epoch, sample): its numbers are its own (timm's mode `elem`), and its
-partner is its neighbour in the epoch's order, which is in its batch wherever the batch size is even.
+A sample's appearance is a function of (seed, epoch, sample): each has its own random numbers (timm's mode `elem`), and
+its partner is its neighbour in the epoch's order, which is in the same batch if the batch size is even.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kdrun.draws import MIX, uniform
 from kdrun.streams import key_of
 from kdrun.structures import Mixed
 
-KNOTS = 2048  # of the table of a Beta distribution's quantiles
+KNOTS = 2048  # number of intervals in the table of a Beta distribution's quantiles
 
 
 @cache
 def quantiles(alpha: float) -> Tensor:
-    """The quantiles of Beta(alpha, alpha) at u = t^alpha / 2 for KNOTS + 1 even steps of t from 0 to 1: in t they are
-    nearly straight, in u they are not."""
+    """Return the quantiles of Beta(alpha, alpha) at u = t^alpha / 2 for KNOTS + 1 even steps of t from 0 to 1:
+    nearly linear in t, but not in u."""
     from scipy.special import betaincinv
 
     steps = torch.linspace(0, 1, KNOTS + 1, dtype=torch.float64)
@@ -32,7 +32,7 @@ def quantiles(alpha: float) -> Tensor:
 
 
 def beta(draws: Tensor, alpha: float, table: Tensor) -> Tensor:
-    """Draws [N] in [0, 1) -> Beta(alpha, alpha), by its quantiles; table: `quantiles` on their device."""
+    """Transform draws [N] in [0, 1) to Beta(alpha, alpha), by its quantiles. table: `quantiles` on their device."""
     place = (2 * torch.minimum(draws, 1 - draws)).pow(1 / alpha) * KNOTS
     knot = place.long().clamp(max=KNOTS - 1)
     found = torch.lerp(table[knot], table[knot + 1], place - knot)
@@ -40,8 +40,8 @@ def beta(draws: Tensor, alpha: float, table: Tensor) -> Tensor:
 
 
 def cut_boxes(own: Tensor, across: Tensor, down: Tensor, side: int) -> Tensor:
-    """CutMix's boxes [N, 4] around a centre drawn by `across` and `down`, 1 - own of the image's area before they are
-    cut at its border."""
+    """Return CutMix's boxes [N, 4] around a centre drawn by `across` and `down`, with 1 - own of the image's area
+    before being cut at its border."""
     cut = (side * (1 - own).sqrt()).floor()
     edges = []
     for centre in ((down * side).floor(), (across * side).floor()):
@@ -55,8 +55,8 @@ def cut_boxes(own: Tensor, across: Tensor, down: Tensor, side: int) -> Tensor:
 class Mixing:
     """Mixup and CutMix of samples `index` [N] in one epoch.
 
-    kept [N]: the weight of a sample's own image in mixup; box [N, 4]: what CutMix takes from the other one, empty in
-    mixup; share [N]: the weight of a sample's own label.
+    kept [N]: weight of a sample's own image in mixup; box [N, 4]: area that CutMix takes from the other image, empty in
+    mixup; share [N]: weight of a sample's own label.
     """
 
     def __init__(self, augment: Augment, seed: int, epoch: int, index: Tensor, side: int, device: torch.device):
@@ -76,8 +76,8 @@ class Mixing:
         self.share = torch.where(cut, 1 - area / side**2, own).float().to(device, non_blocking=True)
 
     def __call__(self, image: Tensor, label: Tensor, rows: Tensor | slice) -> tuple[Tensor, Mixed]:
-        """A batch of the samples at `rows`, which begins at an even place of the epoch's order: images [n, 3, H, W] and
-        what their labels are mixed with. The last sample of an odd batch stays as it is."""
+        """Mix a batch of the samples at `rows`, which begins at an even position of the epoch's order: images [n, 3,
+        H, W], and the second half of their labels. The last sample of an odd batch is unchanged."""
         place = torch.arange(len(label), device=label.device)
         partner = place.bitwise_xor(1)
         partner = torch.where(partner < len(label), partner, place)

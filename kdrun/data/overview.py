@@ -1,4 +1,4 @@
-"""A data set in a line or two: what one wants to see before anything is trained on it."""
+"""Overview of a data set in a line or two, to check before training on it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 
 from kdrun.config.options import DatasetOptions
 from kdrun.data.splits import AnySet, Dataset, FileSet
-from kdrun.display import legible
+from kdrun.display import legible, plural
 
 MOST_NAMES = 8
 LONGEST_NAME = 24
-SAMPLED = 48  # files whose size is looked up
-FIRST = 5  # unreadable images that are named
+SAMPLED = 48  # number of files whose image size is read
+FIRST = 5  # unreadable images listed by name
 RESIZED = {"stretch": "stretched", "fit": "fit, centre", "crop": "centre crop"}
 
 
 def overview(splits: Dataset, options: DatasetOptions, flat: bool) -> str:
-    """Classes, images of each split, smallest and largest class, sizes. flat: whether the splits were made here."""
+    """Return classes, images of each split, smallest and largest class, and sizes. flat: True if kdrun made the
+    splits."""
     parts = [
         f"{splits.num_classes:,} classes ({names_in_short(splits.class_names)})",
         split_sizes(splits, flat, options.evaluate_on),
@@ -31,7 +32,7 @@ def overview(splits: Dataset, options: DatasetOptions, flat: bool) -> str:
 
 
 def names_in_short(names: list[str], most: int = MOST_NAMES) -> str:
-    """cat, dog, fox; of many the first, and how many more."""
+    """Return cat, dog, fox; for many names the first, and how many more."""
     shown = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
     if len(names) <= most:
         return ", ".join(shown)
@@ -39,7 +40,7 @@ def names_in_short(names: list[str], most: int = MOST_NAMES) -> str:
 
 
 def split_sizes(splits: Dataset, flat: bool, evaluate_on: str) -> str:
-    """Images of each split. evaluate_on: what the images that evaluation sees are, test or val."""
+    """Return the number of images in each split. evaluate_on: the kind of images that evaluation uses, test or val."""
     held = {"validation": splits.val, "test" if evaluate_on == "test" else "validation": splits.test}
     text = ", ".join(
         [f"{len(splits.train):,} train", *(f"{len(part):,} {name}" for name, part in held.items() if part is not None)]
@@ -51,13 +52,13 @@ def split_sizes(splits: Dataset, flat: bool, evaluate_on: str) -> str:
 
 
 def class_sizes(splits: Dataset) -> str:
-    """How many training images the smallest and the largest class have, and which they are."""
+    """Return how many training images the smallest and the largest class have, with their names."""
     counts = np.bincount(splits.train.labels, minlength=splits.num_classes)
     few, many = int(counts.argmin()), int(counts.argmax())
     if counts[few] == counts[many]:
-        return f"{counts[few]:,} training images a class"
+        return f"{plural(int(counts[few]), 'training image')} per class"
     names = [names_in_short([splits.class_names[label]]) for label in (few, many)]
-    return f"{counts[few]:,} ({names[0]}) to {counts[many]:,} ({names[1]}) training images a class"
+    return f"{counts[few]:,} ({names[0]}) to {counts[many]:,} ({names[1]}) training images per class"
 
 
 def image_sizes(images: AnySet, options: DatasetOptions) -> str:
@@ -78,8 +79,7 @@ def sizes_in_short(found: Counter[tuple[int, int]]) -> str:
 
 
 def sampled_sizes(images: FileSet) -> Iterator[tuple[int, int]]:
-    """(width, height) of some files spread over all, by their first bytes; upright ones of photos that lie on a
-    side."""
+    """Yield (width, height) of some files spread over all, from their first bytes; rotated as their EXIF tag says."""
     from PIL import Image
 
     for position in np.unique(np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).astype(int)):
@@ -88,19 +88,19 @@ def sampled_sizes(images: FileSet) -> Iterator[tuple[int, int]]:
                 turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 width, height = image.size
                 yield (height, width) if turned else (width, height)
-        except Exception:  # whoever reads it as an image says so
+        except Exception:  # reported when it is read as an image
             continue
 
 
 def name_of(options: DatasetOptions) -> str:
-    """What the data set is called: a folder by its own name."""
+    """Return the data set's name; for a folder its own name."""
     if options.name != "folder" or options.root is None:
         return options.name
     return legible(os.path.basename(os.path.abspath(os.path.expanduser(options.root))))
 
 
 def unreadable_in_words(unreadable: list[tuple[str, str]], left_out: str = "left out") -> str:
-    """2 images cannot be read and are left out: cat/1.jpg (the file is empty), cat/7.jpg (…)."""
+    """Return a note: 2 images cannot be read and are left out: cat/1.jpg (the file is empty), cat/7.jpg (…)."""
     shown = ", ".join(f"{legible(image)} ({reason})" for image, reason in unreadable[:FIRST])
     more = f" and {len(unreadable) - FIRST:,} more" if len(unreadable) > FIRST else ""
     count = len(unreadable)

@@ -1,4 +1,4 @@
-"""A batch on its way from the processes that read files to the training device."""
+"""Batches on their way from the processes that read files to the training device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 @dataclass
 class Packed:
-    """A batch as the workers send it: uint8 images [N, S, S, 3] of the student, of the teacher and of those that become
-    strong views, or (path, why) of the first file that is damaged."""
+    """Batch as sent by the workers: uint8 images [N, S, S, 3] for the student, the teacher and the strong views, or
+    (path, reason) of the first damaged file."""
 
     image: Tensor
     label: Tensor
@@ -32,18 +32,19 @@ class Packed:
         return replace(self, **{name: change(value) for name, value in self.tensors.items()})
 
     def pin_memory(self) -> Packed:
-        """Return the batch in memory from which a GPU takes it while the host goes on. The loader asks for it by this
-        name, and passes over what does not have it."""
+        """Return the batch in page-locked memory, from which a GPU copies while the host continues. The loader calls
+        it by this name, and skips objects without it."""
         return self.changed(Tensor.pin_memory)
 
 
 def on_device(batches: Iterable[Packed], device: torch.device) -> Iterator[tuple[Packed, Tensor]]:
-    """Yield each batch on the device, and its index on the host. A GPU is sent the next one while it works on this."""
+    """Yield each batch on the device, and its index on the host. The next batch is copied to a GPU while it works on
+    this one."""
     if device.type != "cuda":
         yield from ((packed, packed.index) for packed in batches)
         return
     side = torch.cuda.Stream(device=device)
-    waiting: list[tuple[Packed, Tensor, Any]] = []  # with the event after which a batch is there
+    waiting: list[tuple[Packed, Tensor, Any]] = []  # with the event that marks a batch as copied
     for packed in batches:
         with torch.cuda.stream(side):
             sent = packed.changed(lambda x: x.to(device, non_blocking=True))
@@ -55,7 +56,7 @@ def on_device(batches: Iterable[Packed], device: torch.device) -> Iterator[tuple
 
 
 def arrived(packed: Packed, index: Tensor, sent: Any) -> tuple[Packed, Tensor]:
-    """Let the stream that reads a batch wait for it, and its memory for the stream."""
+    """Make the stream that reads a batch wait for it, and the batch's memory for the stream."""
     reads = torch.cuda.current_stream(packed.image.device)
     reads.wait_event(sent)
     for tensor in packed.tensors.values():

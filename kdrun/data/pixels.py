@@ -1,4 +1,5 @@
-"""Image files as tensors, in Pillow's pixels: torchvision's decoders give them in two thirds of the time."""
+"""Image files as tensors with exactly Pillow's pixels, through torchvision's decoders, which take two thirds of the
+time."""
 
 from __future__ import annotations
 
@@ -15,17 +16,17 @@ from torch import Tensor
 
 from kdrun.data.decode import rgb_pixels
 
-# Not PNG: a damaged one can kill the process in torchvision 0.29. Nothing to gain for the others.
+# Not PNG: a damaged one can kill the process in torchvision 0.29. For the others there is no gain.
 FORMATS = ("JPEG", "WEBP")
 MODES = ("RGB", "L")
 ORIENTATION = 0x0112  # the EXIF tag
 
-# Parts of a JPEG: frames as all decoders know them; tables, comments and Adobe's note on colours.
+# Segments of a JPEG: frames that all decoders support; tables, comments and Adobe's colour marker.
 FRAMES = (b"\xc0", b"\xc1", b"\xc2")
 PASSED = (b"\xdb", b"\xc4", b"\xdd", b"\xfe", b"\xee")
-MOST_PIXELS = 50_000_000  # of more Pillow may say something
+MOST_PIXELS = 50_000_000  # above this, Pillow may warn or refuse
 
-# As `ImageOps.exif_transpose` turns what a camera held otherwise; [3, H, W] -> [3, H, W].
+# Rotations by EXIF orientation, as in `ImageOps.exif_transpose`; [3, H, W] -> [3, H, W].
 TURNED: dict[int, Callable[[Tensor], Tensor]] = {
     2: lambda pixels: pixels.flip(2),
     3: lambda pixels: pixels.flip((1, 2)),
@@ -36,22 +37,22 @@ TURNED: dict[int, Callable[[Tensor], Tensor]] = {
     8: lambda pixels: pixels.rot90(1, (1, 2)),
 }
 
-# torchvision warns with every image that its decoders will move into a package of their own, and torch of bytes that
-# nothing must be written to: nothing is.
+# torchvision warns for every image that its decoders will move to a separate package; torch warns about read-only
+# bytes, to which nothing is written here.
 warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torchvision\.io")
 warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
 
 
 def read_pixels(path: str | os.PathLike[str]) -> Tensor:
-    """One file as uint8 [3, H, W], channels last in memory: the pixels of `read_image`, and its errors.
+    """Read one file as uint8 [3, H, W], channels last in memory: the pixels of `read_image`, and its errors.
 
-    Whatever torchvision refuses, or would not read as Pillow does, is Pillow's.
+    Pillow reads whatever torchvision refuses, or would read differently.
     """
     from PIL import Image
 
     with open(path, "rb", buffering=0) as file:
         encoded = file.readall()
-    with suppress(RuntimeError):  # whether it is damaged is for Pillow to say
+    with suppress(RuntimeError):  # Pillow decides whether it is damaged
         if is_plain_jpeg(encoded) and "JPEG" in alike():
             return decoded(encoded)
     with Image.open(io.BytesIO(encoded)) as image:
@@ -63,8 +64,8 @@ def read_pixels(path: str | os.PathLike[str]) -> Tensor:
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:
-    """Return True for a JPEG in grey or colour whose head holds nothing that its pixels depend on, such as the camera's
-    orientation. Pillow's own look at it takes a tenth of the time of decoding."""
+    """Return True for a grey or colour JPEG whose header contains nothing that affects its pixels, such as the
+    camera's orientation. Pillow's own check takes a tenth of the decoding time."""
     known, at = False, 2
     if not encoded.startswith(b"\xff\xd8"):
         return False
@@ -83,13 +84,13 @@ def is_plain_jpeg(encoded: bytes) -> bool:
 
 
 def turned(pixels: Tensor, orientation: Any) -> Tensor:
-    """[3, H, W] upright by its EXIF tag."""
+    """Rotate [3, H, W] upright according to its EXIF tag."""
     turn = TURNED.get(orientation)
     return pixels if turn is None else turn(pixels).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def decoded(encoded: bytes) -> Tensor:
-    """uint8 [3, H, W] by torchvision. Raises RuntimeError for what it does not read."""
+    """Decode to uint8 [3, H, W] by torchvision. Raises RuntimeError for formats that it does not read."""
     from torchvision.io import ImageReadMode, decode_image
 
     with unprinted():
@@ -98,8 +99,8 @@ def decoded(encoded: bytes) -> Tensor:
 
 @contextmanager
 def unprinted() -> Iterator[None]:
-    """Meanwhile a C library's remarks go nowhere: libjpeg prints one for each image that is damaged a little, without
-    its name."""
+    """Discard a C library's output in this block: libjpeg prints a line for each slightly damaged image, without its
+    name."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no stderr
@@ -115,24 +116,24 @@ def unprinted() -> Iterator[None]:
 
 @cache
 def nowhere() -> int:
-    """Return a file descriptor that swallows what is written to it."""
+    """Return a file descriptor that discards whatever is written to it."""
     return os.open(os.devnull, os.O_WRONLY)
 
 
 @cache
 def alike() -> frozenset[str]:
-    """The formats in which this torchvision has Pillow's pixels, tried on an image of each kind: other builds come with
-    other libraries, or with none, and later versions are to come without decoders."""
+    """Return the formats in which this torchvision gives Pillow's pixels, tested with an image of each kind: other
+    builds have other libraries or none, and later versions may lack decoders."""
     found = set()
     for name in FORMATS:
-        with suppress(Exception):  # no decoder, or none of Pillow's to compare with
+        with suppress(Exception):  # no decoder in torchvision or in Pillow
             if all(is_alike(encoded) for encoded in samples(name)):
                 found.add(name)
     return frozenset(found)
 
 
 def is_alike(encoded: bytes) -> bool:
-    """Return True if torchvision has Pillow's pixels of an image."""
+    """Return True if torchvision gives Pillow's pixels for an image."""
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:
@@ -140,7 +141,7 @@ def is_alike(encoded: bytes) -> bool:
 
 
 def samples(name: str) -> Iterator[bytes]:
-    """An image in full and in halved colours, at once and by and by, and in grey."""
+    """Yield an image with full and halved chroma, baseline and progressive, and in grey."""
     from PIL import Image
 
     ramp = torch.arange(52)[:, None, None] * torch.tensor([3, 5, 11]) + torch.arange(37)[:, None] * 7

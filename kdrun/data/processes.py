@@ -1,4 +1,4 @@
-"""Processes that help a run, and leave the signals that reach the whole process group to it."""
+"""Helper processes of a run, which leave signals to the process group to their parent."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # to save and end
+REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)  # requests to end
 
 
 def ignore_signals(except_term: bool = False) -> None:
-    """Leave signals to the parent process, which ends this one. except_term: but SIGTERM, by which a pool ends its
-    processes where one of them has died."""
+    """Leave signals to the parent process, which ends this one. except_term: keep SIGTERM, by which a pool ends its
+    processes if one of them has died."""
     for number in REQUESTS:
         signal.signal(number, signal.SIG_DFL if except_term and number == signal.SIGTERM else signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
 
 
 def outlive_group_signal(worker: int) -> None:
-    """Leave signals to the parent process, as a loader's worker: what reaches the whole process group would kill it
-    before its run has saved. A second SIGTERM ends it, which is how PyTorch and Python end what is left over."""
+    """Leave signals to the parent process, in a loader's worker: a signal to the whole process group would kill it
+    before its run has saved. A second SIGTERM ends it, as PyTorch and Python do with left-over processes."""
     ignore_signals()
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class ShieldedProcess(SpawnProcess):
-    """A process that no signal reaches before it has said what it makes of them: until then a Ctrl-C would end it with
+    """Process that is protected from signals until it has set its handlers: before that, a Ctrl-C would end it with
     a traceback on the terminal."""
 
     def start(self) -> None:
@@ -43,15 +43,16 @@ class ShieldedProcess(SpawnProcess):
 
 
 class ShieldedContext(SpawnContext):
-    """Spawned processes, not forked: the parent may already run the threads of torch or of a progress bar."""
+    """Context of spawned processes, not forked ones: the parent may already run threads of torch or of a progress
+    bar."""
 
     Process = ShieldedProcess
 
 
 @contextmanager
 def process_pool(count: int, initializer: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
-    """Processes that leave signals to this one. Where it is left by an error or a signal, what waits is dropped."""
-    from concurrent.futures import ProcessPoolExecutor  # slow to import: only for what has to be decoded or made
+    """Provide a pool of processes that leave signals to this one. On an error or a signal, pending work is dropped."""
+    from concurrent.futures import ProcessPoolExecutor  # slow to import: only if there is work
 
     pool = ProcessPoolExecutor(count, ShieldedContext(), partial(begin_helper, initializer))
     try:

@@ -26,13 +26,13 @@ Operation = Callable[[Tensor, Tensor], Tensor]  # (image uint8 [n, 3, H, W], how
 
 
 def strong_draws(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """The draws of samples `index` [N], float64 [N, 7] in [0, 1): operation and magnitude of each round, then side and
-    centre of the square."""
+    """Return the draws of samples `index` [N], float64 [N, 7] in [0, 1): operation and magnitude of each round, then
+    side and centre of the square."""
     return uniform(key_of(seed, epoch, STRONG), index, 2 * ROUNDS + 3)
 
 
 def operations_of(draws: Tensor) -> Tensor:
-    """Positions in `OPERATIONS`, int64 [N, ROUNDS]."""
+    """Return positions in `OPERATIONS`, int64 [N, ROUNDS]."""
     return (draws[:, : 2 * ROUNDS : 2] * len(OPERATIONS)).long()
 
 
@@ -42,8 +42,8 @@ def counts_of(operations: Tensor, kinds: int | None = None) -> list[list[int]]:
 
 
 def strengthen(image: Tensor, draws: Tensor, counts: list[list[int]]) -> Tensor:
-    """image uint8 [N, 3, H, W] augmented by its `draws`. counts: `counts_of` them, which the host must know to launch
-    one kernel per operation; taken from the device here, they would make it wait."""
+    """Augment image uint8 [N, 3, H, W] by its `draws`. counts: `counts_of` them, which the host needs to launch one
+    kernel per operation; reading them from the device here would make it wait."""
     operations = operations_of(draws)
     for step in range(ROUNDS):
         level = draws[:, 2 * step + 1].float()
@@ -63,13 +63,13 @@ def one_each(
 
 
 def blend(low: Tensor, image: Tensor | int, factor: Tensor) -> Tensor:
-    """low + factor·(image - low), cut to 0 … 255 and truncated to uint8 as Pillow does."""
+    """Return low + factor·(image - low), clipped to 0 … 255 and truncated to uint8 as in Pillow."""
     low = low.float()
     return (low + factor * (image - low)).clamp(0, 255).to(torch.uint8)
 
 
 def shade(image: Tensor) -> Tensor:
-    """Pillow's luma [n, 1, H, W] of image uint8 [n, 3, H, W], as int32 in 0 … 255."""
+    """Return Pillow's luma [n, 1, H, W] of image uint8 [n, 3, H, W], as int32 in 0 … 255."""
     red, green, blue = image.int().split(1, dim=1)
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
@@ -89,7 +89,7 @@ def contrast(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def sharpness(image: Tensor, factor: Tensor) -> Tensor:
-    """Towards a 3x3 mean in which the centre counts five times, or away from it; the border stays."""
+    """Blend towards a 3x3 mean in which the centre counts five times, or away from it; the border is unchanged."""
     wide = image.int()
     rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
@@ -99,7 +99,7 @@ def sharpness(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(image: Tensor, bits: Tensor) -> Tensor:
-    """Keep that many of the highest bits, rounded down."""
+    """Keep this many of the highest bits, rounded down."""
     cleared = 8 - bits.int()
     return ((image.int() >> cleared) << cleared).to(torch.uint8)
 
@@ -125,7 +125,7 @@ def identity(image: Tensor, _: Tensor) -> Tensor:
 
 
 def rotate(image: Tensor, degrees: Tensor) -> Tensor:
-    """Turn counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the centre."""
     angle = degrees * (-math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     x, y = image.shape[3] / 2, image.shape[2] / 2
@@ -152,8 +152,8 @@ Row = tuple[Tensor | float, Tensor | float, Tensor | float]
 
 
 def resample(image: Tensor, to_x: Row, to_y: Row) -> Tensor:
-    """Pillow's nearest-neighbour affine transform: the pixel at (x, y) is the one that contains (a·x + b·y + c,
-    d·x + e·y + f), measured at pixel centres, or black outside. to_x = (a, b, c), to_y = (d, e, f)."""
+    """Apply Pillow's nearest-neighbour affine transform: the pixel at (x, y) is the one that contains (a·x + b·y +
+    c, d·x + e·y + f), measured at pixel centres, or black outside. to_x = (a, b, c), to_y = (d, e, f)."""
     n, channels, height, width = image.shape
     y = torch.arange(height, device=image.device).view(1, 1, -1, 1) + 0.5
     x = torch.arange(width, device=image.device).view(1, 1, 1, -1) + 0.5
@@ -165,7 +165,7 @@ def resample(image: Tensor, to_x: Row, to_y: Row) -> Tensor:
 
 
 def cutout(image: Tensor, draws: Tensor) -> Tensor:
-    """Paint a square grey: draws [N, 3] in [0, 1) are its side over half the image's, and its centre's x and y."""
+    """Paint a square grey. draws [N, 3] in [0, 1): its side over half the image's, and its centre's x and y."""
     height, width = image.shape[2:]
     side = CUTOUT_SHARE * width * draws[:, 0]
     inside = []
@@ -180,7 +180,7 @@ def cutout(image: Tensor, draws: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An operation of the strong view: `kernel` at a magnitude between low and high, by a level in [0, 1)."""
+    """Operation of the strong view: `kernel` at a magnitude between low and high, by a level in [0, 1)."""
 
     kernel: Operation
     low: float = 0

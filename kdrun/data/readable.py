@@ -1,4 +1,4 @@
-"""Every image of a tree decoded once, to know which of them cannot be read, and what the others look like."""
+"""Check of every image of a tree by decoding it once: which cannot be read, and statistics of the others."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CHUNK = 16
 
 @dataclass
 class Checked:
-    """What decoding all images of a tree told. unreadable: (position, why). sizes: (width, height) -> how many images.
-    moments: of each image the means over its pixels of x and of x * x [N, 2, 3], x in [0, 1]; not a number for an
+    """Results of decoding all images of a tree. unreadable: (position, reason); sizes: (width, height) -> number of
+    images; moments: for each image the means over its pixels of x and of x * x [N, 2, 3], x in [0, 1]; NaN for an
     unreadable one."""
 
     moments: np.ndarray
@@ -56,17 +56,17 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
 
 
 def _look_at(path: Path) -> str | tuple[tuple[int, int], np.ndarray]:
-    """Why a file cannot be read, or its size and moments."""
+    """Return why a file cannot be read, or its size and moments."""
     try:
         pixels = read_image(path, None)
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damaged files
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and own types for damaged files
         return why_unreadable(error, path)
     values = pixels.reshape(-1, 3).astype(np.float32) / 255
     return (pixels.shape[1], pixels.shape[0]), np.stack([values.mean(0, np.float64), (values**2).mean(0, np.float64)])
 
 
 def readable_part(tree: Tree, cache: Path, track: Track = untracked) -> tuple[Tree, list[tuple[str, str]]]:
-    """The tree without the images that cannot be read, and (image, why) of those; found once for a tree's content.
+    """Return the tree without unreadable images, and (image, reason) for those; determined once per content of a tree.
 
     Raises DataError for a class without a readable image.
     """
@@ -82,7 +82,7 @@ def readable_part(tree: Tree, cache: Path, track: Track = untracked) -> tuple[Tr
 
 
 def without(tree: Tree, positions: list[int]) -> Tree:
-    """The tree without some of its images. Raises DataError for a class that this empties."""
+    """Return the tree without some of its images. Raises DataError for a class that this empties."""
     if not positions:
         return tree
     kept = np.setdiff1d(np.arange(len(tree.labels)), positions)

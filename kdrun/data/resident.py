@@ -1,4 +1,4 @@
-"""CIFAR-sized sets as one uint8 tensor on the training device: no workers, no order to lose."""
+"""Resident data sets: small sets (such as CIFAR) as one uint8 tensor on the training device, without workers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kdrun.streams import key_of
 from kdrun.structures import Batch
 
 Stats = tuple[list[float], list[float]]
-CACHED = 2**17  # numbers at which `Normalise` works at once
+CACHED = 2**17  # numbers that `Normalise` processes at a time
 
 
 class Normalise:
-    """uint8 [N, H, W, 3] -> (x / 255 - mean) / std as float32 [N, 3, H, W] in channels-last memory."""
+    """Normalisation of uint8 [N, H, W, 3] to (x / 255 - mean) / std as float32 [N, 3, H, W] in channels-last memory."""
 
     def __init__(self, stats: Stats, device: torch.device):
         mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in stats)
@@ -36,8 +36,8 @@ class Normalise:
     def __call__(self, pixels: Tensor) -> Tensor:
         if pixels.device.type != "cpu":
             return pixels.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
-        # The same, by whole rows, since a loop over three numbers takes a CPU three times as long, and few at a time,
-        # which stay in its caches.
+        # The same by whole rows, since a loop over three channels takes a CPU three times as long, and in chunks that
+        # fit its caches.
         width, rows = pixels.shape[2], pixels.flatten(0, 1).flatten(1)
         scale, shift = self.scale.repeat(width), self.shift.repeat(width)
         made = torch.empty(rows.shape, dtype=torch.float32)
@@ -47,12 +47,12 @@ class Normalise:
         return made.view(pixels.shape).permute(0, 3, 1, 2)
 
     def unit(self, image: Tensor) -> Tensor:
-        """The same for images that are floats in [0, 1], [N, 3, H, W]."""
+        """Normalise images that are floats in [0, 1], [N, 3, H, W]."""
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class PaddedImages:
-    """All training images, padded once, from which any window is one strided gather."""
+    """All training images, padded once; any window is one strided gather."""
 
     def __init__(self, images: np.ndarray, augment: Augment, device: torch.device):
         pixels = torch.from_numpy(np.ascontiguousarray(images))
@@ -78,15 +78,15 @@ class PaddedImages:
         return F.pad(channels_first, (pad,) * 4).permute(0, 2, 3, 1).contiguous()
 
     def crop(self, index: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """Windows uint8 [N, H, W, 3] of samples `index` whose corners are (row, column) in the padded image."""
+        """Return windows uint8 [N, H, W, 3] of samples `index` whose corners are (row, column) in the padded image."""
         start = index * self.image_bytes + row * self.row_bytes + column * 3
         return self.windows[start].view(-1, self.side, self.side, 3)
 
 
 @dataclass
 class Drawn:
-    """An epoch: its order of the samples, [num_samples], and how each of them looks, to the teacher too where that is
-    another view."""
+    """Draws of an epoch: the order of the samples, [num_samples], and how each of them looks, to the teacher too if
+    that is another view."""
 
     order: Tensor
     views: Views
@@ -98,8 +98,9 @@ class Drawn:
 class ResidentTrain:
     """Shuffled, augmented training batches; the last one may be small. Everything is a function of (seed, epoch).
 
-    views: what to make beside the usual view; "strong" fills `Batch.strong` from a crop and flip of its own. part: the
-    images of each batch that it makes, where several processes share them out; `batch_size` is that of all together.
+    views: views to make in addition to the usual one; "strong" fills `Batch.strong` from its own crop and flip. part:
+    this process's images of each batch, if several processes share them; `batch_size` is that of all processes
+    together.
     """
 
     def __init__(
@@ -133,24 +134,24 @@ class ResidentTrain:
 
     @property
     def teacher_sees_the_same(self) -> bool:
-        """True if each sample looks the same to the teacher in every epoch."""
+        """Return True if each sample looks the same to the teacher in every epoch."""
         return self.augment.same_for_teacher(self.teacher_view)
 
     def teacher_images(self) -> Iterator[Tensor]:
-        """What the teacher sees of the samples in their own order, in full batches: the last one goes on with the first
-        samples. Only where `teacher_sees_the_same`."""
+        """Yield the teacher's images of the samples in their own order, in full batches: the last one is filled with
+        the first samples. Only if `teacher_sees_the_same`."""
         assert self.teacher_sees_the_same
         size = self.own_batch_size
         order = torch.arange(-(-self.num_samples // size) * size, device=self.device) % self.num_samples
         views = self._teacher_views(0, order)
-        if views is None:  # nothing is augmented
+        if views is None:  # no augmentation
             views = centre_views(self.augment, self.num_samples, self.device)
         for start in range(0, self.num_samples, size):
             window = slice(start, start + size)
             yield self.view(order[window], views, window)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, … of `epoch`."""
+        """Yield batches `start`, `start` + 1, … of `epoch`."""
         drawn = self.draw(epoch)
         for step in range(start, self.steps_per_epoch):
             begin = step * self.batch_size
@@ -158,7 +159,7 @@ class ResidentTrain:
             yield self.batch(drawn.order[window], drawn, window, share)
 
     def draw(self, epoch: int) -> Drawn:
-        """Draw everything that `epoch` is made by."""
+        """Draw everything random in `epoch`."""
         order = shuffled(self.num_samples, self.seed, epoch, self.device)
         strong = Strong(self, epoch, order) if "strong" in self.views else None
         teacher_views = self._teacher_views(epoch, order)
@@ -166,8 +167,8 @@ class ResidentTrain:
         return Drawn(order, self._draw(epoch, VIEW, order), teacher_views, mixing, strong)
 
     def batch(self, index: Tensor, drawn: Drawn, window: slice = slice(0), share: Share | None = None) -> Batch:
-        """Samples `index` [N], which stand at `window` of the epoch's order, as they look in it. The window is read
-        where there are late views or strong ones. share: which of the batch they are."""
+        """Return samples `index` [N], at position `window` of the epoch's order, as they look in this epoch. The
+        position is used if there are late or strong views. share: this process's part of the batch."""
         image, label, mixed = self.view(index, drawn.views, window), self.device_labels[index], None
         if drawn.mixing is not None:
             image, mixed = drawn.mixing(image, label, index)
@@ -177,17 +178,17 @@ class ResidentTrain:
 
     @property
     def recordable(self) -> bool:
-        """True if a batch is made by the same operations in every step, whatever its samples are."""
+        """Return True if every batch is made by the same operations, independent of its samples."""
         return not self.views and not self.late.active
 
     @property
     def everything(self) -> Tensor:
-        """The index of every sample."""
+        """Return the index of every sample."""
         return torch.arange(self.num_samples, device=self.device)
 
     def _draw(self, epoch: int, purpose: int, order: Tensor) -> Views:
         views = draw_views(self.augment, self.seed, epoch, self.num_samples, purpose, self.device)
-        if purpose != STRONG_VIEW:  # which has its own
+        if purpose != STRONG_VIEW:  # has its own
             views.late = self.late.view(epoch, purpose, self.everything, order)
         return views
 
@@ -199,8 +200,8 @@ class ResidentTrain:
         return self._draw(teacher_epoch(self.teacher_view, epoch), TEACHER_VIEW, order)
 
     def view(self, index: Tensor, views: Views, window: slice = slice(0)) -> Tensor:
-        """The normalised images of samples `index`, which stand at `window` of the epoch's order, as `views` draws
-        them."""
+        """Return the normalised images of samples `index`, at position `window` of the epoch's order, as drawn in
+        `views`."""
         image, late = self.drawn(index, views), views.late
         if late is not None and late.policy is not None:
             image = late.policy(as_pixels(image), index, window).permute(0, 2, 3, 1).contiguous()
@@ -208,8 +209,8 @@ class ResidentTrain:
         return image if late is None or late.erasing is None else late.erasing(image, index)
 
     def drawn(self, index: Tensor, views: Views) -> Tensor:
-        """The images before normalisation: uint8 [N, H, W, 3], or, where warped or jittered, floats in [0, 1]
-        [N, 3, H, W]."""
+        """Return the images before normalisation: uint8 [N, H, W, 3] or, if warped or jittered, floats in [0, 1] [N,
+        3, H, W]."""
         pixels = self.images.crop(index, views.row[index], views.column[index])
         if views.flip is not None:
             pixels = torch.where(views.flip[index].view(-1, 1, 1, 1), pixels.flip(2), pixels)
@@ -224,28 +225,29 @@ class ResidentTrain:
 
 
 class Strong:
-    """One epoch's strong views: RandAugment and Cutout before the normalisation, on a crop and flip of their own."""
+    """Strong views of one epoch: RandAugment and Cutout before the normalisation, on their own crop and flip."""
 
     def __init__(self, loader: ResidentTrain, epoch: int, order: Tensor):
         self.loader = loader
         self.views = loader._draw(epoch, STRONG_VIEW, order)
         self.draws = strong_draws(loader.seed, epoch, loader.everything)
-        self.operations = operations_of(self.draws)[order].cpu()  # once an epoch: see `strengthen`
+        self.operations = operations_of(self.draws)[order].cpu()  # once per epoch: see `strengthen`
 
     def __call__(self, index: Tensor, window: slice) -> Tensor:
-        """Of samples `index` [N], which stand at `window` of the epoch's order: normalised [N, 3, H, W]."""
+        """Return the strong views of samples `index` [N], at position `window` of the epoch's order: normalised [N,
+        3, H, W]."""
         pixels = as_pixels(self.loader.drawn(index, self.views))
         strong = strengthen(pixels, self.draws[index], counts_of(self.operations[window]))
         return self.loader.normalise(strong.permute(0, 2, 3, 1).contiguous())
 
 
 def as_pixels(image: Tensor) -> Tensor:
-    """Return images as `ResidentTrain.drawn` returns them, as uint8 [N, 3, H, W]."""
+    """Return the output of `ResidentTrain.drawn` as uint8 [N, 3, H, W]."""
     return image.permute(0, 3, 1, 2) if image.dtype == torch.uint8 else (255 * image).round().to(torch.uint8)
 
 
 class ResidentEval:
-    """Unaugmented batches in the set's own order; of several processes each makes some of them."""
+    """Unaugmented batches in the set's own order; several processes share the batches."""
 
     def __init__(
         self,
@@ -263,19 +265,19 @@ class ResidentEval:
         self.normalise = Normalise(stats, device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(image [N, 3, H, W], label [N])."""
+        """Yield (image [N, 3, H, W], label [N])."""
         for start in self.part.turns(self.num_samples, self.batch_size):
             window = slice(start, start + self.batch_size)
             yield self.normalise(self.images[window]), self.labels[window]
 
 
 def shuffled(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    """The order of an epoch's samples: a permutation of 0 … count-1, a function of (seed, epoch)."""
+    """Return the order of an epoch's samples: a permutation of 0 … count-1, a function of (seed, epoch)."""
     return permutation(key_of(seed, epoch, ORDER), count, device)
 
 
 def measured_stats(images: np.ndarray) -> Stats:
-    """Per-channel mean and standard deviation of uint8 images [N, H, W, 3], on the scale [0, 1]."""
+    """Return the per-channel mean and standard deviation of uint8 images [N, H, W, 3], on the scale [0, 1]."""
     total, squares, count = np.zeros(3), np.zeros(3), 0
     for start in range(0, len(images), 1000):
         part = images[start : start + 1000].reshape(-1, 3).astype(np.float64) / 255

@@ -1,4 +1,4 @@
-"""A data set as the rest of kdrun sees it, and the one way in which anything is split."""
+"""Data sets as the rest of kdrun sees them, and the one way in which they are split."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdrun.display import plural
 from kdrun.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class ArraySet:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Image files that are read while training: paths relative to root, labels int64 [N]. resized: what is kept of
-    them, which is then read instead."""
+    """Image files that are read during training: paths relative to root, labels int64 [N]. resized: their cached
+    pixels, which are read instead."""
 
     root: Path
     paths: list[str]
@@ -52,8 +53,8 @@ AnySet = ArraySet | FileSet
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits of one kind, class names in label order, and the notes a user should read once. unreadable: (image, why)
-    of those that were left out."""
+    """Data set with splits of one kind, class names in label order, and notes for the user. unreadable: (image,
+    reason) for those left out."""
 
     train: AnySet
     test: AnySet
@@ -69,17 +70,17 @@ class Dataset:
 
 
 def first_of(count: int, fraction: float) -> int:
-    """Return how many images of a class of `count` a stratified split puts first."""
+    """Return how many of a class's `count` images a stratified split puts first."""
     return min(max(round(fraction * count), 1), count - 1)
 
 
 def stratified_split(
     labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of (first, rest), each sorted: `fraction` of every class, rounded, goes first.
+    """Return the sorted indices of (first, rest): `fraction` of every class, rounded, goes first.
 
-    At least one image of each class lands on either side, so a class needs two. The split depends on labels, fraction
-    and seed alone. Raises DataError where a class is too small.
+    At least one image of each class is on either side, so a class needs two. The split depends only on labels, fraction
+    and seed. Raises DataError if a class is too small.
     """
     generator = np.random.default_rng(seed)
     first = []
@@ -87,7 +88,7 @@ def stratified_split(
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             name = class_names[label] if class_names else label
-            raise DataError(f"class {name} has {len(members)} image(s); a stratified split needs two of every class.")
+            raise DataError(f"class {name} has only {plural(len(members), 'image')}; a split needs at least two.")
         first.append(generator.permutation(members)[: first_of(len(members), fraction)])
     chosen = np.sort(np.concatenate(first))
     rest = np.setdiff1d(np.arange(len(labels)), chosen)
@@ -95,7 +96,7 @@ def stratified_split(
 
 
 def limited(data: AnySet, limit: int | None, seed: int, class_names: Sequence[str] = ()) -> AnySet:
-    """A stratified sample of about `limit` images, or everything."""
+    """Return a stratified sample of about `limit` images, or everything."""
     if limit is None or limit >= len(data):
         return data
     return data.take(stratified_split(data.labels, limit / len(data), seed, class_names)[0])

@@ -1,4 +1,4 @@
-"""Class-folder sets of any size through DataLoader workers; the device normalises what they send as uint8."""
+"""Streamed data sets: class folders of any size, read by DataLoader workers as uint8 and normalised on the device."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ AS_IT_IS = "stretch"  # how an image is resized that has its size already
 
 
 def as_sent(packed: Any) -> Any:
-    """Return a batch that was packed where it was read."""
+    """Return a batch unchanged: it was packed by the worker that read it."""
     return packed
 
 
 class Decoder(Dataset[Packed]):
-    """Keys (epoch, index) of a batch -> the batch. epoch -1 is the unaugmented view."""
+    """Data set for a DataLoader: keys (epoch, index) of a batch -> the batch. epoch -1 is the unaugmented view."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Decoder(Dataset[Packed]):
         return len(self.files)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Packed:
-        """Each file is decoded at most once, whatever is made of it, and written to its place in the batch."""
+        """Decode each file once for all of its views, written to their places in the batch."""
         epoch, index = keys[0][0], torch.tensor([index for _, index in keys])
         views = self.views_of(epoch, index)
         made: dict[str, Any] = {
@@ -71,7 +71,7 @@ class Decoder(Dataset[Packed]):
             path = os.path.join(self.files.root, self.files.paths[one])
             try:
                 pixels = read_pixels(path) if self.files.resized is None else self.files.resized[one]
-            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and its own kinds for damage
+            except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and own types for damage
                 nothing = torch.empty(0)
                 return Packed(nothing, nothing, nothing, problem=(path, why_unreadable(error, path)))
             for name, view in views.items():
@@ -79,7 +79,7 @@ class Decoder(Dataset[Packed]):
         return Packed(label=torch.from_numpy(self.files.labels)[index], index=index, **made)
 
     def views_of(self, epoch: int, index: Tensor) -> dict[str, list[View]]:
-        """What is made of samples `index` [N], by its name in `Packed`: N functions of what is decoded."""
+        """Return the views of samples `index` [N], by name in `Packed`: N functions of the decoded image."""
         plain: list[View] = [self.plain] * len(index)
         if epoch < 0:
             return {"image": plain}
@@ -96,8 +96,8 @@ class Decoder(Dataset[Packed]):
 
 
 class EpochBatches:
-    """A batch sampler whose epoch is set from outside, so that the workers live on between epochs. part: of each batch;
-    of batches in the set's own order, without a seed, whole ones in turn."""
+    """Batch sampler whose epoch is set from outside, so that the workers persist between epochs. part: this
+    process's part of each batch; without a seed (the set's own order), processes take whole batches in turn."""
 
     def __init__(self, count: int, batch_size: int, seed: int | None, part: Part, unit: int = 1):
         self.count, self.batch_size, self.seed, self.part, self.unit = count, batch_size, seed, part, unit
@@ -108,7 +108,7 @@ class EpochBatches:
 
     @property
     def starts(self) -> range:
-        """Where the batches begin."""
+        """Return the starts of the batches."""
         if self.seed is None:
             return self.part.turns(self.count, self.batch_size)
         return range(self.start * self.batch_size, self.count, self.batch_size)
@@ -124,12 +124,12 @@ class EpochBatches:
             yield [(self.epoch, int(index)) for index in order[window]]
 
     def cut(self, start: int) -> tuple[slice, Share | None]:
-        """What this process takes of the batch that begins at `start`."""
+        """Return this process's part of the batch that begins at `start`."""
         return self.part.cut(start, min(start + self.batch_size, self.count), self.unit)
 
 
 class Stream:
-    """What training and evaluation share: workers and packing."""
+    """Stream of packed batches, shared by training and evaluation: workers and packing."""
 
     def __init__(
         self,
@@ -150,22 +150,23 @@ class Stream:
             pin_memory=device.type == "cuda",
             persistent_workers=count > 0,
             worker_init_fn=outlive_group_signal,
-            generator=torch.Generator(),  # otherwise every epoch would draw from the global one
+            generator=torch.Generator(),  # otherwise every epoch would draw from the global generator
         )
 
     def packed(self) -> Iterator[tuple[Packed, Tensor]]:
-        """Each batch on the device, and its index on the host."""
+        """Yield each batch on the device, and its index on the host."""
         return on_device(self.read(), self.device)
 
     def read(self) -> Iterator[Packed]:
-        """Raises DataError for a damaged file: with dataset.on_error=skip the set was made without those."""
+        """Yield the batches. Raises DataError for a damaged file: with dataset.on_error=skip the set excludes these
+        beforehand."""
         for packed in self.loader:
             if packed.problem:
                 raise cannot_be_read(*packed.problem)
             yield packed
 
     def finished(self, pixels: Tensor, late: LateView | None = None) -> Tensor:
-        """uint8 [N, S, S, 3] -> normalised channels-last float32, with what `late` draws for it."""
+        """Convert uint8 [N, S, S, 3] to normalised channels-last float32, with the late augmentation `late`."""
         whole = slice(None)
         if late is not None and late.policy is not None:
             pixels = channels_last(late.policy(channels_first(pixels), whole, whole))
@@ -174,12 +175,12 @@ class Stream:
 
 
 def channels_first(pixels: Tensor) -> Tensor:
-    """[N, H, W, 3] -> [N, 3, H, W], in memory too."""
+    """Convert [N, H, W, 3] to [N, 3, H, W], in memory too."""
     return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def channels_last(pixels: Tensor) -> Tensor:
-    """[N, 3, H, W] -> [N, H, W, 3], in memory too."""
+    """Convert [N, 3, H, W] to [N, H, W, 3], in memory too."""
     return pixels.permute(0, 2, 3, 1).contiguous()
 
 
@@ -216,7 +217,7 @@ class StreamTrain(Stream):
         return -(-self.num_samples // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start` + 1, … of `epoch`."""
+        """Yield batches `start`, `start` + 1, … of `epoch`."""
         self.batches_of.epoch, self.batches_of.start = epoch, start
         for begin, (packed, index) in zip(self.batches_of.starts, self.packed(), strict=True):
             _, share = self.batches_of.cut(begin)
@@ -238,7 +239,7 @@ class StreamTrain(Stream):
 
 
 class StreamEval(Stream):
-    """Unaugmented batches in the set's own order; of several processes each makes some of them."""
+    """Unaugmented batches in the set's own order; several processes share the batches."""
 
     def __init__(
         self,
@@ -257,13 +258,14 @@ class StreamEval(Stream):
         self.num_samples, self.batch_size = len(data), batch_size
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(image [N, 3, S, S], label [N])."""
+        """Yield (image [N, 3, S, S], label [N])."""
         for packed, _ in self.packed():
             yield self.finished(packed.image), packed.label
 
 
 def measured_stats(data: FileSet, image_size: int, resize: str, workers: int | None, limit: int = 10_000) -> Stats:
-    """Per-channel mean and standard deviation on [0, 1] over the training files, at most `limit` evenly spaced ones."""
+    """Return the per-channel mean and standard deviation on [0, 1] over the training files, at most `limit` evenly
+    spaced ones."""
     chosen = data.take(np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int)))
     device = torch.device("cpu")
     loader = StreamEval(

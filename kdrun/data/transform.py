@@ -1,4 +1,5 @@
-"""One decoded image of any size -> the network's input size, augmented by a row of a view's draws or not at all."""
+"""Transforms of a decoded image of any size to the network's input size, augmented by a row of a view's draws or not
+at all."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ EVAL_CROP = 0.875  # 224 of 256: the share of the shorter side that the centre c
 
 
 class PlainView:
-    """The unaugmented view, uint8 [3, H, W] -> [3, size, size].
+    """Unaugmented view, uint8 [3, H, W] -> [3, size, size].
 
     resize: stretch (both sides to `size`), fit (the shorter side to `size`, then the centre) or crop (the shorter side
     to size / 0.875, then the centre).
@@ -35,8 +36,8 @@ class PlainView:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A view's draws as plain numbers. areas: (area, aspect ratio) of the attempts; place: (left, top) of the area, as
-    shares; corner: (top, left) in the padded image; colours: brightness, contrast, saturation, hue."""
+    """Draws of a view as plain numbers. areas: (area, aspect ratio) of the attempts; place: (left, top) of the area,
+    as fractions; corner: (top, left) in the padded image; colours: brightness, contrast, saturation, hue."""
 
     flip: bool
     corner: tuple[int, int] | None = None
@@ -47,7 +48,7 @@ class Drawn:
 
 
 class AugmentedView:
-    """An augmented view, (uint8 [3, H, W], what was drawn for it) -> uint8 [3, size, size].
+    """Augmented view, (uint8 [3, H, W], its draws) -> uint8 [3, size, size].
 
     torchvision's functions in the order of its usual transforms: crop, flip, rotation, then brightness, contrast,
     saturation and hue, whose order torchvision shuffles.
@@ -57,7 +58,7 @@ class AugmentedView:
         self.augment, self.size, self.plain = augment, size, PlainView(size, resize)
 
     def drawn(self, draws: Tensor) -> list[Drawn]:
-        """What draws float64 [N, columns] of `view_draws` mean, for each of N samples: at once, since a tensor of one
+        """Interpret draws float64 [N, columns] of `view_draws` for all N samples at once, since a tensor of one
         number takes as long as one of many."""
         augment, resized = self.augment, self.augment.crop == "resized"
         columns: dict[str, list[Any]] = {"flip": (draws[:, FLIP] < augment.flip).tolist()}
@@ -85,7 +86,7 @@ class AugmentedView:
         return image if drawn.colours is None else self.coloured(image, *drawn.colours)
 
     def area(self, pixels: Tensor, areas: list[tuple[float, float]], place: tuple[float, float]) -> Tensor:
-        """A random area, resized."""
+        """Cut out a random area and resize it."""
         height, width = pixels.shape[-2:]
         across, down = shares_of(areas, height / width)
         across, down = max(round(across * width), 1), max(round(down * height), 1)
@@ -93,6 +94,6 @@ class AugmentedView:
         return V.resized_crop_image(pixels, top, left, down, across, [self.size, self.size])
 
     def coloured(self, image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
-        """The image in other colours."""
+        """Change the image's colours."""
         image = V.adjust_saturation(V.adjust_contrast(V.adjust_brightness(image, brightness), contrast), saturation)
         return V.adjust_hue(image, hue)

@@ -1,6 +1,8 @@
-"""Which images lie in a tree, remembered in the user's cache folder: as long as no folder has changed, none is listed
-again. A file that is written anew in its place leaves its folder's time as it was, so files are still asked for their
-own, except in trees that are too large to be known by their content anyway."""
+"""Index of the images in a tree, in the user's cache folder: as long as no folder has changed, none is listed again.
+
+Rewriting a file in place does not change its folder's time, so the files' own times are still checked, except in trees
+too large to be identified by content anyway.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ from kdrun.data.listing import FolderMark, ImageFile, image_file, mark_of
 from kdrun.errors import RunError
 from kdrun.files import DAMAGED_ARCHIVE, write_atomically
 
-WORTH = 10_000  # files; fewer are listed in no time
-VERSION = 1  # of the rules by which a tree is read, and of this file
+WORTH = 10_000  # files; fewer are listed quickly
+VERSION = 1  # of the rules for reading a tree, and of this file's format
 
 
 @dataclass
 class Known:
-    """What listing a tree told, as of `kdrun.data.image_tree.Tree`."""
+    """Result of listing a tree, as in `kdrun.data.image_tree.Tree`."""
 
     files: list[ImageFile]
     labels: np.ndarray
@@ -31,7 +33,7 @@ class Known:
 
 
 def remembered(root: Path) -> Known | None:
-    """Return what is remembered of a tree; None where that is nothing, or where a folder has changed since."""
+    """Return the stored listing of a tree; None if there is none, or if a folder has changed since."""
     try:
         with np.load(index_place(root, ".npz"), allow_pickle=False) as found:
             if int(found["version"]) != VERSION:
@@ -46,14 +48,14 @@ def remembered(root: Path) -> Known | None:
             files = [image_file(path, os.stat(base + path)) for path in paths]
         else:
             files = list(zip(paths, sizes, marks, strict=True))
-    except (OSError, ValueError, KeyError, *DAMAGED_ARCHIVE):  # none, damaged, or a file is gone
+    except (OSError, ValueError, KeyError, *DAMAGED_ARCHIVE):  # missing, damaged, or a file no longer exists
         return None
     return Known(files, labels, names, notes) if len(files) == len(labels) else None
 
 
 def remember(root: Path, known: Known, folders: list[FolderMark], begun: float) -> None:
-    """Keep what listing a tree told, where that took a while and the cache folder can be written. folders: those that
-    were read; begun: when. What changed a moment before could change again within the same tick of the clock."""
+    """Store the listing of a tree, if it took a while and the cache folder is writable. folders: those that were
+    read; begun: start time. Anything that changed just before could change again within the same clock tick."""
     if len(known.files) < WORTH or max(changed for _, _, changed in folders) > begun - SETTLED:
         return
     paths, sizes, marks = zip(*known.files, strict=True)
@@ -75,7 +77,7 @@ def remember(root: Path, known: Known, folders: list[FolderMark], begun: float) 
 
 
 def packed(texts: list[str] | tuple[str, ...]) -> np.ndarray:
-    """Texts of any encoding, one after the other."""
+    """Pack texts of any encoding into one array."""
     return np.frombuffer("".join(f"{text}\0" for text in texts).encode(errors="surrogateescape"), dtype=np.uint8)
 
 

@@ -111,7 +111,8 @@ def submit(
         if cluster == "slurm":
             executor.update_parameters(slurm_additional_parameters={})
     listed = ", ".join(jobs[:8]) + (" …" if len(jobs) > 8 else "")
-    told = f"for {plural(len(groups), 'group')} of lanes: {listed}  {short_path(folder)}"
-    display.fact(plural(len(jobs), "job"), told)
+    display.fact(
+        plural(len(jobs), "job"), f"for {plural(len(groups), 'group')} of lanes: {listed}  {short_path(folder)}"
+    )
     display.fact("progress:", f"kdrun status {name}")
     return jobs

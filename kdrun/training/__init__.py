@@ -1,1 +1,1 @@
-"""One process trains one or several students."""
+"""Training of one or several students in one process."""

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights."""
+"""Moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-foreach: Any = torch  # whose functions on lists are typed as private, though optimizers are made of them
+foreach: Any = torch  # its functions on lists are typed as private, though optimizers use them
 
 
 class Average(nn.Module):
-    """An exponential moving average of a network's parameters and buffers, begun as a copy after the first update.
+    """Exponential moving average of a network's parameters and buffers, started as a copy after the first update.
 
-    The arithmetic and the state are those of `torch.optim.swa_utils.AveragedModel`, whose count of updates lies on the
-    CPU, where every update would have to wait for it.
+    The arithmetic and the state are those of `torch.optim.swa_utils.AveragedModel`, whose count of updates is on the
+    CPU, so that every update would have to wait for it.
     """
 
     n_averaged: Tensor
@@ -31,7 +31,7 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the network as it is now."""
+        """Update the average with the current network."""
         new, old = tensors_of(network), tensors_of(self.module)
         if not self.begun:
             foreach._foreach_copy_(old, new)

@@ -1,6 +1,6 @@
-"""Whether bf16 trains faster than fp32 on this CPU: timed once and kept in the user's cache folder.
+"""Speed of bf16 training relative to fp32 on this CPU, timed once and stored in the user's cache folder.
 
-The processor's flags do not tell: there are server CPUs whose bf16 instructions run at half the rate of fp32.
+The processor's flags are not enough: some server CPUs run bf16 instructions at half the rate of fp32.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from kdrun.hardware import user_cache
 
 ROUNDS = 3
 CHANNELS, SIDE, IMAGES = 32, 16, 32  # of the timed block: the middle of a CIFAR network
-CHOSEN_BY = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # what a user may take from the CPU
+CHOSEN_BY = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # a user may disable CPU features
 
 
 @cache
 def bf16_speedup(machine: str) -> float:
-    """Return how many times as fast as in fp32 a training step is in bf16 on the CPU.
+    """Return the speed of a training step in bf16 relative to fp32 on the CPU.
 
-    machine: whatever tells processors apart; a result is kept for it and for this PyTorch.
+    machine: identifies the processor; the result is stored for it and for this version of PyTorch.
     """
     about = [machine, torch.__version__, *(os.environ.get(name, "") for name in CHOSEN_BY)]
     place = user_cache() / f"bf16-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
     try:
         return float(read_json(place)["speedup"])
-    except (KdrunError, KeyError, TypeError, ValueError):  # never measured, or damaged
+    except (KdrunError, KeyError, TypeError, ValueError):  # not measured yet, or damaged
         found = measured_speedup()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, {"speedup": found, "measured_on": about})
-    except (KdrunError, OSError):  # no home to write to: measured anew next time
+    except (KdrunError, OSError):  # no writable home: measured again next time
         pass
     return found
 
 
 def measured_speedup() -> float:
-    """Time a small block's steps in both types, in turn, in CPU time of one thread, so that other work on the machine
-    matters little."""
+    """Time a small block's steps in both types alternately, in CPU time of one thread, so that other work on the
+    machine has little effect."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -65,7 +65,7 @@ def measured_speedup() -> float:
 
 
 def training_step(dtype: torch.dtype) -> Callable[[], None]:
-    """Return a step, forward and backward, of two convolutions with batch norm, as a run computes it in `dtype`."""
+    """Return a step, forward and backward, of two convolutions with batch norm, computed as in a run in `dtype`."""
     layers = [
         part
         for _ in range(2)

@@ -1,4 +1,4 @@
-"""Objects of a run from its plan: loaders, networks, and what trains."""
+"""Construction of a run's objects from its plan: loaders, networks, lanes."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ class Data:
     overview: tuple[str, str] = ("", "")
 
     def for_teacher(self) -> Data:
-        """Return what the teacher is trained on: the same images with its own probability of a flip."""
+        """Return the data on which the teacher is trained: the same images with its own flip probability."""
         config = replace(self.config, dataset=teachers_images(self.config.teacher, self.config.dataset))
         return replace(self, config=config)
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of how the images were read."""
+        """Return what a user should know about how the images were read."""
         left_out = [unreadable_in_words(self.splits.unreadable)] if self.splits.unreadable else []
         return [*self.splits.notes, *left_out]
 
 
 def load_data(plan: Plan, track: Track = untracked, fill_cache: bool = False) -> Data:
-    """Decode (or map) the images; measure mean and std where `dataset.normalize=measure`, once, into the cache.
-    fill_cache: do what `dataset.cache` asks for, rather than use what is there."""
+    """Decode (or map) the images; measure mean and std for `dataset.normalize=measure`, once, into the cache.
+    fill_cache: fill what `dataset.cache` names, instead of only using what it has."""
     splits = plan.source.load(plan.cache, track, fill_cache=fill_cache)
     options = plan.config.dataset
     if options.normalize == "given":
@@ -105,7 +105,8 @@ def _measured_stats(plan: Plan, splits: Dataset) -> Stats:
 def make_loaders(
     data: Data, batch_size: int, streams: Streams, teacher_view: str, numerics: Numerics, views: tuple[str, ...] = ()
 ) -> Loaders:
-    """Resident tensors for arrays, streaming for files; views: `Method.views` of what trains on them."""
+    """Return loaders: resident tensors for arrays, streams for files. views: `Method.views` of the methods that
+    train on them."""
     from kdrun.data.resident import ResidentTrain
     from kdrun.data.stream import StreamTrain
     from kdrun.training.training_run import Loaders
@@ -127,7 +128,7 @@ def make_loaders(
 
 
 def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader:
-    """Unaugmented batches of `part`, normalised as `data` is, in its own order."""
+    """Return unaugmented batches of `part`, normalised as `data` is, in its own order."""
     from kdrun.data.resident import ResidentEval
     from kdrun.data.stream import StreamEval
     from kdrun.training.loop import eval_batch_size
@@ -144,7 +145,7 @@ def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader
 
 
 def streamed(options: DatasetOptions) -> dict[str, Any]:
-    """How files are read while a network trains on them or is measured."""
+    """Return how files are read during training and evaluation."""
     return {
         "image_size": options.image_size,
         "resize": options.resize,
@@ -153,8 +154,8 @@ def streamed(options: DatasetOptions) -> dict[str, Any]:
 
 
 def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: Stats | None) -> Tap:
-    """A network behind the uniform interface, from torch's current random state, with the weights of its checkpoint
-    where it has one. Raises ConfigError where it does not map images to logits of the classes."""
+    """Create a network behind the uniform interface, from torch's current random state, with the weights of its
+    checkpoint if it has one. Raises ConfigError if it does not map images to logits of the classes."""
     from kdrun.models.features import Tap
     from kdrun.models.first_pass import Candidate, try_out
     from kdrun.models.zoo import create_model
@@ -187,19 +188,19 @@ def make_tap(options: ModelOptions, num_classes: int, image_size: int, stats: St
 
 
 def role_of(options: ModelOptions) -> str:
-    """The group whose settings `options` are."""
+    """Return the group whose settings `options` are."""
     return "teacher" if isinstance(options, TeacherOptions) else "student"
 
 
 def wanted_of(options: ModelOptions) -> Wanted:
-    """What to take of a file of weights for this network."""
+    """Return what to take from a weights file for this network."""
     from kdrun.models.weights import Wanted
 
     return Wanted(role_of(options), options.checkpoint_weights, tuple(options.checkpoint_ignore))
 
 
 def pretrained_of(options: ModelOptions) -> str | None:
-    """`pretrained` as `create_model` takes it: None, "true", or the file that it means."""
+    """Return `pretrained` as `create_model` takes it: None, "true", or the file that it refers to."""
     if options.pretrained in ("true", "false"):
         return "true" if options.pretrained == "true" else None
     file = weights_file(options.pretrained, f"{role_of(options)}.pretrained")
@@ -208,8 +209,8 @@ def pretrained_of(options: ModelOptions) -> str | None:
 
 
 def load_checkpoint(options: ModelOptions, model: nn.Module) -> None:
-    """Load the weights that `options.checkpoint` names, a file's or a run's. Raises CheckpointError in one line, which
-    says of which network a run is where that is another one."""
+    """Load the weights of `options.checkpoint`, which names a file or a run. Raises CheckpointError (one line); if a
+    run holds another network, it describes that one."""
     from kdrun.models.weights import load_weights, say_once
 
     assert options.checkpoint is not None
@@ -226,8 +227,8 @@ def load_checkpoint(options: ModelOptions, model: nn.Module) -> None:
 
 
 def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: Numerics, batch_size: int) -> Network:
-    """A freshly initialised (or loaded) network on the device. Initialised on the CPU, so that the device does not
-    change it, from `streams` alone, so that the method does not either."""
+    """Create a freshly initialised (or loaded) network on the device. It is initialised on the CPU, so that the
+    device does not change it, and only from `streams`, so that the method does not either."""
     import torch
 
     from kdrun.training.network import Network
@@ -239,7 +240,7 @@ def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: 
 
 
 def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
-    """The network's own mean and std: as set, or those of its pretrained weights where timm knows them."""
+    """Return the network's own mean and std: as set, or those of its pretrained weights if timm knows them."""
     if options.mean is not None and options.std is not None:
         return options.mean, options.std
     known = getattr(model, "pretrained_cfg", None)
@@ -251,7 +252,7 @@ def own_stats(options: ModelOptions, model: nn.Module) -> Stats | None:
 
 
 def data_spec(data: Data, train: TrainLoader) -> DataSpec:
-    """Return what a method may know of the images that it trains on."""
+    """Return the properties of the training images that a method may use."""
     from kdrun.structures import DataSpec
 
     return DataSpec(train.num_samples, train.labels, data.splits.num_classes, data.splits.image_size)
@@ -268,8 +269,8 @@ def make_lane(
     spec: DataSpec,
     sync_norm: bool = False,
 ) -> Lane:
-    """Measure shapes, let the method build its parts, and put everything that trains into one lane. sync_norm: where
-    several processes train it, batch norm sees the images of all. Raises ConfigError for a network that cannot be
+    """Measure shapes, let the method build its modules, and put everything that is trained into one lane. sync_norm: if
+    several processes train it, batch norm uses the images of all. Raises ConfigError for a network that cannot be
     trained."""
     import torch
 
@@ -299,7 +300,7 @@ def make_lane(
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(trained)
     if method.deploys and optimizer.ema_decay is not None and isinstance(student.tap.adapter, ProbeAdapter):
         raise PairingError(
-            f"optimizer.ema_decay={optimizer.ema_decay}: an average of what this method deploys needs a student of the "
-            "zoo or of timm; leave ema_decay out."
+            f"optimizer.ema_decay={optimizer.ema_decay}: averaging what this method deploys needs a student from the "
+            "zoo or timm; leave out ema_decay."
         )
     return Lane(student, method, optimizer, epochs, streams, device, peer=peer)

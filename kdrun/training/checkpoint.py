@@ -14,29 +14,29 @@ from kdrun.files import check_archive, write_atomically
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Resume state: tensors and plain values only, so that it loads with `weights_only`."""
+    """Save a resume state: only tensors and plain values, so that it loads with `weights_only`."""
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises CheckpointError with the way out where the file is damaged."""
+    """Load a state written by `save_state`. Raises CheckpointError with the way out if the file is damaged."""
     try:
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more here
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError and more
         raise unusable(path, f"cannot be read ({one_line(error)})") from error
     if not isinstance(state, dict):
-        raise unusable(path, "holds no state of a run")
+        raise unusable(path, "does not contain a run's state")
     return state
 
 
 def unusable(path: Path, problem: str) -> CheckpointError:
-    """Return the error for a resume state that no run can go on from, with the way out."""
-    return CheckpointError(f"{path} {problem}; delete it and the run starts again from its beginning.")
+    """Return the error for an unusable resume state, with the way out."""
+    return CheckpointError(f"{path} {problem}; delete it to start the run again from the beginning.")
 
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
-    """A state dict as safetensors, in contiguous memory."""
+    """Save a state dict as safetensors, in contiguous memory."""
     if files.onlooking:
         return
     data = save({name: value.detach().cpu().contiguous() for name, value in state.items()})

@@ -1,4 +1,4 @@
-"""Whether compiling the networks pays on this machine: timed on the run's own steps, then undone."""
+"""Probe of whether compiling the networks pays on this machine: timed on the run's own steps, then undone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kdrun.training.optimizer import load_optimizer
 from kdrun.training.teacher import Teacher
 from kdrun.training.training_run import Loaders, TrainingRun
 
-LONG_RUN_SECONDS = 600  # compiling costs about a minute: shorter runs do not earn it back
+LONG_RUN_SECONDS = 600  # compiling costs about a minute, which shorter runs do not save
 WARM_STEPS, TIMED_STEPS = 3, 12
 
 
 def choose_compile(training: TrainingRun, teacher: Teacher | None, loaders: Loaders, epochs: int) -> tuple[bool, str]:
-    """(whether to compile, why in one line). The run's weights, statistics and optimizer are as before."""
+    """Return (True to compile, the reason in one line). The run's weights, statistics and optimizer are restored."""
     steps = epochs * loaders.train.steps_per_epoch
     if loaders.train.steps_per_epoch <= WARM_STEPS + TIMED_STEPS:
         return False, ""
@@ -35,8 +35,8 @@ def choose_compile(training: TrainingRun, teacher: Teacher | None, loaders: Load
         switch(networks, compiled=True)
         try:
             compiled = time_steps(training, teacher, loaders)
-        except Exception as error:  # the compiler's failures are of many kinds, and none of them is the user's
-            return False, f"compile=auto: compilation failed ({one_line(error)}), so the networks run uncompiled."
+        except Exception as error:  # compilers fail in many ways, none of which is the user's fault
+            return False, f"compile=auto: compilation failed ({one_line(error)}), so it is off."
         faster = compiled < 0.97 * eager
         verdict = "compiled" if faster else "uncompiled"
         return faster, f"compile=auto: {eager / compiled:.2f}x by compiling, so the networks run {verdict}."
@@ -52,7 +52,7 @@ def switch(networks: list[Network], compiled: bool) -> None:
 
 
 def time_steps(training: TrainingRun, teacher: Teacher | None, loaders: Loaders) -> float:
-    """Median seconds per training step after warm-up."""
+    """Return the median seconds per training step after warm-up."""
     training.lane.student.tap.train()
     training.lane.method.train()
     training.lane.meter = TrainMeter(training.lane.device, WARM_STEPS + TIMED_STEPS)
@@ -68,7 +68,7 @@ def time_steps(training: TrainingRun, teacher: Teacher | None, loaders: Loaders)
 
 
 def restore(training: TrainingRun, state: dict[str, object]) -> None:
-    """Put weights, statistics and optimizer back."""
+    """Restore weights, statistics and optimizer."""
     lane = training.lane
     lane.model.load_state_dict(state["model"])  # type: ignore[arg-type]
     lane.method.load_state_dict(state["method"])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a network and a run cost: operations and memory."""
+"""Cost of a network and of a run: FLOPs and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or the process's largest resident size on a CPU."""
+    """Return the peak memory in bytes: of the GPU's allocator, or the process's largest resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -19,18 +19,18 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free now on the GPU or, for a CPU, in the system."""
+    """Return the free memory in bytes on the GPU or, for a CPU, in the system."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # elsewhere than on Linux: half of what is built in
+    except OSError:  # not on Linux: half of the installed memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def count_flops(model: torch.nn.Module, image_size: int) -> int:
-    """Floating-point operations of one image's forward pass (a multiply-add counts two)."""
+    """Return the floating-point operations of one image's forward pass (a multiply-add counts as two)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     parameter = next(model.parameters())

@@ -1,5 +1,5 @@
-"""What training steps cost on this machine: each network and each method once, in a few real steps on blank images of
-the run's size. Nothing is read or written."""
+"""Cost of training steps on this machine: each network and each method is measured once, in a few real steps on
+blank images of the run's size. No file is read or written."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from kdrun.training.teacher import Teacher
 from kdrun.training.teacher_cache import bytes_of
 
 WARM, TIMED = 1, 6  # steps
-SECONDS = 0.4  # of timed steps, after which no further one is taken
-OPERATIONS = 8e9  # of a timed step on a CPU: of large networks fewer images are passed, and the time is scaled
-FEWEST, PAIR = 4, 2  # images of a step: of a method, which may relate them to each other, and of a network alone
-SHOWN = 512  # different images at most
+SECONDS = 0.4  # of timed steps, after which no further one is started
+OPERATIONS = 8e9  # per timed step on a CPU: large networks get fewer images, and the time is scaled
+FEWEST, PAIR = 4, 2  # images per step: for a method, which may relate them to each other, and for a network alone
+SHOWN = 512  # largest number of different images
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Seconds for one image: `forward` without a gradient, `step` of training with the labels alone. kept: bytes that
-    one image leaves for the backward pass; flops as of `count_flops`; lane: bytes of memory between steps; state and
-    weights: bytes of last.pt and of a file of weights."""
+    """Cost of a network in seconds per image: `forward` without a gradient, `step` of training on the labels alone.
+    kept: bytes per image kept for the backward pass; flops: as in `count_flops`; lane: bytes of memory between
+    steps; state and weights: bytes of last.pt and of a weights file."""
 
     params: int
     flops: int
@@ -53,9 +53,9 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One method on one pair. step: seconds for one image, both networks and the method's own work in it; kept, lane,
-    state and weights as of NetworkCost; extra: parameters in training only; preparation: epochs before the first; made:
-    seconds to make both networks and the method."""
+    """Cost of one method on one pair. step: seconds per image, including both networks and the method's own work;
+    kept, lane, state and weights: as in NetworkCost; extra: parameters used in training only; preparation: epochs
+    before the first; made: seconds to create both networks and the method."""
 
     step: float
     kept: int
@@ -68,7 +68,7 @@ class MethodCost:
 
 
 class Costing:
-    """A bench for the runs of one data set and one set of numerics."""
+    """Cost measurements for the runs of one data set and one set of numerics."""
 
     def __init__(self, config: RunConfig, counts: Counts, classes: int, numerics: Numerics):
         self.numerics, self.counts, self.config = numerics, counts, config
@@ -83,7 +83,7 @@ class Costing:
         self.clocked = self.worked = 0.0
 
     def network(self, options: ModelOptions, batch_size: int, optimizer: OptimizerOptions, trains: bool) -> NetworkCost:
-        """Measure a network. trains: whether it is ever trained; else `step` is three times its forward pass."""
+        """Measure a network. trains: True if it is ever trained; else `step` is three times its forward pass."""
         made = self.make(options, FEWEST)
         flops = count_flops(made.tap.model, made.tap.input_size or made.tap.image_size)
         images = self.images(flops, batch_size, PAIR)
@@ -142,7 +142,7 @@ class Costing:
         )
 
     def images(self, flops: int, batch_size: int, fewest: int = FEWEST) -> int:
-        """Return how many images a timed step passes: the batch, or as many as a CPU passes in a fraction of a
+        """Return the number of images in a timed step: the batch, or as many as a CPU processes in a fraction of a
         second."""
         most = min(batch_size, self.shown)
         if self.numerics.torch_device.type != "cpu":
@@ -150,13 +150,13 @@ class Costing:
         return min(most, max(int(OPERATIONS / max(3 * flops, 1)), fewest))
 
     def batches(self, images: int, views: tuple[str, ...] = ()) -> Iterator[Batch]:
-        """Yield full batches without end."""
+        """Yield full batches endlessly."""
         loaders = make_loaders(self.data, images, self.streams, self.config.teacher_view, self.numerics, views=views)
         for epoch in itertools.count():
             yield from (batch for batch in loaders.train.epoch(epoch) if len(batch.label) == images)
 
     def steps(self, lane: Lane, teacher: Teacher | None, images: int) -> float:
-        """Return the seconds of a training step for each image, the batch's making among them."""
+        """Return the seconds of a training step per image, including making the batch."""
         count = WARM + TIMED
         lane.student.tap.train()
         lane.method.train()
@@ -171,8 +171,8 @@ class Costing:
         return self.timed(step, count) / images
 
     def timed(self, work: Callable[[int], object], count: int) -> float:
-        """Return the lower quartile of the seconds of some calls after the first. One thread is timed by the processor
-        time that it takes, so that other programs matter little; `slowdown` says how much longer they made it."""
+        """Return the lower quartile of the seconds of several calls after the first. A single thread is timed by
+        processor time, so that other programs have little effect; `slowdown` records their delay."""
         alone = self.numerics.threads == 1 and self.numerics.torch_device.type == "cpu"
         spent: list[float] = []
         passed: list[float] = []
@@ -192,12 +192,11 @@ class Costing:
 
     @property
     def slowdown(self) -> float:
-        """Clock time over processor time of the timed steps: how much other programs delayed them."""
+        """Return clock time over processor time of the timed steps: the delay by other programs."""
         return self.clocked / max(self.worked, 1e-9)
 
     def kept(self, lane: Lane, teacher: Teacher | None) -> int:
-        """Return the bytes that one image leaves for the backward pass; what the method's parts and the weights hold
-        anyway is not in it."""
+        """Return the bytes per image kept for the backward pass, excluding weights and the method's own buffers."""
         seen: dict[int, int] = {}
         held = {tensor.untyped_storage().data_ptr() for tensor in (*lane.model.parameters(), *lane.method.parameters())}
 
@@ -216,7 +215,8 @@ class Costing:
 
 
 def state_bytes(lane: Lane) -> int:
-    """Return about how long last.pt is: weights, their average, the method's parts and what the optimizer keeps."""
+    """Return the approximate size of last.pt: weights, their average, the method's modules and the optimizer's
+    state."""
     moments = 1 if lane.options.name == "sgd" else 2
     trained = bytes_of([*lane.model.parameters(), *lane.method.parameters()])
     held = bytes_of([*lane.model.state_dict().values(), *lane.method.state_dict().values()])

@@ -1,9 +1,9 @@
-"""Training steps as one CUDA graph: recorded once, then played again, so that a step of hundreds of small kernels costs
-the host one call.
+"""Training steps as one CUDA graph: recorded once, then replayed, so that a step of hundreds of small kernels costs the
+host one call.
 
-Nothing lasting may move in memory, and nothing that differs from step to step may be a plain number: see
-`kdrun.draws.Numbers`, `Lane.compute` and `TrainMeter.add`. The first steps run one kernel after the other, and so do
-the small last batch of an epoch and every step where recording fails.
+Persistent tensors must not move in memory, and values that change from step to step must not be plain numbers: see
+`kdrun.draws.Numbers`, `Lane.compute` and `TrainMeter.add`. The first steps run kernel by kernel, and so do the small
+last batch of an epoch and all steps if recording fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdrun.structures import Batch, Mixed, Outputs, Progress
 from kdrun.training.loop import Eager, Lane, TrainLoader
 from kdrun.training.teacher import Teacher
 
-WARM = 3  # steps of a lane before it is recorded: they make the optimizer's state, and choose cuDNN's algorithms
+WARM = 3  # steps of a lane before recording: they create the optimizer's state, and choose cuDNN's algorithms
 
 
 def refuse(part: object, name: str, known: tuple[str, ...], owner: str) -> Any:
@@ -33,14 +33,14 @@ def refuse(part: object, name: str, known: tuple[str, ...], owner: str) -> Any:
 
 
 class RecordedDraws(Draws):
-    """Draws of whatever step is played."""
+    """Draws of the step that is replayed."""
 
     def __getattribute__(self, name: str) -> Any:
         return refuse(self, name, ("seed", "epoch", "step"), "progress.draws")
 
 
 class RecordedProgress(Progress):
-    """The place of whatever step is played: what it is while recording must not become a constant."""
+    """Progress of the step that is replayed: its value during recording must not become a constant."""
 
     def __getattribute__(self, name: str) -> Any:
         return False if name == "first" else refuse(self, name, ("epoch", "step"), "progress")
@@ -52,7 +52,7 @@ def recorded(at: Progress) -> Progress:
 
 
 def overwrite(kept: Any, new: Any) -> None:
-    """Put every tensor of `new` where that of `kept` lies, in dataclasses or tuples of one kind."""
+    """Copy every tensor of `new` into the memory of `kept`, in dataclasses or tuples of one kind."""
     pairs = zip(kept, new, strict=True) if isinstance(kept, tuple) else pairs_of(kept, new)
     for old, value in pairs:
         if isinstance(old, Tensor):
@@ -62,7 +62,7 @@ def overwrite(kept: Any, new: Any) -> None:
 
 
 def cloned(batch: Batch) -> Batch:
-    """Return a copy of a batch in memory of its own; the teacher's images stay the student's where they are."""
+    """Return a copy of a batch in separate memory; the teacher's images remain the student's if they are the same."""
     image, shared = batch.image.clone(), batch.teacher_image is batch.image
     other = image if shared else batch.teacher_image.clone()
     strong = None if batch.strong is None else batch.strong.clone()
@@ -75,7 +75,7 @@ def pairs_of(kept: Any, new: Any) -> list[tuple[Any, Any]]:
 
 
 class Indices:
-    """Batches that are gathered and augmented within the graph, which is given the positions of their samples."""
+    """Feed of batches that are gathered and augmented within the graph, from the positions of their samples."""
 
     def __init__(self, loader: ResidentTrain):
         self.loader = loader
@@ -102,8 +102,8 @@ class Indices:
 
 
 class Batches:
-    """Batches that are made outside the graph: of images from files, and with strong views or RandAugment, where the
-    number of images that an operation changes differs from batch to batch."""
+    """Feed of batches that are made outside the graph: images from files, and strong views or RandAugment, for which
+    the number of images per operation differs from batch to batch."""
 
     def __init__(self, loader: TrainLoader):
         self.loader = loader
@@ -127,19 +127,19 @@ class Batches:
 
 
 def feed_of(loader: TrainLoader) -> Indices | Batches:
-    """Return how batches come into a graph; what its `epoch` yields, its `batch` and `load` are given."""
+    """Return how batches enter a graph; the items of its `epoch` are passed to its `batch` and `load`."""
     return Indices(loader) if isinstance(loader, ResidentTrain) and loader.recordable else Batches(loader)
 
 
 class Graphs(Eager):
-    """Steps of whichever lanes train, as one graph. reason: why there will be none; empty while there may be one."""
+    """Steps of all training lanes as one graph. reason: why there will be none; empty while there may be one."""
 
     def __init__(self, teacher: Teacher | None, loader: TrainLoader):
         super().__init__(teacher, loader)
         self.feed: Any = feed_of(loader)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.lanes: list[Lane] = []  # those of the graph
-        self.warm: dict[int, int] = {}  # whole steps that each lane, by id, has made one kernel after the other
+        self.lanes: list[Lane] = []  # lanes in the graph
+        self.warm: dict[int, int] = {}  # number of full steps that each lane, by id, has run kernel by kernel
         self.stream = torch.cuda.Stream(device=loader.device)
         self.reason, self.told = "", False
 
@@ -147,14 +147,14 @@ class Graphs(Eager):
         if not self.reason or self.told:
             return ""
         self.told = True
-        return f"graphs=true: {self.reason}: the steps run one kernel after the other"
+        return f"graphs=true: {self.reason}: the steps run kernel by kernel"
 
     def epoch(self, epoch: int, first: int) -> Iterator[Any]:
         return self.feed.epoch(epoch, first)
 
     def step(self, lanes: Sequence[Lane], given: Any, epoch: int, step: int, steps: int) -> None:
-        """Play the graph, or record it first, or do without. On a stream of its own: a graph cannot be recorded on the
-        usual one, and what is allocated here belongs to it."""
+        """Replay the graph, or record it first, or run without one. This uses a separate stream: a graph cannot be
+        recorded on the default one, and memory allocated here belongs to it."""
         around = torch.cuda.current_stream(self.loader.device)
         self.stream.wait_stream(around)
         with torch.cuda.stream(self.stream):
@@ -168,8 +168,8 @@ class Graphs(Eager):
         around.wait_stream(self.stream)
 
     def play(self, lanes: list[Lane], given: Any, epoch: int, step: int, steps: int) -> bool:
-        """Make the step by the graph; whether there is one."""
-        for lane in sorted(lanes, key=lambda lane: lane.random):  # the generator keeps the seed of the last
+        """Run the step by the graph. Return True if there is one."""
+        for lane in sorted(lanes, key=lambda lane: lane.random):  # the generator keeps the last lane's seed
             lane.begin(epoch, step, steps)
         self.feed.load(given)
         if [*map(id, lanes)] != [*map(id, self.lanes)]:
@@ -183,13 +183,13 @@ class Graphs(Eager):
         return True
 
     def record(self, lanes: list[Lane]) -> None:
-        """Make the graph of `lanes`, or note why there can be none."""
-        self.graph, self.lanes = None, []  # the memory of the one before is free for this one
+        """Record the graph of `lanes`, or set the reason why it cannot be recorded."""
+        self.graph, self.lanes = None, []  # frees the memory of the previous graph
         if any(lane.options.accumulate_steps > 1 for lane in lanes):
             self.reason = "optimizer.accumulate_steps spreads an update over several batches"
             return
         if sum(lane.random for lane in lanes) > 1:
-            self.reason = "a graph has one random seed, and several of these networks drop out"
+            self.reason = "a graph has one random seed, but several of these networks use dropout"
             return
         graph = torch.cuda.CUDAGraph()
         try:
@@ -198,7 +198,7 @@ class Graphs(Eager):
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.compute(lanes)
             self.graph, self.lanes = graph, lanes
-        except Exception as error:  # whatever a method does that cannot be recorded
+        except Exception as error:  # a method may do anything that cannot be recorded
             self.reason = one_line(error)
         finally:
             for lane in lanes:
@@ -206,7 +206,8 @@ class Graphs(Eager):
                 lane.optimizer.zero_grad(set_to_none=True)
 
     def compute(self, lanes: list[Lane]) -> None:
-        """One step of all: the batch and what the teacher says of it, then each student on a stream of its own."""
+        """Compute one step of all lanes: the batch and the teacher's outputs for it, then each student on its own
+        stream."""
         batch = self.feed.recorded()
         shared = None if self.teacher is None else self.teacher.for_batch(batch)
         if len(lanes) == 1:
@@ -223,7 +224,7 @@ class Graphs(Eager):
 
 
 class OnStream:
-    """A forward on one stream, whichever asks. What it has returned is kept: its memory must not be given to another
+    """Forward on one stream, for all callers. Its outputs are kept, since their memory must not be given to another
     stream while one still reads it."""
 
     def __init__(self, forward: Forward, stream: torch.cuda.Stream):

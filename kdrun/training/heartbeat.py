@@ -1,8 +1,8 @@
-"""Signs of life among the processes that train one run, so that one which dies ends the others instead of leaving them
-to wait for it: a process on a GPU would wait for ever.
+"""Heartbeats between the processes that train one run. If one dies, the others end instead of waiting for it, which a
+process on a GPU would do for ever.
 
-Each writes a number that grows, and at its end why it ended, into the store by which the processes found each other.
-Number 0 watches all of them and says what it finds; the others watch number 0.
+Each process writes an increasing number, and at its end the reason for it, into the store through which the processes
+connected. Number 0 watches all others and publishes its verdict; the others watch number 0.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 from kdrun.errors import Interrupted, RunError, print_error
 
-BEAT = 1.0  # seconds between two signs
-SILENCE = 30.0  # seconds without one, after which a process is taken for dead
-SHORT_SILENCE = 5.0  # the same where a connection broke, so that some process has died
+BEAT = 1.0  # seconds between two heartbeats
+SILENCE = 30.0  # seconds without a heartbeat after which a process counts as dead
+SHORT_SILENCE = 5.0  # the same after a connection broke, when some process has died
 GRACE = 15.0  # seconds that the work may take to end by itself after another process has ended
 
 
 class Verdict(NamedTuple):
-    """Why the processes end. details: the traceback of an unexpected error, for failed.txt."""
+    """Reason for which the processes end. details: the traceback of an unexpected error, for failed.txt."""
 
     code: int
     line: str
@@ -33,21 +33,21 @@ class Verdict(NamedTuple):
 
 
 class Heartbeat(threading.Thread):
-    """This process's signs of life, and its look at the others'. store: a client of its own; record: called with a
+    """Heartbeat of this process, and its watch over the others'. store: a separate client; record: called with a
     failure's line and traceback if process 0 has to be ended by force."""
 
     def __init__(self, store: Any, rank: int, size: int, record: Callable[[str], object]):
         super().__init__(daemon=True, name="heartbeat")
         self.store, self.rank, self.size, self.record = store, rank, size, record
         self.watched = list(range(1, size)) if rank == 0 else [0]
-        self.seen: dict[int, tuple[int, float]] = {}  # a process -> its last sign, and when it came
+        self.seen: dict[int, tuple[int, float]] = {}  # process -> its last heartbeat, and when it came
         self.beats = 0
         self.over, self.found, self.hurry = threading.Event(), threading.Event(), threading.Event()
         self.verdict: Verdict | None = None
         self.gone: int | None = None
 
     def start(self, timeout: timedelta | None = None) -> None:
-        """Wait for a sign of every process, then begin to watch."""
+        """Wait for a heartbeat from every process, then begin to watch."""
         if self.rank == 0:
             self.store.set("verdict", "null")
         self.sign()
@@ -59,14 +59,14 @@ class Heartbeat(threading.Thread):
             try:
                 self.sign()
                 self.verdict = self.look()
-            except RuntimeError:  # the store has gone, and the process that held it
+            except RuntimeError:  # the store is gone, and with it the process that held it
                 self.verdict = self.silent(0)
             if self.verdict is not None and not self.over.is_set():
                 break
         if self.verdict is None:
             return
         self.found.set()
-        if not self.over.wait(GRACE):  # the work hangs in a kernel that waits for the dead
+        if not self.over.wait(GRACE):  # the work hangs in a kernel that waits for the dead process
             self.end_by_force(self.verdict)
 
     def end_by_force(self, verdict: Verdict) -> None:
@@ -82,7 +82,8 @@ class Heartbeat(threading.Thread):
         self.store.set(f"process{self.rank}", json.dumps([self.beats, end]))
 
     def look(self) -> Verdict | None:
-        """Return what ends this process: a process that has ended or is silent, as number 0 sees it, or number 0."""
+        """Return the reason to end this process: for number 0 any process that has ended or is silent, for the
+        others number 0."""
         names = [f"process{number}" for number in self.watched]
         *signs, told = (json.loads(value) for value in self.store.multi_get([*names, "verdict"]))
         if self.rank and told is not None:
@@ -112,22 +113,22 @@ class Heartbeat(threading.Thread):
         return verdict
 
     def find_out(self) -> Verdict | None:
-        """Return why the others cannot be reached; None where they all seem to live."""
+        """Return why the others cannot be reached; None if all seem alive."""
         self.hurry.set()
         self.found.wait(3 * SHORT_SILENCE)
         return self.verdict
 
     @property
     def speaks(self) -> bool:
-        """Return True if this process says what has happened, since number 0 cannot: one on each machine."""
+        """Return True if this process prints the reason because number 0 cannot: one process on each machine."""
         return self.gone == 0 and (self.rank == 1 or os.environ.get("LOCAL_RANK") == "0")
 
     def stop(self, early: Verdict | None = None) -> None:
-        """End the signs, with the reason where it is too early."""
+        """Stop the heartbeats, with the reason if this is premature."""
         self.over.set()
         if early is not None:
             try:
                 self.sign(early)
                 time.sleep(BEAT * 1.5 if self.rank == 0 else 0)
-            except RuntimeError:  # the store went first
+            except RuntimeError:  # the store was gone first
                 pass

@@ -1,5 +1,5 @@
-"""One lane's step where several processes train a run together: each passes its own images, the gradients are averaged,
-and what relates images to each other sees those of all."""
+"""Joint training: one lane's step by several processes that train a run together. Each processes its own images, the
+gradients are averaged, and terms that relate images to each other see those of all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdrun.training import ranks
 
 
 class Whole(nn.Module):
-    """A method's whole call as one module: however many passes of the student are in it, there is one backward."""
+    """Module of a method's whole call: however many passes of the student it contains, there is one backward."""
 
     def __init__(self, student: nn.Module, method: Method):
         super().__init__()
@@ -32,15 +32,15 @@ class Whole(nn.Module):
 
 
 class Joint:
-    """A student and its method among those of the other processes."""
+    """Student and method, trained jointly with those of the other processes."""
 
     def __init__(self, student: nn.Module, method: Method):
         from torch.nn.parallel import DistributedDataParallel
 
         self.method = method
-        # Unused parameters are looked for since methods leave some out; it also keeps the buckets as they are, so that
-        # a resumed run adds up in the same order. Buffers are levelled below.
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of the name of an argument
+        # find_unused_parameters, since methods may not use all; it also keeps the buckets unchanged, so that a resumed
+        # run sums in the same order. Buffers are averaged below.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about an argument's name
             self.module: Any = DistributedDataParallel(
                 Whole(student, method), broadcast_buffers=False, find_unused_parameters=True
             )
@@ -55,8 +55,8 @@ class Joint:
         every: int,
         updates: bool,
     ) -> dict[str, Tensor]:
-        """Return the terms of this process, after their gradient of the mean over the whole batch. every: batches of an
-        update; updates: whether this is its last."""
+        """Return the terms of this process, after backpropagating the mean over the whole batch. every: batches per
+        update; updates: True for an update's last batch."""
         share, weight = batch.share, 1 / every
         if share is not None and self.method.batch_terms == "batch":
             batch, student, teacher = gathered(batch, share, student, teacher, self.method)
@@ -91,8 +91,8 @@ def gathered(
 
 
 class OfAll(torch.autograd.Function):
-    """The rows of all processes. Each computes the same loss of the same rows, and DDP takes the mean of the gradients:
-    the gradient of a process's own rows, times the number of processes, is all that it needs to give."""
+    """Gathering of the rows of all processes. Each process computes the same loss of the same rows, and DDP averages
+    the gradients; so a process returns the gradient of its own rows, times the number of processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, share: Share) -> Tensor:  # type: ignore[override]
@@ -107,13 +107,13 @@ class OfAll(torch.autograd.Function):
 
 
 def of_all(rows: Tensor, share: Share) -> Tensor:
-    """Return the rows of all processes in the batch's order, where `rows` are the own ones of one or more views, one
-    view after the other: [V·n, …] -> [V·N, …]."""
+    """Return the rows of all processes in the batch's order. rows: this process's, in one or more views, one view
+    after the other: [V·n, …] -> [V·N, …]."""
     import torch.distributed as dist
 
     views = rows.detach().unflatten(0, (-1, share.own))
     size = list(views.shape)
-    size[1] = max(share.counts)  # gathering takes equal shapes
+    size[1] = max(share.counts)  # gathering needs equal shapes
     filled = views.new_zeros(size)
     filled[:, : share.own] = views
     parts = [torch.empty_like(filled) for _ in share.counts]
@@ -123,13 +123,14 @@ def of_all(rows: Tensor, share: Share) -> Tensor:
 
 
 def totals(values: Tensor, right: Tensor, share: Share) -> tuple[Tensor, Tensor]:
-    """Return the means of `values` [T], means over the own images, over those of all, and the sum of `right`."""
+    """Return the means of `values` [T] over all images, given the means over this process's images, and the sum of
+    `right`."""
     found = ranks.now.total(torch.cat([values.double() * share.own, right.double()[None]]))
     return (found[:-1] / share.total).to(values.dtype), found[-1]
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Return what batch norm keeps of the images of this process alone."""
+    """Return the statistics that batch norm has from this process's images only."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     return [
         buffer
@@ -142,7 +143,7 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def level(buffers: list[Tensor]) -> None:
-    """Bring buffers to their mean over all processes, in which they are then equal to the last bit."""
+    """Replace buffers by their mean over all processes, which is then bitwise equal in all of them."""
     if not buffers:
         return
     flat = ranks.now.total(torch.cat([buffer.flatten() for buffer in buffers])) / ranks.now.size

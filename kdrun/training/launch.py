@@ -1,4 +1,4 @@
-"""Processes on this machine that train one run together, where torchrun has not started them."""
+"""Start of processes on this machine that train one run together, if torchrun has not started them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 def meeting_place(count: int) -> dict[str, str]:
-    """Return the environment by which `count` processes of this machine find each other."""
+    """Return the environment through which `count` processes of this machine connect to each other."""
     return {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
@@ -28,12 +28,13 @@ def meeting_place(count: int) -> dict[str, str]:
 
 
 def start(count: int, work: Callable[..., None], *arguments: Any, context: Any = None) -> list[Any]:
-    """Return `count` started processes that call `work(*arguments)`; each finds in its environment which one it is."""
+    """Start `count` processes that call `work(*arguments)`, and return them; each reads its number from its
+    environment."""
     shared = {
         **meeting_place(count),
         "TORCHELASTIC_USE_AGENT_STORE": "False",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns of looking for unused parameters where there are none
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # as torchrun has it
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns if find_unused_parameters finds none
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # as in torchrun
     }
     processes = [(context or ShieldedContext()).Process(target=work, args=arguments) for _ in range(count)]
     for rank, process in enumerate(processes):

@@ -1,4 +1,5 @@
-"""TensorBoard and Weights & Biases beside metrics.csv, which is always written: the same numbers and names."""
+"""TensorBoard and Weights & Biases loggers, in addition to metrics.csv, which is always written: the same numbers
+and names."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from kdrun.errors import ConfigError
 
 
 class Logger(Protocol):
-    """Takes an epoch's metrics by split, as metrics.csv has them; epoch counts from 1."""
+    """Logger of an epoch's metrics by split, as in metrics.csv; epoch counts from 1."""
 
     def log(self, epoch: int, metrics: dict[str, dict[str, float]]) -> None: ...
 
@@ -19,20 +20,20 @@ class Logger(Protocol):
 
 
 def log(loggers: Iterable[Logger], epoch: int, metrics: dict[str, dict[str, float]]) -> None:
-    """Hand an epoch's metrics to every logger."""
+    """Pass an epoch's metrics to every logger."""
     for logger in loggers:
         logger.log(epoch, metrics)
 
 
 def check_loggers(names: list[str]) -> None:
-    """Raises ConfigError for a logger whose package is not installed, before anything trains."""
+    """Raise ConfigError for a logger whose package is not installed, before anything trains."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"logger={name}: the package is not installed: pip install 'kdrun[{name}]'.")
 
 
 def make_loggers(names: list[str], folder: Path, config: dict[str, Any], digest: str, epoch: int) -> list[Logger]:
-    """For a run in `folder` that goes on after `epoch`."""
+    """Create the loggers of a run in `folder` that continues after `epoch`."""
     made: list[Logger] = []
     if "tensorboard" in names:
         made.append(TensorBoard(folder / "tensorboard", epoch))
@@ -42,12 +43,12 @@ def make_loggers(names: list[str], folder: Path, config: dict[str, Any], digest:
 
 
 class TensorBoard:
-    """Event files in the run's own folder: tensorboard --logdir outputs/runs."""
+    """TensorBoard event files in the run's own folder: tensorboard --logdir outputs/runs."""
 
     def __init__(self, folder: Path, epoch: int):
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        # A resumed run repeats the epochs after its checkpoint: what was logged of them is hidden.
+        # A resumed run repeats the epochs after its checkpoint, so their earlier log entries are hidden.
         self.writer = SummaryWriter(str(folder), purge_step=epoch + 1 if epoch else None)
 
     def log(self, epoch: int, metrics: dict[str, dict[str, float]]) -> None:
@@ -60,7 +61,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run per run directory, found again by its digest; project and mode come from WANDB_* variables."""
+    """Weights & Biases run, one per run directory, identified by its digest; project and mode come from WANDB_*
+    variables."""
 
     def __init__(self, folder: Path, config: dict[str, Any], digest: str):
         import wandb  # type: ignore[import-not-found]

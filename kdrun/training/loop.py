@@ -1,4 +1,4 @@
-"""The only training and evaluation loop. Several students (lanes) can train on one stream of batches and one teacher
+"""The training and evaluation loop. Several students (lanes) can train on one stream of batches and one teacher
 forward; each has its own network, method, optimizer, randomness and failure."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EvalLoader = ResidentEval | StreamEval
 
 
 class Preparation(Method):
-    """What a method trains before the first epoch, in the shape of a method."""
+    """Training before the first epoch (a method's preparation), in the form of a method."""
 
     def __init__(self, method: Method):
         super().__init__()
@@ -48,7 +48,8 @@ class Preparation(Method):
 
 @dataclass
 class Lane:
-    """One student in training."""
+    """Lane: one student in training, with its method, optimizer and random streams. Several lanes of one process
+    share the batches and the teacher's outputs."""
 
     student: Network
     method: Method
@@ -60,10 +61,10 @@ class Lane:
     logits: Tensor | None = None
     usual: Tensor | None = None
     ema: Average | None = None
-    peer: Peer | None = None  # takes the place of the shared teacher
-    random: bool = False  # it draws from PyTorch's generator of a GPU
-    alone: bool = field(default_factory=lambda: ranks.now.size == 1)  # one process trains it
-    joint: Joint | None = None  # else
+    peer: Peer | None = None  # replaces the shared teacher
+    random: bool = False  # True if it uses PyTorch's generator on a GPU (dropout)
+    alone: bool = field(default_factory=lambda: ranks.now.size == 1)  # True if one process trains it
+    joint: Joint | None = None  # used otherwise
     deployed: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     numbers: Numbers = field(init=False)
@@ -83,29 +84,31 @@ class Lane:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose accuracy is reported and whose weights are saved: the average, where one is kept."""
+        """Return the network whose accuracy is reported and whose weights are saved: the moving average, if there is
+        one."""
         return self.deployed if self.ema is None else self.ema.module
 
     def memory(self) -> int:
-        """Bytes that stay between steps: weights and buffers, gradients, two moments, and the average."""
+        """Return the bytes kept between steps: weights and buffers, gradients, two moments, and the average."""
         size = sum(x.numel() * x.element_size() for x in (*self.model.parameters(), *self.method.parameters()))
         kept = sum(x.numel() * x.element_size() for x in (*self.model.buffers(), *self.method.buffers()))
         return 4 * size + kept + (0 if self.ema is None else size)
 
     def count_from_zero(self, steps: int) -> None:
-        """Begin an epoch of so many steps, with the meter where it is."""
+        """Start an epoch of `steps` steps, reusing the meter's memory."""
         if getattr(self, "meter", None) is None or self.meter.steps != steps:
             self.meter = TrainMeter(self.device, steps)
         self.meter.restart()
 
     def forward(self, image: Tensor) -> Outputs:
         out = self.student(image)
-        if self.logits is None or image is self.usual:  # of several views, the usual one's accuracy is shown
+        if self.logits is None or image is self.usual:  # with several views, accuracy is measured on the usual one
             self.logits = out.logits.detach()
         return out
 
     def step(self, batch: Batch, teacher: Forward | None, epoch: int, step: int, steps: int) -> None:
-        """Forward, backward and update on one batch. Raises RunError for a loss that is not finite or no memory."""
+        """Run forward, backward and update on one batch. Raises RunError for a loss that is not finite, or if memory
+        is insufficient."""
         self.begin(epoch, step, steps, 0 if batch.share is None else batch.share.rank)
         images = len(batch.label) if batch.share is None else batch.share.total
         try:
@@ -116,7 +119,7 @@ class Lane:
             raise self.explain(error, images) from error
 
     def begin(self, epoch: int, step: int, steps: int, rank: int = 0) -> None:
-        """Set whatever differs from step to step. rank: of a process that has other images than number 0."""
+        """Set everything that changes from step to step. rank: of a process with other images than number 0."""
         seed_dropout(self.streams.dropout, epoch, step, self.device, rank)
         draws = Draws(self.streams.method, epoch, step, self.numbers)
         self.progress = Progress(epoch, self.epochs, step, steps, draws, self.numbers)
@@ -124,8 +127,8 @@ class Lane:
         self.meter.begin(step)
 
     def compute(self, batch: Batch, teacher: Forward | None, progress: Progress) -> None:
-        """Do everything of a step that happens on the device: nothing in here waits for a GPU, and all that lasts stays
-        where it is in memory."""
+        """Compute the part of a step that happens on the device: nothing in here waits for a GPU, and persistent
+        tensors stay at the same address."""
         self.logits, self.usual = None, batch.image
         every, done = self.options.accumulate_steps, self.progress.step + 1
         updates = done % every == 0 or done == self.progress.steps_per_epoch
@@ -135,10 +138,10 @@ class Lane:
             loss = torch.stack(list(terms.values())).sum() / every
             loss.backward()
         else:
-            # Only now: what trains before the first epoch has a lane of its own with the same weights.
+            # Only now: the preparation before the first epoch has a separate lane with the same weights.
             self.joint = self.joint or Joint(self.student.tap, self.method)
             terms = self.joint.backward(batch, self.forward, teacher, progress, every, updates)
-        # A mixed image has no one right class.
+        # A mixed image has no single correct class.
         shown = self.logits if self.method.trains_classifier and batch.mixed is None else None
         self.meter.add(terms, shown, batch.label, batch.share)
         if updates:
@@ -146,8 +149,8 @@ class Lane:
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Keep an error as this lane's failure, so that its neighbours go on. The first one stays. Where several
-        processes train it, what one of them alone may have met ends all of them."""
+        """Record an error as this lane's failure, so that the other lanes continue; only the first one is kept. With
+        several processes, an error that only one of them may have met ends them all."""
         try:
             yield
         except RunError as error:
@@ -174,7 +177,8 @@ class Lane:
             self.ema.update(self.deployed)
 
     def explain(self, error: BaseException, batch_size: int) -> BaseException:
-        """Out of memory, and what cannot repeat, in one line that says what to change; any other error as it is."""
+        """Return an out-of-memory error, or one of non-determinism, as one line that says what to change; any other
+        error unchanged."""
         if line := unrepeatable(error):
             return RunError(line)
         if not self.alone and ranks.is_of_connection(error):
@@ -188,17 +192,17 @@ class Lane:
 
 
 class Eager:
-    """Training steps one kernel after the other. What `epoch` yields, `step` is given."""
+    """Training steps run kernel by kernel. The items of `epoch` are passed to `step`."""
 
     def __init__(self, teacher: Teacher | None, loader: TrainLoader):
         self.teacher, self.loader = teacher, loader
 
     def epoch(self, epoch: int, first: int) -> Iterator[Any]:
-        """Return the batches `first`, `first` + 1, … of `epoch`."""
+        """Yield the batches `first`, `first` + 1, … of `epoch`."""
         return self.loader.epoch(epoch, first)
 
     def remark(self) -> str:
-        """Return what the user should know, once."""
+        """Return a note for the user, printed once."""
         return ""
 
     def step(self, lanes: Sequence[Lane], given: Any, epoch: int, step: int, steps: int) -> None:
@@ -225,10 +229,10 @@ def train_epoch(
     starts: Sequence[int] | None = None,
     how: Eager | None = None,
 ) -> Iterator[int]:
-    """Train every lane on the batches of `epoch`, each from its own step in `starts` (by default from the first),
-    yielding the number of each finished step.
+    """Train every lane on the batches of `epoch`, each from its own step in `starts` (by default from the first), and
+    yield the number of each finished step.
 
-    A lane that fails keeps its error and stops; the others go on.
+    A lane that fails keeps its error and stops; the others continue.
     """
     steps = loader.steps_per_epoch
     starts = starts or [0] * len(lanes)
@@ -250,7 +254,7 @@ def train_epoch(
 
 
 def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numerics) -> dict[str, float]:
-    """top1, top5 (percent) and nll (nats) of `model` over `loader`; prepare is the tap's own image preparation."""
+    """Return top1, top5 (percent) and nll (nats) of `model` over `loader`. prepare: the tap's own image preparation."""
     training = model.training
     meter = EvalMeter(numerics.torch_device)
     model.eval()
@@ -268,7 +272,7 @@ def evaluate(model: nn.Module, prepare: Any, loader: EvalLoader, numerics: Numer
 
 
 def eval_batch_size(requested: int | None, numerics: Numerics) -> int:
-    """What `eval_batch_size=null` means: on a CPU few enough images for its caches, on a GPU many."""
+    """Resolve `eval_batch_size=null`: on a CPU few enough images for its caches, on a GPU many."""
     if requested is not None:
         return requested
     if numerics.torch_device.type == "cuda":
@@ -277,7 +281,7 @@ def eval_batch_size(requested: int | None, numerics: Numerics) -> int:
 
 
 def batches(loader: TrainLoader, count: int) -> Iterable[Batch]:
-    """The first `count` batches of epoch 0, for probes and benchmarks."""
+    """Return the first `count` batches of epoch 0, for probes and benchmarks."""
     for step, batch in enumerate(loader.epoch(0)):
         if step == count:
             return

@@ -1,4 +1,5 @@
-"""Running sums of what training and evaluation report, kept on the device so that no step waits for the host."""
+"""Meters: running sums of the values that training and evaluation report, on the device, so that no step waits for
+the host."""
 
 from __future__ import annotations
 
@@ -15,29 +16,30 @@ from kdrun.training.joint import totals
 
 
 def ranked(logits: Tensor) -> Tensor:
-    """The five most likely classes [N, 5] (all where there are fewer) of logits [N, K], the first the prediction.
+    """Return the five most likely classes [N, 5] (all if there are fewer) of logits [N, K]; the first is the
+    prediction.
 
-    In bf16 two logits are often equal: every measure must break the tie in the same way.
+    In bf16 two logits are often equal, and every measure must break ties in the same way.
     """
     return logits.topk(min(5, logits.shape[1]), dim=1).indices
 
 
 class EvalMeter:
-    """top1, top5 (percent) and nll (nats, float32) over a data set."""
+    """Meter of top1, top5 (percent) and nll (nats, float32) over a data set."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         self.count = 0
 
     def update(self, logits: Tensor, label: Tensor) -> None:
-        """logits [N, K] float32, label [N]. top5 is top-K where there are fewer than five classes."""
+        """Add logits [N, K] float32 with label [N]. top5 is top-K if there are fewer than five classes."""
         first = ranked(logits) == label[:, None]
         nll = F.cross_entropy(logits, label, reduction="sum")
         self.sums += torch.stack([first[:, 0].sum().double(), first.sum().double(), nll.double()])
         self.count += len(label)
 
     def join(self) -> None:
-        """Add up what all processes have found of their batches."""
+        """Sum the results of all processes."""
         *sums, count = ranks.now.total(torch.cat([self.sums, self.sums.new_tensor([self.count])])).unbind()
         self.sums, self.count = torch.stack(sums), int(count)
 
@@ -47,39 +49,40 @@ class EvalMeter:
 
 
 class TrainMeter:
-    """Sums of every loss term and of correct predictions over an epoch; finds the first step that was not finite."""
+    """Meter of every loss term and of correct predictions over an epoch; it also finds the first step that was not
+    finite."""
 
-    CHECK_EVERY = 50  # steps between looks at the device; a CPU looks at every step
+    CHECK_EVERY = 50  # steps between checks of the device's values; on a CPU every step is checked
 
     def __init__(self, device: torch.device, steps: int):
         self.device = device
         self.names: list[str] = []
         self.history = torch.zeros(0)
         self.steps = steps
-        self.step = -1  # the last that was begun
-        # The same where kernels read it: a plain number would stay that of the step which a CUDA graph recorded.
+        self.step = -1  # the last started step
+        # The same for kernels: a plain number would keep the value of the step that a CUDA graph recorded.
         self.row = torch.zeros(1, dtype=torch.long, device=device)
         self.sums = torch.zeros(0)
         self.correct = torch.zeros((), dtype=torch.float64, device=device)
         self.count = 0
-        self.shown = 0  # samples whose logits were seen
+        self.shown = 0  # samples with logits
         self.checked = 0
-        self.shows = False  # whether the method shows logits
+        self.shows = False  # True if the method provides logits
 
     def restart(self) -> None:
-        """Begin another epoch in the same memory."""
+        """Start another epoch in the same memory."""
         self.step, self.count, self.shown, self.checked = -1, 0, 0, 0
         for total in (self.row, self.sums, self.correct):
             total.zero_()
 
     def update(self, step: int, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor) -> None:
-        """Take in a step. Raises RunError if it is not finite."""
+        """Add a step. Raises RunError if it is not finite."""
         self.begin(step)
         self.add(terms, logits, label)
         self.end(len(label))
 
     def begin(self, step: int) -> None:
-        """Note which step comes next."""
+        """Set the number of the next step."""
         if step != self.step + 1 and self.device.type != "cpu":
             self.row.fill_(step)
         if self.history.numel() == 0:
@@ -87,9 +90,12 @@ class TrainMeter:
         self.step = step
 
     def add(self, terms: dict[str, Tensor], logits: Tensor | None, label: Tensor, share: Share | None = None) -> None:
-        """Add what a step found, without waiting for a GPU. terms: scalar tensors; logits [N or more, K], the first N
-        of the usual view, or None where the method shows none; share: of several processes, of which each adds what
-        all found. Raises RunError on a CPU if a term is not finite."""
+        """Add a step's results, without waiting for a GPU.
+
+        terms: scalar tensors; logits: [N or more, K], the first N of the usual view, or None if the method provides
+        none; share: with several processes, each of which adds the results of all. Raises RunError on a CPU if a term
+        is not finite.
+        """
         if not self.names:
             self.names = list(terms)
             self.sums = torch.zeros(len(terms), dtype=torch.float64, device=self.device)
@@ -114,27 +120,28 @@ class TrainMeter:
             self.check(self.step + 1)
 
     def end(self, samples: int) -> None:
-        """Count the samples of the step. Raises RunError, now and then, if one was not finite."""
+        """Count the samples of the step. Raises RunError, at intervals, if one was not finite."""
         self.count += samples
         self.shown += samples * self.shows
         if self.step - self.checked >= self.CHECK_EVERY:
             self.check(self.step + 1)
 
     def check(self, until: int) -> None:
-        """Raise RunError that names the first term and step before `until` that is not finite."""
+        """Raise RunError with the first term and step before `until` that is not finite."""
         window = self.history[self.checked : until]
         finite = torch.isfinite(window)
         if not bool(finite.all()):
             row, column = (~finite).nonzero()[0].tolist()
             value = window[row, column].item()
             raise RunError(
-                f"loss/{self.names[column]} is {value} at step {self.checked + row}: training cannot go on. "
+                f"loss/{self.names[column]} is {value} at step {self.checked + row}: training cannot continue. "
                 "Lower optimizer.lr, set optimizer.clip_norm, or try precision=fp32."
             )
         self.checked = until
 
     def result(self) -> dict[str, float]:
-        """loss and its terms (means over samples), top1 on the training views where the method showed logits."""
+        """Return loss and its terms (means over samples), and top1 on the training views if the method provided
+        logits."""
         means = (self.sums / max(self.count, 1)).tolist()
         found = {"loss": sum(means)} | {f"loss/{name}": value for name, value in zip(self.names, means, strict=True)}
         return found | ({"top1": 100 * self.correct.item() / self.shown} if self.shown else {})

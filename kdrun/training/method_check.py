@@ -17,12 +17,12 @@ from kdrun.structures import Mixed
 from kdrun.training.method_ranks import differences
 from kdrun.training.method_trial import CLASSES, PAIRS, Subject, Trial, batch_of
 
-# What a method may declare untrue of itself, in `Method.exceptions`; each check demands exactly the opposite then.
+# Properties that a method may declare not to hold, in `Method.exceptions`; the check then demands the exact opposite.
 EXCEPTIONS = ("ce", "reload", "frozen teacher", "first step moves all")
 
 
 class CheckFailed(KdrunError):
-    """Raised when a property does not hold; the message says what was observed."""
+    """Property that does not hold; the message says what was observed."""
 
     exit_code = 1
 
@@ -34,10 +34,10 @@ def need(condition: bool, sentence: str) -> None:
 
 
 def exceptions_of(subject: Subject) -> dict[str, str]:
-    """Return what the method declares untrue of itself, with its reasons."""
+    """Return the properties that the method declares not to hold, with its reasons."""
     declared = make_method(subject.node).exceptions
     unknown = set(declared) - set(EXCEPTIONS)
-    need(not unknown, f"exceptions: {', '.join(sorted(unknown))}: there are {', '.join(EXCEPTIONS)}")
+    need(not unknown, f"exceptions: {', '.join(sorted(unknown))}: known are {', '.join(EXCEPTIONS)}")
     return declared
 
 
@@ -71,11 +71,11 @@ def one_step(subject: Subject, pair: str) -> None:
         need(bool(still), "the first step moves all parameters, which `exceptions` denies")
         trial.steps(1, epoch=15, first=1)
         still = {key for key in still if torch.equal(parts[key], lane.method.get_parameter(key))}
-    need(not still, f"{', '.join(sorted(still))}: a step leaves them as they were (no gradient, or in no optimizer)")
+    need(not still, f"{', '.join(sorted(still))}: a step does not change them (no gradient, or in no optimizer)")
     if teacher is not None and taught is not None:
         kept = same(taught, teacher.network.tap.state_dict())
         if "frozen teacher" in exceptions_of(subject):
-            need(not kept, "a step leaves the teacher as it was, which `exceptions` denies")
+            need(not kept, "a step does not change the teacher, which `exceptions` denies")
         else:
             frozen = not any(parameter.requires_grad for parameter in teacher.network.tap.parameters())
             need(kept and frozen and not teacher.network.tap.training, "a step changes the teacher")
@@ -105,15 +105,15 @@ def hard_label_term(subject: Subject) -> None:
 
 
 def mixed_labels(subject: Subject) -> None:
-    """A method that says `takes_mixed` makes of labels only what `hard_label_loss` makes of them."""
+    """A method that sets `takes_mixed` uses labels only in `hard_label_loss`."""
     if make_method(subject.node).takes_mixed:
         need(
-            mixes_labels(subject), "a mixed image of which all is the other one is not learnt by the other one's label"
+            mixes_labels(subject), "an image replaced completely by another one is not trained on the other one's label"
         )
 
 
 def mixes_labels(subject: Subject) -> bool:
-    """Return True if images mixed with nothing of their own label are learnt like images of the other label."""
+    """Return True if images mixed with nothing of their own label are trained like images of the other label."""
     batch = batch_of(6)
     other, nothing = (batch.label + 1) % CLASSES, torch.zeros(6)
     found = []
@@ -142,19 +142,19 @@ def repeats(subject: Subject) -> None:
         trial = subject.trial()
         trial.steps(3)
         states.append(trial.state())
-    need(same(*states), "three steps from one start end in different weights")
+    need(same(*states), "three steps from the same start end in different weights")
 
 
 def resumes(subject: Subject) -> None:
     """The state dictionaries of student, method and optimizer are all that a checkpoint needs."""
     trial, fresh = subject.trial(), subject.trial()
     trial.steps(2)
-    fresh.steps(3, epoch=1, seed=7)  # elsewhere, so that nothing agrees by chance
+    fresh.steps(3, epoch=1, seed=7)  # a different state, so that nothing agrees by chance
     for part in ("model", "method", "optimizer"):
         getattr(fresh.lane, part).load_state_dict(copy.deepcopy(getattr(trial.lane, part).state_dict()))
     for one in (trial, fresh):
         one.steps(2, first=2)
-    need(same(trial.state(), fresh.state()), "a resumed run ends in other weights: some state is in no buffer")
+    need(same(trial.state(), fresh.state()), "a resumed run ends in other weights: some state is not in a buffer")
 
 
 def hyperparameters(subject: Subject) -> None:
@@ -172,7 +172,7 @@ def hyperparameters(subject: Subject) -> None:
 
 
 def reloads(subject: Subject) -> None:
-    """The trained student loads into a fresh network, without the method, and answers alike."""
+    """The trained student loads into a fresh network, without the method, and gives the same outputs."""
     trial = subject.trial()
     trial.steps(1)
     fresh = PAIRS[subject.pair][1]()
@@ -183,7 +183,7 @@ def reloads(subject: Subject) -> None:
     need(fits(fresh, deployed), "the student's weights do not fit a fresh network of its kind")
     need(
         torch.equal(fresh.eval()(image), deployed(image)),
-        "the student's weights answer otherwise in a fresh network",
+        "the student's weights give other outputs in a fresh network",
     )
 
 
@@ -197,7 +197,7 @@ def fits(fresh: nn.Module, trained: nn.Module) -> bool:
 
 
 def averages(subject: Subject) -> None:
-    """A copy of what is deployed, as a moving average of weights is one, does not read the original."""
+    """A copy of the deployed network, such as a moving average of its weights, is independent of the original."""
     trial = subject.trial()
     image = batch_of(4, seed=9).image
     average = copy.deepcopy(trial.lane.deployed).eval()
@@ -207,11 +207,11 @@ def averages(subject: Subject) -> None:
     trial.lane.deployed.eval()
     with torch.no_grad():
         need(torch.equal(average(image), before), "training changes a copy of the deployed network")
-        need(not torch.equal(trial.lane.deployed(image), before), "training leaves the deployed network as it was")
+        need(not torch.equal(trial.lane.deployed(image), before), "training does not change the deployed network")
 
 
 def two_processes(subject: Subject) -> None:
-    """Two processes that share out a batch find the loss and the gradient of one: see `Method.batch_terms`."""
+    """Two processes that share a batch get the same loss and gradient as one: see `Method.batch_terms`."""
     (difference,) = differences([subject.node])
     need(not difference, difference)
 

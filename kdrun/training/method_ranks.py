@@ -1,5 +1,5 @@
-"""Whether a method on two processes is what it is on one: the same loss, the same gradient of student and method, and
-the same state of its own."""
+"""Check that a method gives the same on two processes as on one: the same loss, the same gradient of student and
+method, and the same state of its own."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from kdrun.training.launch import start
 from kdrun.training.loop import Lane, Preparation
 from kdrun.training.method_trial import CPU, STREAMS, Subject, Trial, batch_of, train_mode
 
-PAIRS = ("CNN to ViT", "ViT to CNN", "CNN to CNN")  # the first that the method accepts
-COUNT, PROCESSES = 13, 2  # images, which do not divide evenly
+PAIRS = ("CNN to ViT", "ViT to CNN", "CNN to CNN")  # the first one that the method accepts is used
+COUNT, PROCESSES = 13, 2  # images, chosen not to divide evenly
 PATIENCE = 60  # seconds for each method, and for the start
-NEAR = 1e-5  # relative to the norm: what another order of adding up may change
+NEAR = 1e-5  # relative to the norm: room for another order of summation
 
 
 def differences(nodes: Sequence[dict[str, Any]]) -> list[str]:
-    """Return, for each method, how it differs on two processes, in a sentence; an empty one where it does not."""
+    """Return, for each method, a sentence on how it differs on two processes; an empty string if it does not."""
     context = ShieldedContext()
     ours, theirs = context.Pipe(duplex=False)
     processes = start(PROCESSES, compare_all, theirs, list(nodes), context=context)
@@ -34,9 +34,9 @@ def differences(nodes: Sequence[dict[str, Any]]) -> list[str]:
     try:
         if ours.poll(PATIENCE * (1 + len(nodes))):
             return ours.recv()
-        raise RunError("the two processes of this check wait for each other: one has failed, or takes another way.")
+        raise RunError("the two processes of this check wait for each other: one has failed, or takes another path.")
     except EOFError as error:
-        raise RunError("the two processes of this check ended before they had an answer.") from error
+        raise RunError("the two processes of this check ended without a result.") from error
     finally:
         for process in processes:
             process.kill()
@@ -52,7 +52,7 @@ def compare_all(answer: Connection, nodes: list[dict[str, Any]]) -> None:
 
 
 def compare(node: dict[str, Any]) -> str:
-    """Return how the method differs, in process 0; the others take part."""
+    """Return how the method differs, in process 0; the other processes take part."""
     try:
         subject = Subject(node)
         alone, joined = (lanes_of(first_trial(subject)) for _ in range(2))
@@ -62,7 +62,7 @@ def compare(node: dict[str, Any]) -> str:
 
 
 def first_trial(subject: Subject) -> Trial:
-    """Return a trial on the first pair that the method accepts. Raises PairingError where it refuses all."""
+    """Return a trial on the first pair that the method accepts. Raises PairingError if it rejects all."""
     for pair in PAIRS[:-1]:
         try:
             return subject.trial(pair)
@@ -72,7 +72,7 @@ def first_trial(subject: Subject) -> Trial:
 
 
 def lanes_of(trial: Trial) -> Iterator[tuple[Lane, Trial]]:
-    """Yield the method's preparation, where it has one, and its training."""
+    """Yield the method's preparation, if it has one, and its training."""
     options = trial.lane.method.preparation()
     if options is not None:
         own = Lane(trial.lane.student, Preparation(trial.lane.method), options, options.epochs, STREAMS, CPU)
@@ -96,17 +96,17 @@ def compare_lanes(alone: tuple[Lane, Trial], joined: tuple[Lane, Trial]) -> str:
     if not said:
         return ""
     kind = joined[0].method.batch_terms
-    return f"on {PROCESSES} processes other than on one: {', '.join(said)} of its size" + (
+    return f"on {PROCESSES} processes it differs from one: {', '.join(said)} of its size" + (
         '; it relates samples to each other: batch_terms = "batch"' if kind == "sample" else ""
     )
 
 
 def outcome(lane: Lane, trial: Trial, batch: Batch) -> dict[str, Tensor]:
-    """Return the loss, gradients and state after one backward pass, by what they are."""
+    """Return the loss, gradients and state after one backward pass, by name."""
     train_mode(lane)
     for module in (*lane.student.tap.modules(), *lane.method.modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()  # statistics of a part of the batch are another matter
+            module.eval()  # statistics over part of a batch differ anyway
     lane.update = lambda: None  # type: ignore[method-assign]
     lane.model.zero_grad()
     lane.method.zero_grad()

@@ -1,4 +1,4 @@
-"""A method on tiny networks with random weights, ready for a few steps."""
+"""Trials of a method on tiny networks with random weights, ready for a few steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU, STREAMS = torch.device("cpu"), Streams("student", 0)
 
 
 class TinyCNN(ZooModel):
-    """A stem and two stages: [N, 3, 16, 16] -> maps 6x16x16, 8x8x8, 12x4x4 (times `width`)."""
+    """Tiny CNN with a stem and two stages: [N, 3, 16, 16] -> maps 6x16x16, 8x8x8, 12x4x4 (times `width`)."""
 
     def __init__(self, num_classes: int = CLASSES, width: int = 1):
         super().__init__()
@@ -84,7 +84,7 @@ def batch_of(count: int, seed: int = 0) -> Batch:
 
 @dataclass
 class Trial:
-    """A student of the method on a tiny pair, ready to step. trained: the parameters that its preparation moved."""
+    """Student of the method on a tiny pair, ready to step. trained: the parameters that its preparation changed."""
 
     lane: Lane
     teacher: Teacher | None
@@ -110,7 +110,7 @@ class Trial:
 
 @dataclass
 class Subject:
-    """The method under test. node: its configuration, `_target_` included."""
+    """Method under test. node: its configuration, including `_target_`."""
 
     node: dict[str, Any]
 
@@ -120,7 +120,7 @@ class Subject:
 
     @cached_property
     def pair(self) -> str:
-        """The first pair that the method accepts. Raises PairingError if it refuses all of them."""
+        """Return the first pair that the method accepts. Raises PairingError if it rejects all of them."""
         refused = []
         for pair in PAIRS:
             try:
@@ -129,10 +129,10 @@ class Subject:
                 refused.append(str(error))
             else:
                 return pair
-        raise PairingError(f"it refuses every pair: {'; '.join(refused)}")
+        raise PairingError(f"it rejects every pair: {'; '.join(refused)}")
 
     def trial(self, pair: str | None = None, precision: str = "fp32", settings: dict | None = None) -> Trial:
-        """Return a fresh student from fixed seeds. Raise PairingError where the method refuses the pair."""
+        """Return a fresh student from fixed seeds. Raises PairingError if the method rejects the pair."""
         network, taught = self.networks(pair or self.pair, precision)
         method = make_method({**self.node, **(settings or {})})
         lane = make_lane(
@@ -147,7 +147,7 @@ class Subject:
             spec=DataSpec(60, torch.arange(60) % CLASSES, CLASSES, SIDE),
         )
         if taught is not None:
-            taught.tap.stages = stages_read([method])  # a map that the method reads and does not declare is None
+            taught.tap.stages = stages_read([method])  # a map that the method reads without declaring it is None
         trial = Trial(lane, lane.peer or (None if taught is None else Teacher(taught)))
         before = copy.deepcopy(method.state_dict())
         prepare(trial)
@@ -156,7 +156,7 @@ class Subject:
         return trial
 
     def networks(self, pair: str, precision: str) -> tuple[Network, Network | None]:
-        """Return (student, teacher); the teacher's statistics are as of a trained network, so that no feature is
+        """Return (student, teacher). The teacher's statistics are as in a trained network, so that no feature is
         degenerate."""
         numerics = Numerics("cpu", precision, False, torch.get_num_threads(), False)
         make_teacher, make_student = PAIRS[pair]
@@ -172,7 +172,7 @@ class Subject:
 
 
 def prepare(trial: Trial) -> None:
-    """Train two steps of the method's preparation, where it has one."""
+    """Train two steps of the method's preparation, if it has one."""
     lane = trial.lane
     options = lane.method.preparation()
     if options is None:

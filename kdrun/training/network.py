@@ -1,4 +1,4 @@
-"""Networks as the engine calls them: under a run's numerics, compiled or not; and the teacher among them."""
+"""Networks as the engine calls them: under a run's numerics, compiled or not."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kdrun.models.features import Tap
 from kdrun.structures import Outputs
 from kdrun.training.precision import Numerics
 
-# Networks share one code object, and each may have a compiled version of its own.
+# Networks share one code object, and each may have its own compiled version.
 COMPILED_VERSIONS = 512
 
 
 class Network:
-    """A tap under the run's numerics: image [N, 3, H, W] float32 -> Outputs in float32.
+    """Network under the run's numerics: image [N, 3, H, W] float32 -> Outputs in float32.
 
-    Compiled for the full batch size alone; a small last batch runs eagerly rather than paying a second compilation.
+    Compiled only for the full batch size; a small last batch runs eagerly, to avoid a second compilation.
     """
 
     def __init__(self, tap: Tap, numerics: Numerics, batch_size: int):
@@ -45,7 +45,7 @@ class Network:
             return self.compiled(image).float()
 
     def eager(self, image: Tensor) -> Outputs:
-        """The same uncompiled, and in the precision in which each output was computed."""
+        """Return the outputs uncompiled, each in the precision in which it was computed."""
         with self.numerics.autocast():
             return self.alone(image) if self.trains_alone(image) else self.tap(image)
 
@@ -53,8 +53,8 @@ class Network:
         return len(image) == 1 and self.tap.training
 
     def alone(self, image: Tensor) -> Outputs:
-        """A training batch of one. Where a map is down to one position there is no variance to normalise by, and
-        PyTorch refuses; batch norm then takes its running statistics."""
+        """Return the outputs for a training batch of one. A map with only one position has no variance to normalise
+        by, and PyTorch raises an error; batch norm then uses its running statistics."""
         try:
             return self.tap(image)
         except ValueError as error:
@@ -71,7 +71,7 @@ class Network:
 
 
 def choose_attention(model: nn.Module, numerics: Numerics) -> None:
-    """Plain products and a softmax for timm's attention in bf16 on a CPU, the fused kernel everywhere else.
+    """Choose plain products and a softmax for timm's attention in bf16 on a CPU, the fused kernel everywhere else.
 
     PyTorch's fused attention for CPUs takes half of a small ViT's bf16 step, most of it backward: plain attention
     trained 1.3 (224 px) to 2.4 times (16 px) as many images per second, and fp32 the same number.

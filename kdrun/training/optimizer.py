@@ -1,4 +1,5 @@
-"""Optimizers, and learning rates as a pure function of where training stands, so that nothing has to be resumed."""
+"""Optimizers and stateless learning-rate schedules: the rate is a pure function of (epoch, step), so checkpoints
+need no scheduler state."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def make_optimizer(
     options: OptimizerOptions, modules: Iterable[nn.Module], device: torch.device
 ) -> torch.optim.Optimizer:
-    """One optimizer over the trainable parameters of student and method, which share lr, momentum and decay."""
+    """Return one optimizer over the trainable parameters of student and method, which share lr, momentum and decay."""
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     seen: set[int] = set()
@@ -45,8 +46,8 @@ def make_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over the moments of `state`. The settings stay the optimizer's own: a saved rate may be a tensor, and an
-    older checkpoint does not know of all of them."""
+    """Load the moments of `state`. The settings remain the optimizer's own: a saved rate may be a tensor, and older
+    checkpoints lack some of them."""
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
@@ -54,7 +55,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _norms_and_biases(module: nn.Module) -> set[str]:
-    """Parameters that timm's recipes leave undecayed: normalisation, biases, and whatever the model names itself."""
+    """Return the parameters that timm's recipes do not decay: normalisation, biases, and those named by the model
+    itself."""
     names = {name for name, parameter in module.named_parameters() if parameter.ndim <= 1}
     for path, part in module.named_modules():
         if isinstance(part, NORMS):
@@ -64,7 +66,7 @@ def _norms_and_biases(module: nn.Module) -> set[str]:
 
 
 def learning_rate(options: OptimizerOptions, epochs: int, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The rate for step `step` of epoch `epoch` (both from 0) of `epochs`.
+    """Return the rate for step `step` of epoch `epoch` (both from 0) of `epochs`.
 
     Multistep and step change between epochs, as MultiStepLR stepped once per epoch; cosine (Loshchilov & Hutter 2017)
     and one-cycle (Smith & Topin 2018: linear up to lr at peak_fraction, cosine down to 1/1000 of it) change at every

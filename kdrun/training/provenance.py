@@ -1,4 +1,4 @@
-"""Who, where, with what: everything about a run that is not its numbers."""
+"""Provenance of a run: everything except its numbers (who, where, and with what)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def provenance(
     other_images: str,
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights, what its
-    method asks for, the user's own code, and every setting, by which an edited config.yaml is noticed. method: None of
-    a teacher that is trained alone."""
+    """Return command, revision, versions, hardware, resolved numerics, data fingerprint, the teacher's weights, the
+    method's requirements, the user's own code, and every setting, by which an edited config.yaml is detected.
+    method: None for a teacher that is trained alone."""
     return {
         "started_at": now(),
         "command": sys.argv,
@@ -77,7 +77,7 @@ def version_of(name: str) -> str | None:
 
 @cache
 def git_revision() -> str | None:
-    """The checkout's commit when first asked, with + where files differ from it; None for an installed package."""
+    """Return the checkout's commit when first called, with + if files differ from it; None for an installed package."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
@@ -94,7 +94,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine in words, for provenance and tables."""
+    """Return a description of the machine, for provenance and tables."""
     found = {"cpu": cpu_name(), "cpu_kind": cpu_kind(), "cores": os.cpu_count(), "system": platform.platform()}
     if torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,7 +1,7 @@
-"""The processes that train one run together, as torchrun, SLURM or a sweep starts them; nearly always there is one.
+"""Processes that train one run together, started by torchrun, SLURM or a sweep; usually there is just one.
 
-Number 0 alone prints, writes and decides; all of them take the same way through a run. What they tell each other goes
-over the CPU (gloo), so that it waits for no GPU; gradients, and what losses gather, go where the networks are.
+Only number 0 prints, writes and decides; all of them follow the same path through a run. They communicate over the CPU
+(gloo), so that messages wait for no GPU; gradients, and tensors gathered by losses, stay on the networks' devices.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-JOINING = timedelta(minutes=10)  # for all processes to come
-WAITING = timedelta(days=30)  # for each other: a heartbeat, and no clock, finds out who has died
+JOINING = timedelta(minutes=10)  # for all processes to connect
+WAITING = timedelta(days=30)  # for each other: dead processes are found by heartbeats, not by a timeout
 
 
 class Alone:
-    """The one process of a run: what it asks the others, it answers itself."""
+    """Single process of a run: it answers its own questions to the others."""
 
     rank, size, local = 0, 1, 0
 
     @property
     def main(self) -> bool:
-        """True in the process that prints, writes and decides."""
+        """Return True in the process that prints, writes and decides."""
         return self.rank == 0
 
     @property
@@ -43,7 +43,7 @@ class Alone:
         return Part(self.rank, self.size)
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Return what `make` returns in process 0, which alone calls it."""
+        """Return the result of `make` from process 0, which alone calls it."""
         return make()
 
     def most(self, number: int) -> int:
@@ -55,44 +55,44 @@ class Alone:
         return values
 
     def heed(self, stop: Stop, due: bool = False) -> bool:
-        """Return whether it is time to save, since it is `due` in process 0 or some process got a signal, which all
+        """Return True if it is time to save: it is `due` in process 0, or some process received a signal, which all
         then have in `stop.heard`."""
         stop.heard = stop.signal
         return due or bool(stop.heard)
 
     def gone(self, error: BaseException) -> BaseException:
-        """Return what ends this process where the others cannot be reached any more."""
+        """Return the exception that ends this process if the others can no longer be reached."""
         return error
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let process 0 go through before the others."""
+        """Let process 0 pass before the others."""
         yield
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Raise, for an error of the connection to the others, what has become of them."""
+        """Translate an error of the connection to the others into the reason for it."""
         yield
 
 
 class Together(Alone):
-    """One of several processes. Raises where another one has gone: what it failed with, or Interrupted."""
+    """One of several processes. Its methods raise the failure of another process that has ended, or Interrupted."""
 
     def __init__(self, rank: int, size: int, record: Callable[[str], object]):
         self.rank, self.size, self.local = rank, size, int(os.environ.get("LOCAL_RANK", rank))
         self.record = record
         self.heart: Heartbeat | None = None
-        # Before torch is imported: DDP warns of looking for unused parameters where there are none.
+        # Before torch is imported: DDP warns if find_unused_parameters finds none.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     def join(self) -> None:
-        """Wait for all processes and connect to them. Raises RunError where they do not come."""
+        """Wait for all processes and connect to them. Raises RunError if they do not appear."""
         import torch
         import torch.distributed as dist
         from torch._C._distributed_c10d import PrefixStore, TCPStore
 
         if os.environ.get("LOCAL_WORLD_SIZE") == str(self.size) and sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not lead to itself
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not resolve to itself
         host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
         serves = self.main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         try:
@@ -126,7 +126,7 @@ class Together(Alone):
         return self.largest([number])[0]
 
     def largest(self, numbers: list[int]) -> list[int]:
-        """Return the largest of all processes' numbers, place by place."""
+        """Return the largest of all processes' numbers, elementwise."""
         import torch
         import torch.distributed as dist
 
@@ -166,7 +166,7 @@ class Together(Alone):
 
     def gone(self, error: BaseException) -> BaseException:
         assert self.heart is not None
-        lost = Verdict(Interrupted.exit_code, f"the other processes have gone ({one_line(error)[:120]}).")
+        lost = Verdict(Interrupted.exit_code, f"the other processes are gone ({one_line(error)[:120]}).")
         verdict = self.heart.find_out() or lost
         if self.heart.speaks:
             errors.muted = False
@@ -206,7 +206,7 @@ def ending(verdict: Verdict) -> BaseException:
 
 
 def is_of_connection(error: BaseException) -> bool:
-    """Return True for what PyTorch raises where another process cannot be reached."""
+    """Return True for PyTorch's errors when another process cannot be reached."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo" in str(error) or "NCCL" in str(error)
@@ -216,17 +216,17 @@ now: Alone = Alone()
 
 
 def announced() -> tuple[int, int]:
-    """Return (number of this process, how many there are) as torchrun or a cluster says in the environment; (0, 1)
-    where nothing does. Raises ConfigError for what is no number."""
+    """Return (number of this process, number of processes) from the environment of torchrun or a cluster; (0, 1) if
+    there is none. Raises ConfigError for an invalid number."""
     told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not all(word.isdecimal() for word in told) or int(told[0]) >= max(int(told[1]), 1):
-        raise ConfigError(f"RANK={told[0]} WORLD_SIZE={told[1]}: unset them, or start the run by torchrun.")
+        raise ConfigError(f"RANK={told[0]} WORLD_SIZE={told[1]}: unset them, or start the run with torchrun.")
     return int(told[0]), int(told[1])
 
 
 @contextmanager
 def together(record: Callable[[str], object] = str) -> Iterator[Alone]:
-    """Be one of the processes that the environment announces, while the context lasts. record: as of `Heartbeat`."""
+    """Act as one of the processes announced by the environment, inside the block. record: as in `Heartbeat`."""
     global now
     rank, size = announced()
     if size == 1 or now.size > 1:

@@ -1,4 +1,4 @@
-"""One step of a method on untrained networks: what cannot run says so before a teacher is trained for it."""
+"""Dry run: one step of a method on untrained networks, to find what cannot run before a teacher is trained for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdrun.training.teacher import Teacher
 
 
 def rehearse(plan: Plan, data: Data, numerics: Numerics) -> None:
-    """Pass two images of noise through the method. Raises PairingError, ConfigError."""
+    """Pass two images of noise through the method. Raises PairingError or ConfigError."""
     config, side = plan.config, data.splits.image_size
     streams = Streams("student", config.seed)
     student = make_network(config.student, data, streams, numerics, 2)
@@ -43,7 +43,7 @@ def rehearse(plan: Plan, data: Data, numerics: Numerics) -> None:
     lane.student.tap.train()
     taught = None if teacher is None else Teacher(teacher)
     if numerics.deterministic:
-        numerics.apply()  # there are operations of which only the gradient is refused
+        numerics.apply()  # for some operations only the gradient is not deterministic
     with torch.set_grad_enabled(numerics.deterministic):
         terms = lane.method(batch, student, taught, Progress(0, 1, 0, 1))
         check_terms(terms, lane.method, gradient=False)
@@ -52,7 +52,7 @@ def rehearse(plan: Plan, data: Data, numerics: Numerics) -> None:
 
 
 def rehearse_gradient(terms: dict[str, Tensor]) -> None:
-    """Raise ConfigError where a gradient needs what PyTorch cannot repeat."""
+    """Raise ConfigError if a gradient needs an operation that PyTorch cannot repeat."""
     try:
         torch.stack(list(terms.values())).sum().backward()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""result.json: what is written of a finished run."""
+"""Creation of a finished run's result.json, and warnings about settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdrun.training.training_run import TrainingRun
 
 @contextmanager
 def open_loggers(trainings: list[TrainingRun]) -> Iterator[dict[Path, list[Logger]]]:
-    """Open the loggers that each run asks for, by its directory, and close them at the end."""
+    """Open each run's loggers, by directory, and close them at the end."""
     with ExitStack() as closing:
         loggers = {}
         for training in trainings:
@@ -34,7 +34,7 @@ def open_loggers(trainings: list[TrainingRun]) -> Iterator[dict[Path, list[Logge
 
 
 def result_of(training: TrainingRun) -> RunResult:
-    """Return the result of a run to its last epoch, of a student or of a teacher."""
+    """Return the result of a run at its last epoch, for a student or a teacher."""
     plan, teacher = training.plan, training.teacher
     config, lane, score = plan.config, training.lane, training.score
     numerics, is_teacher = lane.student.numerics, training.run.role == "teacher"
@@ -71,19 +71,19 @@ def result_of(training: TrainingRun) -> RunResult:
 
 
 def parameters_of(lane: Lane) -> int:
-    """Of what is deployed: the student, and what its method keeps at inference."""
+    """Return the number of deployed parameters: the student's, and those of the method used at inference."""
     return sum(parameter.numel() for parameter in lane.deployed.parameters())
 
 
 def warnings(config: RunConfig, splits: Dataset) -> list[str]:
-    """Settings that are legal and probably not meant."""
+    """Return warnings about settings that are legal but probably unintended."""
     steps = -(-len(splits.train) // config.batch_size)
     found = []
     options = config.optimizer
     beyond = [milestone for milestone in options.milestones if milestone >= config.epochs]
     if options.schedule == "multistep" and beyond == options.milestones:
         found.append(
-            f"note: the learning rate never drops: optimizer.milestones={options.milestones} lie beyond "
+            f"note: the learning rate never drops: optimizer.milestones={options.milestones} are beyond "
             f"epochs={config.epochs}. For short runs set optimizer.schedule=cosine or one_cycle."
         )
     if options.warmup_epochs >= config.epochs:
@@ -94,6 +94,6 @@ def warnings(config: RunConfig, splits: Dataset) -> list[str]:
     if options.accumulate_steps > steps:
         found.append(
             f"note: optimizer.accumulate_steps={options.accumulate_steps} is more than the {steps} steps of an epoch: "
-            "each epoch makes one update, of a smaller gradient."
+            "each epoch makes one update, with a smaller gradient."
         )
     return found

@@ -1,4 +1,4 @@
-"""curves.png of a run: drawn at its end, and now and then while it trains."""
+"""curves.png of a run, drawn at its end and at intervals during training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kdrun.runs.curves import draw_curves
 from kdrun.training import ranks
 from kdrun.training.training_run import TrainingRun
 
-EVERY = 60.0  # seconds, at least
-SHARE = 30  # of the time, at most one part is spent on pictures
+EVERY = 60.0  # seconds between pictures, at least
+SHARE = 30  # at most one part in SHARE of the time is spent on pictures
 
 
 def draw(training: TrainingRun) -> None:
-    """Draw a run's curves as far as they are known, a student's beside its teacher's accuracy."""
+    """Draw a run's curves as far as they are known; for a student with its teacher's accuracy."""
     if not ranks.now.main:
         return
     plan, config = training.plan, training.plan.config
@@ -28,13 +28,13 @@ def draw(training: TrainingRun) -> None:
 
 
 class GrowingCurves:
-    """Pictures of runs that train side by side: each is drawn again once `EVERY` seconds have passed since its own last
-    picture, or longer where pictures take long."""
+    """Pictures of runs that train together: each is redrawn once `EVERY` seconds have passed since its last picture,
+    or later if drawing is slow."""
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
         self.drawn: dict[int, float] = {}
-        self.spent = 0.0  # by all pictures since the beginning
+        self.spent = 0.0  # seconds spent on all pictures
 
     def after(self, training: TrainingRun) -> None:
         """Draw after an epoch of a run, if it is due."""
@@ -45,7 +45,7 @@ class GrowingCurves:
             draw(training)
         except DiskFull:
             raise
-        except RunError:  # the picture of its end will say so, where that still holds
+        except RunError:  # the picture at its end will raise this, if it still applies
             pass
         self.drawn[id(training)] = time.monotonic()
         self.spent += time.monotonic() - now

@@ -1,6 +1,6 @@
-"""Runs from their configuration to their results: find or train the teacher, train the students, write the files.
+"""Training sessions: obtain the teacher, train the students, write the results.
 
-One run is a session with one lane; runs that share data, teacher, length and numerics are lanes of one session.
+A single run is a session with one lane; runs that share data, teacher, length and numerics are lanes of one session.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ Ended = Callable[[Plan, dict[str, Any] | KdrunError], None]
 
 
 class Session:
-    """Plans that share data, teacher, length and requested numerics: numerics and data, the teacher, the students.
+    """Session of plans that share data, teacher, length and requested numerics.
 
-    `ended` gets every plan's result or its error, which its directory then holds, as soon as it is known. What ends all
-    of them is raised, and recorded by whoever catches it.
+    `ended(plan, outcome)` is called once per plan, as soon as its result or error has been written to its directory.
+    Errors that end all plans are raised instead; the caller must record them.
     """
 
     def __init__(self, plans: list[Plan], stop: Stop, display: Display, ended: Ended, memory_share: float = 0.5):
-        """memory_share: of what is free now, for the lanes' own memory; the rest is for one step's activations."""
+        """Set up numerics and data. memory_share: fraction of the free memory for the lanes' own memory; the rest is
+        for one step's activations."""
         self.plans, self.stop, self.display, self.ended = plans, stop, display, ended
         self.memory_share, self.left = memory_share, []
         self.told: set[str] = set()
@@ -73,7 +74,7 @@ class Session:
             self.display.note(line)
 
     def settle(self) -> Resolved:
-        """Return the numerics that a started run is pinned to, or what is best here."""
+        """Return the numerics to which a started run is pinned, or the best ones on this machine."""
         config = self.config
         recorded = next((found for plan in self.plans if (found := read_resolved(plan.run.path)) is not None), None)
         if recorded is not None:
@@ -83,16 +84,14 @@ class Session:
         )
 
     def run(self) -> None:
-        """Teacher first, then the students to their last epoch."""
+        """Obtain the teacher, then train the students to their last epoch."""
         taught, about = self.obtain_teacher() if self.plan.method.needs_teacher else (None, None)
         self.numerics.apply()
         trainings, loaders = self.make_students(taught, about)
         if not trainings:
             return
         if names := unfollowed():
-            self.display.note(
-                f"note: no import statement names {listed(names)}, so that a change there makes no new run"
-            )
+            self.display.note(f"note: no import statement names {listed(names)}, so changes there will not be noticed")
         frozen = None if taught is None or self.plan.method.trains_teacher else Teacher(taught)
         if frozen is not None:
             keep_outputs(frozen, trainings, loaders, self.config, self.display)
@@ -108,15 +107,15 @@ class Session:
             self.finish(training)
 
     def finish(self, training: TrainingRun) -> None:
-        """Draw the curves, then write result.json, whose presence means finished."""
+        """Draw the curves, then write result.json, whose presence marks the run as finished."""
         result = result_of(training)
         draw(training)
         training.run.finish(result)
         self.ended(training.plan, result.as_dict())
 
     def make_students(self, taught: Network | None, about: dict[str, Any] | None) -> tuple[list[TrainingRun], Loaders]:
-        """Every plan's lane, on loaders that hold the views of all their methods. A plan that cannot be made ends;
-        those that memory does not hold stay in `left`."""
+        """Create every plan's lane, on loaders with the views of all their methods. A plan that cannot be created
+        ends; those that do not fit into memory stay in `left`."""
         methods: list[tuple[Plan, Method]] = []
         for plan in self.plans:
             with self.ending(plan):
@@ -130,7 +129,7 @@ class Session:
         for position, (plan, method) in enumerate(methods):
             if trainings and sum(training.lane.memory() for training in trainings) > room:
                 self.left = [plan for plan, _ in methods[position:]]
-                self.display.note(f"memory holds {position} lanes at once; {len(self.left)} more follow")
+                self.display.note(f"memory holds {plural(position, 'lane')} at once; {len(self.left)} more follow")
                 break
             with self.ending(plan):
                 network = make_network(plan.config.student, self.data, streams, self.numerics, config.batch_size)
@@ -156,7 +155,7 @@ class Session:
 
     @contextmanager
     def ending(self, plan: Plan) -> Iterator[None]:
-        """Let an error end this plan alone where there are others. Raises what ends all of them."""
+        """End only this plan on an error, if there are others. Raises errors that end all of them."""
         try:
             yield
         except Exception as error:
@@ -167,22 +166,22 @@ class Session:
             self.ended(plan, error if ours else RunError(located(error)))
 
     def obtain_teacher(self) -> tuple[Network, dict[str, Any]]:
-        """The teacher and what is known of it, its accuracy measured: from a checkpoint, as an untrained control, from
-        the store, or trained into the store."""
+        """Return the teacher and its description, with measured accuracy: from a checkpoint, as an untrained
+        control, from the store, or trained into the store."""
         options, stored = self.config.teacher, self.plan.teacher_run
         if self.plan.method.trains_teacher:
             network = make_network(
                 options, self.data, Streams("peer", options.seed), self.numerics, self.config.batch_size
             )
             self.tell(network, trains=True)
-            self.display.fact("teacher", f"{options.name}: untrained, learns along with the student")
+            self.display.fact("teacher", f"{options.name}: untrained, trained together with the student")
             return network, describe("learns along", options.name, None, None, options.checkpoint)
         if stored is not None and ranks.now.from_main(lambda: not stored.finished):
-            self.rehearse()  # what cannot run must not cost a teacher's training first
-            with stored.lock(lambda who: self.display.note(f"{who} trains {short_path(stored.path)}: waiting for it")):
+            self.rehearse()  # find what cannot run before training a teacher
+            with stored.lock(lambda who: self.display.note(f"waiting for {who} to train {short_path(stored.path)}")):
                 if ranks.now.from_main(lambda: not stored.finished):
                     self.train_teacher(stored)
-            ranks.now.most(0)  # its weights are written
+            ranks.now.most(0)  # wait until its weights are written
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, self.numerics, self.config.batch_size)
         self.tell(network, trains=False)
@@ -200,7 +199,7 @@ class Session:
         return network, describe(kind, options.name, top1, sha256, place)
 
     def tell(self, network: Network, trains: bool) -> None:
-        """Show what was found out about a network, each line once."""
+        """Print what was found out about a network, each line only once."""
         traits = network.tap.traits
         for line in [*traits.notes, *(traits.training_notes if trains else [])]:
             self.say_once(line)
@@ -211,11 +210,11 @@ class Session:
             self.display.note(line)
 
     def rehearse(self, plan: Plan | None = None) -> None:
-        """Try one step of the method. Raises PairingError, ConfigError."""
+        """Try one step of the method. Raises PairingError or ConfigError."""
         rehearse(plan or self.plan, self.data, self.numerics)
 
     def train_teacher(self, run: RunDirectory) -> None:
-        """By its own recipe, precision and seed, with the same loop and the labels alone."""
+        """Train the teacher by its own recipe, precision and seed, with the same loop, on the labels alone."""
         options, recipe = self.config.teacher, self.config.teacher.recipe
         recorded = ranks.now.from_main(lambda: read_resolved(run.path))
         numerics = replace(self.numerics, precision=resolve_precision(options.precision, self.numerics.device))
@@ -254,20 +253,20 @@ class Session:
     def begin_all(
         self, trainings: list[TrainingRun], teacher: Teacher | None, loaders: Loaders, what: str
     ) -> Generator[tuple[TrainingRun, KdrunError | None], None, list[TrainingRun]]:
-        """Resume or begin each run; yield those that need no training or cannot begin, and return the others."""
+        """Resume or start each run; yield those that need no training or cannot start, and return the others."""
         waiting: list[TrainingRun] = []
         for training in trainings:
             try:
                 begin(training, teacher, loaders, what, data=self.data, display=self.display, stop=self.stop)
                 store_pretrained(training, loaders)
-            except (RunError, CheckpointError) as error:  # a damaged last.pt is this lane's alone
+            except (RunError, CheckpointError) as error:  # a damaged last.pt affects only this lane
                 if isinstance(error, DiskFull) or ranks.now.size > 1:
                     raise
                 training.run.fail(str(error))
                 yield training, error
                 continue
             if training.epoch == training.lane.epochs:
-                save_weights(training.run.weights_path, training.lane.evaluated.state_dict())  # gone, or damaged since
+                save_weights(training.run.weights_path, training.lane.evaluated.state_dict())  # missing or damaged
                 yield training, None
             else:
                 waiting.append(training)
@@ -276,9 +275,10 @@ class Session:
     def run_to_end(
         self, trainings: list[TrainingRun], teacher: Teacher | None, loaders: Loaders, what: str
     ) -> Iterator[tuple[TrainingRun, KdrunError | None]]:
-        """Resume or begin, and train to the last epoch, yielding each as it ends, with its error if it failed.
+        """Resume or start the runs, and train to the last epoch; yield each run as it ends, with its error if it
+        failed.
 
-        Raises Interrupted for a signal, DiskFull where nobody can go on.
+        Raises Interrupted for a signal, DiskFull if no run can continue.
         """
         epochs, steps = trainings[0].lane.epochs, loaders.train.steps_per_epoch
         waiting = yield from self.begin_all(trainings, teacher, loaders, what)

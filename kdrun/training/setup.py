@@ -1,5 +1,4 @@
-"""What is settled before the first step: where a run stands, what is kept of the teacher's outputs, and whether
-networks are compiled."""
+"""Setup before the first step: resuming, caching of the teacher's outputs, and the decision on compiling networks."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ def begin(
     display: Display,
     stop: Stop,
 ) -> None:
-    """Resume where it stands, or write what is known before training and prepare its method."""
+    """Resume from the last checkpoint, or write everything known before training and prepare the method."""
     plan = training.plan
     images = {
         "fingerprint": plan.source.fingerprint(),
@@ -64,8 +63,8 @@ def begin(
 def keep_outputs(
     teacher: Teacher, trainings: list[TrainingRun], loaders: Loaders, config: RunConfig, display: Display
 ) -> None:
-    """Let the teacher return only the maps that the methods read, and compute what it says of each training image once
-    for all epochs where it sees the same ones in each."""
+    """Restrict the teacher to the maps that the methods read, and compute its outputs for each training image only
+    once if it sees the same images in every epoch."""
     methods = [training.lane.method for training in trainings]
     teacher.network.tap.stages = stages_read(methods)
     train = loaders.train
@@ -81,7 +80,7 @@ def keep_outputs(
 
 
 def decide_compile(trainings: list[TrainingRun], teacher: Teacher | None, loaders: Loaders, display: Display) -> None:
-    """Settle `compile=auto` by a timed probe of the first, for the networks of all."""
+    """Decide `compile=auto` by a timed probe of the first run, for the networks of all."""
     first = trainings[0]
     compiled, note = choose_compile(first, teacher, loaders, first.lane.epochs)
     networks = [training.lane.student for training in trainings]
@@ -91,19 +90,17 @@ def decide_compile(trainings: list[TrainingRun], teacher: Teacher | None, loader
 
 
 def shares_in_words(lane: Lane, config: RunConfig) -> str:
-    """Say how several processes share out the training of `lane`; an empty string for one. Raises ConfigError where
-    they cannot train it as they are told to."""
+    """Return how several processes share the training of `lane`; an empty string for one. Raises ConfigError if they
+    cannot train it as configured."""
     if lane.alone:
         return ""
     on_gpu = lane.device.type == "cuda"
     if config.sync_bn and not on_gpu:
-        raise ConfigError("sync_bn=true: PyTorch synchronises batch norm on GPUs alone; leave it out on a CPU.")
+        raise ConfigError("sync_bn=true: PyTorch synchronises batch norm only on GPUs; leave it out on a CPU.")
     size, batch_size = ranks.now.size, config.batch_size
     norm = ""
     if running_statistics(lane.student.tap) or running_statistics(lane.method):
-        norm = "; batch norm sees the images of its own process" + (" (sync_bn=true: of all)" if on_gpu else "")
+        norm = "; batch norm uses the images of its own process" + (" (sync_bn=true: of all)" if on_gpu else "")
     if size > batch_size:
-        return (
-            f"{size} processes: a batch of {batch_size} is too small to be shared out, and each passes all of it{norm}"
-        )
-    return f"{size} processes: of the {batch_size} images of a batch each passes {lane.student.batch_size}{norm}"
+        return f"{size} processes: a batch of {batch_size} is too small to share, so each processes all of it{norm}"
+    return f"{size} processes: each processes {lane.student.batch_size} of the {batch_size} images of a batch{norm}"

@@ -1,4 +1,4 @@
-"""Signals as a request: save between two steps, then end."""
+"""Signals as a request to save between two steps, then end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kdrun.errors import Interrupted
 
 
 class Stop:
-    """The signal that asked to end, an empty string where none has. It raises Interrupted where it arrives, except
-    inside `later`, where whoever trains looks at it between two steps.
+    """Stop request. signal: its name, or an empty string. It raises Interrupted on arrival, except inside `later`,
+    where the training loop checks it between two steps.
 
-    heard: what whoever trains has taken note of, in all processes of the run: see `ranks.Alone.heed`.
+    heard: the signal noticed by the training loop, in all processes of the run: see `ranks.Alone.heed`.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Stop:
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Leave a signal that arrives meanwhile to whoever looks at `signal`."""
+        """Defer a signal that arrives inside the block; the caller checks `signal`."""
         self.deferred += 1
         try:
             yield
@@ -37,11 +37,11 @@ class Stop:
         return signal.Signals[self.signal] if self.signal else 0
 
     def hear(self, number: int) -> None:
-        """Take note of a signal that came to some process of the run; 0: of none."""
+        """Record a signal that some process of the run received; 0: none."""
         self.heard = signal.Signals(number).name if number else ""
 
     def request(self, number: int) -> None:
-        """Note a signal. Raises KeyboardInterrupt for a second Ctrl-C, Interrupted outside `later`."""
+        """Record a signal. Raises KeyboardInterrupt for a second Ctrl-C, Interrupted outside `later`."""
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
@@ -61,7 +61,7 @@ def stop_on_signals() -> Iterator[Stop]:
     ]
     try:
         previous = {number: signal.signal(number, lambda number, _: stop.request(number)) for number in wanted}
-    except ValueError:  # not in the main thread: leave signals to whoever owns them
+    except ValueError:  # not in the main thread, which owns the signals
         yield stop
         return
     try:
@@ -72,7 +72,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def leave_dead_terminal() -> None:
-    """Write to nowhere what would go to a terminal that was closed, since each line would raise an error."""
+    """Redirect output away from a closed terminal, since each line would raise an error."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):

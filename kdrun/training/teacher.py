@@ -1,4 +1,4 @@
-"""Teachers as students see them: frozen and shared, or learning along."""
+"""Teachers as students see them: frozen and shared, or trained together with the student."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kdrun.methods.base import Forward
 from kdrun.structures import Batch, Outputs, filled
 from kdrun.training.network import Network
 
-KEPT = 2  # the usual view of a batch and one more: lanes that need both ask for them in turn
+KEPT = 2  # the usual view of a batch and one more, for lanes that need both alternately
 
 
 class Teacher:
-    """The frozen teacher: eval mode, no gradient. It sees full batches only, so that what it says of an image does not
+    """Frozen teacher: eval mode, no gradient. It sees only full batches, so that its output for an image does not
     depend on the batch.
 
-    cache: what it says of each training image, by index, where it sees the same one in every epoch.
+    cache: its outputs for each training image, by index, if it sees the same images in every epoch.
     """
 
     def __init__(self, network: Network):
@@ -28,13 +28,13 @@ class Teacher:
 
     def __call__(self, image: Tensor) -> Outputs:
         """Return the outputs [N, …] for images [N, 3, H, W]."""
-        assert not self.network.tap.training, "something has put the teacher into training mode"
+        assert not self.network.tap.training, "the teacher was put into training mode"
         with torch.no_grad():
             return self.network(filled(image, self.network.batch_size)).apply(lambda rows: rows[: len(image)])
 
     def for_batch(self, batch: Batch) -> Forward:
-        """Return the teacher for the students of one batch: each image tensor is passed once, however many ask for it.
-        The outputs, which are large, live as long as what is returned."""
+        """Return the teacher for the students of one batch: each image tensor passes only once, for all callers. The
+        outputs, which are large, live as long as the returned function."""
         kept: list[tuple[Tensor, Outputs]] = []
 
         def outputs_of(image: Tensor) -> Outputs:
@@ -51,7 +51,7 @@ class Teacher:
 
 
 class Peer(Teacher):
-    """A teacher that learns along: gradients flow, and it trains with the method that owns it."""
+    """Teacher that is trained together with the student: gradients flow, and it belongs to its method."""
 
     def __init__(self, network: Network):
         self.network = network
@@ -60,5 +60,5 @@ class Peer(Teacher):
         return self.network(image)
 
     def for_batch(self, batch: Batch) -> Forward:
-        """Return the peer itself: its weights differ from lane to lane, and nothing is shared."""
+        """Return the peer itself: its weights differ from lane to lane, so nothing is shared."""
         return self

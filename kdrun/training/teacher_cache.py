@@ -1,5 +1,5 @@
-"""What the teacher says of every training image, computed once where it sees the same images in every epoch: training
-without augmentation, or with teacher_view=clean or fixed."""
+"""In-memory cache of teacher outputs, for runs in which the teacher sees identical images every epoch (no
+augmentation, or teacher_view=clean or fixed)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from kdrun.structures import Outputs
 from kdrun.training.cost import free_memory
 from kdrun.training.network import Network
 
-MOST = 4 * 2**30  # bytes, and never more than a quarter of what is free
+MOST = 4 * 2**30  # bytes, and never more than a quarter of the free memory
 
 
 class Kept:
-    """One tensor of the outputs for all samples, in the precision in which it was computed and the memory order in
-    which the network laid a sample out, so that a method gets what a forward pass would have given it."""
+    """Cached tensor of the outputs for all samples, in the precision in which it was computed and the memory order
+    in which the network returned it, so that a method gets exactly what a forward pass would have given."""
 
     def __init__(self, example: Tensor, samples: int):
-        """example [N, …]: of one batch."""
+        """Allocate the tensor. example [N, …]: from one batch."""
         order = sorted(range(1, example.dim()), key=example.stride, reverse=True)
         self.order = [0, *order]
         self.back = [self.order.index(axis) for axis in range(example.dim())]
         self.rows = example.new_empty([samples, *(example.shape[axis] for axis in order)])
 
     def put(self, start: int, values: Tensor) -> None:
-        """What goes beyond the last sample is dropped."""
+        """Store values; those beyond the last sample are dropped."""
         room = self.rows[start : start + len(values)]
         room.copy_(values[: len(room)].permute(self.order))
 
@@ -36,12 +36,13 @@ class Kept:
 
 
 class TeacherCache:
-    """index [N] int64, positions in the training set -> the teacher's Outputs for those samples, in float32."""
+    """Cache of the teacher's Outputs in float32, by index [N] int64, positions in the training set."""
 
     def __init__(self, example: Outputs, samples: int):
-        """example: of one batch, not yet in float32; it fixes which outputs there are, their shapes and precision."""
+        """Allocate the cache. example: from one batch, not yet in float32; it determines the outputs, their shapes
+        and precision."""
         self.kept = [Kept(tensor, samples) for tensor in tensors_of(example)]
-        self.shape = example.apply(lambda tensor: tensor.new_empty(0))  # a view would hold the whole batch
+        self.shape = example.apply(lambda tensor: tensor.new_empty(0))  # a view would keep the whole batch in memory
 
     def put(self, start: int, outputs: Outputs) -> None:
         for kept, values in zip(self.kept, tensors_of(outputs), strict=True):
@@ -53,7 +54,7 @@ class TeacherCache:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return the size in bytes."""
         return bytes_of([kept.rows for kept in self.kept])
 
 
@@ -68,11 +69,11 @@ def tensors_of(outputs: Outputs) -> list[Tensor]:
 
 
 def fill(network: Network, loader: ResidentTrain, track: Track) -> tuple[TeacherCache | None, str]:
-    """One pass of the frozen `network` over the training images as the teacher sees them: (cache, ""), or (None, the
-    reason why nothing can be kept).
+    """Run the frozen `network` once over the training images as the teacher sees them: return (cache, ""), or (None,
+    the reason why nothing can be cached).
 
-    In the set's own order and in full batches whatever the run has done before, and never compiled: a resumed run, and
-    a lane beside other lanes, gets the same numbers.
+    The pass uses the set's own order and full batches, independent of the run's progress, and is never compiled: a
+    resumed run, and a lane among others, gets the same numbers.
     """
     assert not network.tap.training, "the teacher is in training mode"
     samples, size, cache = loader.num_samples, loader.own_batch_size, None
@@ -82,7 +83,7 @@ def fill(network: Network, loader: ResidentTrain, track: Track) -> tuple[Teacher
         with torch.no_grad():
             outputs = network.eager(image)
             if cache is None and not rows_stand_alone(network, image, outputs):
-                return None, "here the last bits of an image's outputs depend on its place in the batch"
+                return None, "on this machine, the last bits of an image's outputs depend on its position in the batch"
         if cache is None:
             room = min(MOST, free_memory(network.numerics.torch_device) // (4 * loader.part.size))
             if bytes_of(tensors_of(outputs)) * samples // len(image) > room:
@@ -93,10 +94,10 @@ def fill(network: Network, loader: ResidentTrain, track: Track) -> tuple[Teacher
 
 
 def rows_stand_alone(network: Network, image: Tensor, outputs: Outputs) -> bool:
-    """Return True if the outputs of an image do not change, to the last bit, where the batch is in another order.
+    """Return True if the outputs of an image stay the same, to the last bit, when the batch is reordered.
 
-    PyTorch promises that nowhere: it holds if every row of a matrix product is summed up in the same way, wherever it
-    stands. Without it, outputs that were kept are not those of a pass over a shuffled batch.
+    PyTorch does not guarantee this: it holds if every row of a matrix product is summed in the same way at any
+    position. Otherwise cached outputs would differ from those of a pass over a shuffled batch.
     """
     order = torch.arange(len(image) - 1, -1, -1, device=image.device).roll(1)
     turned = network.eager(image[order].contiguous(memory_format=torch.channels_last))

@@ -1,5 +1,5 @@
-"""The store of trained teachers: outputs/teachers/<data set>/<name>/s<seed>-<digest8>/, shared by every run whose
-teacher has the same recipe."""
+"""Store of trained teachers: outputs/teachers/<data set>/<name>/s<seed>-<digest8>/, shared by all runs whose teacher
+has the same recipe."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from kdrun.runs.recorded import check_unchanged
 
 
 def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
-    """Load a finished teacher's weights into `model`; their SHA-256, checked against the one recorded at its end.
+    """Load a finished teacher's weights into `model`. Return their SHA-256, checked against the recorded one.
 
-    Raises CheckpointError where the file is missing or changed.
+    Raises CheckpointError if the file is missing or changed.
     """
     recorded = run.recorded_sha256()
     if not run.weights_path.is_file():
-        raise CheckpointError(f"{run.weights_path} is missing; delete {run.path} and the teacher is trained again.")
+        raise CheckpointError(f"{run.weights_path} is missing; delete {run.path} to train the teacher again.")
     found = sha256_of(run.weights_path)
     if found != recorded:
         raise CheckpointError(
             f"{run.weights_path} is not the file that was trained (sha256 {found[:12]}…, recorded "
-            f"{recorded[:12] or 'none'}…); delete {run.path} and the teacher is trained again."
+            f"{recorded[:12] or 'none'}…); delete {run.path} to train the teacher again."
         )
-    check_unchanged(run.weights_path, found)  # by checksums.json too, where both were replaced
+    check_unchanged(run.weights_path, found)  # also against checksums.json, in case both were replaced
     load_weights(model, run.weights_path, name)
     return found
 
 
 def record_weights(run: RunDirectory) -> None:
-    """Note the finished weights' SHA-256 beside them."""
+    """Record the finished weights' SHA-256 next to them."""
     from kdrun.files import write_text
 
     write_text(run.sha256_path, sha256_of(run.weights_path) + "\n")
 
 
 def describe(kind: str, name: str, top1: float | None, sha256: str | None, place: Path | str | None) -> dict[str, Any]:
-    """What provenance says of the teacher."""
+    """Return the description of the teacher for provenance."""
     return {"kind": kind, "name": name, "top1": top1, "sha256": sha256, "from": None if place is None else str(place)}

@@ -1,8 +1,8 @@
-"""How many of this machine's cores are free for one more run: other runs of kdrun take their share, and other programs
-what they use.
+"""Number of this machine's cores that are free for one more run, after the shares of other kdrun runs and the usage of
+other programs.
 
-Two threads on one core are far worse than one: each waits at every barrier for the other to get its turn, and spins
-meanwhile. A thread count is decided once, when a run starts, since other counts end in other weights.
+Two threads on one core are far worse than one: at every barrier each waits, spinning, for the other to be scheduled.
+The thread count is decided once, when a run starts, since other counts give other weights.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdrun.display import plural
 from kdrun.hardware import available_cores
 
-WINDOW = 0.3  # seconds over which other programs are watched, at least
+WINDOW = 0.3  # minimum seconds over which other programs are observed
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another run of kdrun on this machine. threads: 0 while it has not decided."""
+    """Another kdrun run on this machine. threads: 0 while undecided."""
 
     pid: int
     threads: int
@@ -31,7 +32,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Share:
-    """How many threads one more run may take, and why in words."""
+    """Number of threads that one more run may use, and the reason as text."""
 
     threads: int
     reason: str
@@ -39,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds used until `at`: on the cores that this process may use, and by each of our own processes."""
+    """CPU seconds used until `at`: on the cores that this process may use, and by each kdrun process."""
 
     at: float
     busy: float
@@ -47,7 +48,8 @@ class Usage:
 
 
 class Presence:
-    """This process among the runs of kdrun on this machine: a locked file, which the system lets go when it dies."""
+    """Presence of this process among the kdrun runs on this machine: a locked file, which the system unlocks when
+    the process dies."""
 
     def __init__(self, folder: Path):
         self.folder, self.file, self.path = folder, None, folder / f"{os.getpid()}.run"
@@ -56,9 +58,9 @@ class Presence:
             draft = folder / f"{os.getpid()}.new"
             self.file = draft.open("w+")
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            draft.rename(self.path)  # nobody sees it unlocked
+            draft.rename(self.path)  # so that it is never visible unlocked
             self.claim(0)
-        except OSError:  # nowhere to write, or a file system without locks: each run counts on itself alone
+        except OSError:  # no writable folder, or no file locks: the run ignores other runs
             self.file = None
         self.began = usage([os.getpid(), *(one.pid for one in self.neighbours())])
 
@@ -68,7 +70,7 @@ class Presence:
             self.file.close()
 
     def claim(self, threads: int) -> None:
-        """Tell the others how many threads this run has taken; 0: not decided yet."""
+        """Tell the others how many threads this run uses; 0: undecided."""
         if self.file is None:
             return
         self.file.seek(0)
@@ -77,13 +79,14 @@ class Presence:
         self.file.flush()
 
     def neighbours(self) -> list[Neighbour]:
-        """The other runs, without those that yield to this one by their niceness. Files of the dead are removed."""
+        """Return the other runs, except those that yield to this one by their niceness. Removes files of dead
+        processes."""
         if self.file is None:
             return []
         return [Neighbour(pid, threads) for pid, threads, nice in self._alive() if nice <= niceness()]
 
     def _alive(self) -> Iterator[tuple[int, int, int]]:
-        """(pid, threads, niceness) of every other run that holds its lock."""
+        """Yield (pid, threads, niceness) of every other run that holds its lock."""
         for path in self.folder.glob("*.run"):
             if path == self.path:
                 continue
@@ -100,12 +103,12 @@ class Presence:
                 continue
 
 
-announced: list[Presence] = []  # of this process: none or one
+announced: list[Presence] = []  # this process's presence: none or one
 
 
 @contextmanager
 def presence() -> Iterator[Presence]:
-    """Count this process among the runs of kdrun while the context lasts. Enter it before torch is imported: runs that
+    """Register this process among the kdrun runs inside the block. Enter it before torch is imported: runs that
     start together must know of each other before any of them decides."""
     if announced:
         yield announced[0]
@@ -118,13 +121,13 @@ def presence() -> Iterator[Presence]:
 
 
 def claim(threads: int) -> None:
-    """Tell the others how many threads this run has taken."""
+    """Tell the others how many threads this run uses."""
     for mine in announced:
         mine.claim(threads)
 
 
 def free_threads() -> Share:
-    """Share the cores with the runs that are there, and leave other programs what they use."""
+    """Share the cores with the existing runs, and leave other programs what they use."""
     cores = available_cores()
     if cores == 1:
         return Share(1, "1 core")
@@ -136,29 +139,29 @@ def free_threads() -> Share:
 
 
 def share_of(cores: int, neighbours: list[Neighbour], busy: float) -> Share:
-    """Threads for one more run on `cores` beside `neighbours`, where other programs use `busy` cores: an equal share,
-    or what is left where the others have taken less."""
+    """Return the threads for one more run on `cores` with `neighbours`, when other programs use `busy` cores: an
+    equal share, or the remainder if the others use less."""
     room = max(1, cores - round(busy))
     undecided = 1 + sum(one.threads == 0 for one in neighbours)
     left = room - sum(one.threads for one in neighbours)
     threads = max(1, room // (1 + len(neighbours)), left // undecided)
     reasons = []
     if neighbours:
-        reasons.append(f"{len(neighbours)} other run{'s' if len(neighbours) > 1 else ''} of kdrun")
+        reasons.append(f"{plural(len(neighbours), 'other run')} of kdrun")
     if round(busy):
-        reasons.append(f"other programs on {round(busy)}")
-    return Share(threads, f"{cores} cores" + (f", {' and '.join(reasons)}" if reasons else ""))
+        reasons.append(f"{round(busy)} used by other programs")
+    return Share(threads, plural(cores, "core") + (f", {' and '.join(reasons)}" if reasons else ""))
 
 
 def foreign_cores(before: Usage, after: Usage) -> float:
-    """Cores that programs other than ours kept busy between two readings. A neighbour that was not there before counts
-    from its start."""
+    """Return the number of cores that other programs kept busy between two readings. A run that has started in
+    between counts from its start."""
     ours = sum(seconds - before.own.get(pid, 0.0) for pid, seconds in after.own.items())
     return max(0.0, (after.busy - before.busy - ours) / max(after.at - before.at, 1e-3))
 
 
 def usage(pids: list[int]) -> Usage:
-    """Read the CPU seconds used so far; zeros where the system does not tell (no /proc)."""
+    """Read the CPU seconds used so far; zeros if the system does not report them (no /proc)."""
     own = {pid: seconds for pid in pids if (seconds := _used_by(pid)) is not None}
     return Usage(time.monotonic(), _busy_seconds(), own)
 
@@ -168,7 +171,7 @@ def niceness() -> int:
 
 
 def _busy_seconds() -> float:
-    """CPU seconds that programs used of the cores that this process may use, those that yield to it excepted."""
+    """Return the CPU seconds used on the cores that this process may use, excluding programs that yield to it."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
@@ -184,10 +187,10 @@ def _busy_seconds() -> float:
 
 
 def _used_by(pid: int) -> float | None:
-    """CPU seconds of one process with its threads; None where it is gone."""
+    """Return the CPU seconds of one process with its threads; None if it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    fields = text.rpartition(")")[2].split()  # the name before it may contain anything
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""The course of a run from its first or last saved step to its end, as a stream of events for the caller to show."""
+"""Training of runs from their latest checkpoint to the last epoch, yielding progress events."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
 from kdrun.training.training_run import Loaders, TrainingRun
 
-SAVE_SECONDS = 15  # least time between checkpoints at the ends of short epochs
-ASKING = 10  # steps between two questions of several processes to each other
+SAVE_SECONDS = 15  # minimum time between checkpoints at the ends of short epochs
+ASKING = 10  # steps between synchronisations of several processes
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of one run is done and saved. epoch counts from 1; metrics by split."""
+    """End of one run's epoch, after saving. epoch counts from 1; metrics by split."""
 
     training: TrainingRun
     epoch: int
@@ -35,7 +35,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Failed:
-    """One run ended with an error; its directory says why."""
+    """End of a run with an error; its directory records the reason."""
 
     training: TrainingRun
     reason: str
@@ -43,7 +43,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that the user should know, once."""
+    """Remark for the user, shown once."""
 
     text: str
 
@@ -54,9 +54,9 @@ Event = Step | Epoch | Failed | Remark
 def prepare(
     training: TrainingRun, options: OptimizerOptions, teacher: Teacher | None, loader: TrainLoader, stop: Stop
 ) -> Iterator[Step]:
-    """Train by `options` what the method trains before the first epoch, and save the run at its start.
+    """Run the method's preparation before the first epoch, by `options`, and save the run at its start.
 
-    Resumes at the end of an epoch of its own. Raises RunError where it fails, Interrupted after saving for a signal.
+    Resumes from the end of one of its own epochs. Raises RunError if it fails, Interrupted after saving for a signal.
     """
     lane = training.lane
     own = Lane(lane.student, Preparation(lane.method), options, options.epochs, lane.streams, lane.device)
@@ -73,7 +73,7 @@ def prepare(
         if own.failed is not None:
             raise own.failed
         stage.epoch = epoch + 1
-        # A signal that comes while this is saved is heeded after the next epoch.
+        # A signal that arrives while saving is handled after the next epoch.
         if ranks.now.heed(stop, time.monotonic() - saved > SAVE_SECONDS):
             stage.save()
             saved = time.monotonic()
@@ -94,10 +94,10 @@ def fit(
     save_every: float,
     stop: Stop,
 ) -> Iterator[Event]:
-    """Train all runs to the last epoch; save_every is in seconds. Those that stand further ahead join in where they
-    stand, so that lanes which a kill has left at different steps train together again.
+    """Train all runs to the last epoch; save_every is in seconds. Runs that are further ahead join at their own step,
+    so that lanes left at different steps by a kill train together again.
 
-    Raises Interrupted after saving where a signal asked to stop.
+    Raises Interrupted after saving if a signal asked to stop.
     """
     steps, how = loaders.train.steps_per_epoch, stepper(trainings, teacher, loaders.train)
     saved, waiting = time.monotonic(), list(trainings)
@@ -117,7 +117,7 @@ def fit(
                 if stop.heard:
                     raise stopped(stop.heard, f"in epoch {epoch + 1}")
         lap = clock.lap()
-        # Short epochs need not each pay for a checkpoint: a resume repeats them bit for bit.
+        # Short epochs need not all be saved: a resume repeats them bit for bit.
         save = ranks.now.heed(stop, time.monotonic() - saved > SAVE_SECONDS) or epoch + 1 == epochs
         for training in trainings:
             tested = evaluated(training, loaders) if epoch + 1 == epochs or (epoch + 1) % eval_every == 0 else {}
@@ -130,51 +130,51 @@ def fit(
         saved = time.monotonic() if save else saved
         if not waiting:
             return
-        # One that came during the evaluation, after this epoch was not to be saved, is heeded in the next one.
+        # A signal during an evaluation whose epoch is not saved is handled in the next epoch.
         ranks.now.heed(stop)
         if stop.heard and save and epoch + 1 < epochs:
             raise stopped(stop.heard, f"after epoch {epoch + 1}")
 
 
 def look_up(step: int) -> bool:
-    """Return True after a step at which to ask whether it is time to save or to stop: several processes must agree on
-    it, for which each waits for its device."""
+    """Return True after a step at which to check whether to save or to stop: several processes must agree on this,
+    for which each waits for its device."""
     return ranks.now.size == 1 or (step + 1) % ASKING == 0
 
 
 def stepper(trainings: list[TrainingRun], teacher: Teacher | None, loader: TrainLoader) -> Eager:
-    """Return how steps are made, as the numerics of the runs say."""
+    """Return how steps are run, according to the runs' numerics."""
     graphs = any(training.lane.student.numerics.graphs for training in trainings)
     return (Graphs if graphs else Eager)(teacher, loader)
 
 
 def remarks(how: Eager) -> Iterator[Remark]:
-    """Yield what the user should know of the steps, once."""
+    """Yield what the user should know about the steps, once."""
     if told := how.remark():
         yield Remark(told)
 
 
 def stopped(signal: str, where: str) -> Interrupted:
-    """Return what ends runs that a signal stopped and that have been saved."""
+    """Return the exception for runs that were stopped by a signal and saved."""
     return Interrupted(f"stopped by {signal} {where}; saved. The same command resumes.")
 
 
 class Clock:
-    """Training time of one epoch, without evaluation and saving."""
+    """Clock of one epoch's training time, without evaluation and saving."""
 
     def __init__(self, loader: TrainLoader):
         self.loader, self.images, self.spent = loader, 0, 0.0
         self.resume()
 
     def tick(self, step: int) -> None:
-        """Count the images of a step, whose batch is smaller where the set ends."""
+        """Count the images of a step; the last batch may be smaller."""
         self.images += min(self.loader.batch_size, self.loader.num_samples - step * self.loader.batch_size)
 
     def resume(self) -> None:
         self.begun = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since `resume`, added to the epoch's total."""
+        """Return the seconds since `resume`, and add them to the epoch's total."""
         lap = time.perf_counter() - self.begun
         self.spent += lap
         self.begun = time.perf_counter()
@@ -186,15 +186,15 @@ class Clock:
 
 
 def is_whole(trainings: list[TrainingRun], steps: int) -> bool:
-    """Whether a checkpoint after so many steps holds everything: between the halves of an accumulated update there are
-    gradients that it does not hold."""
+    """Return True if a checkpoint after `steps` steps is complete: within an accumulated update there are gradients
+    that it does not contain."""
     return all(steps % training.lane.options.accumulate_steps == 0 for training in trainings)
 
 
 def save_between(trainings: list[TrainingRun], epoch: int, step: int, seconds: float) -> None:
-    """Checkpoint inside an epoch, `seconds` of training after the last one."""
+    """Save a checkpoint inside an epoch, `seconds` of training after the last one."""
     for training in trainings:
-        if step > training.begun:  # one that joins in later has its own checkpoint
+        if step > training.begun:  # a run that joins later still has its own checkpoint
             training.epoch, training.step = epoch, step
             training.train_seconds += seconds
             training.save()
@@ -205,7 +205,7 @@ def living(trainings: list[TrainingRun]) -> list[TrainingRun]:
 
 
 def mark_failed(training: TrainingRun) -> Failed:
-    """Record why a run ended, an unexpected error with its traceback; the last good checkpoint stays."""
+    """Record why a run ended, with the traceback for an unexpected error; the last good checkpoint is kept."""
     error = training.lane.failed
     assert error is not None
     details = trace_behind(error)
@@ -215,8 +215,8 @@ def mark_failed(training: TrainingRun) -> Failed:
 
 
 def evaluated(training: TrainingRun, loaders: Loaders) -> dict[str, dict[str, float]]:
-    """Measure accuracy and loss on the test and the validation images; a loss that is not finite is the lane's
-    failure. Nothing is measured of one that has failed."""
+    """Measure accuracy and loss on the test and validation images. A loss that is not finite fails the lane; failed
+    lanes are skipped."""
     lane = training.lane
     if lane.failed is not None:
         return {}
@@ -226,7 +226,7 @@ def evaluated(training: TrainingRun, loaders: Loaders) -> dict[str, dict[str, fl
     for split, metrics in found.items():
         if lane.failed is None and not math.isfinite(metrics["nll"]):
             lane.failed = RunError(
-                f"the loss on the {split} images is {metrics['nll']} after the last update: the network is of no use. "
+                f"the loss on the {split} images is {metrics['nll']} after the last update: the network is unusable. "
                 "Lower optimizer.lr, set optimizer.clip_norm, or try precision=fp32."
             )
     return found
@@ -240,7 +240,7 @@ def close_epoch(
     train = lane.meter.result()
     train["images_per_second"] = clock.images / max(clock.spent, 1e-9)
     steps = clock.loader.steps_per_epoch
-    train["lr"] = learning_rate(lane.options, lane.epochs, epoch, steps - 1, steps)  # of the epoch's last update
+    train["lr"] = learning_rate(lane.options, lane.epochs, epoch, steps - 1, steps)  # at the epoch's last update
     training.images += clock.images
     metrics = {"train": train, **tested}
     last = epoch + 1 == epochs
@@ -258,8 +258,8 @@ def close_epoch(
 
 
 def store_pretrained(training: TrainingRun, loaders: Loaders) -> None:
-    """End a run of no epochs, and leave any other alone: a pretrained network is evaluated and stored as it came.
-    Raises RunError for one whose loss is not finite."""
+    """Finish a run of zero epochs, and ignore any other: a pretrained network is evaluated and stored unchanged.
+    Raises RunError if its loss is not finite."""
     lane = training.lane
     if lane.epochs > 0:
         return

@@ -1,4 +1,4 @@
-"""A lane with its files: where training stands, what it has scored, and how both survive a kill."""
+"""Training run: a lane with its files, its position in training and its scores, and how both survive a kill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdrun.training.optimizer import load_optimizer
 
 @dataclass
 class Loaders:
-    """What lanes share: shuffled training batches and the evaluation sets."""
+    """Loaders shared by lanes: shuffled training batches and the evaluation sets."""
 
     train: TrainLoader
     test: EvalLoader
@@ -28,8 +28,8 @@ class Loaders:
 
 @dataclass
 class Score:
-    """Accuracies by selection rule. top1_best is the best epoch on the test set, which flatters; top1_val_selected is
-    the test accuracy of the best epoch on the validation split."""
+    """Accuracies by selection rule. top1_best: best epoch on the test set (optimistic); top1_val_selected: test
+    accuracy of the best epoch on the validation split."""
 
     last: dict[str, float] = field(default_factory=dict)
     top1_best: float = -1.0
@@ -38,7 +38,7 @@ class Score:
     top1_val_selected: float | None = None
 
     def update(self, epoch: int, test: dict[str, float], val: dict[str, float] | None) -> bool:
-        """Take in one epoch (counted from 1); whether its weights are the best so far: by validation accuracy where
+        """Add one epoch (counted from 1). Return True if its weights are the best so far: by validation accuracy if
         there is a validation split, else by test accuracy."""
         self.last = test
         better = test["top1"] > self.top1_best
@@ -53,10 +53,10 @@ class Score:
 
 @dataclass
 class TrainingRun:
-    """A lane with its run directory and its score: a student's run, or a teacher's into the store.
+    """Lane with its run directory and its score: a student's run, or a teacher's for the store.
 
-    extra: parameters that the method adds in training only. teacher: what is known of the teacher, its accuracy among
-    it; None without one.
+    extra: parameters that the method adds in training only. teacher: description of the teacher, including its
+    accuracy; None without one.
     """
 
     plan: Plan
@@ -66,13 +66,13 @@ class TrainingRun:
     extra: int = 0
     teacher: dict[str, Any] | None = None
     score: Score = field(default_factory=Score)
-    epoch: int = 0  # where training stands: this epoch's step `step` comes next
+    epoch: int = 0  # position in training: step `step` of this epoch is next
     step: int = 0
-    begun: int = 0  # the step from which it takes part in the current epoch
+    begun: int = 0  # step from which it takes part in the current epoch
     train_seconds: float = 0.0
     images: int = 0
-    stage: str = ""  # the preparation has a checkpoint of its own
-    notes: list[str] = field(default_factory=list)  # what a resume found
+    stage: str = ""  # the preparation has its own checkpoint
+    notes: list[str] = field(default_factory=list)  # findings of a resume
 
     @property
     def state_path(self) -> Path:
@@ -83,7 +83,7 @@ class TrainingRun:
         return self.plan.other_images if self.run.role == "student" else self.plan.teacher_other_images
 
     def state(self) -> dict[str, Any]:
-        """Everything that a resume needs; data order and randomness are functions of the position alone."""
+        """Return everything that a resume needs; data order and randomness are functions of the position alone."""
         lane = self.lane
         return {
             "schema": 1,
@@ -109,8 +109,8 @@ class TrainingRun:
         return None if self.teacher is None else self.teacher.get("sha256")
 
     def resume(self, steps: int) -> bool:
-        """Load last.pt where there is one; whether training resumes. Raises CheckpointError. All processes of the run
-        have loaded it before any goes on."""
+        """Load last.pt if there is one; return True if training resumes. All processes of the run have loaded it
+        before any continues. Raises CheckpointError."""
         resumed = self.state_path.is_file()
         if resumed:
             self.go_on(load_state(self.state_path), steps)
@@ -120,12 +120,12 @@ class TrainingRun:
         return resumed
 
     def go_on(self, state: dict[str, Any], steps: int) -> None:
-        """Check what last.pt holds and take it over. Raises CheckpointError."""
-        # The same run on images that have been repaired since may go on where its directory was moved.
+        """Check the content of last.pt and take it over. Raises CheckpointError."""
+        # A run on images that were repaired since may continue if its directory was renamed.
         if state.get("digest") != self.digest and state.get("other_images") != self.other_images:
             raise CheckpointError(
-                f"{self.state_path} belongs to another run, or to none; move it away and the run starts again from "
-                "its beginning."
+                f"{self.state_path} belongs to another run, or to none; move it away to start the run again from "
+                "the beginning."
             )
         self.check_origin(state)
         try:
@@ -141,11 +141,12 @@ class TrainingRun:
         return self.step
 
     def check_origin(self, state: dict[str, Any]) -> None:
-        """Raise CheckpointError where the run would go on with another teacher or other numerics than it began with."""
+        """Raise CheckpointError if the run would continue with a different teacher or different numerics than
+        before."""
         before, now = state.get("teacher"), self.teacher_sha256
         if before and now and before != now:
             raise CheckpointError(
-                f"the teacher's weights are others than those that {self.run.path} has learned from so far (sha256 "
+                f"the teacher's weights differ from those with which {self.run.path} was trained so far (sha256 "
                 f"{now[:12]}…, then {str(before)[:12]}…): restore them, or delete that directory."
             )
         begun, own = state.get("numerics"), self.lane.student.numerics.as_dict()
@@ -153,18 +154,18 @@ class TrainingRun:
             return
         if (before := begun.get("processes", 1)) != own["processes"]:
             self.notes.append(
-                f"note: {plural(before, 'process', 'processes')} trained it so far and {own['processes']} from here "
-                "on: sums in another order, so not the bits of either"
+                f"note: {plural(before, 'process', 'processes')} trained it so far and {own['processes']} from now "
+                "on: sums in another order, so the result equals neither bit for bit"
             )
         for key in own.keys() & begun.keys() - {"device", "processes"}:
             if own[key] != begun[key]:
                 raise CheckpointError(
-                    f"{self.run.path} was trained with {key}={begun[key]} so far and would go on with "
-                    f"{key}={own[key]}: set resolved.{key} in its config.yaml back, or delete that directory."
+                    f"{self.run.path} was trained with {key}={begun[key]} so far and would continue with "
+                    f"{key}={own[key]}: restore resolved.{key} in its config.yaml, or delete that directory."
                 )
 
     def load(self, state: dict[str, Any], steps: int) -> None:
-        """Take over what `state` holds. Raises KeyError, TypeError and what PyTorch raises where it does not fit."""
+        """Take over the content of `state`. Raises KeyError, TypeError and PyTorch's errors if it does not fit."""
         lane = self.lane
         if not 0 <= state["epoch"] <= lane.epochs or state["step"] < 0:
             raise ValueError(f"epoch {state['epoch']}, step {state['step']}")
@@ -173,7 +174,7 @@ class TrainingRun:
         load_optimizer(lane.optimizer, state["optimizer"])
         if lane.ema is not None:
             lane.ema.load_state_dict(state["ema"])
-        self.epoch, self.step = state["epoch"], min(state["step"], steps - 1)  # of fewer images there are fewer
+        self.epoch, self.step = state["epoch"], min(state["step"], steps - 1)  # fewer images give fewer steps
         self.train_seconds, self.images = state["train_seconds"], state["images"]
         self.score = Score(**state["score"])
         if self.step:
@@ -181,15 +182,15 @@ class TrainingRun:
             lane.meter.load(state["meter"])
 
     def check_metrics(self, recorded: str | None) -> None:
-        """Drop the rows after the checkpoint, and note where those before it are not what they were."""
+        """Drop the rows after the checkpoint, and add a note if those before it have changed."""
         if self.stage or not ranks.now.main:
             return
         self.run.truncate_metrics(self.epoch)
         if recorded is None or recorded == self.run.metrics_checksum(self.epoch):
             return
         lost = self.run.epochs_without_rows(self.epoch)
-        what = f"has no rows of epoch {listed(map(str, lost))}" if lost else "holds other rows than were written"
-        self.notes.append(f"note: {short_path(self.run.metrics_path)} {what}; training goes on, its curves do not")
+        what = f"has no rows of epoch {listed(map(str, lost))}" if lost else "has other rows than were written"
+        self.notes.append(f"note: {short_path(self.run.metrics_path)} {what}; training goes on with incomplete curves")
 
     def save(self) -> None:
         if not ranks.now.main:

@@ -440,7 +440,7 @@ def test_what_no_statement_imports_is_said(kdrun, project):
     write(project, {"plugin.py": "x = 1\n"})
     edit(project / "tutor.py", "from tutor_parts", "__import__('plug' + 'in')\n    from tutor_parts")
     _, out, _ = kdrun("train", *SHORT, "method=none", "student=tutor:build")
-    assert "note: no import statement names plugin, so that a change there makes no new run" in out
+    assert "note: no import statement names plugin, so changes there will not be noticed" in out
 
 
 def test_a_syntax_error_in_a_helper_is_one_line(kdrun, project):

@@ -61,7 +61,12 @@ MISTAKES = {
     "benchmark=mdistiller pair=wrn_40_2_wrn_40_1 teacher=vgg16": [
         "pair=wrn_40_2_wrn_40_1 has the teacher wrn_40_2, not vgg16"
     ],
-    "benchmark=p3 pair=wrn_40_2_wrn_40_1 method=dkd": ["benchmark=p3 publishes no dkd", "it has", "kd", "conf/recipe/"],
+    "benchmark=p3 pair=wrn_40_2_wrn_40_1 method=dkd": [
+        "benchmark=p3 publishes no dkd",
+        "published:",
+        "kd",
+        "conf/recipe/",
+    ],
     "--config-dir /absent": ["--config-dir /absent: no such folder"],
     "dataset=folder": ["dataset.root is not set"],
     "dataset=folder dataset.root=/absent": ["dataset.root=/absent: no such folder", "train/"],
@@ -112,7 +117,7 @@ MISTAKES = {
     "epochs=${seed} seed=${epochs}": ["it refers to itself."],
     "epochs=${oc.env:KDRUN_ABSENT,xx}": ["epochs=${oc.env:KDRUN_ABSENT,xx}: must be a whole number."],
     "epochs=${foo:bar}": ["epochs=${foo:bar}: unknown kind of reference foo"],
-    "epochs=${": ["epochs=${: cannot be read."],
+    "epochs=${": ["epochs=${: cannot be parsed."],
     "student.kwargs.x=${nope}": ["student.kwargs.x=${nope}: the referenced setting nope does not exist."],
     "method.temperature=${sead}": ["setting sead does not exist. Did you mean seed?"],
     "~epochs": ["~epochs: a setting cannot be removed"],
@@ -137,7 +142,7 @@ MISTAKES = {
     "teacher.pretrained=yes": ["teacher.pretrained=yes: no such file; give true, false or a weights file."],
     "student.pretrained=/absent.pth": ["student.pretrained=/absent.pth: no such file"],
     "dataset.augment.mixup=0.8 method=dkd": ["dataset.augment.mixup=0.8: method dkd uses one label per image"],
-    "dataset.augment.cutmix=1 method=combine method.parts=[kd,crd]": ["dataset.augment.cutmix=1.0: method crd reads"],
+    "dataset.augment.cutmix=1 method=combine method.parts=[kd,crd]": ["dataset.augment.cutmix=1.0: method crd uses"],
     "dataset.augment.mixup=1 batch_size=33": ["mixes images in pairs, but batch_size=33 is odd"],
     "dataset.augment.mixup=1 teacher_view=clean": ["with teacher_view=clean the teacher would see other images"],
     "dataset.augment.randaugment=-1": ["dataset.augment.randaugment=-1: must be at least 0."],

@@ -56,7 +56,7 @@ def test_what_is_no_number_is_no_image(tmp_path):
     values = (RAMP / 255).astype(np.float32)
     values[3, 3] = np.nan
     Image.fromarray(values).save(tmp_path / "x.tif")
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         read_image(tmp_path / "x.tif", None)
     Image.fromarray(np.full((4, 4), 7e7, np.float32)).save(tmp_path / "flat.tif")
     assert (read_image(tmp_path / "flat.tif", None) == 0).all()
@@ -96,10 +96,10 @@ def test_an_unreadable_file_has_a_reason_in_words(tmp_path):
         return why_unreadable(caught.value, tmp_path / name)
 
     assert reason("a.png", b"") == "the file is empty"
-    assert reason("b.png", b"<html>404</html>") == "no image that Pillow knows"
+    assert reason("b.png", b"<html>404</html>") == "not an image format that Pillow reads"
     (tmp_path / "link.png").symlink_to(tmp_path / "absent")
-    assert reason("link.png", None) == "a link to nothing"
-    assert reason("gone.png", None) == "the file is gone"
+    assert reason("link.png", None) == "a broken link"
+    assert reason("gone.png", None) == "the file no longer exists"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "c.png")
     assert reason("c.png", (tmp_path / "c.png").read_bytes()[:300]) == "image file is truncated"
 
@@ -124,7 +124,7 @@ def damaged(image_folder, name: str):
 
 
 GONE = [
-    ("class_0/0001.png", "no image that Pillow knows"),
+    ("class_0/0001.png", "not an image format that Pillow reads"),
     ("class_1/0004.png", "the file is empty"),
 ]
 
@@ -177,9 +177,9 @@ def test_a_run_says_what_it_trains_on_and_what_is_left_out(kdrun, outputs, image
     code, out, err = kdrun("train", *words, "dataset.on_error=skip")
     assert code == 0, err
     assert (
-        "photos: 2 classes (class_0, class_1) · 8 train, 2 test (20 % of each class) · 4 training images a class · 16×16"
+        "photos: 2 classes (class_0, class_1) · 8 train, 2 test (20 % of each class) · 4 training images per class · 16×16"
     ) in out
-    assert "note: 2 images cannot be read and are left out: photos/class_0/0001.png (no image that Pillow knows)" in out
+    assert "2 images cannot be read and are left out: photos/class_0/0001.png (not an image format that" in out
     (run,) = (outputs / "runs" / "folder").glob("*/*/*")  # skipping is no other run
     about = json.loads((run / "provenance.json").read_text())["data"]
     assert (about["train"], about["test"]) == (8, 2)
@@ -247,5 +247,5 @@ def test_doctor_finds_class_folders(kdrun, image_folder, tmp_path):
     assert problems == []
     (tmp_path / "empty").mkdir()
     data_rows(str(tmp_path / "empty"), problems)
-    assert len(problems) == 1 and "holds no class folders" in problems[0]
+    assert len(problems) == 1 and "has no class folders" in problems[0]
     assert data_rows(None, problems)[-1][0] == "cifar100"

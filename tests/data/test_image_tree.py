@@ -79,7 +79,7 @@ def test_links_end_and_count_nothing_twice(tmp_path, target):
         assert paths(root) == before | {"cat/self"}
         return
     assert paths(root) == before
-    assert scan(root).notes == ["1 link in train/ to what is there already is not followed"]
+    assert scan(root).notes == ["1 link in train/ to files that are already there is not followed"]
 
 
 def test_an_image_linked_into_two_classes_is_noted(tmp_path):
@@ -95,10 +95,10 @@ def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path):
     (root / "cat" / "gone.png").symlink_to("/nonexistent/gone.png")
     assert "cat/gone.png" in paths(root)
     found = DataSource(options(root, on_error="skip")).load(tmp_path / "cache")
-    assert found.unreadable == [("set/cat/gone.png", "a link to nothing")]
+    assert found.unreadable == [("set/cat/gone.png", "a broken link")]
     assert len(found.train) + len(found.test) == 10
     (root / "eel").symlink_to("/nonexistent/eel")
-    with pytest.raises(DataError, match="eel is a link to nothing"):
+    with pytest.raises(DataError, match="eel is a broken link"):
         scan(root)
 
 
@@ -120,7 +120,7 @@ def test_names_in_any_encoding(tmp_path):
     decomposed.rename(tmp_path / "test" / "cafe\u0301")  # as macOS spells it
     assert DataSource(options(tmp_path)).load(tmp_path / "cache").class_names == ["café", "dog"]
     classes(tmp_path / "test", ("café",))
-    with pytest.raises(DataError, match="two folders of the name café"):
+    with pytest.raises(DataError, match="two folders named café"):
         DataSource(options(tmp_path))
 
 
@@ -159,7 +159,7 @@ def test_a_data_set_some_levels_deeper_is_found_and_said(tmp_path, inner, flat):
     picture(tmp_path / "zip" / "__MACOSX" / "dataset" / "x.png")
     found = DataSource(options(tmp_path / "zip")).load(tmp_path / "cache")
     assert found.class_names == ["cat", "dog"]
-    assert found.notes == [f"the data set lies in {tmp_path / 'zip' / inner}"]
+    assert found.notes == [f"the data set is in {tmp_path / 'zip' / inner}"]
 
 
 def test_splits_in_folders_of_their_own_name(tmp_path):
@@ -173,7 +173,7 @@ def test_a_data_set_beside_other_folders(tmp_path):
     for part in ("train", "test"):
         classes(tmp_path / "set" / "photos" / part)
     picture(tmp_path / "set" / "docs" / "plot.png")
-    assert folder.locate(str(tmp_path / "set")).notes == [f"the data set lies in {tmp_path / 'set' / 'photos'}"]
+    assert folder.locate(str(tmp_path / "set")).notes == [f"the data set is in {tmp_path / 'set' / 'photos'}"]
     shutil.copytree(tmp_path / "set" / "photos", tmp_path / "set" / "more")
     with pytest.raises(DataError, match=r"holds 2 data sets \(more, photos\); point dataset.root at one"):
         folder.locate(str(tmp_path / "set"))
@@ -187,25 +187,25 @@ def test_class_folders_beside_folders_without_images(tmp_path):
         (tmp_path / "cub" / name / "list.txt").write_text("x")
     source = folder.locate(str(tmp_path / "cub"))
     assert source.flat.class_names == ["cat", "dog"]
-    assert source.notes == [f"the data set lies in {tmp_path / 'cub' / 'images'}"]
+    assert source.notes == [f"the data set is in {tmp_path / 'cub' / 'images'}"]
 
 
 def test_a_class_may_be_called_train_and_none_test(tmp_path):
     root = classes(tmp_path / "vehicles", ("bus", "car", "train"))
     assert folder.locate(str(root)).flat.class_names == ["bus", "car", "train"]
     picture(root / "test" / "0.png")
-    with pytest.raises(DataError, match=r"test holds no class folders: expected test/<class name>"):
+    with pytest.raises(DataError, match=r"test has no class folders: expected test/<class name>"):
         folder.locate(str(root))
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"val": 2, "test": 2}, r"has val/ and test/ and no training images: expected a folder train/"),
+        ({"val": 2, "test": 2}, r"has val/ and test/ but no training images: expected a folder train/"),
         ({"train": 2}, r"has train/ but neither test/ nor val/"),
-        ({"train": 2, "Test": 2, "testing": 2}, r"has Test/ and testing/, and each could hold the test images"),
-        ({"train": 1, "test": 1}, r"train holds one class, cat, and nothing to tell it from"),
-        ({".": 1}, r"holds one class, cat,"),
+        ({"train": 2, "Test": 2, "testing": 2}, r"has Test/ and testing/, and each could be the test split"),
+        ({"train": 1, "test": 1}, r"train has only one class, cat;"),
+        ({".": 1}, r"has only one class, cat;"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, made, message):
@@ -218,10 +218,10 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, made, message):
 def test_images_outside_of_class_folders(tmp_path):
     for part in ("train", "test"):
         picture(tmp_path / "loose" / part / "0.png")
-    with pytest.raises(DataError, match="holds no class folders: expected"):
+    with pytest.raises(DataError, match="has no class folders: expected"):
         folder.locate(str(tmp_path / "loose"))
     picture(tmp_path / "bare" / "0.png")
-    with pytest.raises(DataError, match="no class folders, but 1 images outside of any"):
+    with pytest.raises(DataError, match="no class folders, only 1 image outside of any"):
         folder.locate(str(tmp_path / "bare"))
     (tmp_path / "x.zip").write_bytes(b"")
     with pytest.raises(DataError, match="is a file: unpack it"):
@@ -237,7 +237,9 @@ def test_a_test_set_may_lack_classes_where_that_is_wanted(tmp_path, empty):
     test = classes(tmp_path / "set" / "val", ("cat", "eel"))
     if empty:
         (test / "dog").mkdir()
-    with pytest.raises(DataError, match="holds no images" if empty else "lacks the class dog .*allow_missing_classes"):
+    with pytest.raises(
+        DataError, match="contains no images" if empty else "lacks the class dog .*allow_missing_classes"
+    ):
         DataSource(options(tmp_path / "set"))
     found = DataSource(options(tmp_path / "set", allow_missing_classes=True)).load(tmp_path / "cache")
     assert found.class_names == ["cat", "dog", "eel"]
@@ -267,7 +269,7 @@ def test_suffixes_that_are_read_and_those_that_are_not(tmp_path):
     assert tree.notes == ["2 files of .heic, 1 file of .raw, 1 file without a suffix in set/ are not read"]
     (root / "fox").mkdir()
     (root / "fox" / "a.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"fox holds no images .*; it holds 1 file of .heic"):
+    with pytest.raises(DataError, match=r"fox contains no images .*; it contains 1 file of .heic"):
         scan(root)
 
 

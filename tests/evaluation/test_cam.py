@@ -226,7 +226,7 @@ def test_images_from_disk(kdrun, outputs, image_folder):
     assert code == 2 and "is unknown" in err
     (other / "y.png").write_bytes(b"no image")
     code, out, _ = kdrun("gradcam", str(run), f"images={other}")
-    assert code == 1 and "y.png: no image that Pillow knows" in out and "1 of 2 images could not be read" in out
+    assert code == 1 and "y.png: not an image format that Pillow" in out and "1 of 2 images could not be read" in out
     assert "1 image × 2 networks" in out
     (other / "x.png").unlink()
     code, _, err = kdrun("gradcam", str(run), f"images={other}")

@@ -143,7 +143,7 @@ def test_mistakes_in_predict(kdrun, outputs, image_folder, tmp_path):
         ([run, f"pth={root}"], "pth: no such setting. Did you mean path?"),
         ([run, f"path={root}", "tops=3"], "Did you mean top?"),
         ([f"path={root}"], "predict needs one run, checkpoint or ONNX file, and path=FOLDER"),
-        ([run, f"path={empty}"], "holds no images"),
+        ([run, f"path={empty}"], "contains no images"),
         ([run, f"path={tmp_path / 'none'}"], "no such file or folder"),
         ([run, f"path={root}", "top=0"], "top=0: must be at least 1"),
         ([run, f"path={root}", "batch_size=many"], "batch_size=many"),

@@ -52,7 +52,7 @@ def test_a_healthy_run_raises_no_alarm():
 @pytest.mark.parametrize(
     ("changes", "name", "figure"),
     [
-        ({"teacher": taught_by(test=10.1, train=9.5)}, "untrained teacher", "right on 10.10 % of the test images"),
+        ({"teacher": taught_by(test=10.1, train=9.5)}, "untrained teacher", "correct on 10.10 % of the test images"),
         ({"teacher": taught_by(test=40.0, random=True)}, "untrained teacher", "chance is 10.00 %"),
         (
             {"teacher": taught_by(temperature=100.0, softened=0.9994)},

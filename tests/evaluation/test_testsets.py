@@ -268,7 +268,7 @@ def test_a_cache_that_does_not_match_is_one_line(damage, clean, tmp_path):
         np.save(images, np.zeros((18, 16, 16, 3), np.uint8))
     with pytest.raises(DataError) as error:
         derive(parse("scramble"), clean, tmp_path)
-    assert f"delete {folder} and run again" in str(error.value) and "\n" not in str(error.value)
+    assert f"delete {folder} and repeat the command" in str(error.value) and "\n" not in str(error.value)
     forget(folder)
     assert not derive(parse("scramble"), clean, tmp_path).cached
 
@@ -280,7 +280,7 @@ def test_damaged_partners_are_one_line(damage, clean, tmp_path):
         (folder / "partners.npy").unlink()
     else:
         np.save(folder / "partners.npy", np.arange(18))
-    with pytest.raises(DataError, match="run again"):
+    with pytest.raises(DataError, match="repeat the command"):
         derive(parse("cue_conflict"), clean, tmp_path)
 
 

@@ -194,7 +194,7 @@ def test_numerics_are_those_of_the_checkpoint(kdrun, ready):
     (run.path / "config.yaml").write_text(text)
     (run.path / "provenance.json").unlink()
     code, _, err = kdrun("train", *WORDS, "seed=2")
-    assert code == 2 and "was trained with threads=1 so far and would go on with threads=2" in one(err)
+    assert code == 2 and "was trained with threads=1 so far and would continue with threads=2" in one(err)
 
 
 def replaced_teacher(outputs: Path, known: bool) -> RunDirectory:
@@ -215,14 +215,14 @@ def test_a_replaced_teacher_is_noticed(kdrun, ready):
     stored = replaced_teacher(ready, known=False)
     code, _, err = kdrun("train", *WORDS, "seed=9")
     assert code == 2 and f"{stored.weights_path} has changed since it was written" in one(err)
-    assert f"delete {stored.path} and the teacher is trained again" in err
+    assert f"delete {stored.path} to train the teacher again" in err
     (stored.path / "checksums.json").unlink()
     code, _, err = kdrun("train", *WORDS, "seed=2")
-    assert code == 2 and "the teacher's weights are others than those that" in one(err)
+    assert code == 2 and "the teacher's weights differ from those with which" in one(err)
 
 
 STATES = {
-    "a list": (lambda state: [1, 2], "holds no state of a run"),
+    "a list": (lambda state: [1, 2], "does not contain a run's state"),
     "other tensors": (lambda state: {"weight": torch.zeros(3)}, "belongs to another run, or to none"),
     "no score": (lambda state: {key: value for key, value in state.items() if key != "score"}, "KeyError: 'score'"),
     "no optimizer": (lambda state: {**state, "optimizer": {}}, "does not fit this run"),
@@ -242,13 +242,13 @@ def test_a_state_that_does_not_fit_is_one_line(case, training):
         training.resume(3)
     said = str(found.value)
     assert str(place) in said and "\n" not in said
-    assert "delete it and the run" in said or "move it away and the run" in said
+    assert "delete it to start the run again" in said or "move it away to start the run again" in said
 
 
 def test_a_run_whose_state_was_deleted_starts_again(kdrun, ready):
     run_of(ready, 2).state_path.write_bytes(b"PK")
     code, _, err = kdrun("train", *WORDS, "seed=2")
-    assert code == 2 and "delete it and the run starts again from its beginning" in one(err)
+    assert code == 2 and "delete it to start the run again from the beginning" in one(err)
     run_of(ready, 2).state_path.unlink()
     assert kdrun("train", *WORDS, "seed=2")[0] == 0
 
@@ -256,7 +256,7 @@ def test_a_run_whose_state_was_deleted_starts_again(kdrun, ready):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_flipped_bit_of_a_state_is_named(share, training):
     flip(training.state_path, int(share * training.state_path.stat().st_size))
-    with pytest.raises(CheckpointError, match=r"it has changed since it was written.*delete it and the run starts"):
+    with pytest.raises(CheckpointError, match=r"it has changed since it was written.*delete it to start the run again"):
         training.resume(3)
 
 
@@ -266,13 +266,13 @@ LOST = {
     "binary": (lambda file: file.write_bytes(bytes(range(256)) * 4), "has no rows of epoch 1"),
     "nonsense": (
         lambda file: file.write_text(file.read_text().replace("1,test,top1,", "1,test,top1,x")),
-        "holds other",
+        "has other",
     ),
     "a digit": (
         lambda file: file.write_text(file.read_text().replace("test,top1,", "test,top1,1")),
-        "holds other rows",
+        "has other rows",
     ),
-    "a row less": (lambda file: file.write_text("".join(file.read_text().splitlines(True)[:-1])), "holds other rows"),
+    "a row less": (lambda file: file.write_text("".join(file.read_text().splitlines(True)[:-1])), "has other rows"),
 }
 
 
@@ -291,7 +291,7 @@ def test_an_undamaged_run_goes_on_and_a_damaged_one_says_so(kdrun, ready, traini
     training.run.metrics_path.unlink()
     code, out, err = kdrun("train", *WORDS, "seed=2")
     assert (code, err) == (0, "") and "resuming student after epoch 1" in out
-    assert "metrics.csv has no rows of epoch 1; training goes on, its curves do not" in " ".join(out.split())
+    assert "metrics.csv has no rows of epoch 1; training goes on with incomplete curves" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("words", [["epochs=1"], ["epochs=2", "eval_every=2"]])

@@ -119,7 +119,7 @@ def test_another_process_reports_the_death_of_number_0_and_one_alone_resumes_wit
     ]
     alone = Group(tmp_path, tmp_path / "run", words, 1)
     alone.wait_for("resuming student after epoch")
-    alone.wait_for("note: 2 processes trained it so far and 1 from here on")
+    alone.wait_for("note: 2 processes trained it so far and 1 from now on")
     alone.wait_for("student epoch")
     os.kill(alone.processes[0].pid, signal.SIGTERM)
     assert alone.wait() == [75]
@@ -187,7 +187,7 @@ def test_what_does_not_go_with_several_processes_is_refused_in_one_line(tmp_path
     group = Group(tmp_path, tmp_path / "run", [*WORDS, "sync_bn=true", "method=none"])
     assert group.wait() == [2, 2], group.lines
     (error,) = (text for text in group.lines[0].splitlines() if "error" in text)
-    assert error.startswith("error: sync_bn=true: PyTorch synchronises batch norm on GPUs alone")
+    assert error.startswith("error: sync_bn=true: PyTorch synchronises batch norm only on GPUs")
     assert group.lines[1] == ""
 
 

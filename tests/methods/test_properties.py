@@ -81,8 +81,8 @@ def broken(fault: str) -> dict:
 
 
 FAULTS = {
-    "idle part": ("one step, CNN to CNN", "scale: a step leaves them as they were"),
-    "hidden state": ("resumes", "some state is in no buffer"),
+    "idle part": ("one step, CNN to CNN", "scale: a step does not change them"),
+    "hidden state": ("resumes", "some state is not in a buffer"),
     "own randomness": ("repeats", "different weights"),
     "small batch": ("small batches, CNN to CNN", "a batch of 1: loss/kd is nan"),
     "name": ("hard-label term", "terms: kd, hard; `exceptions` lacks ce"),

@@ -83,7 +83,7 @@ def test_runs_are_filtered_and_sorted(words, found, three, outputs, kdrun):
     ("words", "line"),
     [
         (["list", "runs", "optimizr.lr=1"], "optimizr.lr: no such setting. Did you mean optimizer.lr?"),
-        (["list", "methods", "state=done"], "only lists of runs can be filtered and sorted: kdrun list runs state=…"),
+        (["list", "methods", "state=done"], "state: only lists of runs can be filtered and sorted: kdrun list runs"),
         (["runs"], "kdrun runs needs one of tag, note, remove, then RUN …"),
         (["runs", "tga", "x"], "runs tga: no such action. Did you mean tag? kdrun runs needs one of"),
         (["runs", "tag"], "runs tag needs run directories, a quoted glob or digests (kdrun list runs)."),
@@ -156,7 +156,7 @@ def test_clean_removes_what_nobody_needs_and_nothing_else(three, outputs, kdrun,
     assert not (outputs / "caches/data").exists()
     assert (begun / "last.pt").is_file()
     assert all((run / "result.json").is_file() for run in three)
-    assert "there is nothing to remove" in kdrun("clean")[1]
+    assert "nothing to remove" in kdrun("clean")[1]
 
 
 def test_a_running_run_is_left_alone(three, outputs, kdrun):

@@ -154,7 +154,7 @@ def test_a_cpu_has_no_graphs(kdrun):
     code, _, err = kdrun("train", *TINY, "graphs=true", "device=cpu")
     assert (code, err) == (
         2,
-        "error: graphs=true: CUDA graphs need a GPU, and this runs on cpu; choose graphs=auto or false.\n",
+        "error: graphs=true: CUDA graphs need a GPU, but this runs on cpu; choose graphs=auto or false.\n",
     )
     code, _, err = kdrun("train", *TINY, "graphs=maybe")
     assert code == 2 and err.startswith("error: graphs=maybe: choose auto or true or false")
@@ -207,7 +207,7 @@ def test_a_method_that_cannot_be_recorded_goes_on_without(kdrun, monkeypatch, tm
         code, out, err = kdrun("train", *words, "device=cuda", "graphs=true", f"output_root={tmp_path / 'gpu'}")
     assert (code, err, gpu.replays) == (0, "", 0)
     (line,) = [line for line in out.splitlines() if line.startswith("graphs=true: ")]
-    assert why in line and line.endswith("the steps run one kernel after the other")
+    assert why in line and line.endswith("the steps run kernel by kernel")
     assert kdrun("train", *words, "device=cpu", f"output_root={tmp_path / 'cpu'}")[0] == 0
     found = [load_file(only_run(tmp_path / place) / "student.safetensors") for place in ("gpu", "cpu")]
     assert all(torch.equal(found[0][name], weight) for name, weight in found[1].items())

@@ -91,7 +91,7 @@ def test_a_method_on_two_processes_is_what_it_is_on_one(names):
     found = dict(zip(nodes, differences(list(nodes.values())), strict=True))
     claims, picks = found.pop("Claims"), found.pop("Picks")
     assert not any(found.values()), {name: line for name, line in found.items() if line}
-    assert "on 2 processes other than on one: the loss by" in claims
+    assert "on 2 processes it differs from one: the loss by" in claims
     assert claims.endswith('it relates samples to each other: batch_terms = "batch"')
     assert "Picks.forward (test_ranks.py, line" in picks and "must pass whole batches" in picks
 
@@ -132,10 +132,10 @@ def test_several_processes_refuse_what_is_of_one_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == resolve_device("cuda") == "cuda:1"
-    with pytest.raises(ConfigError, match="device=cuda:0 is one GPU, and 2 processes train"):
+    with pytest.raises(ConfigError, match="device=cuda:0 is one GPU, but 2 processes train"):
         resolve_device("cuda:0")
     group.local = 2
-    with pytest.raises(ConfigError, match=r"there are 2 GPU\(s\): start one process for each GPU"):
+    with pytest.raises(ConfigError, match=r"which has 2 GPUs: start one process for each GPU"):
         resolve_device("cuda")
 
 

@@ -95,7 +95,7 @@ def test_a_student_is_the_same_bit_for_bit(kdrun, tmp_path, teachers, monkeypatc
         code, out, err = kdrun("train", *words_of_both, f"teacher_cache={kept}")
         assert (code, err) == (0, "")
         assert ("teacher outputs of 72 images, the same in every epoch" in out) is (kept == "true")
-        if "place in the batch: the teacher computes them in every epoch" in out:
+        if "position in the batch: the teacher computes them in every epoch" in out:
             pytest.skip("rows of this CPU's matrix products depend on their place: kdrun keeps no outputs here")
         trained.append((students(tmp_path / kept)[words[0].removeprefix("method=")], len(seen)))
     (kept_weights, few), (weights, many) = trained
@@ -191,7 +191,7 @@ def test_kept_outputs_are_those_of_a_pass(name, needs, precision, augment, view)
     )
     teacher, batches = Teacher(network), loader(augment, view)
     cache, problem = fill(network, batches, untracked)
-    if "place in the batch" in problem:
+    if "position in the batch" in problem:
         pytest.skip("rows of this CPU's matrix products depend on their place: kdrun keeps no outputs here")
     assert cache is not None
     for batch in batches.epoch(5):
@@ -263,7 +263,10 @@ def test_rows_that_depend_on_their_batch(depends_on):
     teacher, batches = Teacher(network), loader(STILL)
     cache, problem = fill(network, batches, untracked)
     if depends_on == "place":
-        assert (cache, problem) == (None, "here the last bits of an image's outputs depend on its place in the batch")
+        assert (cache, problem) == (
+            None,
+            "on this machine, the last bits of an image's outputs depend on its position in the batch",
+        )
         return
     assert cache is not None
     for batch in batches.epoch(0):

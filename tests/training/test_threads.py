@@ -57,7 +57,9 @@ def test_share(cores, others, busy, threads):
 def test_reasons_are_words():
     assert share_of(2, [], 0.1).reason == "2 cores"
     assert share_of(2, [Neighbour(1, 2)], 0.0).reason == "2 cores, 1 other run of kdrun"
-    assert share_of(4, [Neighbour(1, 1)] * 2, 0.8).reason == "4 cores, 2 other runs of kdrun and other programs on 1"
+    assert (
+        share_of(4, [Neighbour(1, 1)] * 2, 0.8).reason == "4 cores, 2 other runs of kdrun and 1 used by other programs"
+    )
 
 
 def test_runs_know_of_each_other_and_forget_the_dead(tmp_path):

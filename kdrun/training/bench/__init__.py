@@ -1,1 +1,1 @@
-"""The training loop beside a plain PyTorch loop."""
+"""Benchmarks of the training loop against a plain PyTorch loop."""

@@ -1,4 +1,4 @@
-"""The convolution floor: how fast a training step could be if nothing but its convolutions took time."""
+"""Convolution floor: the speed of a training step if only its convolutions took time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One distinct convolution: its shapes, and how often a forward pass runs it."""
+    """Distinct convolution: its shapes, and how often a forward pass runs it."""
 
     image: tuple[int, ...]
     weight: tuple[int, ...]
@@ -23,11 +23,11 @@ class Convolution:
     padding: tuple[int, ...]
     groups: int
     count: int
-    first: bool  # reads the images, which need no gradient
+    first: bool  # its input is the images, which need no gradient
 
 
 def convolutions(model: nn.Module, batch_size: int, image_size: int) -> list[Convolution]:
-    """The convolutions of one forward pass, in the order of their first use."""
+    """Return the convolutions of one forward pass, in the order of their first use."""
     found: dict[Key, int] = {}
 
     def record(module: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -51,8 +51,8 @@ def convolutions(model: nn.Module, batch_size: int, image_size: int) -> list[Con
 def floor_seconds(
     model: nn.Module, batch_size: int, image_size: int, dtype: torch.dtype, device: torch.device, backward: bool
 ) -> float:
-    """Seconds that the model's convolutions take one by one, channels-last, at their real shapes: forward, and with
-    `backward` the gradients of weights and inputs too."""
+    """Return the seconds that the model's convolutions take one by one, channels-last, at their real shapes:
+    forward, and with `backward` also the gradients of weights and inputs."""
     return sum(
         convolution.count * convolution_seconds(convolution, dtype, device, backward)
         for convolution in convolutions(model, batch_size, image_size)
@@ -85,7 +85,7 @@ def convolution_seconds(convolution: Convolution, dtype: torch.dtype, device: to
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a large matrix product: the practical ceiling of the device's matrix units."""
+    """Return the FLOP/s of a large matrix product: the practical ceiling of the device's matrix units."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / median_seconds(lambda: a @ b, device)

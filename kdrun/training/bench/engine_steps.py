@@ -1,4 +1,4 @@
-"""What kdrun bench times of the engine: networks as real training has them, and training steps without end."""
+"""Engine steps that kdrun bench times: networks as in real training, and endless training steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def untrained_student(bench: Bench, numerics: Numerics) -> Network:
 
 
 def untrained_teacher(bench: Bench, numerics: Numerics) -> Network:
-    """With the statistics of real activations in its normalisation layers."""
+    """Return a teacher with the statistics of real activations in its normalisation layers."""
     config = bench.config
     teacher = make_network(config.teacher, bench.data, Streams("teacher", 0), numerics, config.batch_size)
     loader = make_loaders(bench.data, config.batch_size, Streams("teacher", 0), "same", bench.numerics).train
@@ -38,9 +38,9 @@ def untrained_teacher(bench: Bench, numerics: Numerics) -> Network:
 
 
 class EngineSteps:
-    """Training steps of the real engine, its input pipeline included: of one method, or of several as lanes.
+    """Training steps of the real engine, including its input pipeline: of one method, or of several as lanes.
 
-    methods: their nodes of checked configurations.
+    methods: their checked configuration nodes.
     """
 
     def __init__(self, bench: Bench, row: str, methods: Sequence[dict[str, Any]]):
@@ -71,8 +71,8 @@ class EngineSteps:
         self.batches = self.endless()
 
     def endless(self) -> Iterator[tuple[int, int, int, Batch]]:
-        """(epoch, step, steps, batch) of full batches, with fresh meters at each epoch's start: the small last batch
-        would be another kind of step."""
+        """Yield (epoch, step, steps, batch) of full batches, with fresh meters at each epoch's start; the small last
+        batch is skipped, since it would be a different kind of step."""
         steps = self.loaders.train.steps_per_epoch
         for epoch in range(10**6):
             for lane in self.lanes:
@@ -82,7 +82,7 @@ class EngineSteps:
                     yield epoch, step, steps, batch
 
     def step_lanes(self) -> int:
-        """One batch through every lane on one teacher forward; the images, summed over students."""
+        """Train every lane on one batch and one teacher forward; return the images, summed over students."""
         epoch, step, steps, batch = next(self.batches)
         shared = self.teacher.for_batch(batch)
         for lane in self.lanes:
@@ -90,7 +90,7 @@ class EngineSteps:
         return len(self.lanes) * self.batch_size
 
     def step_alone(self) -> int:
-        """One batch of its own and a teacher forward of its own for every lane."""
+        """Train every lane on its own batch and its own teacher forward."""
         for lane in self.lanes:
             epoch, step, steps, batch = next(self.batches)
             lane.step(batch, lane.peer or self.teacher.for_batch(batch), epoch, step, steps)
@@ -111,7 +111,7 @@ def evaluation_step(bench: Bench, row: str) -> Step:
 
 
 def plain_arguments(bench: Bench) -> tuple[Any, ...]:
-    """What `plain_steps` needs: networks in PyTorch's own memory format and plain arrays."""
+    """Return the arguments of `plain_steps`: networks in PyTorch's own memory format and plain arrays."""
     networks = untrained_student(bench, bench.numerics), untrained_teacher(bench, bench.numerics)
     models = [network.tap.model.cpu().to(memory_format=torch.contiguous_format) for network in networks]
     sets = [

@@ -1,4 +1,4 @@
-"""The plain loop in a process of its own, under the allocator settings that anyone gets who runs it."""
+"""Baseline loop in a separate process with default allocator settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdrun.training.bench.timing import Step
 
 @contextlib.contextmanager
 def in_subprocess(make: Callable[..., dict[str, Step]], *arguments: Any) -> Iterator[dict[str, Step]]:
-    """The steps that make(*arguments) returns, run in a fresh process one call at a time; it rests between calls."""
+    """Run the steps that make(*arguments) returns in a fresh process, one call at a time; it is idle between calls."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)

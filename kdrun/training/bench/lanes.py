@@ -1,4 +1,4 @@
-"""kdrun bench lanes: what sharing a teacher saves, and what the whole machine does against the plain PyTorch loop."""
+"""kdrun bench lanes: measure how much sharing a teacher saves, and the whole machine against the plain PyTorch loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALONE, SHARED, PLAIN, WHOLE = "one after the other", "lanes", "plain loop, KD", 
 
 
 def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]:
-    """Six runs one after the other against the same six in lanes: same process, precision and threads."""
+    """Measure six runs one after the other against the same six as lanes: same process, precision and threads."""
     nodes = nodes_of(methods)
     both = {ALONE: EngineSteps(bench, row, nodes).step_alone, SHARED: EngineSteps(bench, row, nodes).step_lanes}
     timings = measured(bench, both)
@@ -32,7 +32,7 @@ def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]
 
 
 def nodes_of(methods: list[str]) -> list[dict[str, Any]]:
-    """Their checked nodes, as conf/method has them. Raises ConfigError for a name that is none."""
+    """Return the checked nodes of methods from conf/method. Raises ConfigError for an unknown name."""
     return [load([f"method={name}"]).method for name in methods]
 
 
@@ -43,7 +43,8 @@ def line(what: str, timing: Timing, base: Timing, row: str, on: str) -> list[str
 
 
 def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: float) -> dict[str, Step]:
-    """In a process of its own: `run` trains for `seconds` and returns images per second, summed over students."""
+    """Return, in a process of its own, `run`, which trains for `seconds` and returns images per second, summed over
+    students."""
     bench = prepare(load(words), 1, 1, [row], PlainDisplay())
     steps = EngineSteps(bench, row, nodes_of(methods))
     steps.step_lanes()
@@ -58,8 +59,9 @@ def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: fl
 
 
 def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str) -> list[list[str]]:
-    """One process per core with its share of the methods, all at once, against one plain loop with every core."""
-    # On one GPU a few processes: its kernels are small.
+    """Measure one process per core with its share of the methods, all at once, against one plain loop with all
+    cores."""
+    # On one GPU only a few processes: the kernels are small.
     cores = min(4, len(methods)) if bench.device.type == "cuda" else available_cores()
     shares = [methods[number::cores] for number in range(cores)]
     seconds = 6.0
@@ -85,11 +87,11 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
 
 
 def lines_of(bench: Bench, words: list[str], names: list[str], kinds: list[str]) -> list[list[str]]:
-    """Both measurements, or the one asked for (`sharing`, `machine`)."""
+    """Return both measurements, or the requested one (`sharing`, `machine`)."""
     row = bench.rows[0]
     methods = names or list(METHODS)
     if len(methods) < 2:
-        raise ConfigError(f"methods={','.join(methods)}: lanes share something from two methods on.")
+        raise ConfigError(f"methods={','.join(methods)}: lanes need at least two methods.")
     lines: list[list[str]] = []
     if "machine" not in kinds:
         lines += bench_sharing(bench, methods, row)

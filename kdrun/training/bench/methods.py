@@ -1,4 +1,4 @@
-"""kdrun bench methods: what each method's step costs beside plain KD's."""
+"""kdrun bench methods: measure the cost of each method's step relative to plain KD's."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ COLUMNS = ["method", "ms a step", "over kd", "least", "greatest", "more paramete
 
 
 def lines_of(bench: Bench, names: list[str]) -> list[list[str]]:
-    """Return table lines of training steps of KD and `names` (empty: all that have a teacher), measured in turn; a
-    pair that a method refuses is a note."""
+    """Return table lines of training steps of KD and `names` (empty: all methods with a teacher), measured
+    alternately; a pair that a method rejects becomes a note."""
     row = bench.rows[0]
     rows: dict[str, Step] = {}
     extra: dict[str, str] = {}
     for name in [BASE, *(name for name in names or choices("method") if name != BASE)]:
         method = load([f"method={name}"]).method
         if not method_of(method).needs_teacher:
-            continue  # no teacher's forward: another kind of step
+            continue  # no teacher forward: a different kind of step
         try:
             steps = EngineSteps(bench, row, [method])
         except PairingError as error:

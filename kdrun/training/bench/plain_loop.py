@@ -1,6 +1,6 @@
-"""The plain PyTorch loop that the engine is measured against: what a tutorial writes, and what the public projects of
-this field run. float32, NCHW, a DataLoader that transforms image by image, SGD as it comes. It keeps no meters and no
-feature lists, so it is faster than those projects."""
+"""Plain PyTorch loop as the baseline for the engine, as in tutorials and in the public projects of this field: float32,
+NCHW, a DataLoader that transforms image by image, default SGD. It keeps no meters and no feature lists, so it is faster
+than those projects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdrun.training.bench.timing import Step
 
 
 class PlainImages(Dataset[tuple[Tensor, int]]):
-    """As torchvision.datasets.CIFAR100: an array to a PIL image, then the transforms."""
+    """Data set as torchvision.datasets.CIFAR100: an array to a PIL image, then the transforms."""
 
     def __init__(self, data: ArraySet, stats: Stats, padding: int | None, flip: float):
         from torchvision import transforms
@@ -49,7 +49,8 @@ def forever(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class PlainLoop:
-    """Knowledge distillation (T = 4, weights 0.1 and 0.9) of `teacher` into `student`, one batch a call."""
+    """Plain loop for knowledge distillation (T = 4, weights 0.1 and 0.9) of `teacher` into `student`, one batch per
+    call."""
 
     def __init__(
         self,
@@ -82,12 +83,12 @@ class PlainLoop:
         return len(label)
 
     def load(self) -> int:
-        """The input pipeline alone."""
+        """Run only the input pipeline."""
         return len(next(self.batches)[1])
 
 
 def evaluation_pass(model: nn.Module, data: ArraySet, stats: Stats, batch_size: int, device: torch.device) -> Step:
-    """Top-1 over the whole test set, batch by batch."""
+    """Return a step that computes top-1 over the whole test set, batch by batch."""
     loader = DataLoader(PlainImages(data, stats, None, 0.0), batch_size=batch_size)
 
     def step() -> int:
@@ -113,7 +114,8 @@ def plain_steps(
     device: str,
     threads: int,
 ) -> dict[str, Step]:
-    """The units of work to be timed: a training step, a pass over the test set, a batch of the input pipeline."""
+    """Return the units of work to be timed: a training step, a pass over the test set, a batch of the input
+    pipeline."""
     torch.set_num_threads(threads)
     where = torch.device(device)
     loop = PlainLoop(student, teacher, train, stats, padding, flip, batch_size, where)

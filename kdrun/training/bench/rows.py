@@ -1,4 +1,4 @@
-"""kdrun bench train, eval and input: the engine's rows beside those of the plain loop."""
+"""kdrun bench train, eval and input: measure the engine's rows against those of the plain loop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def all_lines(bench: Bench, kinds: list[str]) -> list[list[str]]:
 
 
 def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, float]) -> list[list[str]]:
-    """Table lines; the first timing is the plain loop."""
+    """Return table lines; the first timing is the plain loop."""
     lines = []
     for timing in timings:
         middle, least, greatest = timing.ratio(timings[0])
@@ -59,7 +59,7 @@ def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, f
 
 
 def train_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
-    """Whole training steps, the input pipeline included."""
+    """Measure whole training steps, including the input pipeline."""
     config = bench.config
     ours = {row: EngineSteps(bench, row, [config.method]).step_lanes for row in bench.rows}
     timings = measured(bench, {PLAIN: plain["train"], TUNED: tuned["train"], **ours})
@@ -83,18 +83,18 @@ def train_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) ->
 
 
 def eval_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
-    """Whole passes over (the first TEST_IMAGES of) the test set."""
+    """Measure whole passes over (the first TEST_IMAGES of) the test set."""
     rows: dict[str, Step] = {PLAIN: plain["eval"], TUNED: tuned["eval"]}
     rows |= {row: evaluation_step(bench, row) for row in bench.rows if not row.endswith("compiled")}
     return lines_of(bench, "eval", measured(bench, rows), {})
 
 
 def input_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:
-    """Batches of augmented, normalised images and nothing else."""
+    """Measure only batches of augmented, normalised images."""
     loader = make_loaders(bench.data, bench.config.batch_size, Streams("student", 0), "same", bench.numerics).train
 
     def epoch() -> int:
-        """A whole epoch, so that the permutation and the draws are counted in."""
+        """Run a whole epoch, to include the permutation and the draws."""
         return sum(len(batch.label) for batch in loader.epoch(0))
 
     rows = {PLAIN: plain["input"], "resident": epoch}

@@ -1,4 +1,4 @@
-"""What all rows of a benchmark share: configuration, data, numerics, and how steps are timed in turn."""
+"""Shared setup of a benchmark's rows: configuration, data, numerics, and alternating timing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from kdrun.config.options import RunConfig
 from kdrun.data.splits import ArraySet
-from kdrun.display import Display
+from kdrun.display import Display, plural
 from kdrun.errors import ConfigError
 from kdrun.hardware import cpu_kind
 from kdrun.runs.plan import make_plan
@@ -17,16 +17,16 @@ from kdrun.training.bench.timing import Step, Timing, alternate
 from kdrun.training.build import Data, load_data
 from kdrun.training.precision import Numerics, resolve, resolve_device, resolve_precision
 
-TEST_IMAGES = 512  # of one evaluation pass: enough for several batches, and soon done on a CPU
+TEST_IMAGES = 512  # per evaluation pass: enough for several batches, and quick on a CPU
 
 
 @dataclass
 class Bench:
-    """What all rows of one benchmark share."""
+    """Setup shared by all rows of one benchmark."""
 
     config: RunConfig
     data: Data
-    numerics: Numerics  # fp32, uncompiled; rows replace what differs
+    numerics: Numerics  # fp32, uncompiled; rows override this
     rounds: int
     steps: int
     rows: list[str]
@@ -41,9 +41,9 @@ class Bench:
 
 
 def prepare(config: RunConfig, rounds: int, steps: int, rows: list[str], display: Display) -> Bench:
-    """Load the data and resolve the numerics. Raise ConfigError."""
+    """Load the data and resolve the numerics. Raises ConfigError."""
     if any(row.endswith("compiled") for row in rows):
-        resolve(config.device, "fp32", "true", config.threads, False)  # says so where there is no compiler
+        resolve(config.device, "fp32", "true", config.threads, False)  # raises an error if there is no compiler
     numerics = resolve(config.device, "fp32", "false", config.threads, False).numerics
     numerics.apply()
     data = load_data(make_plan(config, []), display.track)
@@ -57,18 +57,18 @@ def prepare(config: RunConfig, rounds: int, steps: int, rows: list[str], display
     display.fact(
         f"{config.teacher.name} → {config.student.name}",
         f"{config.dataset.name} {config.dataset.image_size} px, batch {config.batch_size}, {where}, "
-        f"{numerics.threads} threads, {rounds} rounds of {steps} steps",
+        f"{plural(numerics.threads, 'thread')}, {plural(rounds, 'round')} of {plural(steps, 'step')}",
     )
     return Bench(config, data, numerics, rounds, steps, rows, display)
 
 
 def best_precision(config: RunConfig) -> str:
-    """Return what `precision=auto` means on the benchmark's device."""
+    """Return the precision that `precision=auto` means on the benchmark's device."""
     return resolve_precision("auto", resolve_device(config.device))
 
 
 def default_rows(config: RunConfig) -> list[str]:
-    """Return the rows of what `precision=auto` means on the benchmark's device."""
+    """Return the rows for `precision=auto` on the benchmark's device."""
     return ["fp32", "bf16", "bf16-compiled"] if best_precision(config) == "bf16" else ["fp32", "fp32-compiled"]
 
 
@@ -79,7 +79,7 @@ def machine(bench: Bench) -> str:
 
 
 def measured(bench: Bench, rows: dict[str, Step]) -> list[Timing]:
-    """Time `rows` in turn, with progress on the display."""
+    """Time `rows` alternately, with progress on the display."""
     total = len(rows) * (bench.rounds + 1)
     ticks = bench.display.track(iter(range(total)), total, "measuring")
     return alternate(rows, bench.rounds, bench.steps, 3, bench.device, lambda: next(ticks, None))

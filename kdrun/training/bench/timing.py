@@ -1,4 +1,4 @@
-"""Timing side by side: machines drift and neighbours disturb, so only ratios taken in the same round are claimed."""
+"""Timing side by side. Machines drift and other programs disturb, so only ratios within the same round are reported."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-Step = Callable[[], int]  # one unit of work; returns how many images it handled
+Step = Callable[[], int]  # one unit of work; returns the number of images processed
 
 
 @dataclass
 class Timing:
-    """images per second, one figure a round."""
+    """Images per second, one number per round."""
 
     name: str
     rates: list[float] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Timing:
         return statistics.median(self.rates)
 
     def ratio(self, base: Timing) -> tuple[float, float, float]:
-        """(median, least, greatest) over the rounds of this rate divided by the base's of the same round."""
+        """Return (median, lowest, highest) over the rounds of this rate divided by the base's of the same round."""
         ratios = [mine / other for mine, other in zip(self.rates, base.rates, strict=True)]
         return statistics.median(ratios), min(ratios), max(ratios)
 
@@ -32,8 +32,8 @@ class Timing:
 def alternate(
     rows: dict[str, Step], rounds: int, steps: int, warm: int, device: torch.device, tick: Callable[[], object]
 ) -> list[Timing]:
-    """Run every row for `steps` steps in turn, `rounds` times over, after `warm` steps each. A round's rate is all its
-    images over all its time: what a user would wait for, stalls included."""
+    """Run every row for `steps` steps alternately, in `rounds` rounds, after `warm` steps each. A round's rate is all
+    its images over all its time, including stalls, as a user would experience it."""
     timings = [Timing(name) for name in rows]
     for step in rows.values():
         for _ in range(warm):
@@ -59,11 +59,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-LONG = 2.0  # seconds: work that takes so long needs neither warming up nor many repeats
+LONG = 2.0  # seconds: work that takes this long needs neither warm-up nor many repeats
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 9, warm: int = 3) -> float:
-    """Median time of one call, of `repeats` after `warm`, or of as many as take LONG together."""
+    """Return the median time of one call, from `repeats` calls after `warm`, or from as many as take LONG together."""
     spent: list[float] = []
     while len(spent) < warm + repeats and sum(spent) < LONG:
         synchronize(device)
