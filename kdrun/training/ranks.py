@@ -76,7 +76,7 @@ class Alone:
 
 
 class Together(Alone):
-    """One of several processes. Its methods raise the failure of another process that has ended, or Interrupted."""
+    """A process among several. Its methods raise the failure of another process that has ended, or Interrupted."""
 
     def __init__(self, rank: int, size: int, record: Callable[[str], object]):
         self.rank, self.size, self.local = rank, size, int(os.environ.get("LOCAL_RANK", rank))

@@ -1,4 +1,4 @@
-"""What a report says in words, and what it gathers of a run's measurements. No network is trained."""
+"""The sentences of a report, and the measurements of a run that it gathers. No network is trained."""
 
 from __future__ import annotations
 
