@@ -29,7 +29,7 @@ class Share(NamedTuple):
 
 
 class Part(NamedTuple):
-    """This process's number `rank` among the `size` processes that train one run."""
+    """The number `rank` of this process among the `size` processes that train one run."""
 
     rank: int = 0
     size: int = 1

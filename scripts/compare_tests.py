@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Simulate tables of known truth: how often each test of a row against another errs, and how often it finds.
+"""Simulate tables with known truth, and measure the error rate and power of each test of one row against another.
 
     python scripts/compare_tests.py                                 all tests (8 minutes of one core)
-    python scripts/compare_tests.py --test moderated --tables 4000  kdrun's own, finer (5 minutes)
-    python scripts/compare_tests.py --verdicts                      the verdicts on published values alone
+    python scripts/compare_tests.py --test moderated --tables 4000  kdrun's own, more precisely (5 minutes)
+    python scripts/compare_tests.py --verdicts                      only the verdicts on published values
 
-A table has columns of seven rows; the first is the one that the others are compared with. Cells have a spread of 0.25
-points ("equal"), or one drawn for each from 0.1, 0.25 and 0.6 ("mixed"). Errors: of a hundred columns in which no row
-differs, in how many a difference is called distinguishable at 5 %; "table": of a hundred tables, in how many of their
-columns' any. Power: how often one row of seven that is better by so many points is found.
+A table has columns of seven rows; the others are compared with the first. Cells have a spread of 0.25
+points ("equal"), or one drawn for each from 0.1, 0.25 and 0.6 ("mixed"). Errors: percentage of
+columns without any real difference in which a difference is reported at 5 %; "table": the same for tables, in any of
+their columns. Power: how often a single better row of seven is found.
 
 kdrun's own test is "moderated": kdrun/evaluation/differences.py.
 """
@@ -27,12 +27,12 @@ from kdrun.evaluation.differences import Sample, Spread, estimate
 from kdrun.evaluation.stats import ALPHA, holm, verdict
 
 EQUAL, MIXED = (0.25,), (0.1, 0.25, 0.6)
-Column = list[np.ndarray]  # a row's values each
+Column = list[np.ndarray]  # the values of each row
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What tables are drawn from. alike: the correlation of one seed's values over the rows of a column."""
+    """Setting from which tables are drawn. alike: the correlation of one seed's values over the rows of a column."""
 
     name: str
     columns: int = 1
@@ -56,14 +56,14 @@ class Setting:
 
 
 def moderated(table: list[Column]) -> list[list[float]]:
-    """Return Holm's p of each row against the first: kdrun's own."""
+    """Return Holm's p of each row against the first: kdrun's own test."""
     spread = Spread.of(sample for column in table for row in column if (sample := Sample.of(row)) is not None)
     found = [[estimate(row, column[0], spread) for row in column[1:]] for column in table]
     return [holm([1.0 if one is None else one.p for one in column]) for column in found]
 
 
 def pooled(table: list[Column]) -> list[list[float]]:
-    """One variance for the whole table."""
+    """Return p-values with one variance for the whole table."""
     freedom = sum(len(row) - 1 for column in table for row in column)
     variance = sum((len(row) - 1) * row.var(ddof=1) for column in table for row in column) / freedom
 
@@ -75,17 +75,17 @@ def pooled(table: list[Column]) -> list[list[float]]:
 
 
 def dunnett(table: list[Column]) -> list[list[float]]:
-    """Many to one, one variance for each column (scipy)."""
+    """Return p-values of Dunnett's many-to-one test, with one variance for each column (scipy)."""
     return [list(stats.dunnett(*column[1:], control=column[0], random_state=0).pvalue) for column in table]
 
 
 def welch(table: list[Column]) -> list[list[float]]:
-    """Each pair's own two variances (scipy)."""
+    """Return p-values from each pair's own two variances (scipy)."""
     return [holm([stats.ttest_ind(row, column[0], equal_var=False).pvalue for row in column[1:]]) for column in table]
 
 
 def paired(table: list[Column]) -> list[list[float]]:
-    """Each pair's own differences, seed by seed (scipy); of what both have."""
+    """Return p-values from each pair's differences, seed by seed (scipy), over their common seeds."""
 
     def p(row: np.ndarray, other: np.ndarray) -> float:
         both = min(len(row), len(other))
@@ -95,7 +95,7 @@ def paired(table: list[Column]) -> list[list[float]]:
 
 
 def paired_over_the_table(table: list[Column]) -> list[list[float]]:
-    """As kdrun had it: paired, and all tests of the table one family."""
+    """Return p-values as in earlier versions of kdrun: paired, with all tests of the table as one family."""
     rows = [
         (stats.ttest_rel(row[: min(len(row), len(column[0]))], column[0][: min(len(row), len(column[0]))]).pvalue)
         for column in table
@@ -117,7 +117,7 @@ TESTS: dict[str, Callable[[list[Column]], list[list[float]]]] = {
 
 @dataclass(frozen=True)
 class Rates:
-    """Per cent: columns with a false finding, tables with one, true effects found; and one standard error."""
+    """Rates in percent: columns with a false finding, tables with one, true effects found; and one standard error."""
 
     columns: float
     tables: float
@@ -126,7 +126,7 @@ class Rates:
 
 
 def rates(test: Callable[[list[Column]], list[list[float]]], setting: Setting, tables: int, seed: int = 1) -> Rates:
-    """Return how a test does in a setting, over so many tables; every test sees the same ones."""
+    """Return a test's rates in a setting over `tables` tables, which are the same for every test."""
     rng = np.random.default_rng(seed)
     false, somewhere, found = [], [], []
     for _ in range(tables):
@@ -141,7 +141,7 @@ def rates(test: Callable[[list[Column]], list[list[float]]], setting: Setting, t
 
 
 def settings() -> list[Setting]:
-    """Return those of docs/statistics.md."""
+    """Return the settings of docs/statistics.md."""
     made = []
     for columns, seeds in ((1, 3), (5, 3), (1, 5), (5, 5)):
         size = {"columns": columns, "seeds": seeds}
@@ -164,7 +164,7 @@ def settings() -> list[Setting]:
 
 
 def verdict_rates(gap: float, sd: float, seeds: int, draws: int = 4000) -> dict[str, float]:
-    """Return verdict -> per cent of draws, where the truth is `gap` points from the published value."""
+    """Return verdict -> percent of draws, if the truth is `gap` points from the published value."""
     values = np.random.default_rng(1).normal(gap, sd, (draws, seeds))
     words = [verdict(list(row), 0.0, 0.5).word for row in values]
     return {word: 100 * words.count(word) / draws for word in ("reproduced", "unclear", "differs")}
@@ -172,11 +172,11 @@ def verdict_rates(gap: float, sd: float, seeds: int, draws: int = 4000) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=int, default=500, help="columns drawn for each figure (500; dunnett: a tenth)")
-    parser.add_argument("--test", choices=TESTS, help="this test alone")
-    parser.add_argument("--verdicts", action="store_true", help="the verdicts alone")
+    parser.add_argument("--tables", type=int, default=500, help="columns drawn for each rate (500; dunnett: a tenth)")
+    parser.add_argument("--test", choices=TESTS, help="only this test")
+    parser.add_argument("--verdicts", action="store_true", help="only the verdicts")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of scipy, about differences that are nearly all alike
+    warnings.simplefilter("ignore")  # scipy warns about nearly identical differences
     chosen = {name: test for name, test in TESTS.items() if options.test in (None, name)}
     if not options.verdicts:
         print(f"{'':44}" + "".join(f"{name:>15}" for name in chosen))

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""How fast images come from files: kdrun's streamed loader beside torchvision's ImageFolder and a DataLoader.
+"""Measure the speed of reading images from files: kdrun's streamed loader against torchvision's ImageFolder and
+DataLoader.
 
-Both read the same JPEGs (500 x 375, crops of the photographs that come with scikit-image and scikit-learn), resize them
-to 224, flip half of them and normalise them, in one process without workers. Rounds alternate; a round is every image
-once, timed in CPU time, so that other work on the machine counts little. Prints and, with `save=`, writes as Markdown:
-images per CPU-second, and kdrun's over ImageFolder's as the median of the rounds' ratios, with their range.
-Usage: scripts/input_speed.py [images=256] [rounds=7] [root=FOLDER] [save=FILE.md]     (root: instead of made images)
+Both read the same JPEGs (500 x 375, crops of the photographs bundled with scikit-image and scikit-learn), resize them
+to 224, flip half of them and normalise them, in one process without workers. Rounds alternate; a round reads every
+image once, timed in CPU time, so that other work on the machine has little effect. Prints and, with `save=`, writes as
+Markdown: images per CPU-second, and kdrun's over ImageFolder's as the median of the rounds' ratios, with their range.
+Usage: scripts/input_speed.py [images=256] [rounds=7] [root=FOLDER] [save=FILE.md]     (root: instead of generated
+images)
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def make_images(root: Path, count: int) -> None:
 
 
 def ours(root: Path, augment: Augment) -> Callable[[int], int]:
-    """kdrun's loader: epoch -> how many images came."""
+    """Return kdrun's loader: epoch -> number of images read."""
     loader = StreamTrain(
         scan(root).files(),
         image_size=SIDE,
@@ -75,14 +77,14 @@ def ours(root: Path, augment: Augment) -> Callable[[int], int]:
 
 
 def plain(root: Path, first: T.RandomResizedCrop | T.Resize) -> Callable[[int], int]:
-    """The loop of torchvision's reference training."""
+    """Return the loop of torchvision's reference training."""
     transform = T.Compose([first, T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(*STATS)])
     loader = DataLoader(ImageFolder(str(root), transform), batch_size=BATCH, shuffle=True)
     return lambda epoch: sum(len(label) for _, label in loader)
 
 
 def measure(root: Path, rounds: int) -> list[str]:
-    """A table row for each way of cropping."""
+    """Measure, and return a table row for each kind of cropping."""
     rows = []
     for name, augment, first in (
         ("stretch", Augment(crop="none", flip=0.5), T.Resize((SIDE, SIDE))),
@@ -107,7 +109,7 @@ def main(words: list[str]) -> None:
     settings = dict(word.split("=", 1) for word in words)
     count, rounds = int(settings.get("images", 256)), int(settings.get("rounds", 7))
     torch.set_num_threads(1)
-    keep_freed_memory()  # as every kdrun run does; ImageFolder gains by it too
+    keep_freed_memory()  # as in every kdrun run; ImageFolder benefits too
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(settings.get("root", scratch))
         if "root" not in settings:
@@ -121,8 +123,8 @@ def main(words: list[str]) -> None:
         f"`scripts/input_speed.py {' '.join(words)}`",
         "",
         f"{len(sizes):,} images, {np.mean(sizes) / 1000:.0f} kB on average, to {SIDE} px in batches of {BATCH}; "
-        f"{rounds} rounds in turn, CPU time of one process without workers. {cpu_name()}; {versions}, libjpeg-turbo "
-        f"{features.version('libjpeg_turbo')}.",
+        f"{rounds} alternating rounds, CPU time of one process without workers. {cpu_name()}; {versions}, "
+        f"libjpeg-turbo {features.version('libjpeg_turbo')}.",
         "",
         "| resized by | kdrun | ImageFolder + DataLoader | ratio: median [range] of rounds |",
         "|---|---|---|---|",

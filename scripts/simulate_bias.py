@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How often the intervals of `kdrun bias` hold the truth, and how often a grid finds an inheritance that is none.
+"""Measure the coverage of the intervals of `kdrun bias`, and how often a grid reports a false inheritance.
 
-Every grid is simulated: networks answer images that are hard for all of them, for all seeds of their row, and for
-themselves; the accuracies of a row's seeds differ by a normal deviate, on the derived sets by `sd` points. Half of the
-methods are independent students by another name, the others shifted; for false inheritances all of them are. Prints:
-  coverage      share of single 95 % intervals of the shift that hold the true one; wanted: 0.93 and more
-  false grids   share of grids of nothing but null methods in which an interval of the grid excludes 0; wanted: 0.05
-                and less
-  power         share of shifts of 10 points of accuracy that the grid's intervals set apart from 0
-  ratio         share of the shown transfer ratios whose interval holds the true one, and how many are shown
-Usage: scripts/simulate_bias.py [grids=200] [images=900,10000] [sd=2,4] [seeds=3]     (about 0.1 to 0.5 s a grid)
+Every grid is simulated: the difficulty of an image has a part shared by all networks, one shared by the seeds of a row,
+and one of each network; the accuracies of a row's seeds differ by a normal deviate, on the derived sets by `sd` points.
+Half of the methods are independent students under another name, the others are shifted; for false inheritances all are
+independent students. Prints: coverage      share of single 95 % intervals of the shift that contain the true one;
+target: at least 0.93 false grids   share of grids with only null methods in which an interval of the grid excludes 0;
+target: at most 0.05
+  power         share of shifts of 10 points of accuracy whose interval in the grid excludes 0
+  ratio         share of the shown transfer ratios whose interval contains the true one, and how many are shown
+Usage: scripts/simulate_bias.py [grids=200] [images=900,10000] [sd=2,4] [seeds=3]     (about 0.1 to 0.5 s per grid)
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from kdrun.evaluation.transfer import LIMITS, Interval
 CLASSES, METHODS, SETS = 10, 9, 8
 CLEAN_ACCURACY, DERIVED, WAY = 0.95, 0.65, 0.15  # the teacher is WAY better on the derived sets
 SHIFT = 0.10
-SHARED, ROWS, OWN = 0.5, 0.2, 0.3  # of how hard an image is: for all, for a row, for one network
-SPREADS = {"equal": (1.0,), "unequal": (0.25, 1.0, 1.75)}  # of the rows, in terms of sd
+SHARED, ROWS, OWN = 0.5, 0.2, 0.3  # parts of an image's difficulty: for all, for a row, for one network
+SPREADS = {"equal": (1.0,), "unequal": (0.25, 1.0, 1.75)}  # of the rows, in units of sd
 
 
 @dataclass
@@ -46,10 +46,10 @@ class Found:
 
 
 def simulated(generator: np.random.Generator, images: int, seeds: int, sd: float, shift: list[float], spread: str):
-    """A column of METHODS rows, shifted by `shift`, an independent student and a teacher. sd: a fraction."""
+    """Simulate a column of METHODS rows shifted by `shift`, an independent student and a teacher. sd: a fraction."""
     testsets = [CLEAN, *(f"set {place}" for place in range(SETS))]
     labels = generator.integers(CLASSES, size=images)
-    scores = np.empty((images, CLASSES), dtype=np.float16)  # nothing here reads them; their width says how many classes
+    scores = np.empty((images, CLASSES), dtype=np.float16)  # unused but for their width, the number of classes
     hard = generator.standard_normal((len(testsets), images), dtype=np.float32) * math.sqrt(SHARED)
     least, normal = 1e-3, NormalDist()
 
@@ -81,7 +81,7 @@ def holds(found: Interval, true: float) -> bool:
 
 
 def simulate(grids: int, images: int, sd: float, seeds: int = 3, spread: str = "equal", seed: int = 0) -> Found:
-    """sd: points."""
+    """Simulate grids and count. sd: in points."""
     generator = np.random.default_rng([seed, images, round(100 * sd)])
     above = CLEAN_ACCURACY - 1 / CLASSES
     total = Found()

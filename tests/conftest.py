@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from kdrun.config.groups import conf_dir
 from kdrun.hardware import cpu_kind
 
-torch.set_num_threads(1)  # networks this small lose time to a second thread, and the tests run in two processes
+torch.set_num_threads(1)  # A second thread slows down networks this small, and the tests run in two processes.
 
 # Elsewhere PyTorch emulates bf16 at a tenth of the speed: what holds in fp32 is not shown there again and again.
 NATIVE_BF16 = cpu_kind() in ("AMX", "AVX512_BF16")
@@ -72,7 +72,7 @@ def save_blank(figure: Figure, file: IO[bytes], *, format: str, dpi: int) -> Non
 
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
-    """The same words give the same configuration; Hydra takes a fifth of a second for them."""
+    """The same arguments give the same configuration; Hydra takes a fifth of a second to compose it."""
     from kdrun.config import compose as module
 
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def remembering(compose: Compose) -> Compose:
     kept: dict[tuple[str, ...], DictConfig] = {}
 
     def remember(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
-        if config_dir is not None:  # files of one's own may have changed
+        if config_dir is not None:  # the user's files may have changed
             return compose(overrides, config_dir)
         words = (str(conf_dir()), *overrides)
         if words not in kept:
@@ -97,7 +97,7 @@ def remembering(compose: Compose) -> Compose:
 
 @pytest.fixture
 def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """optimizer.lr=77 trains with a rate beyond every bound, so that losses are no numbers after an update."""
+    """Let optimizer.lr=77 train with a rate beyond every bound, so that the loss is not finite after an update."""
     from kdrun.training import loop
 
     usual = loop.learning_rate

@@ -24,7 +24,7 @@ def store() -> tempfile.TemporaryDirectory[str]:
 
 
 def train(kdrun, *words: str) -> None:
-    """A run of one epoch, and its teacher, below the test's outputs; trained here where `words` name its own files."""
+    """A run of one epoch, and its teacher, below the test's outputs; trained here if `words` name files of their own."""
     if not any("/" in word for word in words):
         return provide(Path(os.environ["KDRUN_OUTPUTS"]), *words)
     code, _, err = kdrun("train", *TINY, "epochs=1", *words)

@@ -141,7 +141,7 @@ class Kernel:
 
 @dataclass
 class GPU:
-    """What happens on the simulated device. syncs: where the host waited for it; copies: where it was sent host memory;
+    """The events on the simulated device. syncs: where the host waited for it; copies: where it was sent host memory;
     launches: of kernels. kernels: every operation, while something records."""
 
     syncs: Counter[str] = field(default_factory=Counter)
@@ -301,7 +301,7 @@ class Below(TorchDispatchMode):
 
 
 class Above(TorchFunctionMode):
-    """What names a device, or leaves it: moves between the two, and tensors made from host data."""
+    """The calls that name a device, or leave it: moves between the two, and tensors made from host data."""
 
     def __init__(self, gpu: GPU) -> None:
         self.gpu = gpu
@@ -343,7 +343,7 @@ class Above(TorchFunctionMode):
 
 
 class Generator:
-    """The GPU's generator: its kernels draw from the CPU's, which is seeded beside it."""
+    """The GPU's generator: its kernels draw from the CPU's, which is seeded along with it."""
 
     def manual_seed(self, seed: int) -> None:
         self.seeded = torch.default_generator.get_state()

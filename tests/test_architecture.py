@@ -1,8 +1,12 @@
-"""The floor plan: who may import whom, no circle, no torch where the command line starts, nothing too long to read."""
+"""The floor plan: who may import whom, no circle, no torch where the command line starts, nothing too long to read.
+
+And the style of docstrings: a function's begins with a verb, a class's with a noun, none with a relative clause.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import traceback
@@ -14,6 +18,11 @@ from tests.conftest import TINY
 
 PACKAGE = Path(package.__file__).parent
 FILE_LINES, FUNCTION_LINES = 320, 50
+RELATIVE = re.compile(r"(What|Which|Where|Who)(ever)?|Whether|How|When|Why|Whose")
+NO_VERB = re.compile(
+    r"[^A-Z].*||An?|The|Of|One|Two|Each|Every|All|Both|Some|Nothing|No|As|At|By|For|From|In|On|To|With|It"
+)
+RELATIVE_CLAUSES, NO_VERBS = 0, 0  # ceilings: docstrings that begin so in kdrun, scripts and tests; functions in kdrun
 ENTRIES = 23  # files and folders at the top of the package
 
 # room -> the rooms, or single modules of them, that it may import; itself always.
@@ -196,6 +205,58 @@ def test_files_and_functions_are_short():
             if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno > FUNCTION_LINES:
                 long.append(f"{name}.{node.name}: {node.end_lineno - node.lineno}")
     assert not long
+
+
+def openings(text: str) -> list[tuple[int, str, str]]:
+    """Return (line, kind of the node, first word) of each docstring of a module."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            words = (ast.get_docstring(node) or "").split()
+            if words:
+                found.append((getattr(node, "lineno", 1), type(node).__name__, words[0].strip(".,:;()\"'")))
+    return sorted(found)
+
+
+def relative_clauses(text: str) -> list[int]:
+    """Return the lines of a module's docstrings that begin with a relative clause."""
+    return [line for line, _, word in openings(text) if RELATIVE.fullmatch(word)]
+
+
+def without_verb(text: str) -> list[int]:
+    """Return the lines of a module's functions whose docstring cannot begin with a verb."""
+    functions = [(line, word) for line, kind, word in openings(text) if "Function" in kind]
+    return [line for line, word in functions if RELATIVE.fullmatch(word) or NO_VERB.fullmatch(word)]
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    root = PACKAGE.parent
+    own = [*PACKAGE.rglob("*.py")]
+    others = [path for room in ("scripts", "tests") for path in (root / room).rglob("*.py")]
+    clauses = [f"{path}:{line}" for path in [*own, *others] for line in relative_clauses(path.read_text())]
+    assert len(clauses) <= RELATIVE_CLAUSES, clauses
+    verbless = [f"{path}:{line}" for path in own for line in without_verb(path.read_text())]
+    assert len(verbless) <= NO_VERBS, verbless
+
+
+def test_openings_of_docstrings_are_counted():
+    sample = '''
+"""What this is."""
+class Cell:
+    """Cell of a grid."""
+    def side(self):
+        """The side in pixels."""
+    def area(self):
+        """Return the area."""
+def of(x):
+    """Whether x is one."""
+async def plain():
+    pass
+def later(x):
+    """x, later."""
+'''
+    assert relative_clauses(sample) == [1, 9]
+    assert without_verb(sample) == [5, 9, 13]
 
 
 def test_seven_files_from_the_command_to_the_loss(kdrun, monkeypatch):

@@ -1,4 +1,4 @@
-"""What is printed: in any encoding, at any width."""
+"""Printed text, in any encoding and at any width."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kdrun.console import between_words
 from kdrun.display import EpochEnd, Step, TrainingLines
+from kdrun.errors import print_note
 from kdrun.runs.directory import RunDirectory
 
 
@@ -42,6 +43,16 @@ def test_files_are_utf8_in_a_locale_that_is_not(tmp_path):
     ended = run(words, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b"Gr\\xf6\\xdfe -> \\u65e5" in ended.stdout or "Größe".encode() in ended.stdout
+
+
+def test_a_note_is_printed_once_in_a_command(kdrun, capfd):
+    for line in ("2 images are left out", "2 images are left out", "3 images are left out"):
+        print_note(line, once=True)
+    assert capfd.readouterr().err == "note: 2 images are left out\nnote: 3 images are left out\n"
+    assert kdrun("list", "methods")[0] == 0  # the next command begins without notes
+    print_note("2 images are left out", once=True)
+    print_note("2 images are left out")
+    assert capfd.readouterr().err == "note: 2 images are left out\n" * 2
 
 
 def test_nothing_is_folded_in_a_pipe():

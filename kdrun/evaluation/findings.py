@@ -1,7 +1,7 @@
 """Findings on why distillation does not help: an explanation, the figure behind it, and the settings to try next. Drawn
 from a `Diagnosis`; no torch here.
 
-Each rule detects something that no healthy run shows. Its bound lies midway between deliberately broken runs and the
+Each rule detects something that no healthy run shows. Its bound is midway between deliberately broken runs and the
 finished runs of the digits table.
 """
 

@@ -18,7 +18,7 @@ from kdrun.models.weight_files import read_content
 from kdrun.models.weight_names import Group, entries, groups, is_known, one_line_of
 
 AS_STUDENT = Wanted()
-# Last part of names that layers of every kind have; other endings were added by somebody.
+# Last part of the names that layers of every kind have; other endings were added by the file's author.
 USUAL_ENDINGS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 OPTION_A = re.compile(r"resnet(20|32|44|56|110)")
 

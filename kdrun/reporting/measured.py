@@ -194,8 +194,8 @@ class TeacherFacts:
 
 
 def teacher_of(provenance: dict[str, Any], folder: Path, dataset: str, measured: Measured) -> TeacherFacts | None:
-    """Return the size of a run's teacher: of the stored network that taught it, else as measured with the run; None
-    if neither is known."""
+    """Return the size of a run's teacher: of the stored network that it was trained with, else as measured with the
+    run; None if neither is known."""
     told = provenance.get("teacher")
     name, sha256 = (str(told.get(key) or "") for key in ("name", "sha256")) if isinstance(told, dict) else ("", "")
     root = home_of(folder)

@@ -86,7 +86,7 @@ def accuracy(table: Table, chosen: Known, ranked: list[Known]) -> Statement:
     value = f"{entry.mean:.2f} %" if entry.std is None else f"{entry.mean:.2f} ± {entry.std:.2f} %"
     seeds = "one seed" if len(entry.values) == 1 else plural(len(entry.values), "seed")
     if len(ranked) == 1:
-        taught = f", taught by {entry.teacher} with {entry.row}," if entry.teacher else f" ({entry.row})"
+        taught = f", trained by {entry.row} with the teacher {entry.teacher}," if entry.teacher else f" ({entry.row})"
         words = f"{entry.student}{taught} is correct on {value} of the test images of {entry.dataset}"
         return Statement(f"{words} ({rule}; {seeds}).", source)
     order = [one for one in ranked if one is not chosen]

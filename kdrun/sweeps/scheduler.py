@@ -245,7 +245,7 @@ class Scheduler:
                     with suppress(RunError):
                         twin.run.fail(report.reason)
         elif isinstance(report, Finished) and report.stopped and not self.outcome.disk_full:
-            # After a full disk, the other processes stop only because they are told to.
+            # After a full disk, the other processes stop only because they are asked to.
             self.outcome.stopped, self.outcome.disk_full = report.stopped, report.disk_full
         self.show(slot.number, task, report)
 

@@ -51,7 +51,8 @@ def finite(trial: Trial) -> None:
 
 
 def one_step(subject: Subject, pair: str) -> None:
-    """A step has a finite loss and trains the student and every part of the method, and never the teacher."""
+    """Check that a step has a finite loss and trains the student and every part of the method, and never the
+    teacher."""
     trial = subject.trial(pair)
     lane, teacher = trial.lane, trial.teacher
     taught = None if teacher is None else copy.deepcopy(teacher.network.tap.state_dict())
@@ -82,7 +83,8 @@ def one_step(subject: Subject, pair: str) -> None:
 
 
 def small_batches(subject: Subject, pair: str) -> None:
-    """Batches of one and two images give finite losses and weights: the last batch of an epoch may be that small."""
+    """Check that batches of one and two images give finite losses and weights: the last batch of an epoch may be that
+    small."""
     trial = subject.trial(pair)
     for step, count in enumerate((6, 1, 2)):
         try:
@@ -95,7 +97,7 @@ def small_batches(subject: Subject, pair: str) -> None:
 
 
 def hard_label_term(subject: Subject) -> None:
-    """The hard-label term is called `ce`, and accuracy in training is shown if the classifier is trained."""
+    """Check that the hard-label term is called `ce`, and accuracy in training is shown if the classifier is trained."""
     trial = subject.trial()
     trial.steps(1)
     named, absent = "ce" in trial.lane.meter.names, "ce" in exceptions_of(subject)
@@ -105,7 +107,7 @@ def hard_label_term(subject: Subject) -> None:
 
 
 def mixed_labels(subject: Subject) -> None:
-    """A method that sets `takes_mixed` uses labels only in `hard_label_loss`."""
+    """Check that a method that sets `takes_mixed` uses labels only in `hard_label_loss`."""
     if make_method(subject.node).takes_mixed:
         need(
             mixes_labels(subject), "an image replaced completely by another one is not trained on the other one's label"
@@ -125,7 +127,7 @@ def mixes_labels(subject: Subject) -> bool:
 
 
 def bf16(subject: Subject) -> None:
-    """The loss in bf16 is within 5 % of the one in fp32."""
+    """Check that the loss in bf16 is within 5 % of the one in fp32."""
     found = {}
     for precision in ("fp32", "bf16"):
         trial = subject.trial(precision=precision)
@@ -136,7 +138,7 @@ def bf16(subject: Subject) -> None:
 
 
 def repeats(subject: Subject) -> None:
-    """The same three steps twice give the same bits: every random number comes from `progress.draws`."""
+    """Check that the same three steps twice give the same bits: every random number comes from `progress.draws`."""
     states = []
     for _ in range(2):
         trial = subject.trial()
@@ -146,7 +148,7 @@ def repeats(subject: Subject) -> None:
 
 
 def resumes(subject: Subject) -> None:
-    """The state dictionaries of student, method and optimizer are all that a checkpoint needs."""
+    """Check that the state dictionaries of student, method and optimizer are all that a checkpoint needs."""
     trial, fresh = subject.trial(), subject.trial()
     trial.steps(2)
     fresh.steps(3, epoch=1, seed=7)  # a different state, so that nothing agrees by chance
@@ -158,7 +160,7 @@ def resumes(subject: Subject) -> None:
 
 
 def hyperparameters(subject: Subject) -> None:
-    """Every number among the settings changes the loss or the preparation."""
+    """Check that every number among the settings changes the loss or the preparation."""
 
     def outcome(settings: dict[str, Any]) -> tuple[object, ...]:
         trial = subject.trial(settings=settings)
@@ -172,7 +174,7 @@ def hyperparameters(subject: Subject) -> None:
 
 
 def reloads(subject: Subject) -> None:
-    """The trained student loads into a fresh network, without the method, and gives the same outputs."""
+    """Check that the trained student loads into a fresh network, without the method, and gives the same outputs."""
     trial = subject.trial()
     trial.steps(1)
     fresh = PAIRS[subject.pair][1]()
@@ -197,7 +199,8 @@ def fits(fresh: nn.Module, trained: nn.Module) -> bool:
 
 
 def averages(subject: Subject) -> None:
-    """A copy of the deployed network, such as a moving average of its weights, is independent of the original."""
+    """Check that a copy of the deployed network, such as a moving average of its weights, is independent of the
+    original."""
     trial = subject.trial()
     image = batch_of(4, seed=9).image
     average = copy.deepcopy(trial.lane.deployed).eval()
@@ -211,7 +214,7 @@ def averages(subject: Subject) -> None:
 
 
 def two_processes(subject: Subject) -> None:
-    """Two processes that share a batch get the same loss and gradient as one: see `Method.batch_terms`."""
+    """Check that two processes that share a batch get the same loss and gradient as one: see `Method.batch_terms`."""
     (difference,) = differences([subject.node])
     need(not difference, difference)
 
@@ -240,4 +243,4 @@ def all_checks(subject: Subject) -> Iterator[tuple[str, str, Callable[[], None]]
 
 
 def first_sentence(check: Callable[..., None]) -> str:
-    return " ".join((check.__doc__ or "").split())
+    return " ".join((check.__doc__ or "").split()).removeprefix("Check that ")

@@ -76,7 +76,7 @@ class Alone:
 
 
 class Together(Alone):
-    """One of several processes. Its methods raise the failure of another process that has ended, or Interrupted."""
+    """A process among several. Its methods raise the failure of another process that has ended, or Interrupted."""
 
     def __init__(self, rank: int, size: int, record: Callable[[str], object]):
         self.rank, self.size, self.local = rank, size, int(os.environ.get("LOCAL_RANK", rank))
@@ -190,7 +190,7 @@ class Together(Alone):
 
 
 def verdict_of(error: BaseException) -> Verdict:
-    """Return what the other processes are told of the error that ends this one."""
+    """Return the report to the other processes on the error that ends this one."""
     expected = isinstance(error, KdrunError | Interrupted)
     details = trace_behind(error) if expected else "".join(traceback.format_exception(error))
     return Verdict(getattr(error, "exit_code", 1), str(error) if expected else repr(error), details)

@@ -199,7 +199,7 @@ class Session:
         return network, describe(kind, options.name, top1, sha256, place)
 
     def tell(self, network: Network, trains: bool) -> None:
-        """Print what was found out about a network, each line only once."""
+        """Print the notes on a network, each line only once."""
         traits = network.tap.traits
         for line in [*traits.notes, *(traits.training_notes if trains else [])]:
             self.say_once(line)

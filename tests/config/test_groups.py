@@ -205,7 +205,7 @@ def test_every_published_cell_has_one_recipe():
 
 
 def test_models_and_shared_recipes_of_ones_own(tmp_path):
-    """A folder of one's own may hold model/, for both roles, and recipes that list their pairs."""
+    """A user's folder may hold model/, for both roles, and recipes that list their pairs."""
     for name, text in {
         "model/tiny.yaml": "name: my_package.nets:tiny\n",
         "benchmark/my_bench.yaml": "# @package _global_\nbenchmark: my_bench\n",

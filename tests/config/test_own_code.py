@@ -1,4 +1,4 @@
-"""The user's own code: what of it enters a digest, what is kept of it, and that what runs is what the digest names."""
+"""The user's own code: the part that enters a digest, the copy that is kept, and that the code that runs is the code named by the digest."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def plan_of(*words: str):
 
 
 def told(run: Path) -> str:
-    """What `kdrun eval RUN` says of changed code."""
+    """Return what `kdrun eval RUN` prints about changed code."""
     target = target_of_run(run, Which(trust=True), {})
     return changed_code(run, target.config, target.parts)
 
@@ -131,7 +131,7 @@ def runs(outputs: Path) -> dict[str, list[str]]:
 
 
 def test_an_edited_helper_makes_a_new_run(kdrun, outputs, project):
-    """The helper that the network's helper imports; the same command, one line, nothing of the old run touched."""
+    """An edit two imports away: the same command starts a new run, prints one line, and leaves the old run untouched."""
     words = ["train", *SHORT, "method=none", "student=nets.small:Net"]
     code, out, err = kdrun(*words)
     assert (code, err) == (0, "")
@@ -191,7 +191,7 @@ def test_whose_file_changes_whose_digest(method, project):
 
 
 def test_a_checkpoint_is_of_its_code(project, tmp_path):
-    """What weights compute is said by the code that they are loaded into."""
+    """The code that weights are loaded into decides what they compute."""
     (tmp_path / "weights.pt").write_bytes(b"weights")
     config = configured(
         "method=kd", "teacher=tutor:build", "student=resnet8", f"teacher.checkpoint={tmp_path}/weights.pt"
@@ -219,7 +219,7 @@ def test_a_digest_is_of_content_alone(project, tmp_path, monkeypatch):
 
 
 def test_what_is_followed(project):
-    """Wherever and however an import is written; what is not there or not to be read is left to the import."""
+    """Imports are followed in any position and form; a module that is missing or unreadable is left to the import."""
     write(
         project,
         {
@@ -295,7 +295,7 @@ def test_what_is_no_python_counts_by_its_content(project):
 
 
 def test_the_first_folder_that_has_it(project, tmp_path, monkeypatch):
-    """As an import would; an archive on the path is passed over."""
+    """As an import does; an archive on the path is skipped."""
     write(tmp_path / "second", {"unrelated.py": "VALUE = 2\n", "only_here.py": ""})
     with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
         archive.writestr("packed.py", "")
@@ -329,7 +329,7 @@ def test_an_editable_install_is_own_and_an_installed_package_is_not(project, tmp
 
 
 def test_two_classes_in_one_module(kdrun, outputs, project):
-    """Side by side and one by one, each under its YAML's name; then one line for all, when their code changes."""
+    """Together and one by one, each under its YAML's name; then one line for all, when their code changes."""
     words = [*SHORT, "student=nets.small:Net", "teacher=resnet8", "teacher.random=true", *OWN, "launcher.processes=0"]
     code, out, err = kdrun("train", "-m", "method=alpha,beta", *words)
     assert (code, err) == (0, "")

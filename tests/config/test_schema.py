@@ -1,4 +1,4 @@
-"""Every class of mistake: one clear line that names the thing, the value and the way out; exit code 2; no torch."""
+"""Every class of mistake: one clear line that names the setting, the value and the remedy; exit code 2; no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed reaches the configuration as it was typed: paths with every sign that a file may have, lists, names."""
+"""Values reach the configuration as they were typed: paths with every character that a file name may have, lists, names."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_every_number_of_a_method_has_bounds():
         }
     assert len(numbers) > 40
     assert [key for key, rules in numbers.items() if not bounded(rules)] == []
-    assert method_rules("alpha", ours=False) == {}  # anybody's own alpha may mean something else
+    assert method_rules("alpha", ours=False) == {}  # a user's alpha may mean something else
     assert not METHOD_RULES.keys() & OUR_METHOD_RULES.keys()
     assert len(method_settings()) > 40
     assert KINDS

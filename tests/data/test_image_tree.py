@@ -1,4 +1,4 @@
-"""What a class folder is: folders of other programs, links, names in any encoding, splits by any name, content."""
+"""Class folders: folders of other programs, links, names in any encoding, splits by any name, content."""
 
 from __future__ import annotations
 

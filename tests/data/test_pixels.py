@@ -42,7 +42,7 @@ def resampled(jpeg: bytes, sampling: int, width: int, height: int) -> bytes:
 
 
 def both(place: Path) -> tuple[torch.Tensor | str, torch.Tensor | str]:
-    """Pillow's pixels and ours, or why there are none."""
+    """Return Pillow's pixels and ours, or the reason why there are none."""
     found: list[torch.Tensor | str] = []
     for read in (lambda: torch.from_numpy(read_image(place, None).copy()).permute(2, 0, 1), lambda: read_pixels(place)):
         try:
@@ -103,7 +103,7 @@ def test_the_pixels_are_pillows(kind, tmp_path):
 
 
 def test_torchvision_reads_what_it_reads_alike(tmp_path, monkeypatch):
-    """Where its decoders are there; and what it reads is not Pillow's to decode."""
+    """With decoders of torchvision installed. Pillow does not decode what torchvision reads."""
     assert alike() == {"JPEG", "WEBP"}
     monkeypatch.setattr(pixels, "rgb_pixels", None)
     for kind in ("baseline", "4:4:0", "progressive", "grey", "comment", "colour profile", "webp", "held by 6"):
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("how", ["without decoders", "of another library"])
 def test_another_torchvision(how, tmp_path, monkeypatch):
-    """Pillow reads everything where torchvision has no decoders, or does not have its pixels."""
+    """Pillow reads everything where torchvision has no decoders, or decodes to other pixels."""
     usual = pixels.decoded
 
     def other(content: bytes) -> torch.Tensor:

@@ -35,7 +35,7 @@ N, K = 400, 5
 
 
 def answers(seed: int, right: float, labels: np.ndarray | None = None) -> Answers:
-    """Of a network that is right with probability `right`."""
+    """Return the answers of a network that is right with probability `right`."""
     generator = np.random.default_rng(seed)
     labels = np.random.default_rng(99).integers(K, size=N) if labels is None else labels
     predicted = np.where(generator.random(N) < right, labels, (labels + generator.integers(1, K, size=N)) % K)
@@ -45,7 +45,7 @@ def answers(seed: int, right: float, labels: np.ndarray | None = None) -> Answer
 
 
 def told(predicted: list[int], labels: list[int], textures: list[int] | None = None) -> Answers:
-    """Of hard decisions."""
+    """Return the measures of hard decisions."""
     hard = np.log(np.full((len(labels), K), 1e-4, dtype=np.float16))
     hard[np.arange(len(labels)), predicted] = 0
     return Answers(hard, np.array(predicted), np.array(labels), None if textures is None else np.array(textures))
@@ -115,7 +115,7 @@ def test_change():
 
 
 def test_no_divergence_is_below_zero():
-    """Probabilities are kept in 16 bits, and what rounding leaves of two networks' may seem to be."""
+    """Probabilities are stored in 16 bits, and rounding could make a divergence seem negative."""
     for seed in range(50):
         logits = torch.randn(20, K, generator=torch.Generator().manual_seed(seed)) / 1000
         kept = [scores.log_softmax(1).half().numpy() for scores in (logits, logits + logits.flip(0) / 100)]

@@ -161,7 +161,7 @@ def test_mistakes_in_predict(kdrun, outputs, image_folder, tmp_path):
 
 
 def test_the_python_interface(kdrun, outputs):
-    """What is loaded computes what evaluation measured, from its transform on."""
+    """A loaded network computes what evaluation measured, from its transform on."""
     train(kdrun, "method=kd")
     (run,) = runs(outputs)
     evaluate(kdrun, run)

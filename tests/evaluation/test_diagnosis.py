@@ -1,4 +1,4 @@
-"""Why distillation does not help: prepared failures are named first, and healthy runs raise no alarm."""
+"""Diagnosis of distillation that does not help: prepared failures are named first, and healthy runs raise no alarm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END = Gradients("at the end", {"ce": 0.10, "kd": 2.4}, {"ce, kd": 0.48})
 
 
 def healthy(**changes) -> Diagnosis:
-    """What is measured of kd on the digits table."""
+    """Return the measurements of kd on the digits table."""
     values: dict = {
         "run": "runs/x",
         "method": "kd",
@@ -176,7 +176,7 @@ def test_mistakes_are_one_line(words, line, kdrun):
 
 
 def test_a_failed_run_is_diagnosed_from_its_start(kdrun, outputs):
-    """A weight that drowns the labels makes a loss that is no number: the run has no end to look at."""
+    """A weight that drowns the labels makes the loss non-finite: the run has no last epoch to look at."""
     words = [*TINY, "epochs=2", "method=kd", "method.kd_weight=1e6", "optimizer.lr=5"]
     code, _, err = kdrun("train", *words)
     (run,) = (outputs / "runs").glob("*/*/kd/*")

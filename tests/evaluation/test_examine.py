@@ -1,4 +1,4 @@
-"""What evaluation measures, against independent implementations and by what must hold of it."""
+"""The measurements of evaluation, against independent implementations and by properties that must hold."""
 
 from __future__ import annotations
 

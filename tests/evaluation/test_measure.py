@@ -44,7 +44,7 @@ def evaluate(kdrun, *words: str) -> str:
 
 @pytest.mark.pictures
 def test_a_run_beside_its_teacher(kdrun, outputs):
-    """Everything that is printed and written, and a finished run whose own files stay as they are."""
+    """Everything that is printed and written; the finished run's own files stay unchanged."""
     train(kdrun, "method=kd")
     (run,) = runs(outputs)
     before = contents(run)

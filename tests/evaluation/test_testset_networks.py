@@ -199,7 +199,7 @@ def test_the_manifest_names_recipe_weights_and_painting(clean, vgg, tmp_path):
     ("name", "key"), [("style", "0720943bb9b2"), ("silhouette", "d662b159565e"), ("cue_conflict", "839af22c9561")]
 )
 def test_the_offline_sets_keep_their_draws(name, key):
-    """Another way beside them changes neither their pixels nor their caches."""
+    """A set made in another way changes neither their pixels nor their caches."""
     assert f"{parse(name).key(0):032x}".startswith(key)
 
 

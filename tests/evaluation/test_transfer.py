@@ -1,4 +1,4 @@
-"""What students keep, and how far that was shifted: the measure, its variances, its intervals, by other ways."""
+"""The share of a bias that students keep, and how far it was shifted: the measure, its variances and its intervals, computed in other ways."""
 
 from __future__ import annotations
 

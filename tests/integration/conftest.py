@@ -73,7 +73,7 @@ class Zygote:
         return self.number()
 
     def number(self) -> int:
-        """What the zygote prints next: after a process id that run's wait status."""
+        """Return what the zygote prints next: after a process id, that run's wait status."""
         assert self.process.stdout
         for line in self.process.stdout:
             return int(line)

@@ -1,4 +1,4 @@
-"""What the commands say of damaged, edited and replaced files, and how the same command repairs a run."""
+"""Messages about damaged, edited and replaced files, and the repair of a run by the same command."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def tree(tmp_path: Path, kdrun: str) -> Path:
 
 
 def calls(tmp_path: Path, script: str, *words: str) -> list[list[str]]:
-    """What the script asks of kdrun, in order."""
+    """Return the commands that the script gives kdrun, in order."""
     root = tree(tmp_path, FOUND)
     place = tmp_path / "calls"
     subprocess.run(

@@ -31,7 +31,7 @@ def day():
 
 @pytest.fixture
 def own_signals():
-    """What the script sets is put back."""
+    """Undo what the script sets."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in kept.items():

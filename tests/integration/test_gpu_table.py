@@ -1,6 +1,6 @@
-"""Every method in every kind of arithmetic on a GPU, as a table to bring home; `pytest -m gpu`.
+"""Every method in every kind of arithmetic on a GPU, as a table to keep; `pytest -m gpu`.
 
-KDRUN_GPU_TABLE=FILE.csv keeps the table, and a second call goes on where the first has stopped. KDRUN_GPU_TESTS=cpu runs
+KDRUN_GPU_TABLE=FILE.csv keeps the table, and a second call continues where the first stopped. KDRUN_GPU_TESTS=cpu runs
 the same on a CPU, as far as that can.
 """
 
@@ -51,7 +51,7 @@ COLUMNS = ["method", "setting", "device", "seconds", "images/s", "result", "top1
 
 
 def words_of(method: str, setting: str) -> list[str]:
-    """What to train `method` with; compiled only where that is asked for."""
+    """Return the arguments that train `method`, compiled only if requested."""
     chosen = SETTINGS[setting]
     plain = [] if any(word.startswith("compile") for word in chosen) else ["compile=false"]
     return [*BASE, *NETWORKS.get(method, []), *STEADY.get(method, []), f"method={method}", *chosen, *plain]
@@ -70,7 +70,7 @@ def difference(one: Path, other: Path) -> float:
 
 
 def missing(setting: str) -> str:
-    """Why a setting cannot be tried here; empty: it can."""
+    """Return the reason why a setting cannot be tried here, or '' if it can."""
     absent = [word for word in SETTINGS[setting] if word.partition("=")[0] not in settings()]
     if absent:
         return f"there is no setting {absent[0]}"
@@ -78,7 +78,7 @@ def missing(setting: str) -> str:
 
 
 def known(place: str, method: str, setting: str) -> bool:
-    """Whether the table has this row already, and it was no failure."""
+    """Return whether the table already has this row, and not as a failure."""
     if not place or not Path(place).is_file():
         return False
     with Path(place).open(newline="") as file:
@@ -152,7 +152,7 @@ def resume(changes: list[str], method: str, folder: Path, monkeypatch) -> None:
 @on_a_gpu
 @pytest.mark.parametrize("method", choices("method"))
 def test_graphs_have_the_bits_of_single_kernels(method, tmp_path):
-    """What `graphs=auto` waits for."""
+    """`graphs=auto` depends on this."""
     if reason := missing("fp32, graphs"):
         pytest.skip(reason)
     words = ["train", *words_of(method, "fp32, deterministic"), f"device={DEVICE}"]

@@ -47,7 +47,7 @@ TRIED = METHODS if KILLS > 4 else ("fitnet", "dml", "kd", "combine")
 
 
 def everything(outputs: Path) -> dict[str, object]:
-    """What must repeat, of the run and of its teacher."""
+    """Return what must repeat, of the run and of its teacher."""
     found: dict[str, object] = {"run": numbers(only_run(outputs))}
     if (outputs / "teachers").exists():
         teacher = only_teacher(outputs)

@@ -222,7 +222,7 @@ def test_what_torch_says_of_a_full_disk(tmp_path, number):
 
 
 def test_a_full_disk_is_what_ends_a_sweep():
-    """The other processes only stop because they are told to."""
+    """The other processes stop only because they are asked to."""
     from kdrun.sweeps.scheduler import HERE as SLOT
     from kdrun.sweeps.scheduler import Scheduler
     from kdrun.sweeps.worker import Finished, Task

@@ -145,7 +145,7 @@ def test_the_same_command_finds_its_run(kdrun, outputs):
 
 
 def test_identity(tmp_path, image_folder):
-    """What changes numbers changes the digest; where things lie, and what a method ignores, does not."""
+    """A setting that changes numbers changes the digest; locations, and settings that a method ignores, do not."""
     from kdrun.config.compose import load
     from kdrun.runs.plan import make_plan
 
@@ -323,7 +323,7 @@ def test_evaluation_interval(kdrun, outputs):
 
 
 def test_numerics_are_pinned(kdrun, outputs, monkeypatch):
-    """A run that was started with one thread goes on with one thread, whatever the machine offers later."""
+    """A run that was started with one thread resumes with one thread, whatever the machine offers later."""
     words = ["epochs=2", "method=none", "save_every_minutes=1e-9"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with monkeypatch.context() as patch:
@@ -607,7 +607,7 @@ def test_doctor(kdrun, tmp_path):
 
 
 def test_pairing_mistakes_cost_no_training(kdrun, outputs):
-    """What a method cannot do with this pair is said before the teacher trains: by shapes, and by values."""
+    """A pair that the method cannot train is refused before the teacher trains: by shapes, and by values."""
     for words, expected in (
         (["method=deit"], "method deit"),
         (["method=srd", "teacher=wrn_16_1", "teacher.preact_last_map=true"], "preact_last_map=false"),

@@ -127,7 +127,7 @@ def test_another_process_reports_the_death_of_number_0_and_one_alone_resumes_wit
 
 
 def test_a_failure_of_one_process_ends_all_with_its_line(tmp_path):
-    """And one that all find, here a rate at which the loss is no number, is told once."""
+    """A failure in all processes, here a loss that is not finite, is printed once."""
     words = [*WORDS, "method=none", "epochs=50", "optimizer.lr=100", "optimizer.momentum=0.99"]
     group = Group(tmp_path, tmp_path / "run", words)
     assert group.wait() == [1, 1], group.lines

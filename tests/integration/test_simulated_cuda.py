@@ -1,4 +1,4 @@
-"""What runs on a GPU, run on the simulated one: the bits of the CPU, no device mixed up, nothing that the host waits for,
+"""GPU code on the simulated device: the bits of the CPU, no device mixed up, nothing that the host waits for,
 and steps that a CUDA graph can play."""
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ SETTINGS = {
 
 @dataclass
 class Watch:
-    """What each step of training did, by (epoch, step): waits and copies, launches, and what `Lane.compute` launched."""
+    """Return what each training step did, by (epoch, step): waits and copies, launches, and what `Lane.compute` launched."""
 
     gpu: GPU
     waits: dict[tuple[int, int], Counter[str]] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def signature(kernels: list[Kernel], inputs: set[int]) -> list[tuple]:
-    """What a graph would record of a step: operations, shapes, plain numbers, and the addresses of what was there
+    """Return what a graph would record of a step: operations, shapes, plain numbers, and the addresses of what was there
     before; its inputs have other addresses in every step, and a graph is given copies of them."""
     own: set[int] = set()
     found = []

@@ -1,7 +1,7 @@
-"""Imports everything once, then forks one `kdrun` per line on stdin: it costs no start-up, and dies where it is told.
+"""Import everything once, then fork one `kdrun` per line on stdin: no start-up time, and it can die at a chosen moment.
 
-A line is JSON: the words, the folder of outputs, whether to save after every step, and where to die: at the n-th moment
-of a kind. Prints the child's process id, and its wait status when it has ended.
+A line is JSON: the arguments, the folder of outputs, whether to save after every step, and where to die: at the n-th moment
+of a kind. Print the child's process id, and its wait status when it has ended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ USED = (
 
 
 class Course:
-    """What a run goes through, counted; it dies at the chosen moment. Kinds: start, teacher, stage and save."""
+    """The moments of a run, counted; the run dies at the chosen one. Kinds: start, teacher, stage and save."""
 
     def __init__(self, kind: str | None, number: int):
         self.kind, self.number = kind, number
@@ -50,13 +50,15 @@ class Course:
         return "teacher" if self.in_teacher else "stage"
 
     def file(self, *arguments: Any) -> str:
-        """What is known before training belongs to the start. Of a folder that is synced: what was written there."""
+        """Return the kind of a written file: those written before training belong to the start.
+
+        A synced folder counts as the file that was written there last."""
         place = Path(f"/proc/self/fd/{arguments[0]}").readlink() if isinstance(arguments[0], int) else arguments[0]
         self.writes = self.writes if Path(place).is_dir() else Path(place).name
         return "start" if any(name in self.writes for name in ("config", "provenance", "signature")) else "save"
 
     def around(self, owner: Any, name: str, kind: Callable[..., str]) -> None:
-        """A moment before and one after each call."""
+        """Count a moment before and one after each call."""
         real = getattr(owner, name)
 
         @wraps(real)
@@ -99,7 +101,7 @@ class Course:
 
 
 def run(order: dict[str, Any]) -> int:
-    """In the child."""
+    """Run the command, in the child."""
     from kdrun.cli import main
     from kdrun.sweeps import scheduler
     from kdrun.training import trainer

@@ -45,7 +45,7 @@ SRD_FAMILY = (SRD, SRDDist, SRDKL, SRDPMSE)
 
 
 def set_parameters(module: nn.Module, *values: Tensor) -> None:
-    """The module's parameters in order, and nothing besides."""
+    """Set the module's parameters in order; there must be no others."""
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), values, strict=True):
             parameter.copy_(value)
@@ -463,7 +463,7 @@ def test_the_tutorials_pair_runs():
 
 @pytest.mark.parametrize("pair", ["CNN to CNN", "CNN to ViT"])
 def test_simkd_round_trip(pair):
-    """What is stored, loaded strictly into one built afresh, gives the same logits; the copy follows no teacher."""
+    """Stored weights, loaded strictly into a network built afresh, give the same logits; the copy follows no teacher."""
     lane, teacher = make_lane("simkd", pair)
     for step in range(2):
         lane.step(image_batch(6, seed=step), teacher, 0, step, 10)

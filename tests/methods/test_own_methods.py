@@ -1,4 +1,4 @@
-"""Failures of one's own method and network: one line that says what and where, and a traceback in failed.txt."""
+"""Failures of a user's method and network: one line that says what and where, and a traceback in failed.txt."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_failure_in_training_names_the_line_and_keeps_its_traceback(project, k
 
 
 def test_the_innermost_own_line_is_named():
-    """Of the error itself, else of what caused it; kdrun's and the libraries' lines are nobody's own."""
+    """Of the error itself, else of its cause; lines of kdrun and of libraries are not the user's."""
 
     def inner() -> None:
         raise ValueError("no")

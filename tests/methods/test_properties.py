@@ -1,4 +1,4 @@
-"""What holds for every method, discovered from conf/method: a new YAML is a tested method."""
+"""Properties of every method, discovered from conf/method: a new YAML is a tested method."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class LogitMSE(Method):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """own(body) writes a method `mine` beside its YAML and returns the words that choose it."""
+    """own(body) writes a method `mine` and its YAML and returns the arguments that choose it."""
     monkeypatch.chdir(tmp_path)
 
     def write(body: str, module: str) -> list[str]:

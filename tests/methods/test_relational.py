@@ -1,4 +1,4 @@
-"""RKD, SP, PKT, NST, VID, CC, ReviewKD and CRD against stored values, and what must hold beside them."""
+"""RKD, SP, PKT, NST, VID, CC, ReviewKD and CRD against stored values, and properties that must hold."""
 
 from __future__ import annotations
 

@@ -439,7 +439,7 @@ def test_vlfkd_parts_by_hand():
 
 
 def test_vlfkd_of_equal_features_is_only_the_hard_label_term():
-    """Where the projections are identities and both sides agree, every other term vanishes."""
+    """If the projections are identities and both sides agree, every other term vanishes."""
     method = make_vlfkd(attention=False)
     method.build(Spec(10, 32, tokens=(16, 6)), Spec(10, 32, maps=((6, 4, 4),)), DATA)
     for linear in (method.whole, method.patch):

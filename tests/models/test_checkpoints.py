@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: which weights are loaded from each layout, and one line for what is none."""
+"""Checkpoints as people have them: the weights that are loaded from each layout, and one line for a file that is no checkpoint."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_extra_entries_are_named_and_passed_over_on_demand(extra, pattern, tmp_p
         ignoring = Wanted("teacher", ignore=tuple(pattern[1:-1].split(",")))
         assert equal(loaded(content, tmp_path, ignoring), A)
         assert f"passed over {extra[0]}" in capsys.readouterr().err
-    with pytest.raises(CheckpointError, match="2 missing"):  # what the network needs is never passed over
+    with pytest.raises(CheckpointError, match="2 missing"):  # what the network needs is never skipped
         loaded({k: v for k, v in A.items() if "fc" not in k}, tmp_path, Wanted(ignore=("*",)))
 
 

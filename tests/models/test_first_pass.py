@@ -1,4 +1,4 @@
-"""Networks as people write them: what they return, in which memory they run, and one line where they do not do."""
+"""Networks as people write them: their outputs, their memory layouts, and one line if they cannot be used."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Small(nn.Module):
 
 
 class Returns(Small):
-    """What `make` makes of features and logits; in training `make_training`, where there is one."""
+    """A network that returns what `make` makes of features and logits; in training `make_training`, if given."""
 
     def __init__(self, make, make_training=None):
         super().__init__()
@@ -71,7 +71,7 @@ class Tutorial(nn.Module):
 
 
 class ReadsMemory(Small):
-    """Takes the memory of its maps as it lies."""
+    """A network that reads the memory of its maps as it lies."""
 
     def features(self, x: Tensor) -> Tensor:
         x = F.relu(self.conv1(x))
@@ -112,7 +112,7 @@ class Deep(Small):
 
 
 class Wanders(Small):
-    """Draws what no seed fixes, with statistics of its own that training moves."""
+    """A network that draws what no seed fixes, with statistics of its own that training moves."""
 
     def __init__(self, num_classes: int = CLASSES):
         super().__init__(num_classes)
@@ -373,7 +373,7 @@ def test_a_lazy_network_draws_its_weights_from_the_run():
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_batch_stays_as_it_is_where_a_network_writes_over_its_images(own):
-    """Teacher, student and the lanes beside it see one tensor."""
+    """Teacher, student and the other lanes see one tensor."""
 
     class Overwrites(Small):
         def forward(self, x: Tensor) -> Tensor:

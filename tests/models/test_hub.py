@@ -1,4 +1,4 @@
-"""Published weights: found on this machine without a network, and an answer at once where there is neither."""
+"""Published weights: read from this machine without a network connection, and an immediate error if both are missing."""
 
 from __future__ import annotations
 

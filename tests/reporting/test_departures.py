@@ -1,4 +1,4 @@
-"""A run's settings beside those that its publication had."""
+"""A run's settings compared with those of its publication."""
 
 from __future__ import annotations
 

@@ -505,7 +505,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @pytest.fixture
 def findings(page, tmp_path) -> dict[int, dict]:
-    """What a script inside the page saw, by the page's width; with everything that the browser's console said."""
+    """Return what a script inside the page saw, by the page's width, with everything that the browser's console printed."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed")

@@ -1,4 +1,4 @@
-"""kdrun report evaluate=true: what it measures, and what it says where it cannot."""
+"""kdrun report evaluate=true: what it measures, and what it prints if it cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says in words, and what it gathers of a run's measurements. No network is trained."""
+"""The sentences of a report, and the measurements of a run that it gathers. No network is trained."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run(outputs) -> Path:
 
 def test_a_single_run_is_told_in_sentences_with_figures(run, outputs):
     assert words_of(ledger_of_runs([run], outputs), outputs).splitlines() == [
-        "wrn_40_1, taught by wrn_40_2 with kd, is correct on 73.50 % of the test images of cifar100 (of the last epoch; "
+        "wrn_40_1, trained by kd with the teacher wrn_40_2, is correct on 73.50 % of the test images of cifar100 (of the last epoch; "
         "one seed).",
         "It keeps 96.1 % of the accuracy of its teacher wrn_40_2 (76.46 %) with 25 % of its parameters (569,780 of "
         "2,255,156) and 13 % of its FLOPs per image (83.00M of 660.00M); a multiply-add counts as two.",

@@ -182,7 +182,7 @@ def test_bold_only_if_distinguishable(ledger, outputs):
 
 
 def test_one_row_has_no_runner_up(outputs):
-    """Neither the best of a column nor a tie is told where nothing is compared."""
+    """Neither the best of a column nor a tie is reported if nothing is compared."""
     for teacher in ("wrn_40_2", "resnet56"):
         make_run(outputs, "kd", 0, 70.0, teacher=teacher)
     table = runs_table(outputs)

@@ -1,4 +1,4 @@
-"""What of a method's settings is part of a run's identity."""
+"""The settings of a method that are part of a run's identity."""
 
 from __future__ import annotations
 

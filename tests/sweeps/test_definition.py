@@ -59,7 +59,7 @@ def figures(benchmark: str) -> dict[tuple[str | None, str, str, str, str], Publi
 
 
 def parts(spec: CellSpec) -> set[str]:
-    """What a cell is made of: its row, its column, and each of its words."""
+    """The identity of a cell: its row, its column, and each of its arguments."""
     return {f"row {spec.row}", f"column {spec.column}", *spec.overrides}
 
 

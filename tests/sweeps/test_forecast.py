@@ -190,7 +190,7 @@ def test_sweeps_are_listed_with_cells_data_and_cost(kdrun):
     ids=["clean", "fixed", "augmented", "still", "mixed", "not kept"],
 )
 def test_outputs_are_kept_where_the_students_images_stay_the_same(words, same):
-    """Whatever the images are that the teacher was trained on."""
+    """The teacher may have been trained on any images."""
     from kdrun.sweeps.forecast import sees_the_same
 
     typed = ["dataset=fake", "method=kd", *words]

@@ -1,4 +1,4 @@
-"""What a step that a CUDA graph can play is made of, and what is said where it cannot be one."""
+"""Steps that a CUDA graph can replay, and the message for a step that it cannot."""
 
 from __future__ import annotations
 

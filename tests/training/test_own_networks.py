@@ -45,7 +45,7 @@ def run_in(outputs: Path) -> Path:
 
 
 def test_the_tutorial_network_in_every_command(kdrun, outputs, tmp_path):
-    """Taught by a network that returns features beside its logits, on feature maps, with an average of its weights."""
+    """Trained with a teacher that returns features and logits, on feature maps, with an average of its weights."""
     words = [*SHORT, f"teacher={HERE}:Features", f"student={HERE}:Tutorial", "optimizer.ema_decay=0.5"]
     code, out, err = kdrun("train", *words, "method=fitnet_joint")
     assert (code, err) == (0, "")

@@ -97,7 +97,7 @@ def test_a_method_on_two_processes_is_what_it_is_on_one(names):
 
 
 def test_a_class_that_does_not_say_relates_samples():
-    """Whatever the class that it is derived from says: a wrong `sample` would silently be another loss."""
+    """Regardless of the class that it is derived from: a wrong `sample` would silently be another loss."""
     assert (KD.batch_terms, Relates.batch_terms, Claims.batch_terms) == ("sample", "batch", "sample")
     assert Method.batch_terms == "batch"
 

@@ -30,12 +30,12 @@ SHIFTED = Augment(crop="padded", crop_padding=2, flip=0.5)
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test that needs a teacher trains it for all."""
+    """Return the folder in which the first test that needs a teacher trains it for all."""
     return tmp_path_factory.mktemp("teachers")
 
 
 def place_for(name: str, tmp_path: Path, teachers: Path) -> str:
-    """The word for an output folder of its own beside the shared teachers."""
+    """Return the argument for an output folder of its own with the shared teachers."""
     (tmp_path / name).mkdir()
     (tmp_path / name / "teachers").symlink_to(teachers)
     return f"output_root={tmp_path / name}"

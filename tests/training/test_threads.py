@@ -44,7 +44,7 @@ def another_run(folder: Path, threads: int) -> subprocess.Popen[str]:
         (2, [2], 0.0, 1),
         (2, [1], 0.0, 1),
         (8, [0], 0.0, 4),
-        (8, [1], 0.0, 7),  # it was told to take one
+        (8, [1], 0.0, 7),  # one was requested
         (8, [8], 0.0, 4),
         (8, [0, 2], 2.0, 2),
         (64, [], 3.6, 60),

@@ -54,8 +54,8 @@ def derive(
     processes: int | None = None,
     device: str = "auto",
 ) -> Derived:
-    """Return `test` changed as `wished`, from <caches>/testsets/<name>-<digest>/ if it was created before; published
-    files are read in place.
+    """Return the derived set `wished` of `test`, from <caches>/testsets/<name>-<digest>/ if it was created before;
+    published files are read in place.
 
     processes: for creating it; None: one per core. device: for recipes with a network; a GPU needs no processes. The
     result does not depend on processes; a network's result on a GPU is a different set from the CPU's, since the last
@@ -231,8 +231,8 @@ def export(found: Derived, class_names: list[str], place: Path, track: Track = u
 def derived_tests(
     wished: list[NamedSet], plan: Plan, splits: Dataset, track: Track, seed: int = 0, processes: int | None = None
 ) -> list[Derived]:
-    """Create the test split of `splits` changed as each of `wished`, or load it from the cache; a shared computation is
-    done in one pass. Raises DataError for a data set that streams its files."""
+    """Create the derived sets `wished` of the test split of `splits`, or load them from the cache; a shared
+    computation is done in one pass. Raises DataError for a data set that streams its files."""
     if not isinstance(splits.test, ArraySet):
         raise DataError(
             f"testset={wished[0].name}: dataset={plan.config.dataset.name} streams its files; derived sets are made of "

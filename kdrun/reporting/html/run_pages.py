@@ -43,8 +43,8 @@ def run_pages(table: Table, places: Places) -> str:
 
 
 def place_page(summary: tuple[str, str, str], runs: list[RunFiles], anchor: str, told: set[str]) -> str:
-    """Return the runs of one place: their results side by side, then each run, unless it is already in `told` (shown
-    in another place)."""
+    """Return the runs of one place: their results side by side, then each run, unless it is in `told`, the runs already
+    shown."""
     row, where, value = map(html.escape, summary)
     parts = [
         f'<details class="place" id="{anchor}"><summary><b>{row}</b> <span>{where}</span> '
