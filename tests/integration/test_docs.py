@@ -237,6 +237,13 @@ def test_figures_are_in_the_files_next_to_them(name):
     assert compared > 10
 
 
+def test_the_printed_end_of_the_demo_is_the_measured_one():
+    (block,) = [block for block in blocks(ROOT / "README.md", "console") if "scripts/demo" in block]
+    known = figures_of(ROOT / "outputs" / "published" / "demo.md")
+    found = NUMBER.findall(block.partition("report  ")[0])
+    assert len(found) > 10 and set(found) <= known
+
+
 def allowed(text: str) -> set[str]:
     """Return differences that are printed next to the two figures that they are the difference of."""
     return {"0.02"} if "resnet56" in text else set()
@@ -279,7 +286,7 @@ def test_the_journey_of_the_readme(home, kdrun, tmp_path, monkeypatch, image_fol
     run("train", "dataset=folder", "dataset.root=photos", *small)
     mine = str(next((tmp_path / "outputs").glob("runs/folder/*/kd/s0-*")))
     run("predict", mine, "path=photos", "save=out.csv")
-    run("export", mine, "max_drop=100")
+    run("export", mine)
     run("diagnose", mine)
     run("gradcam", mine, "images=2", "overlap=4")
     run("check", "method=logit_mse", "--config-dir", "my_conf")
@@ -292,4 +299,4 @@ def test_the_journey_of_the_readme(home, kdrun, tmp_path, monkeypatch, image_fol
         "epochs=1",
     )
     run("testset", "scramble", "dataset=digits", "grid=4", "dataset.test_limit=20")
-    run("eval", mine, "testset=noise")
+    run("eval", str(next((tmp_path / "outputs").glob("runs/fake/*/kd/s0-*"))), "testset=noise")
