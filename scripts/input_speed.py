@@ -5,7 +5,8 @@ DataLoader.
 Both read the same JPEGs (500 x 375, crops of the photographs bundled with scikit-image and scikit-learn), resize them
 to 224, flip half of them and normalise them, in one process without workers. Rounds alternate; a round reads every
 image once, timed in CPU time, so that other work on the machine has little effect. Prints and, with `save=`, writes as
-Markdown: images per CPU-second, and kdrun's over ImageFolder's as the median of the rounds' ratios, with their range.
+Markdown: images per CPU-second, and kdrun's over ImageFolder's as the median of the rounds' ratios, with their range;
+the same with `dataset.cache=resized`, for the epoch that fills the cache and for those after it.
 Usage: scripts/input_speed.py [images=256] [rounds=7] [root=FOLDER] [save=FILE.md]     (root: instead of generated
 images)
 """
@@ -31,8 +32,12 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from kdrun.config.augment import Augment
+from kdrun.config.options import DatasetOptions
 from kdrun.data.image_tree import scan
+from kdrun.data.keep_resized import kept
+from kdrun.data.splits import FileSet
 from kdrun.data.stream import StreamTrain
+from kdrun.display import untracked
 from kdrun.hardware import cpu_name, keep_freed_memory
 
 SIDE, BATCH = 224, 64
@@ -59,10 +64,10 @@ def make_images(root: Path, count: int) -> None:
         area.resize((500, 375), Image.Resampling.BICUBIC).save(place, quality=95)
 
 
-def ours(root: Path, augment: Augment) -> Callable[[int], int]:
+def ours(files: FileSet, augment: Augment) -> Callable[[int], int]:
     """Return kdrun's loader: epoch -> number of images read."""
     loader = StreamTrain(
-        scan(root).files(),
+        files,
         image_size=SIDE,
         resize="stretch",
         batch_size=BATCH,
@@ -90,19 +95,50 @@ def measure(root: Path, rounds: int) -> list[str]:
         ("stretch", Augment(crop="none", flip=0.5), T.Resize((SIDE, SIDE))),
         ("RandomResizedCrop", Augment(crop="resized", resized_scale=[0.08, 1.0], flip=0.5), T.RandomResizedCrop(SIDE)),
     ):
-        loaders = {"kdrun": ours(root, augment), "ImageFolder": plain(root, first)}
-        paces: dict[str, list[float]] = {key: [] for key in loaders}
-        for number in range(rounds + 1):
-            for key, epoch in loaders.items():
-                begun = time.process_time()
-                images = epoch(number)
-                if number:  # the first round warms up
-                    paces[key].append(images / (time.process_time() - begun))
-        ratios = [one / other for one, other in zip(paces["kdrun"], paces["ImageFolder"], strict=True)]
-        pace = {key: f"{median(found):.0f}" for key, found in paces.items()}
-        spread = f"{median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}]"
-        rows.append(f"| {name} | {pace['kdrun']} | {pace['ImageFolder']} | {spread} |")
+        loaders = {"kdrun": ours(scan(root).files(), augment), "ImageFolder": plain(root, first)}
+        rows.append(row_of(name, in_turn(loaders, rounds)))
     return rows
+
+
+def measure_cache(root: Path, rounds: int) -> list[str]:
+    """Return table rows for cached stretched images: the epoch that fills the cache, and those after it."""
+    tree = scan(root)
+    options = DatasetOptions(name="folder", image_size=SIDE, workers=0, cache="resized")
+    augment = Augment(crop="none", flip=0.5)
+
+    def first(epoch: int) -> int:
+        with tempfile.TemporaryDirectory() as cache:
+            files = kept(tree.files(), tree.content, options, Path(cache), untracked, fill=True)
+            assert isinstance(files, FileSet)
+            return ours(files, augment)(epoch)
+
+    with tempfile.TemporaryDirectory() as cache:
+        files = kept(tree.files(), tree.content, options, Path(cache), untracked, fill=True)
+        assert isinstance(files, FileSet)
+        usual = {"ImageFolder": plain(root, T.Resize((SIDE, SIDE)))}
+        return [
+            row_of(f"stretch, dataset.cache=resized, {name}", in_turn({"kdrun": loader} | usual, rounds))
+            for name, loader in (("first epoch", first), ("later epochs", ours(files, augment)))
+        ]
+
+
+def in_turn(loaders: dict[str, Callable[[int], int]], rounds: int) -> dict[str, list[float]]:
+    """Images per CPU-second of each loader in each round, after one that warms up."""
+    paces: dict[str, list[float]] = {key: [] for key in loaders}
+    for number in range(rounds + 1):
+        for key, epoch in loaders.items():
+            begun = time.process_time()
+            images = epoch(number)
+            if number:
+                paces[key].append(images / (time.process_time() - begun))
+    return paces
+
+
+def row_of(name: str, paces: dict[str, list[float]]) -> str:
+    ratios = [one / other for one, other in zip(paces["kdrun"], paces["ImageFolder"], strict=True)]
+    pace = {key: f"{median(found):.0f}" for key, found in paces.items()}
+    spread = f"{median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}]"
+    return f"| {name} | {pace['kdrun']} | {pace['ImageFolder']} | {spread} |"
 
 
 def main(words: list[str]) -> None:
@@ -115,7 +151,7 @@ def main(words: list[str]) -> None:
         if "root" not in settings:
             make_images(root, count)
         sizes = [place.stat().st_size for place in root.rglob("*.*") if place.is_file()]
-        rows = measure(root, rounds)
+        rows = [*measure(root, rounds), *measure_cache(root, rounds)]
     versions = f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
     lines = [
         "# Images from files, per CPU-second",

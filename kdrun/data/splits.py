@@ -83,16 +83,18 @@ def stratified_split(
     and seed. Raises DataError if a class is too small.
     """
     generator = np.random.default_rng(seed)
+    by_class = np.argsort(labels, kind="stable")
+    ends = np.flatnonzero(np.diff(labels[by_class])) + 1
     first = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for members in np.split(by_class, ends) if len(labels) else ():
         if len(members) < 2:
+            label = int(labels[members[0]])
             name = class_names[label] if class_names else label
             raise DataError(f"class {name} has only {plural(len(members), 'image')}; a split needs at least two.")
         first.append(generator.permutation(members)[: first_of(len(members), fraction)])
-    chosen = np.sort(np.concatenate(first))
-    rest = np.setdiff1d(np.arange(len(labels)), chosen)
-    return chosen, rest
+    is_first = np.zeros(len(labels), dtype=bool)
+    is_first[np.concatenate(first)] = True
+    return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
 def limited(data: AnySet, limit: int | None, seed: int, class_names: Sequence[str] = ()) -> AnySet:
