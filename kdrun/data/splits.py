@@ -87,7 +87,7 @@ def stratified_split(
     first = []
     for members in np.split(by_class, ends) if len(labels) else ():
         if len(members) < 2:
-            label = labels[members[0]]
+            label = int(labels[members[0]])
             name = class_names[label] if class_names else label
             raise DataError(f"class {name} has {len(members)} image(s); a stratified split needs two of every class.")
         first.append(generator.permutation(members)[: first_of(len(members), fraction)])
