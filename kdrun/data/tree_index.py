@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kdrun.data.content import SETTLED, WHOLE, index_place
-from kdrun.data.listing import FolderMark, ImageFile, mark_of
+from kdrun.data.listing import FolderMark, ImageFile, image_file, mark_of
 from kdrun.errors import RunError
 from kdrun.files import DAMAGED_ARCHIVE, write_atomically
 
@@ -45,8 +45,7 @@ def remembered(root: Path) -> Known | None:
             names, notes, labels = unpacked(found["class_names"]), unpacked(found["notes"]), found["labels"]
         if sum(sizes) <= WHOLE:
             base = os.path.join(root, "")
-            stats = map(os.stat, [base + path for path in paths])
-            files = [(path, stat.st_size, mark_of(stat)) for path, stat in zip(paths, stats, strict=True)]
+            files = [image_file(path, os.stat(base + path)) for path in paths]
         else:
             files = list(zip(paths, sizes, marks, strict=True))
     except (OSError, ValueError, KeyError, *DAMAGED_ARCHIVE):  # missing, damaged, or a file no longer exists
