@@ -167,7 +167,7 @@ LATEX = {
 }
 
 
-PRIVATE = ("Failed", "Passed over")  # sections irrelevant to a paper: error messages, paths on this machine
+PRIVATE = ("Failed", "Skipped")  # sections irrelevant to a paper: error messages, paths on this machine
 
 
 def latex(text: str) -> str:

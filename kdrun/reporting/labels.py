@@ -95,7 +95,7 @@ def sections(table: Table) -> list[Section]:
         *test_sections(table),
         failures(table),
         Section("Notes", lines=table.notes),
-        Section("Passed over", lines=table.skipped),
+        Section("Skipped", lines=table.skipped),
     ]
     return [section for section in found if section.lines or section.rows]
 

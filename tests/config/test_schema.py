@@ -71,7 +71,7 @@ MISTAKES = {
     "dataset=folder": ["dataset.root is not set"],
     "dataset=folder dataset.root=/absent": ["dataset.root=/absent: no such folder", "train/"],
     "dataset=cifar100 dataset.root=/absent": [
-        "dataset.root=/absent (no such path) holds no cifar100",
+        "dataset.root=/absent (no such path) contains no cifar100",
         "cifar-100-python.tar.gz",
     ],
     "teacher.checkpoint=/absent.pth": ["teacher.checkpoint=/absent.pth: no such file"],

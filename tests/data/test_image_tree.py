@@ -175,7 +175,7 @@ def test_a_data_set_beside_other_folders(tmp_path):
     picture(tmp_path / "set" / "docs" / "plot.png")
     assert folder.locate(str(tmp_path / "set")).notes == [f"the data set is in {tmp_path / 'set' / 'photos'}"]
     shutil.copytree(tmp_path / "set" / "photos", tmp_path / "set" / "more")
-    with pytest.raises(DataError, match=r"holds 2 data sets \(more, photos\); point dataset.root at one"):
+    with pytest.raises(DataError, match=r"has 2 data sets \(more, photos\); point dataset.root at one"):
         folder.locate(str(tmp_path / "set"))
 
 
@@ -253,7 +253,7 @@ def test_a_test_set_may_lack_classes_where_that_is_wanted(tmp_path, empty):
 def test_a_class_of_one_image_is_named(tmp_path):
     root = classes(tmp_path / "set", count=4)
     picture(root / "eel" / "0.png")
-    with pytest.raises(DataError, match="class eel has 1 image"):
+    with pytest.raises(DataError, match="class eel has only 1 image"):
         DataSource(options(root)).load(tmp_path / "cache")
 
 

@@ -39,7 +39,7 @@ def test_stratified_split():
     tiny, left = stratified_split(labels, 0.001, seed=0)
     assert np.bincount(labels[tiny]).tolist() == [1, 1, 1]
     assert len(left) == 32
-    with pytest.raises(DataError, match="class 1 has 1 image"):
+    with pytest.raises(DataError, match="class 1 has only 1 image"):
         stratified_split(np.array([0, 0, 1]), 0.5, seed=0)
 
 

@@ -408,7 +408,7 @@ def test_methods_for_other_architectures_learn_the_digits(kdrun, outputs, method
     ("words", "line"),
     [
         (["nothing"], "nothing: no such sweep"),
-        (["bias_vit_to_cnn"], "sweeps: kdrun train -m sweep=bias_vit_to_cnn trains it."),
+        (["bias_vit_to_cnn"], "sweeps: start it with kdrun train -m sweep=bias_vit_to_cnn."),
         (["bias_vit_to_cnm"], "Did you mean bias_vit_to_cnn?"),
         ([], "bias needs the name of one sweep"),
         (["x", "value=ratoi"], "Did you mean ratio?"),

@@ -220,7 +220,8 @@ def test_trust_is_said_once(received, canary, kdrun, capfd):
     with pytest.raises(KdrunError):  # the network is built, and takes no images
         package.load(received, trust=True)
     assert (
-        canary.exists() and f"note: trust=true: {received} runs student=evil:make (evil.py)" in capfd.readouterr().err
+        canary.exists()
+        and f"note: trust=true: {received} may run student=evil:make (evil.py)" in capfd.readouterr().err
     )
     assert set(signed_code(received) or ()) == {"evil.py"}
     with pytest.raises(KdrunError, match="evil") as caught:

@@ -195,7 +195,7 @@ def kinds_of_runs(outputs: Path) -> dict[str, Kind]:
 
     def side() -> Any:
         found = read_side(run.path)
-        return right.figures if "passed over" in found.state else found.figures
+        return right.figures if "skipped" in found.state else found.figures
 
     def settings() -> Any:
         found = flat(asdict(read_run(run.path)[0]))

@@ -87,7 +87,7 @@ FAULTS = {
     "small batch": ("small batches, CNN to CNN", "a batch of 1: loss/kd is nan"),
     "name": ("hard-label term", "terms: kd, hard; `exceptions` lacks ce"),
     "exceptions": ("hard-label term", "`exceptions` has ce"),
-    "typo": ("hard-label term", "exceptions: cee: there are ce, reload, frozen teacher, first step moves all"),
+    "typo": ("hard-label term", "exceptions: cee: known are ce, reload, frozen teacher, first step moves all"),
 }
 
 
@@ -199,7 +199,7 @@ def test_explain_and_list_know_it(own, kdrun):
 def test_list_methods_shows_name_paper_venue_and_year(kdrun):
     _, out, _ = kdrun("list", "methods")
     rows = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
-    assert rows["dkd"].startswith("dkd Decoupled knowledge distillation Zhao et al., CVPR 2022 Weighs")
+    assert rows["dkd"].startswith("dkd Decoupled knowledge distillation Zhao et al., CVPR 2022 Weights")
     assert rows["kd"].startswith("kd (lm) Logit matching Hinton et al., 2015 Matches")
     assert rows["pkt"].startswith("pkt Probabilistic knowledge transfer Passalis & Tefas, ECCV 2018")
     assert rows["crd_inbatch"].startswith("crd_inbatch Contrastive distillation Tian et al., ICLR 2020")

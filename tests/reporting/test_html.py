@@ -282,7 +282,7 @@ def test_damaged_files_are_passed_over(ledger, outputs):
     Reader(text)
     assert "No config.yaml." in text and "No provenance.json." in text and "No curves in metrics.csv." in text
     assert f"{kd[1].relative_to(outputs)}/result.json: damaged" in html.unescape(text)
-    assert "notes: not a run (no config.yaml)." in text and "passed over" in text
+    assert "notes: not a run (no config.yaml)." in text and "skipped" in text
 
 
 def test_an_empty_sweep_has_a_page(outputs):

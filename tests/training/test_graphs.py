@@ -83,7 +83,7 @@ def test_a_number_that_was_not_there_before_is_refused_while_a_step_is_recorded(
         numbers.begin(at(1, 0, numbers))
         numbers.recorded = True
         assert numbers.get(ramp).item() == torch.tensor(1 / 7).item()
-        with pytest.raises(RuntimeError, match="in another order"):
+        with pytest.raises(RuntimeError, match="in a different order"):
             numbers.get(lambda progress: 5.0)
 
 

@@ -24,7 +24,7 @@ CURVES = re.compile(r"^(\d+),(train|val|test),(top1|loss),([^,\n]+)\n", re.MULTI
 @dataclass
 class RunFiles:
     """Run directory as read for a report. run: relative to the output root; number: its anchor on the page; row,
-    column: its first place in the table; state: done, failed, passed over or unfinished; curves: (split, metric) ->
+    column: its first place in the table; state: done, failed, skipped or unfinished; curves: (split, metric) ->
     (epoch, value) points."""
 
     run: str
@@ -70,7 +70,7 @@ def read_files(files: RunFiles, folder: Path, finished: bool) -> RunFiles:
     if finished:
         files.state, files.result = "done", read_object(folder / "result.json")
     elif (folder / "result.json").is_file():
-        files.state = "passed over"
+        files.state = "skipped"
     elif (folder / "failed.txt").is_file():
         files.state = "failed"
         files.reason = RunDirectory(folder).failure()
