@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What makes training faster on this CPU, and what does not: ways of computing, measured side by side.
+"""Measure what makes training faster on this CPU, and what does not.
 
 Within a part the ways take turns, round by round, in CPU time of one thread, so that other work on the machine counts
 little; `processes` alone is in time on the clock and wants a quiet machine. Networks are untrained, images are random:
@@ -178,8 +178,8 @@ def lanes(bench: Bench, settings: dict[str, str]) -> list[str]:
 
 
 def views(bench: Bench, settings: dict[str, str]) -> list[str]:
-    """What it would bring to remember the teacher's logits of each view that training has shown: from the teacher's
-    share of a step, and from how often a view comes again."""
+    """Return what remembering the teacher's logits of every view would gain, from the teacher's share of a step and from
+    how often a view comes again."""
     steps = EngineSteps(bench, "fp32", [bench.config.method])
     image = next(steps.batches)[-1].teacher_image
     spent = alternate({"step": steps.step_lanes, "teacher": lambda: steps.teacher(image)}, bench.rounds)
