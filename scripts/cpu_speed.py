@@ -178,8 +178,10 @@ def lanes(bench: Bench, settings: dict[str, str]) -> list[str]:
 
 
 def views(bench: Bench, settings: dict[str, str]) -> list[str]:
-    """Return what remembering the teacher's logits of every view would gain, from the teacher's share of a step and from
-    how often a view comes again."""
+    """Return what remembering the teacher's logits of every view would gain.
+
+    That follows from the teacher's share of a step, and from how often a view comes again.
+    """
     steps = EngineSteps(bench, "fp32", [bench.config.method])
     image = next(steps.batches)[-1].teacher_image
     spent = alternate({"step": steps.step_lanes, "teacher": lambda: steps.teacher(image)}, bench.rounds)

@@ -121,7 +121,7 @@ class DataSource:
         return self._resized(found, cache, track, fill_cache) if options.cache == "resized" and not as_files else found
 
     def _resized(self, splits: Dataset, cache: Path, track: Track, fill: bool) -> Dataset:
-        """The splits with what is kept of their files."""
+        """Return the splits with the cached pixels of their files."""
         from kdrun.data.keep_resized import kept
 
         def kept_of(part: AnySet | None) -> AnySet | None:

@@ -27,7 +27,7 @@ class Resized:
         return read_array(self.file, mmap_mode="c")
 
     def __getitem__(self, index: int) -> Tensor:
-        """uint8 [3, S, S], channels last in memory, as a decoded file is."""
+        """Return an image as uint8 [3, S, S], channels last in memory, like a decoded file."""
         row = index if self.rows is None else int(self.rows[index])
         return torch.from_numpy(self.images[row]).permute(2, 0, 1)
 

@@ -41,7 +41,8 @@ def changed_code(run: Path, config: RunConfig, parts: Iterable[str]) -> str:
         return ""
     now, named = code_now(config, parts), short_path(run)
     names = changed(now, {name: before[name] for name in now if name in before})
-    line = f"{', '.join(names)} changed since {named} was trained; its weights are loaded into the current code."
+    use = f"its weights are loaded into the current code, not that of {named}/code."
+    line = f"{', '.join(names)} changed since {named} was trained; {use}"
     return line if names else ""
 
 

@@ -227,7 +227,7 @@ def test_streamed_images(kdrun, outputs, image_folder):
     found = json.loads((run / "evals" / "test.json").read_text())
     assert found["samples"] == 22
     assert found["top1"] == pytest.approx(json.loads((run / "result.json").read_text())["top1_last"])
-    assert "the 10 classes of 22 with the lowest F1" in out
+    assert "the 10 of 22 classes with the lowest F1" in out
     assert found["per_class"][3]["class"] == "class_11"  # in the order of their names
     evaluate(kdrun, run, "split=train")
     assert json.loads((run / "evals" / "train.json").read_text())["samples"] == 88

@@ -348,7 +348,7 @@ def test_numerics_that_cannot_be_honoured(kdrun, outputs, monkeypatch):
     kept = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     code, _, err = train(kdrun, *words)
     assert code == 2
-    assert "was started on cuda, this machine offers cpu" in err
+    assert "was started on cuda, but this machine offers cpu" in err
     assert kept == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 

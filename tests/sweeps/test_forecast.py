@@ -69,7 +69,7 @@ def test_a_dry_run_knows_what_is_done(kdrun, outputs):
     ("words", "line"),
     [
         (["dry_run=perhaps"], "error: dry_run=perhaps: choose true or false."),
-        (["dry_run=true", "--cfg", "job"], "error: dry_run=true: leave --cfg out."),
+        (["dry_run=true", "--cfg", "job"], "error: dry_run=true: leave out --cfg."),
         (["dry_run=true", "epoch=3"], "error: epoch: no such setting. Did you mean epochs?"),
     ],
 )
@@ -82,7 +82,7 @@ def test_cells_that_cannot_be_made_are_named_and_the_others_measured(kdrun, outp
     code, out, err = kdrun("train", "-m", *TINY, "epochs=1", "method=none", "optimizer.lr=0.1,-1", "dry_run=true")
     assert code == 2
     assert err.count("error:") == 1
-    assert "runs: 1, 0 of them done" in out
+    assert "runs: 1, 0 done, 1 to train" in out
 
 
 def test_each_network_and_each_kind_of_method_is_measured_once(monkeypatch):
