@@ -37,12 +37,16 @@ from kdrun.training.bench.setup import Bench, prepare
 Ways = dict[str, Callable[[], Any]]
 VIEWS = 81 * 2  # of an image with four pixels of padding: places of the crop, flipped or not
 IMAGES, CLASSES = 50_000, 100
+LONG = 10  # seconds of a first call that are worth a line, such as those of the compiler
 
 
 def alternate(ways: Ways, rounds: int) -> dict[str, list[float]]:
     """CPU seconds of each way in each round, after two calls that warm up."""
-    for way in ways.values():
+    for name, way in ways.items():
+        begun = time.perf_counter()
         way()
+        if (spent_first := time.perf_counter() - begun) > LONG:
+            print(f"{name}: {spent_first:.0f} s for the first call")
         way()
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
