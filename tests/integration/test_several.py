@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdrun import console, errors
 from kdrun.runs.recorded import read_resolved
 from kdrun.training.launch import meeting_place
 from tests.conftest import TINY
@@ -175,6 +176,8 @@ def test_an_error_of_one_process_alone_ends_the_others_with_its_line(tmp_path, m
 
 def test_a_multirun_by_several_processes_is_refused_before_they_meet(kdrun, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(errors, "muted", False)  # which process 1 sets for good
+    monkeypatch.setattr(console.out, "quiet", False)
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         code, _, err = kdrun("train", "-m", *WORDS, "method=kd,dkd")
