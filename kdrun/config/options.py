@@ -72,7 +72,12 @@ class DatasetOptions:
     test_limit: int | None = setting(None, low=1, help="test on a stratified sample of about this many images")
     on_error: str = setting("stop", choices=("stop", "skip"), help="stop at a damaged image, or skip damaged images")
     allow_missing_classes: bool = setting(False, help="allow val/ and test/ to lack classes of train/")
-    workers: int | None = setting(None, low=0, high=256, help="processes that read image files; null: one per core")
+    workers: int | None = setting(
+        None,
+        low=0,
+        high=256,
+        help="processes that read image files; null: one per core, or none for fewer than 2,000 images on a CPU",
+    )
     fake_train: int = setting(512, low=1, high=10_000_000, help="training images of dataset=fake")
     fake_test: int = setting(256, low=1, high=10_000_000, help="test images of dataset=fake")
     fake_classes: int = setting(10, low=2, high=100_000, help="classes of dataset=fake")

@@ -30,6 +30,7 @@ from kdrun.structures import Batch
 
 View = Callable[[Tensor], Tensor]  # uint8 [3, H, W] -> [3, S, S]
 
+FEW_IMAGES = 2000
 AS_IT_IS = "stretch"  # how an image is resized that has its size already
 
 
@@ -128,6 +129,12 @@ class EpochBatches:
         return self.part.cut(start, min(start + self.batch_size, self.count), self.unit)
 
 
+def workers_for(images: int, device: torch.device) -> int:
+    """Return the default number of reading processes: one per core; none for a small set on a CPU, where each of them
+    takes seconds to start and the cores of training to read."""
+    return 0 if device.type == "cpu" and images < FEW_IMAGES else min(available_cores(), 8)
+
+
 class Stream:
     """Stream of packed batches, shared by training and evaluation: workers and packing."""
 
@@ -141,7 +148,7 @@ class Stream:
     ):
         self.device, self.normalise = device, Normalise(stats, device)
         self.batches_of = batches
-        count = min(available_cores(), 8) if workers is None else workers
+        count = workers_for(len(decoder.files), device) if workers is None else workers
         self.loader: DataLoader[Any] = DataLoader(
             decoder,
             batch_sampler=batches,  # type: ignore[arg-type]

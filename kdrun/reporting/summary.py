@@ -131,10 +131,11 @@ def beside_others(table: Table, column: str) -> Iterator[Statement]:
         for sign, where in ((1, "above"), (-1, "below"))
         if any(test.distinguishable and sign * test.difference > 0 for test in tests)
     ]
-    others = sum(not test.distinguishable for test in tests)
+    others = [test.row for test in tests if not test.distinguishable]
     if others:
-        words.append(f"{'all' if others == len(tests) else 'the other'} {others} not distinguishable from it")
-    compared = f"Compared with {table.shape.against}: {', '.join(words)} (Holm-corrected)."
+        named = sentence_list(others) if len(others) < len(tests) or len(others) == 2 else f"all {len(others)} rows"
+        words.append(f"{named} not distinguishable from it")
+    compared = f"Compared with {table.shape.against}: {'; '.join(words)} (Holm-corrected)."
     yield Statement(compared, command(table, "table"))
 
 

@@ -13,7 +13,7 @@ from kdrun.data.image_tree import scan
 from kdrun.data.packed import on_device
 from kdrun.data.resident import ResidentTrain
 from kdrun.data.splits import ArraySet
-from kdrun.data.stream import StreamEval, StreamTrain, measured_stats
+from kdrun.data.stream import StreamEval, StreamTrain, measured_stats, workers_for
 from kdrun.errors import DataError
 from tests.simulated_cuda import simulated_cuda
 
@@ -113,6 +113,14 @@ def test_teacher_views(view, image_folder):
         for epoch in (0, 3)
     )
     assert all(torch.equal(first[i], later[i]) for i in first) is (view != "independent")
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "count"), [("cpu", 1999, 0), ("cpu", 2000, 3), ("cuda", 10, 3), ("cuda", 10**6, 3)]
+)
+def test_a_small_set_on_a_cpu_is_read_without_workers(device, images, count, monkeypatch):
+    monkeypatch.setattr("kdrun.data.stream.available_cores", lambda: 3)
+    assert workers_for(images, torch.device(device)) == count
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -125,7 +125,7 @@ def test_a_table_is_told_by_its_best_row_beside_the_others(four_rows, outputs): 
     )
     assert "It is distinguishable from the next" in said
     assert "SRD is 6.43 points above Student, the same network without a teacher (71.33 %); 95 % interval [" in said
-    assert f"Compared with KD: SRD and {HOSTILE} above, Student below (Holm-corrected)." in said
+    assert f"Compared with KD: SRD and {HOSTILE} above; Student below (Holm-corrected)." in said
     assert "SRD reaches 101.7 % of the accuracy of its teacher wrn_40_2 (76.46 %) with 569,780 parameters and" in said
     assert "Not in these figures: 1 run not finished and 1 run failed." in said
 
