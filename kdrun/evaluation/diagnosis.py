@@ -51,6 +51,7 @@ class TeacherFacts:
     temperature: float | None
     softened: float | None
     random: bool = False  # untrained, as a control requested by the run
+    epochs: int | None = None  # of its training by its recipe; None if it was loaded or is untrained
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,9 @@ def teacher_facts(target: Target, network: Network, method: Method, data: Data, 
     test = accuracy(network, make_eval_loader(data, data.splits.test, numerics)).top1
     temperature = temperature_of(target.config.method, method)
     softened = None if temperature is None else entropy_share(seen.logits, temperature)
-    name, random = target.config.teacher.name, target.config.teacher.random
-    return TeacherFacts(
-        name, params, flops, test, seen.top1, seen.confidence, len(train), temperature, softened, random
-    )
+    teacher, measured = target.config.teacher, (test, seen.top1, seen.confidence, len(train))
+    epochs = None if teacher.random or teacher.checkpoint else teacher.recipe.epochs
+    return TeacherFacts(teacher.name, params, flops, *measured, temperature, softened, teacher.random, epochs)
 
 
 def temperature_of(node: dict[str, Any], method: Method) -> float | None:

@@ -58,11 +58,16 @@ def untrained_teacher(found: Diagnosis) -> Iterator[Finding]:
     learned = teacher is not None and teacher.test >= found.chance + ABOVE_CHANCE * (100 - found.chance)
     if teacher is None or (learned and not teacher.random):
         return
+    trained, settings = "", (("teacher.random", "false"), ("teacher.checkpoint", "null"))
+    if teacher.epochs is not None:
+        trained = f" after {plural(teacher.epochs, 'epoch')} of training"
+        settings = (("teacher.recipe.epochs", str(10 * teacher.epochs)),)
     yield Finding(
         "untrained teacher",
         "The teacher has learned almost nothing, so its outputs are mostly noise.",
-        f"{teacher.name} is correct on {teacher.test:.2f} % of the test images; chance is {found.chance:.2f} %.",
-        (("teacher.random", "false"), ("teacher.checkpoint", "null")),
+        f"{teacher.name} is correct on {teacher.test:.2f} % of the test images{trained}; "
+        f"chance is {found.chance:.2f} %.",
+        settings,
     )
 
 
@@ -70,13 +75,15 @@ def softened_away(found: Diagnosis) -> Iterator[Finding]:
     teacher = found.teacher
     if teacher is None or teacher.temperature is None or teacher.softened is None or teacher.softened <= UNIFORM:
         return
+    if teacher.temperature <= 1:
+        return  # not softened
     if next(untrained_teacher(found), None) is not None and teacher.temperature <= 10:
         return  # its outputs are nearly uniform at any temperature
     yield Finding(
         "temperature too high",
         "At this temperature almost nothing is left of the teacher's ranking of the classes.",
         f"At {teacher.temperature:g} the entropy of its probabilities is {teacher.softened:.4f} of that of equal ones.",
-        (("method.temperature", "4"),),
+        (("method.temperature", "4" if teacher.temperature > 4 else "1"),),
     )
 
 

@@ -54,6 +54,7 @@ def test_a_healthy_run_raises_no_alarm():
     [
         ({"teacher": taught_by(test=10.1, train=9.5)}, "untrained teacher", "correct on 10.10 % of the test images"),
         ({"teacher": taught_by(test=40.0, random=True)}, "untrained teacher", "chance is 10.00 %"),
+        ({"teacher": taught_by(test=10.1, epochs=2)}, "untrained teacher", "images after 2 epochs of training; chance"),
         (
             {"teacher": taught_by(temperature=100.0, softened=0.9994)},
             "temperature too high",
@@ -173,6 +174,17 @@ def test_the_command_names_the_failure_the_figures_and_what_to_try(kdrun, output
 def test_mistakes_are_one_line(words, line, kdrun):
     code, _, err = kdrun(*words)
     assert (code, err.startswith(line), err.count("\n")) == (2, True, 1)
+
+
+def test_a_teacher_that_was_trained_too_briefly_is_to_train_longer():
+    (finding,) = findings_of(healthy(teacher=taught_by(test=10.1, epochs=2)))[:1]
+    assert finding.settings == (("teacher.recipe.epochs", "20"),)
+
+
+@pytest.mark.parametrize(("now", "then"), [(100.0, "4"), (4.0, "1")])
+def test_the_temperature_to_try_is_a_lower_one(now, then):
+    (finding,) = findings_of(healthy(teacher=taught_by(temperature=now, softened=0.9994)))
+    assert finding.settings == (("method.temperature", then),)
 
 
 def test_a_failed_run_is_diagnosed_from_its_start(kdrun, outputs):
