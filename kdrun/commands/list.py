@@ -93,9 +93,10 @@ def list_methods(config_dir: str | None) -> None:
 
 
 def field_name(path: Path) -> str:
-    """Return a method's common name: the start of its YAML's comment, up to the reference."""
+    """Return a method's common name: the start of its YAML's comment, up to the reference; "" for a file's path."""
     first = path.read_text().partition("\n")[0]
-    return re.split(r" \(|[,;:.]", first.removeprefix("#").strip())[0] if first.startswith("#") else ""
+    name = re.split(r" \(|[,;:.]", first.removeprefix("#").strip())[0]
+    return name if first.startswith("#") and "/" not in name else ""
 
 
 def short_reference(paper: str) -> str:

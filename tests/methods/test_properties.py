@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from kdrun.commands.list import field_name
 from kdrun.config.compose import load
 from kdrun.config.groups import choices
 from kdrun.errors import ConfigError, PairingError, RunError
@@ -194,6 +195,19 @@ def test_explain_and_list_know_it(own, kdrun):
     assert code == 0 and "CVPR 2022, arXiv:2203.08679" in out and "where public implementations disagree" in out
     code, out, _ = kdrun("explain", "kd")  # only accuracies: the bias report's ratios and seconds are none
     assert "74.92" in out and "p0" not in out
+
+
+@pytest.mark.parametrize(
+    ("comment", "name"),
+    [
+        ("# Logit matching (Hinton et al. 2015), weights", "Logit matching"),
+        ("# my_conf/method/mine.yaml", ""),
+        ("", ""),
+    ],
+)
+def test_a_methods_common_name(comment, name, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"{comment}\n_target_: mine.Mine\n")
+    assert field_name(tmp_path / "mine.yaml") == name
 
 
 def test_list_methods_shows_name_paper_venue_and_year(kdrun):
