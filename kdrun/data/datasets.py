@@ -41,7 +41,7 @@ def located(name: str, root: str | None, may_lack: bool) -> cifar.Source | folde
 
 
 def refuse_cache(options: DatasetOptions) -> None:
-    """Raise DataError for `dataset.cache` where it cannot be."""
+    """Raise DataError if `dataset.cache` does not go with the other settings."""
     if options.cache == "none":
         return
     if options.name not in STREAMED:

@@ -1,9 +1,9 @@
-"""dataset.cache=resized: what evaluation sees of each image file, decoded and resized once, in one file that all who
-read the images map into memory. Training cuts, flips and colours the same pixels as it would those of the file."""
+"""dataset.cache=resized: each image file decoded and resized once, into one file that all readers map into memory.
+
+Its pixels are those that evaluation sees; training crops, flips and colours the same pixels as those of the files."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import shutil
@@ -15,6 +15,7 @@ from typing import IO
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from kdrun.config.options import DatasetOptions
 from kdrun.data.arrays import read_array
@@ -30,8 +31,8 @@ BATCH = 64
 
 
 def kept(files: AnySet, content: str, options: DatasetOptions, cache: Path, track: Track, fill: bool) -> AnySet:
-    """Return `files` with what is kept of them; where that is nothing yet it is made, or they stay as they are without
-    `fill`. content: digest of the tree that they are from. Raises DataError for a damaged file, DiskFull."""
+    """Return `files` with their cached pixels. A missing cache is filled, or, without `fill`, the files are returned
+    unchanged. content: digest of their tree. Raises DataError for a damaged file, DiskFull."""
     if not isinstance(files, FileSet):
         return files
     folder = cache / key_of(files, content, options)
@@ -65,22 +66,25 @@ def is_whole(folder: Path, count: int, side: int) -> bool:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Meanwhile no other run fills the folder. Where the file system has no locks several may, each for itself."""
+    """Keep other runs from filling the folder. On a file system without locks several may, each for itself."""
+    lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        (folder / "lock").touch()
     except OSError as error:
         raise refused(error, folder) from error
-    with file:
-        with suppress(OSError):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print_note(f"another run fills {legible(folder)}: waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            for left in folder.glob(".images.npy.*.tmp"):  # by a run that was killed
-                left.unlink()
+    with suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print_note(f"another run fills {legible(folder)}: waiting for it")
+            lock.acquire()
+        for left in folder.glob(".images.npy.*.tmp"):  # by a run that was killed
+            left.unlink()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write(folder: Path, files: FileSet, options: DatasetOptions, track: Track) -> None:
