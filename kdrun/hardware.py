@@ -85,8 +85,11 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_kind() -> str:
-    """Return the CPU property that matters most for these networks: its widest matrix unit."""
+    """Return the CPU property that matters most for these networks: its widest matrix unit. ATEN_CPU_CAPABILITY=avx2
+    and ONEDNN_MAX_CPU_ISA=AVX2 together hide what is beyond AVX2."""
     flags = cpu_flags()
+    if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" and os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
+        return "AVX2"
     if "amx_bf16" in flags:
         return "AMX"
     if "avx512_bf16" in flags:

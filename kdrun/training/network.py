@@ -14,6 +14,8 @@ from kdrun.training.precision import Numerics
 # Networks share one code object, and each may have its own compiled version.
 COMPILED_VERSIONS = 512
 
+VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
+
 
 class Network:
     """Network under the run's numerics: image [N, 3, H, W] float32 -> Outputs in float32.
@@ -36,6 +38,7 @@ class Network:
 
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime", on a CPU
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VERSIONS)
+            name_vector_width()
             self.compiled = torch.compile(self.tap, dynamic=False)
 
     def __call__(self, image: Tensor) -> Outputs:
@@ -68,6 +71,19 @@ class Network:
         finally:
             for norm in norms:
                 norm.train()
+
+
+def name_vector_width() -> None:
+    """Tell TorchInductor the width of the CPU's vectors, in bits, instead of leaving it to find out.
+
+    Its cache identifies generated C++ by its settings and not by the CPU. Code for AVX2 that was found there and built
+    for AVX512 (a cache shared between machines, or another ATEN_CPU_CAPABILITY) wrote beyond its buffers.
+    """
+    import torch._inductor.config
+
+    width = VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
+    if width is not None:
+        torch._inductor.config.cpp.simdlen = width
 
 
 def choose_attention(model: nn.Module, numerics: Numerics) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -65,6 +66,15 @@ def test_links_lead_to_files_and_headings(name):
             heads = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in slugs, target
+
+
+def test_every_published_file_is_committed():
+    """A file that only lies in the working tree is missing from every clone."""
+    tracked = subprocess.run(["git", "ls-files", "outputs"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    lying = {str(file.relative_to(ROOT)) for file in (ROOT / "outputs/published").iterdir()}
+    assert lying == set(tracked.stdout.split())
 
 
 @pytest.fixture
