@@ -127,6 +127,8 @@ def test_what_does_not_fit_is_computed_in_every_epoch(kdrun, tmp_path, teachers,
     monkeypatch.setattr(cache_module, "MOST", 72 * 4 * 4 - 1)  # one byte less than 72 samples of four float32 logits
     code, out, err = kdrun(*words, place_for("large", tmp_path, teachers))
     assert (code, err) == (0, "")
+    if "position in the batch: the teacher computes them in every epoch" in out:
+        pytest.skip("rows of this CPU's matrix products depend on their place: kdrun keeps no outputs here")
     assert "they do not fit into memory: the teacher computes them in every epoch" in out
     assert same(students(tmp_path / "kept")["kd"], students(tmp_path / "large")["kd"])
 
