@@ -21,12 +21,12 @@ from kdrun.training.precision import Numerics
 torch.manual_seed(0)
 tap = Tap(create_model("resnet8", num_classes=5), 16)
 image = torch.randn(8, 3, 16, 16)
-losses = []
+logits = []
 for compile in (False, True):
     network = Network(copy.deepcopy(tap).eval(), Numerics("cpu", "fp32", compile, 1, False), 8)
     with torch.no_grad():
-        losses.append(network(image).logits)
-print(float((losses[0] - losses[1]).abs().max()))
+        logits.append(network(image).logits)
+print(float((logits[0] - logits[1]).abs().max()))
 """
 
 
