@@ -30,7 +30,8 @@ from kdrun.training.teacher_cache import bytes_of
 
 WARM, TIMED = 1, 6  # steps
 SECONDS = 0.4  # of timed steps, after which no further one is started
-OPERATIONS = 8e9  # per timed step on a CPU: large networks get fewer images, and the time is scaled
+OPERATIONS = 8e9  # per timed step on a CPU: large networks get fewer images, and the time is extrapolated
+MORE = 8e10  # per timed step with more images, for the extrapolation
 FEWEST, PAIR = 4, 2  # images per step: for a method, which may relate them to each other, and for a network alone
 SHOWN = 512  # largest number of different images
 
@@ -86,13 +87,10 @@ class Costing:
         """Measure a network. trains: True if it is ever trained; else `step` is three times its forward pass."""
         made = self.make(options, FEWEST)
         flops = count_flops(made.tap.model, made.tap.input_size or made.tap.image_size)
-        images = self.images(flops, batch_size, PAIR)
-        made.batch_size = images
         lane = self.lane(made, None, Independent(), optimizer)
-        step = self.steps(lane, None, images) if trains else 0.0
+        step = self.each(lambda count: self.steps(lane, None, count), flops, batch_size, PAIR) if trains else 0.0
         kept = self.kept(lane, None)
-        teacher, image = Teacher(made), next(self.batches(images)).image
-        forward = self.timed(lambda _: teacher(image), WARM + TIMED) / images
+        forward = self.each(lambda count: self.forward(made, count), flops, batch_size, PAIR)
         return NetworkCost(
             sum(parameter.numel() for parameter in lane.deployed.parameters()),
             flops,
@@ -107,16 +105,21 @@ class Costing:
     def method(self, config: RunConfig, flops: int, needs_teacher: bool) -> MethodCost:
         """Measure a method on its pair. flops: of a forward pass of the larger network."""
         begun = time.perf_counter()
-        images = self.images(flops, config.batch_size)
-        student = self.make(config.student, images)
-        taught = self.make(config.teacher, images) if needs_teacher else None
+        student = self.make(config.student, FEWEST)
+        taught = self.make(config.teacher, FEWEST) if needs_teacher else None
         method = make_method(config.method)
         lane = self.lane(student, taught, method, config.optimizer)
         spent = time.perf_counter() - begun
         frozen = None if taught is None or method.trains_teacher else Teacher(taught)
         preparation = method.preparation()
+
+        def steps(count: int) -> float:
+            if taught is not None:
+                taught.batch_size = count
+            return self.steps(lane, frozen, count)
+
         return MethodCost(
-            self.steps(lane, frozen, images),
+            self.each(steps, flops, config.batch_size, FEWEST),
             self.kept(lane, frozen),
             lane.memory(),
             state_bytes(lane),
@@ -141,13 +144,12 @@ class Costing:
             spec=self.spec,
         )
 
-    def images(self, flops: int, batch_size: int, fewest: int = FEWEST) -> int:
-        """Return the number of images in a timed step: the batch, or as many as a CPU processes in a fraction of a
-        second."""
+    def images(self, flops: int, batch_size: int, fewest: int, operations: float = OPERATIONS) -> int:
+        """Return the number of images in a timed step: the batch, or as many as take a CPU `operations`."""
         most = min(batch_size, self.shown)
         if self.numerics.torch_device.type != "cpu":
             return most
-        return min(most, max(int(OPERATIONS / max(3 * flops, 1)), fewest))
+        return min(most, max(int(operations / max(3 * flops, 1)), fewest))
 
     def batches(self, images: int, views: tuple[str, ...] = ()) -> Iterator[Batch]:
         """Yield full batches endlessly."""
@@ -155,8 +157,24 @@ class Costing:
         for epoch in itertools.count():
             yield from (batch for batch in loaders.train.epoch(epoch) if len(batch.label) == images)
 
+    def each(self, seconds: Callable[[int], float], flops: int, batch_size: int, fewest: int) -> float:
+        """Return the seconds per image of a batch of `batch_size`. seconds: of a step of so many images.
+
+        A step costs a fixed time for the weights (optimizer, casts) and a time per image. Two numbers of images tell
+        them apart; from one, a network of many weights seems slower than it is.
+        """
+        images = self.images(flops, batch_size, fewest)
+        more = self.images(flops, batch_size, 2 * images, MORE)
+        few = seconds(images)
+        if more == images:
+            return few / images
+        many = seconds(more)
+        slope = (many - few) / (more - images)
+        fixed = few - slope * images
+        return slope + fixed / batch_size if min(slope, fixed) > 0 else many / more
+
     def steps(self, lane: Lane, teacher: Teacher | None, images: int) -> float:
-        """Return the seconds of a training step per image, including making the batch."""
+        """Return the seconds of a training step of `images` images, including making the batch."""
         count = WARM + TIMED
         lane.student.tap.train()
         lane.method.train()
@@ -168,7 +186,13 @@ class Costing:
             if lane.failed is not None:
                 raise lane.failed
 
-        return self.timed(step, count) / images
+        return self.timed(step, count)
+
+    def forward(self, network: Network, images: int) -> float:
+        """Return the seconds of a forward pass of `images` images without a gradient."""
+        network.batch_size = images
+        teacher, image = Teacher(network), next(self.batches(images)).image
+        return self.timed(lambda _: teacher(image), WARM + TIMED)
 
     def timed(self, work: Callable[[int], object], count: int) -> float:
         """Return the lower quartile of the seconds of several calls after the first. A single thread is timed by

@@ -175,6 +175,7 @@ def calls(tmp_path: Path, script: str, *words: str) -> list[list[str]]:
             "train table where where where where where where where eval gradcam",
         ),
         ("reproduce_p2.sh", ["capacity"], "train table"),
+        ("reproduce_p2.sh", ["dry_run=true", "seed=0"], "train train train"),
         ("reproduce_p2.sh", ["colour", "seed=1"], "train table bias"),
         ("reproduce_p4.sh", ["dataset.root=x"], "train table where eval"),
         ("reproduce_p4.sh", ["dataset.root=x", "launcher=slurm"], "train"),

@@ -14,6 +14,7 @@ from kdrun.runs.plan import Plan, make_plan
 from kdrun.sweeps.forecast import Forecast, RunCost, forecast
 from kdrun.sweeps.forecast_lines import lines_of, short_of_room, table_of, total_in_words
 from kdrun.training.costing import Costing
+from kdrun.training.precision import Numerics
 from tests.conftest import TINY
 
 
@@ -195,3 +196,23 @@ def test_outputs_are_kept_where_the_students_images_stay_the_same(words, same):
 
     typed = ["dataset=fake", "method=kd", *words]
     assert sees_the_same(make_plan(load(typed), typed)) is same
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "batch_size", "shown"),
+    [(0.0, 2.0, 64, 64), (90.0, 2.0, 64, 64), (90.0, 2.0, 8, 64), (90.0, 2.0, 4, 64), (90.0, 2.0, 64, 6)],
+)
+def test_what_a_step_spends_on_weights_is_shared_by_the_whole_batch(fixed, each, batch_size, shown):
+    """VGG's nine million weights cost as much as a dozen images: timed with six, a dry run foretold three times the
+    hours that its training took."""
+    asked: list[int] = []
+
+    def seconds(images: int) -> float:
+        asked.append(images)
+        return fixed + each * images
+
+    costing = object.__new__(Costing)
+    costing.shown, costing.numerics = shown, Numerics("cpu", "fp32", False, 1, False)
+    assert costing.each(seconds, 10**9, batch_size, 4) == pytest.approx(fixed / batch_size + each)
+    assert len(set(asked)) == len(asked)
+    assert max(asked) <= min(batch_size, shown)
