@@ -2,7 +2,7 @@
 
 `teacher=` and `student=` share conf/model. A recipe is chosen as `<benchmark>_<pair>_<method>`: the file
 conf/recipe/<benchmark>_<method>.yaml holds it for every pair that it lists under `pairs`, and a pair whose values
-differ has a file of its own.
+differ has a file of its own. `<experiment>_<method>.yaml` holds an experiment's values for its own method.
 """
 
 from __future__ import annotations

@@ -69,6 +69,17 @@ def cells() -> list[tuple[str, str, str]]:
 
 
 @cache
+def of_experiments() -> dict[Path, tuple[str, str]]:
+    """Every recipe of an experiment: file -> experiment, method."""
+    named = {
+        CONF / "recipe" / f"{experiment}_{method}.yaml": (experiment, method)
+        for experiment in choices("experiment")
+        for method in choices("method")
+    }
+    return {path: found for path, found in named.items() if path.is_file()}
+
+
+@cache
 def shared_or_own(cell: tuple[str, str, str]) -> Path | None:
     return group_file("recipe", "_".join(cell), CONF)
 
@@ -76,6 +87,9 @@ def shared_or_own(cell: tuple[str, str, str]) -> Path | None:
 def request(path: Path) -> tuple[list[str], str]:
     """(overrides that select the file, prefix of its values in the configuration)."""
     group, name = path.parts[0], path.stem
+    if CONF / path in of_experiments():
+        experiment, method = of_experiments()[CONF / path]
+        return [f"experiment={experiment}", f"method={method}"], ""
     if group == "recipe":
         cell = next(cell for cell in cells() if shared_or_own(cell) == CONF / path)
         return [f"{key}={value}" for key, value in zip(("benchmark", "pair", "method"), cell, strict=True)], ""
@@ -105,6 +119,16 @@ def test_recipes_win_over_the_method_and_lose_to_the_command_line():
     assert load(["method=dkd"]).method["nckd_weight"] == 8.0
     assert load(cell).method["nckd_weight"] == 6.0
     assert load([*cell, "method.nckd_weight=3"]).method["nckd_weight"] == 3.0
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_has_an_independent_student(experiment):
+    """An experiment's values are those of its own method; as its own settings they made method=none an error."""
+    assert set(load([f"experiment={experiment}", "method=none"]).method) == {"_name_", "_target_"}
+
+
+def test_another_method_in_an_experiment_keeps_its_own_values():
+    assert load(["experiment=p4_vit_to_resnet", "method=dkd"]).method == load(["method=dkd"]).method
 
 
 def test_epochs_come_from_the_data_set_and_give_way_to_the_command_line():
@@ -196,7 +220,7 @@ def test_every_published_cell_has_one_recipe():
         "p3": 36,
     }
     files = [shared_or_own(cell) for cell in found]
-    assert set(files) == set((CONF / "recipe").glob("*.yaml"))
+    assert {*files, *of_experiments()} == set((CONF / "recipe").glob("*.yaml"))
     for benchmark, pair, method in found:
         shared = CONF / "recipe" / f"{benchmark}_{method}.yaml"
         own = CONF / "recipe" / f"{benchmark}_{pair}_{method}.yaml"
