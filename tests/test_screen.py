@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 from rich.text import Text
 
+from kdrun import console
 from kdrun.console import between_words
 from kdrun.display import EpochEnd, Step, TrainingLines
 from kdrun.errors import print_note
@@ -166,3 +168,27 @@ def test_a_path_in_front_of_a_table_is_never_folded(monkeypatch, capsys):
     path = f"runs/{'x' * 60}"
     console.table("", ["run", "state"], [[path, "done"]])
     assert path in capsys.readouterr().out and terminal.width == 40
+
+
+def test_a_reader_that_stops_reading_loses_no_file(tmp_path):
+    """As in `kdrun table … save=t.csv | head -1`."""
+    command = [sys.executable, "-m", "kdrun", "list", "settings"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()
+        errors = running.stderr.read()
+    assert (running.returncode, errors) == (0, b"")
+
+
+def test_figures_stay_whole_in_a_narrow_log(monkeypatch):
+    """A cut figure looks like another figure: 78,042 was shown as 78,."""
+    written = io.StringIO()
+    monkeypatch.setattr(console, "out", console.Terminal(width=20, file=written, highlight=False))
+    console.table("", ["network", "top-1, %", "parameters"], [["resnet8_of_a_long_name", "14.57", "78,042"]])
+    assert "resnet8_of_a_long_name" in written.getvalue() and "14.57" in written.getvalue()
+    assert "78,042" in written.getvalue()
+
+
+def test_a_folded_line_begins_with_a_word():
+    assert [line.plain for line in between_words(Text("  one two three"), 9).split("\n")] == ["  one two", "three"]
+    assert between_words(Text(""), 9).plain == ""

@@ -9,11 +9,10 @@ from typing import Any, get_type_hints
 
 from kdrun.commands import COMMANDS
 from kdrun.config.arguments import NoOptions, plain_type
-from kdrun.config.explained import OF_TRAIN
 from kdrun.config.groups import GROUPS, choices
 from kdrun.config.method_schema import read_method
 from kdrun.config.options import LAUNCHERS
-from kdrun.config.settings import method_settings, settings
+from kdrun.config.settings import OF_TRAIN, method_settings, settings
 from kdrun.config.words import ALIASES
 from kdrun.errors import ConfigError, KdrunError, suggest
 from kdrun.runs.directory import outputs_folder

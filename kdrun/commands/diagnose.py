@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import output_root_setting, parse
+from kdrun.config.method_schema import method_of
 from kdrun.config.options import setting
 from kdrun.display import count
 from kdrun.errors import CheckpointError, ConfigError
@@ -54,6 +55,8 @@ def one(run: Path, options: Options, settings: dict[str, str]) -> None:
     target = target_of_run(run, Which(trust=options.trust), settings, finished=False)
     if (run / "teacher.safetensors").is_file():
         raise ConfigError(f"{run} is a stored teacher, trained on labels alone: give a student's run.")
+    if not method_of(target.config.method).needs_teacher:
+        raise ConfigError(f"{run} learned from no teacher: give the run of a student that did.")
     from kdrun.evaluation.beside import (
         accuracies,
         independent,
@@ -91,7 +94,7 @@ def show(run: Path, found: Diagnosis, findings: list[Finding]) -> None:
     console.say(f"[bold]{escape(short_path(run))}[/]  {escape(verdict_of(found))}\n")
     for number, finding in enumerate(findings, 1):
         console.say(f"[bold red]{number}. {finding.name}[/]  {escape(finding.words)} {escape(finding.figure)}")
-        console.say(f"   try: {escape(command_of(run, finding))}")
+        console.to_run("   try:", command_of(run, finding))
     if not findings:
         console.say("[bold green]nothing found[/]  None of the usual obstacles to distillation is present here.")
     console.say("")

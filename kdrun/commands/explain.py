@@ -10,7 +10,7 @@ from rich.markup import escape
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
 from kdrun.config.explained import Explained, explain_setting
-from kdrun.config.groups import group_files, read_yaml
+from kdrun.config.groups import GROUPS, group_files, read_yaml
 from kdrun.config.method_schema import hyperparameters, read_method, sections
 from kdrun.config.words import resolve_alias
 from kdrun.errors import ConfigError, suggest
@@ -18,11 +18,12 @@ from kdrun.runs.published import Published, published
 
 HELP = """
 usage: kdrun explain method=NAME [--config-dir FOLDER]
-       kdrun explain KEY …
+       kdrun explain KEY|GROUP=NAME …
 
 For a method: paper, equation, every hyperparameter with its default and the source of that, published accuracies, and
 differences between public implementations. For a setting (optimizer.lr, dataset.resize, method.temperature): its
-meaning, type or choices, bounds and default; for a group (optimizer, dataset): all of its settings.
+meaning, type or choices, bounds and default; for a group (optimizer, dataset): all of its settings; for one of its
+names (dataset=cifar100, benchmark=p3): its file.
 kdrun list settings shows all settings.
 """
 
@@ -34,18 +35,32 @@ def command(words: list[str]) -> int:
         raise ConfigError(
             f"explain needs a setting (kdrun list settings), or method=NAME with one of: {', '.join(sorted(files))}."
         )
-    for word in (*parsed.names, *(f"method={value}" if key == "method" else key for key, value in parsed.rest.items())):
+    for word in (*parsed.names, *parsed.overrides):
         key, equals, value = word.partition("=")
-        name = resolve_alias(value if equals else key, parsed.config_dir)
-        if equals and name not in files:
+        if equals and key in GROUPS and key != "method":
+            show_file(key, value, parsed.config_dir)
+            continue
+        chosen = key == "method" and equals
+        name = resolve_alias(value if chosen else key, parsed.config_dir)
+        if chosen and name not in files:
             raise ConfigError(
                 f"method={name}: no such method.{suggest(name, files)} Available: {', '.join(sorted(files))}."
             )
         if name in files:
             explain(name, files[name])
         else:
-            show_settings(explain_setting(word, parsed.config_dir, tuple(files)))
+            show_settings(explain_setting(key, parsed.config_dir, tuple(files)))
     return 0
+
+
+def show_file(group: str, name: str, config_dir: str | None) -> None:
+    """Print the file that `group=name` reads."""
+    files = group_files(group, config_dir)
+    if name not in files:
+        raise ConfigError(
+            f"{group}={name}: no such {group}.{suggest(name, files)} Available: {', '.join(sorted(files))}."
+        )
+    console.say(escape(files[name].read_text().rstrip()))
 
 
 def show_settings(found: list[Explained]) -> None:
@@ -81,7 +96,7 @@ def explain(name: str, path: Path) -> None:
         console.say(escape("\n".join(f"  {line}" for line in parts["Equation"].splitlines())) + "\n")
     meanings = hyperparameters(parts.get("Hyperparameters", ""))
     if settings:
-        rows = [[f"method.{key}", str(value), meanings.get(key, "")] for key, value in settings.items()]
+        rows = [[f"method.{key}", plain(value), meanings.get(key, "")] for key, value in settings.items()]
         console.table("", ["setting", "default", "meaning, and source of the default"], rows)
         console.say("")
     if parts.get("Disagreements"):
@@ -92,6 +107,11 @@ def explain(name: str, path: Path) -> None:
         columns = ["benchmark", "data set", "teacher", "student", "top-1, %", "epoch", "source"]
         console.table("published", columns, rows)
         console.note("To run one of these pairs: kdrun train benchmark=… pair=TEACHER_STUDENT method=" + name)
+
+
+def plain(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def row_of(item: Published) -> list[str]:

@@ -117,7 +117,7 @@ def list_group(group: str, config_dir: str | None) -> None:
         lines = path.read_text().splitlines()
         comment = " ".join(line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line)
         title = next((line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("title:")), None)
-        rows.append([name, title or re.split(r"(?<=\.) ", comment)[0]])
+        rows.append([name, title or re.split(r"(?<=\.)(?<!et al\.) ", comment)[0]])
     console.table("", [group, ""], rows)
 
 

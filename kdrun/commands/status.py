@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,9 @@ def show(found: list[tuple[Ledger, Progress]], root: Path) -> None:
         if progress.seconds != 0:
             console.note(f"{name}time left: {progress.basis}.")
         if progress.counts["done"] < len(ledger.cells) and ledger.command and not progress.running:
-            console.note(f"{name}to continue: {ledger.command}")
+            console.to_run(f"{name}to continue:", ledger.command)
+            if part := [word for word in shlex.split(ledger.command) if word.startswith(("row=", "column=", "seed="))]:
+                console.note(f"{name}this command trains only {' '.join(part)}; without, it trains the whole sweep.")
 
 
 def place(row: str, column: str) -> str:

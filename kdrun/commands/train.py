@@ -13,6 +13,7 @@ from kdrun.config.arguments import WITH_VALUE, flag_fault, split_arguments
 from kdrun.config.compose import MultirunAsked, checked, keep_choices, load, run_app
 from kdrun.config.options import RunConfig
 from kdrun.config.own_code import located, own_place
+from kdrun.config.settings import OF_TRAIN
 from kdrun.console import announce, fact, note, out, show_result, table, track
 from kdrun.console.screen import RichDisplay
 from kdrun.display import plural
@@ -77,7 +78,7 @@ def check_flags(flags: list[str], overrides: list[str]) -> None:
     for flag in pending:
         name, equals, value = flag.partition("=")
         if name not in FLAGS:
-            raise ConfigError(f"train: {flag}: {flag_fault(flag)}")
+            raise ConfigError(f"train: {flag}: {flag_fault(flag, OF_TRAIN, 'there are -m and --config-dir FOLDER')}")
         if name in WITH_VALUE:
             value = value if equals else next(pending, "")
             known = ("job", "hydra", "all") if name in ("--cfg", "-c") else (value or "a package",)

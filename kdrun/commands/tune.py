@@ -15,6 +15,7 @@ from kdrun.config.options import RunConfig, setting
 from kdrun.config.words import seeds_of
 from kdrun.console.screen import RichDisplay
 from kdrun.display import plural
+from kdrun.errors import ConfigError
 from kdrun.files import write_text
 from kdrun.reporting.table import Entry, table_of
 from kdrun.runs.directory import short_path
@@ -66,6 +67,10 @@ class Options:
 
 def command(words: list[str]) -> int:
     parsed = parse("tune", words, Options, passes=True)
+    if "dry_run" in parsed.rest:
+        raise ConfigError(
+            "tune has no dry_run: the results of one round choose the next. kdrun train dry_run=true measures one run."
+        )
     launcher, overrides = split_launcher([*parsed.names, *parsed.overrides])
     seeds, overrides = seeds_of(overrides)
     dimensions, fixed = split_searched(overrides, parsed.config_dir)

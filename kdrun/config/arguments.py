@@ -109,8 +109,8 @@ def parse(
     return Parsed(names, kind(**values), given, config_dir)
 
 
-def flag_fault(flag: str, own: Iterable[str] = ()) -> str:
-    """Return what to write instead of an unknown flag. own: settings of the command itself."""
+def flag_fault(flag: str, own: Iterable[str] = (), flags: str = "the only one is --config-dir FOLDER") -> str:
+    """Return what to write instead of an unknown flag. own: settings of the command itself; flags: its flags."""
     name = flag.lstrip("-").partition("=")[0].replace("-", "_")
     if name in ("resume", "continue"):
         return "no such flag: the same command resumes an interrupted run."
@@ -118,7 +118,7 @@ def flag_fault(flag: str, own: Iterable[str] = ()) -> str:
         return f"a setting is written without dashes: {name}=VALUE."
     if flag.startswith("--") and (near := nearest(name)):
         return f"no such flag; settings are written without dashes, KEY=VALUE.{near}"
-    return "no such flag; the only one is --config-dir FOLDER."
+    return f"no such flag; {flags}."
 
 
 def is_name(word: str) -> bool:
@@ -196,7 +196,8 @@ def options_help(kind: type) -> str:
     for field, head in zip(fields, heads, strict=True):
         default = field.default
         plain = isinstance(default, str | int | float) and default != MISSING and "choices" not in field.metadata
-        text = field.metadata["help"] + (f" ({default})" if plain else "")
+        shown = str(default).lower() if isinstance(default, bool) else default
+        text = field.metadata["help"] + (f" ({shown})" if plain else "")
         indent = " " * (width + 4)
         first = f"  {head:<{width}}  " if len(head) <= width else f"  {head}\n{indent}"
         lines.append(first + textwrap.fill(text, 118 - width - 4).replace("\n", f"\n{indent}"))

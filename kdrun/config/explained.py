@@ -10,19 +10,8 @@ from typing import Any, get_args, get_origin
 from kdrun.config.groups import GROUPS, group_files, read_yaml
 from kdrun.config.method_rules import method_rules
 from kdrun.config.method_schema import hyperparameters, is_ours, read_method, sections
-from kdrun.config.settings import KINDS, Setting, nearest, settings
+from kdrun.config.settings import KINDS, OF_TRAIN, Setting, nearest, settings
 from kdrun.errors import ConfigError, suggest
-
-# Arguments of kdrun train that are not settings of a run: how many runs there are, and how they are started.
-OF_TRAIN = {
-    "sweep": ("a name", "a table of conf/sweep, whose cells are all trained (kdrun list sweeps)"),
-    "name": ("a name", "with -m: the name of these runs in kdrun table, status and report; used again, it adds runs"),
-    "row": ("names", "with sweep=NAME: train only these rows"),
-    "column": ("names", "with sweep=NAME: train only these columns"),
-    "dry_run": ("true or false", "measure a few steps and estimate the cost, instead of training"),
-    "launcher": ("lanes, slurm or submitit_local", "how the runs of -m and sweep= are started"),
-    "launcher.processes": ("a whole number, or auto", "processes at once; auto: one per GPU or core; 0: this process"),
-}
 
 
 @dataclass(frozen=True)

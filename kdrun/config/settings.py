@@ -30,6 +30,17 @@ ELSEWHERE = {
     "tau": "temperature",
     "alpha": "kd_weight",
 }
+
+# Arguments of kdrun train that are not settings of a run: how many runs there are, and how they are started.
+OF_TRAIN = {
+    "sweep": ("a name", "a table of conf/sweep, whose cells are all trained (kdrun list sweeps)"),
+    "name": ("a name", "with -m: the name of these runs in kdrun table, status and report; used again, it adds runs"),
+    "row": ("names", "with sweep=NAME: train only these rows"),
+    "column": ("names", "with sweep=NAME: train only these columns"),
+    "dry_run": ("true or false", "measure a few steps and estimate the cost, instead of training"),
+    "launcher": ("lanes, slurm or submitit_local", "how the runs of -m and sweep= are started"),
+    "launcher.processes": ("a whole number, or auto", "processes at once; auto: one per GPU or core; 0: this process"),
+}
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -142,7 +153,7 @@ def unknown(key: str) -> str:
 def nearest(key: str) -> str:
     """Return ' Did you mean optimizer.lr?' for an unknown name, or an empty string if no setting resembles it."""
     key = ".".join(ELSEWHERE.get(part, part) for part in key.split("."))
-    known = [*settings(), *method_settings()]
+    known = [*settings(), *method_settings(), *OF_TRAIN]
     if key in known:
         return f" Did you mean {key}?"
     head, _, rest = key.partition(".")

@@ -91,6 +91,8 @@ def _choice(group: str, value: str, config_dir: str | None, several: bool) -> st
     if value in ("", "null") or value.startswith("{"):
         raise ConfigError(f"{group}={value}: choose one by name (kdrun list), or omit it to use the default.")
     names = [name.strip() for name in value.split(",")] if several else [value]
+    if "," in value and not several and set(value.split(",")) <= {*group_files(group, config_dir), *ALIASES}:
+        raise ConfigError(f"{group}={value}: a run has one {group}; for a run of each: kdrun train -m {group}={value}")
     if group == "method":
         names = [resolve_alias(name, config_dir) for name in names]
     for name in names if group == "recipe" else ():

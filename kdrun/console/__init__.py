@@ -28,6 +28,12 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
+    def on_broken_pipe(self) -> None:
+        """Print nothing more, and go on: the reader, as in `kdrun table … | head`, has seen enough, but files that were
+        asked for are still to be written."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 UNFOLDED = 10_000  # columns of a pipe or log file, which have no width: grep would miss a folded line
 
@@ -52,10 +58,11 @@ def between_words(line: Text, width: int) -> Text:
     pieces = textwrap.wrap(
         line.plain, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=False, expand_tabs=False
     )
-    folded = line.divide(list(itertools.accumulate(map(len, pieces))))
+    first, *others = line.divide(list(itertools.accumulate(map(len, pieces))))[: len(pieces)] or [line]
+    folded = [first, *(piece[1:] if piece.plain.startswith(" ") else piece for piece in others)]
     for piece in folded:
         piece.rstrip()
-    return Text("\n").join(folded[: len(pieces)])
+    return Text("\n").join(folded)
 
 
 def note(line: str) -> None:
@@ -65,6 +72,11 @@ def note(line: str) -> None:
 def fact(name: str, line: str) -> None:
     """Print a line that begins with the name of its subject."""
     say(f"[bold]{escape(name)}[/] {escape(line)}")
+
+
+def to_run(what: str, words: str) -> None:
+    """Print a command to run after a few words. It is never folded: half a command, copied, would run as one."""
+    out.print(Text.assemble((f"{what} ", "dim"), printable(words)), soft_wrap=True)
 
 
 def confirm(question: str) -> bool:
@@ -107,16 +119,16 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         least += (longest if figures or name else min(longest, NARROWEST)) + 2
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
-    if out.is_terminal:
-        width = out.width
-        out.width = max(width, least)
-        try:
+    width = out.width
+    out.width = max(width, least)
+    try:
+        if out.is_terminal:
             out.print(made)
-        finally:
-            out.width = width
-        return
-    with out.capture() as lines:
-        out.print(made)
+            return
+        with out.capture() as lines:
+            out.print(made)
+    finally:
+        out.width = width
     out.out("\n".join(line.rstrip() for line in lines.get().splitlines()), highlight=False)
 
 

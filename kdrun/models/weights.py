@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,10 @@ def misfit(path: Path, name: str, model: nn.Module, choice: Choice, network: Net
 
 def way_out(path: Path, name: str, model: nn.Module, choice: Choice, network: Network, wanted: Wanted) -> str:
     """Return what would make the weights fit, if the mismatch shows it; else an empty string."""
-    lacks, role = choice.misfits, wanted.role
+    lacks, own, role = choice.misfits, network.own, wanted.role
     if not lacks.wrong:
+        if block := further_block(lacks.extra, own):
+            return f"; the file's network is larger than {name}, which has no {block}"
         return f"; '{role}.checkpoint_ignore=[{','.join(patterns(lacks.extra))}]' ignores the unknown ones"
     if lacks.shapes and not lacks.missing and (side := fitting_side(model, choice.group.tensors, lacks.shapes)):
         return f"; {role}.input_size={side} fits"
@@ -140,6 +142,21 @@ def way_out(path: Path, name: str, model: nn.Module, choice: Choice, network: Ne
     if OPTION_A.fullmatch(name) and shortcuts and shortcuts == lacks.missing and not lacks.extra:
         return f"; its shortcuts have no weights (option A): {role}={name}a is that network"
     return ""
+
+
+def further_block(extra: list[str], own: Iterable[str]) -> str:
+    """Return the first unknown block of a file that continues the network's own numbered blocks, as layer1.3 does
+    layer1.2; else an empty string. Without it another function would be computed."""
+    blocks = {block for key in own for block in numbered(key)}
+    series = {block.rpartition(".")[0] for block in blocks}
+    unknown = (block for key in sorted(extra) for block in numbered(key) if block not in blocks)
+    return next((block for block in unknown if block.rpartition(".")[0] in series), "")
+
+
+def numbered(key: str) -> list[str]:
+    """Return the numbered blocks that hold a tensor: layer1.2.conv1.weight -> [layer1.2]."""
+    parts = key.split(".")
+    return [".".join(parts[: place + 1]) for place, part in enumerate(parts) if place and part.isdigit()]
 
 
 def patterns(names: list[str]) -> list[str]:

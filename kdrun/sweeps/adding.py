@@ -1,4 +1,4 @@
-"""Extension of a multirun: a second multirun under the same name adds its cells to the ledger."""
+"""A name used again: a second multirun adds its cells to the ledger; a sweep never replaces a multirun's."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def added(new: Ledger, root: Path) -> tuple[Ledger, str]:
     command = " && ".join(dict.fromkeys(one for one in [*old.command.split(" && "), new.command] if one))
     line = f"{new.name} has {plural(len(kept), 'cell')} of earlier commands, kept in its table"
     return replace(new, title=old.title, command=command, shape=shape, cells=[*kept, *cells]), line
+
+
+def check_kept(name: str, root: Path) -> None:
+    """Raise ConfigError if a sweep's ledger would replace that of a multirun of the same name."""
+    try:
+        old = read_ledger(root, name)
+    except (ConfigError, CheckpointError):
+        return
+    words = old.command.split()
+    if "-m" in words and not any(word.startswith("sweep=") for word in words):
+        held = plural(len(old.cells), "cell")
+        raise ConfigError(
+            f"sweep={name}: a multirun has this name, and the sweep would replace its table of {held}: give the sweep "
+            f"another one, as in name={name}-2."
+        )
 
 
 def place_of(cell: Cell) -> Place:

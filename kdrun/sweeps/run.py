@@ -20,7 +20,7 @@ from kdrun.errors import ConfigError, KdrunError, one_line, print_error, print_s
 from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs.plan import Plan, code_notes, image_notes, make_plan, output_root
-from kdrun.sweeps.adding import added
+from kdrun.sweeps.adding import added, check_kept
 from kdrun.sweeps.definition import CellSpec, Sweep
 from kdrun.sweeps.messages import SweepDisplay
 
@@ -43,6 +43,8 @@ def run_sweep(
         ledger, line = added(ledger, root)
         if line:
             display.note(line)
+    else:
+        check_kept(sweep.name, root)
     write_ledger(root, ledger)
     chosen = [plan for spec, (_, plan) in zip(sweep.specs, found, strict=True) if plan is not None and spec.chosen]
     pending = [plan for plan in chosen if plan.run.pending]

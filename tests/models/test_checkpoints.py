@@ -281,6 +281,14 @@ def test_layers_are_never_matched_by_order_or_shape(tmp_path):
         loaded(two_heads, tmp_path)
 
 
+def test_a_deeper_networks_file_is_not_cut_to_size(tmp_path):
+    """resnet20's weights in resnet8: without its further blocks the network computes something else."""
+    deeper = create_model("resnet20", num_classes=10, image_size=32).state_dict()
+    with pytest.raises(CheckpointError) as caught:
+        loaded(deeper, tmp_path, TEACHER, create_model("resnet8", num_classes=10), "resnet8")
+    assert "ignore" not in str(caught.value) and "which has no layer1.1" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("extra", "pattern"),
     [
