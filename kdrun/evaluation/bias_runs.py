@@ -14,7 +14,7 @@ from kdrun.data.splits import ArraySet
 from kdrun.display import Track
 from kdrun.errors import DataError, KdrunError
 from kdrun.evaluation.bias_grid import CLEAN, Column, Row
-from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
+from kdrun.evaluation.loading import as_trained, numerics_for, open_data, tell_unreadable
 from kdrun.evaluation.predictions import Answers, answer, read_answers, write_answers
 from kdrun.evaluation.targets import Target, Which, open_networks, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
@@ -181,8 +181,9 @@ class Answering:
             answers = read_answers(place, wanted)
             if answers is None:
                 numerics.apply()
-                subject = subject or self.subject(target, asked.data, numerics)
-                answers = answer(subject, make_eval_loader(asked.data, images, numerics), textures)
+                data = as_trained(asked.data, target.run)
+                subject = subject or self.subject(target, data, numerics)
+                answers = answer(subject, make_eval_loader(data, images, numerics), textures)
                 write_answers(place, answers, wanted)
             found[name] = answers
         return found

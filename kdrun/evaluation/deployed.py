@@ -15,10 +15,10 @@ from kdrun.data.datasets import STREAMED
 from kdrun.data.inference import Preparation
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
-from kdrun.errors import CheckpointError, ConfigError
+from kdrun.errors import ConfigError
 from kdrun.evaluation.loading import open_data
 from kdrun.evaluation.targets import Target, Which, open_networks, target_of_file, target_of_run
-from kdrun.files import read_json
+from kdrun.runs.checkpoints import is_names, is_triple, recorded_data
 from kdrun.runs.directory import find_runs, outputs_folder
 from kdrun.training.build import Data
 
@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 
 
 LARGEST_SIDE = 8192  # largest image side that a file may request, in pixels
-
-
-def is_names(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def is_triple(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
 
 
 @dataclass(frozen=True)
@@ -177,13 +169,7 @@ def described(target: Target, track: Track) -> tuple[list[str], tuple[list[float
     """Return (class names, (mean, std)) of the data set that a network was trained on: as recorded by its run, else
     from the data set itself."""
     run = home(target)
-    if run is not None:
-        try:
-            known = read_json(run / "provenance.json")["data"]
-            names, mean, std = (known[key] for key in ("class_names", "mean", "std"))
-            if is_names(names) and is_triple(mean) and is_triple(std):
-                return names, (mean, std)
-        except (CheckpointError, KeyError, TypeError):  # written before class names were recorded
-            pass
+    if run is not None and (known := recorded_data(run)):
+        return known
     _, data = open_data(target.config, track)
     return data.splits.class_names, data.stats

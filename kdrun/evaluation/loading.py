@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from kdrun.config.options import ModelOptions, RunConfig
 from kdrun.data.overview import unreadable_in_words
 from kdrun.display import Track, untracked
-from kdrun.errors import print_note
+from kdrun.errors import ConfigError, print_note
+from kdrun.runs.checkpoints import other_classes, recorded_data
+from kdrun.runs.directory import short_path
 from kdrun.runs.plan import Plan, images_only, make_plan
 from kdrun.streams import Streams
 from kdrun.training.build import Data, load_data, make_network, make_tap, own_stats
@@ -24,6 +26,22 @@ def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
     """Return the plan and the images of a run's data set, without looking for a teacher or weights file."""
     plan = make_plan(images_only(config), [])
     return plan, load_data(plan, track)
+
+
+def as_trained(data: Data, run: Path | None) -> Data:
+    """Return images as a run's network is to see them: normalised by the figures of its own training images.
+
+    Raises ConfigError if their classes are not the run's: their numbers would mean something else.
+    """
+    learned = None if run is None else recorded_data(run)
+    if run is None or learned is None:
+        return data
+    names, stats = learned
+    if data.splits.class_names != names:
+        raise ConfigError(
+            f"{short_path(run)} was trained on other classes: {other_classes(names, data.splits.class_names)}."
+        )
+    return replace(data, stats=stats)
 
 
 def tell_unreadable(data: Data) -> None:

@@ -29,8 +29,24 @@ def make_adapter(model: nn.Module, example: Tensor) -> NativeAdapter | TimmAdapt
     if isinstance(model, ZooModel) and not hooked:
         return NativeAdapter(model)
     if hasattr(model, "forward_intermediates") and hasattr(model, "forward_head") and not hooked:
-        return TimmAdapter(model)
+        adapter = TimmAdapter(model)
+        if shows_features(adapter, example):
+            return adapter
     return ProbeAdapter(model, example)
+
+
+def shows_features(adapter: TimmAdapter, example: Tensor) -> bool:
+    """Return True if the model's intermediates are tensors: CoaT and CrossViT return lists of parallel branches."""
+    training = adapter.model.training
+    try:
+        with torch.no_grad():
+            adapter.model.eval()
+            found = adapter(example, frozenset({"maps", "tokens", "pooled"}))
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError, AssertionError):
+        return False
+    finally:
+        adapter.model.train(training)
+    return all(isinstance(part, Tensor) for part in (found.logits, *(found.maps or ())))
 
 
 class NativeAdapter:
@@ -67,7 +83,7 @@ class TimmAdapter:
         self.capture = False
         last = getattr(model, "blocks", None)
         attention = getattr(last[-1], "attn", None) if isinstance(last, nn.Sequential | nn.ModuleList) else None
-        self.has_attention = isinstance(getattr(attention, "qkv", None), nn.Linear)
+        self.has_attention = isinstance(getattr(attention, "qkv", None), nn.Linear) and hasattr(attention, "num_heads")
         if self.has_attention:
             attention.qkv.register_forward_hook(self._keep_attention)  # type: ignore[union-attr]
             self.num_heads = int(attention.num_heads)  # type: ignore[union-attr]
@@ -121,7 +137,7 @@ class ProbeAdapter:
         self.captured: dict[str, Tensor] = {}
         self.active = False
         records, logits = record_outputs(model, example)
-        self.maps, self.tokens = choose_stages(records, example.shape[-1])
+        self.maps, self.tokens, self.sequence_first = choose_stages(records, len(example), example.shape[-1])
         self.stems = 1 if not self.tokens and len(self.maps) >= 5 else 0
         self.classifier = find_classifier(records, logits)
         self.head_modules: dict[str, nn.Module] = {}
@@ -150,6 +166,8 @@ class ProbeAdapter:
             return Outputs(logits)
         stages = [captured[name] for name in self.maps]
         tokens = prefix = map_prefix = None
+        if self.sequence_first:
+            stages = [stage.transpose(0, 1) for stage in stages]
         if self.tokens:
             count = stages[-1].shape[1] - prefix_count(stages[-1].shape[1])
             map_prefix = tuple(stage[:, :-count] for stage in stages)
@@ -202,23 +220,39 @@ def record_outputs(model: nn.Module, example: Tensor) -> tuple[list[tuple[str, n
     return records, logits
 
 
-def choose_stages(records: list[tuple[str, nn.Module, Tensor]], image_size: int) -> tuple[list[str], bool]:
-    """Return (module names, True if they return tokens). A module that runs twice in one forward cannot be a tap."""
+def choose_stages(
+    records: list[tuple[str, nn.Module, Tensor]], images: int, image_size: int
+) -> tuple[list[str], bool, bool]:
+    """Return (module names, True if they return tokens, True if these are [L, N, D]). A module that runs twice in one
+    forward cannot be a tap."""
     counts: dict[str, int] = {}
     for name, _, _ in records:
         counts[name] = counts.get(name, 0) + 1
     once = [record for record in records if counts[record[0]] == 1]
-    blocks = [name for name, _, out in once if out.dim() == 3 and re.search(r"(^|[._])\d+$", name)]
-    siblings = [name for name in blocks if name.count(".") == min((b.count(".") for b in blocks), default=0)]
-    if siblings:
-        return [siblings[i] for i in quarter_ends(len(siblings))], True
+    numbered = [(name, out) for name, _, out in once if out.dim() == 3 and re.search(r"(^|[._])\d+$", name)]
+    found = [(batch, *blocks_among([one for one in numbered if one[1].shape[batch] == images])) for batch in (0, 1)]
+    for batch, blocks, _ in sorted(found, key=lambda one: not one[2]):
+        if blocks:
+            return [blocks[i] for i in quarter_ends(len(blocks))], True, batch == 1
     last: dict[int, str] = {}
     for name, _, out in once:
-        if out.dim() == 4 and out.shape[0] == records[0][2].shape[0]:
+        if out.dim() == 4 and out.shape[0] == images:
             side = out.shape[1] if is_nhwc(out) else out.shape[2]
             if 1 < side <= image_size:
                 last[side] = name
-    return [last[side] for side in sorted(last, reverse=True)], False
+    return [last[side] for side in sorted(last, reverse=True)], False, False
+
+
+def blocks_among(numbered: list[tuple[str, Tensor]]) -> tuple[list[str], bool]:
+    """Return (the names of a transformer's blocks, True if all return one shape): those nearest the root, or the
+    nearest four or more of one shape if the former differ, as the steps of a patch embedding do."""
+    depths: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, out in numbered:
+        depths.setdefault(name.count("."), []).append((name, out))
+    for depth in sorted(depths):
+        if len({out.shape for _, out in depths[depth]}) == 1 and (depth == min(depths) or len(depths[depth]) >= 4):
+            return [name for name, _ in depths[depth]], True
+    return [name for name, _ in depths[min(depths)]] if depths else [], False
 
 
 def find_classifier(records: list[tuple[str, nn.Module, Tensor]], logits: Tensor) -> nn.Module | None:

@@ -41,6 +41,11 @@ def create_timm(
     bare = name.split(".")[0]
     if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(bare):
         raise ConfigError(f"timm:{name}: timm {timm.__version__} has no such model.{suggest(bare, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{bare}.*")]
+    tag = name.partition(".")[2]
+    if tag and tag not in tags:
+        listed = f" Known: {', '.join(tags)}." if tags else " It has none."
+        raise ConfigError(f"timm:{name}: {bare} has no weights of that name.{suggest(tag, tags)}{listed}")
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     options = dict(kwargs)
     if cfg is not None and cfg.fixed_input_size:

@@ -35,7 +35,8 @@ class Entry:
     @property
     def rank(self) -> tuple[int, int]:
         """Return the rank by names, then by depth; the lower, the more likely it is the logits."""
-        names = [NAMES.index(word) for word in self.words if word in NAMES]
+        named = ["logits" if "logit" in word else word for word in self.words]  # class_logits, logits_per_image
+        names = [NAMES.index(word) for word in named if word in NAMES]
         auxiliary = any(word.startswith("aux") for word in self.words)
         return len(NAMES) + 1 if auxiliary else min(names, default=len(NAMES)), len(self.route)
 

@@ -12,8 +12,8 @@ import yaml
 from kdrun.config.method_schema import read_method
 from kdrun.config.options import ModelOptions
 from kdrun.config.schema import plain_yaml
-from kdrun.errors import CheckpointError
-from kdrun.files import require_file
+from kdrun.errors import CheckpointError, listed
+from kdrun.files import read_json, require_file
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
@@ -106,3 +106,28 @@ def refuse_more(content: dict[str, Any], file: Path) -> None:
             f"{file} holds more than a student ({target.rpartition('.')[2]} needs more at inference): it cannot be "
             "another network's checkpoint; use the run itself with kdrun eval, predict or export."
         )
+
+
+def recorded_data(run: Path) -> tuple[list[str], tuple[list[float], list[float]]] | None:
+    """Return (class names, (mean, std)) that a run recorded; None if it is older than that, or damaged."""
+    try:
+        known = read_json(run / "provenance.json")["data"]
+        names, mean, std = (known[key] for key in ("class_names", "mean", "std"))
+    except (CheckpointError, KeyError, TypeError):
+        return None
+    return (names, (mean, std)) if is_names(names) and is_triple(mean) and is_triple(std) else None
+
+
+def other_classes(names: list[str], here: list[str]) -> str:
+    """Return how the classes of images differ from those of a run: cat missing here, cow unknown to it."""
+    lacking, new = [name for name in names if name not in here], [name for name in here if name not in names]
+    said = [f"{listed(found)} {word}" for found, word in ((lacking, "missing here"), (new, "unknown to it")) if found]
+    return ", ".join(said) or "their order differs"
+
+
+def is_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def is_triple(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)

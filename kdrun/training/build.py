@@ -13,7 +13,7 @@ from kdrun.data.overview import unreadable_in_words
 from kdrun.data.splits import AnySet, ArraySet, Dataset
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError, ConfigError, PairingError
-from kdrun.runs.checkpoints import differences, weights_file
+from kdrun.runs.checkpoints import differences, other_classes, recorded_data, weights_file
 from kdrun.runs.identity import digest_of, teachers_images
 from kdrun.runs.plan import Plan
 from kdrun.runs.recorded import check_unchanged
@@ -226,6 +226,19 @@ def load_checkpoint(options: ModelOptions, model: nn.Module) -> None:
         say_once(other)
 
 
+def tell_other_classes(options: ModelOptions, here: list[str]) -> None:
+    """Print a note if a run's file, taken as a checkpoint, was trained on other classes than those of the images."""
+    from kdrun.models.weights import say_once
+
+    if options.checkpoint is None:
+        return
+    role = role_of(options)
+    file = weights_file(options.checkpoint, f"{role}.checkpoint")
+    learned = recorded_data(file.parent)
+    if learned is not None and learned[0] != here:
+        say_once(f"{role}.checkpoint={file} was trained on other classes: {other_classes(learned[0], here)}")
+
+
 def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: Numerics, batch_size: int) -> Network:
     """Create a freshly initialised (or loaded) network on the device. It is initialised on the CPU, so that the
     device does not change it, and only from `streams`, so that the method does not either."""
@@ -235,6 +248,7 @@ def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: 
 
     torch.manual_seed(streams.start)
     tap = make_tap(options, data.splits.num_classes, data.splits.image_size, data.stats)
+    tell_other_classes(options, data.splits.class_names)
     own_batch_size = ranks.now.part.most(batch_size, data.config.dataset.augment.stays_together)
     return Network(tap.to(numerics.device), numerics, own_batch_size)
 

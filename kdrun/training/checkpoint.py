@@ -36,8 +36,18 @@ def unusable(path: Path, problem: str) -> CheckpointError:
 
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
-    """Save a state dict as safetensors, in contiguous memory."""
+    """Save a state dict as safetensors, in contiguous memory. What layers share is written for each of them: the format
+    refuses tensors that share memory."""
     if files.onlooking:
         return
-    data = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
+    apart: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() in taken or memory.nbytes() > tensor.nbytes:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        apart[name] = tensor
+    data = save(apart)
     write_atomically(path, lambda file: file.write(data))

@@ -33,12 +33,18 @@ def count_flops(model: torch.nn.Module, image_size: int) -> int:
     """Return the floating-point operations of one image's forward pass (a multiply-add counts as two)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    parameter = next(model.parameters())
+    parameters = list(model.parameters())
+    # The counter hooks what needs a gradient, and fails at a view of a parameter (a query expanded to the batch).
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     training = model.training
     counter = FlopCounterMode(display=False)
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         with torch.no_grad(), counter:
-            model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+            model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameters[0].device))
     finally:
         model.train(training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops()

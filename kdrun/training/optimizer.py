@@ -31,7 +31,7 @@ def make_optimizer(
     groups = [{"params": decayed, "weight_decay": options.weight_decay}]
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0})
-    fused = device.type in ("cpu", "cuda")
+    fused = device.type in ("cpu", "cuda") and all(part.is_floating_point() for part in (*decayed, *plain))
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,36 @@ def test_a_file_of_weights(kdrun, outputs, tmp_path):
         evaluate(kdrun, run, f"model={same}")
         name = "test" if same == "student" else "test_teacher"
         assert nll == json.loads((run / "evals" / f"{name}.json").read_text())["nll"]
+
+
+def test_other_images_are_seen_as_in_training(kdrun, outputs, image_folder, tmp_path):
+    """The same test images beside a brighter train/ gave another accuracy: they were normalised by that folder's mean."""
+    root, other = tmp_path / "own", tmp_path / "other"
+    image_folder("own/train", count=20)
+    image_folder("own/val", count=20, seed=1)
+    shutil.copytree(root, other)
+    for path in (other / "train").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 2 + 128).save(path)
+    words = ["dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.normalize=measure"]
+    code, _, err = kdrun(
+        "train", *words, "student=resnet8", "method=none", "epochs=1", "batch_size=10", "precision=fp32"
+    )
+    assert (code, err) == (0, "")
+    (run,) = runs(outputs)
+    found = []
+    for place in (root, other):
+        evaluate(kdrun, run, f"dataset.root={place}")
+        found.append(json.loads((run / "evals" / "test.json").read_text())["nll"])
+    assert found[0] == found[1]
+    (other / "val" / "class_1").rename(other / "val" / "cow")
+    (other / "train" / "class_1").rename(other / "train" / "cow")
+    code, _, err = kdrun("eval", str(run), f"dataset.root={other}")
+    assert code == 2 and "was trained on other classes: class_1 missing here, cow unknown to it." in err
+    words[1] = f"dataset.root={other}"
+    code, _, err = kdrun(
+        "train", *words, "student=resnet8", "teacher=resnet8", f"teacher.checkpoint={run}", "method=kd", "epochs=1"
+    )
+    assert code == 0 and err.count("was trained on other classes: class_1 missing here, cow unknown to it") == 1
 
 
 def test_streamed_images(kdrun, outputs, image_folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdrun.errors import ConfigError
 from kdrun.models.features import Tap, measure, pair_maps
@@ -160,3 +160,59 @@ def test_pretrained_without_a_network_says_how(monkeypatch):
     monkeypatch.setattr(timm, "create_model", no_network)
     with pytest.raises(ConfigError, match=r"could not be downloaded .*pretrained=FILE"):
         create_model("timm:resnet18", num_classes=2, pretrained="true")
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+class Patches(nn.Module):
+    """A ViT whose patch embedding is a numbered sequence (lucidrains/vit-pytorch) and whose blocks may take [L, N, D],
+    PyTorch's default."""
+
+    def __init__(self, sequence_first: bool):
+        super().__init__()
+        self.sequence_first = sequence_first
+        self.embed = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 16), nn.LayerNorm(16))
+        self.cls = nn.Parameter(torch.zeros(1, 1, 16))
+        self.blocks = nn.ModuleList(nn.ModuleList([Block(16), Block(16)]) for _ in range(4))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.embed(nn.functional.unfold(image, 4, stride=4).transpose(1, 2))
+        x = torch.cat([self.cls.expand(image.shape[0], -1, -1), x], 1)
+        x = x.transpose(0, 1) if self.sequence_first else x
+        for first, second in self.blocks:  # type: ignore[misc]
+            x = second(first(x))
+        return self.fc(x[0] if self.sequence_first else x[:, 0])
+
+
+@pytest.mark.parametrize("sequence_first", [False, True])
+def test_a_transformers_stages_are_its_blocks(sequence_first):
+    model = Patches(sequence_first).eval()
+    tap = Tap(model, 32, FEATURES & {"maps", "tokens", "pooled"})
+    assert tap.adapter.maps == ["blocks.0.1", "blocks.1.1", "blocks.2.1", "blocks.3.1"]
+    image = torch.randn(3, 3, 32, 32)
+    outputs = tap(image)
+    assert [tuple(stage.shape) for stage in outputs.maps] == [(3, 16, 8, 8)] * 4
+    assert outputs.tokens.shape == (3, 64, 16) and outputs.prefix.shape == (3, 1, 16)
+    alone = tap(image[1:2])
+    assert torch.allclose(alone.tokens[0], outputs.tokens[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "side"), [("coat_tiny", 224), ("hiera_tiny_224", 224)])
+def test_timm_networks_of_another_build_are_probed(name, side):
+    """CoaT's intermediates are lists, Hiera's attention counts its heads elsewhere."""
+    model = create_model(f"timm:{name}", num_classes=3, image_size=side).eval()
+    spec = measure(Tap(model, side, frozenset({"maps", "pooled"})), 3)
+    assert len(spec.maps) >= 2
+
+
+def test_a_wrong_tag_of_timm_is_named():
+    with pytest.raises(ConfigError, match=r"resnet18 has no weights of that name. Did you mean a1_in1k\?"):
+        create_model("timm:resnet18.a1_in1k_typo", num_classes=2)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import kdrun as package
+from kdrun.models.logits import find_logits
 from kdrun.models.zoo import create_model
 from tests.conftest import TINY
 from tests.models.test_first_pass import Small, Tutorial
@@ -33,6 +34,23 @@ class Doubled(Tutorial):
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
         return torch.cat([logits, logits], 1) if self.training else logits
+
+
+class Tied(nn.Module):
+    """A learned query passed through a layer, and two layers with one weight."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 4, 1)
+        self.query = nn.Parameter(torch.randn(1, 1, 8))
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.second(self.conv(x).flatten(2).transpose(1, 2))
+        query = self.first(self.query.expand(len(x), -1, -1))
+        return self.fc(((query @ tokens.transpose(1, 2)).softmax(-1) @ tokens)[:, 0])
 
 
 def frozen(num_classes: int) -> nn.Module:
@@ -107,3 +125,28 @@ def test_a_teacher_that_only_answers_need_not_train(kdrun, outputs, tmp_path):
     )
     assert code == 0, err
     assert err.count("runs in contiguous memory") == 1  # of a file's network no training said so
+
+
+def test_tied_weights_and_a_learned_query_lose_no_run(kdrun, outputs):
+    """Both ended in a traceback after training: the file refuses shared memory, the counter of FLOPs a view of a
+    parameter. An exported forward that reads len(x) would take batches of one size only."""
+    code, _, err = kdrun("train", *SHORT, f"student={HERE}:Tied", "method=none")
+    assert (code, err) == (0, "")
+    run = run_in(outputs)
+    trained = package.load(run)
+    weights = trained.model.state_dict()
+    assert torch.equal(weights["first.weight"], weights["second.weight"])
+    assert kdrun("eval", str(run))[0] == 0
+    code, _, err = kdrun("export", str(run))
+    assert code == 1 and "as len(x) does; x.shape[0] does not" in err and "Traceback" not in err
+
+
+def test_logits_are_found_by_part_of_a_name():
+    class Two(Small):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            features = self.features(x)
+            return {"embedding": features[:, :4], "class_logits": self.fc(features)}
+
+    image = torch.randn(2, 3, 32, 32)
+    found, others = find_logits(Two(4).eval()(image), 2, 4)
+    assert found is not None and found.words == ("class_logits",) and len(others) == 1

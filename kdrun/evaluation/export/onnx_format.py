@@ -63,6 +63,11 @@ def write_onnx(model: nn.Module, card: Card, path: Path, opset: int | None) -> N
     except Exception as error:  # the exporter raises many types, each with pages of text
         raise RunError(f"{card.network} cannot be exported to ONNX ({one_line(error.__cause__ or error)}).") from error
     assert program is not None
+    if not program.model_proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise RunError(
+            f"{card.network} cannot be exported to ONNX: its forward fixes the number of images, as len(x) does; "
+            "x.shape[0] does not."
+        )
     onnx.save(program.model_proto, path)
     write_card(path, card)
 
