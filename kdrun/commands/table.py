@@ -55,6 +55,8 @@ def command(words: list[str]) -> int:
         console.note(f"wrote {short_path(place)}")
     if not begun:
         console.note(f"not started: kdrun train -m sweep={name} trains it; with dry_run=true it estimates the cost.")
+        for other in [known for known in known_ledgers(root) if known.startswith(f"{name}-")]:
+            console.note(f"started with other settings: kdrun table {other}")
     return 0
 
 

@@ -32,3 +32,13 @@ def test_status_says_that_a_commands_part_is_not_the_sweep(kdrun, outputs, tmp_p
     assert kdrun("train", "-m", *words)[0] == 0
     _, out, _ = kdrun("status", "mine")
     assert "to continue: kdrun train -m sweep=mine" in out and "trains only seed=0; without, it trains" in out
+
+
+def test_a_table_names_its_sweeps_of_other_settings(kdrun, outputs, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(SWEEP)
+    words = ["sweep=mine", "--config-dir", str(tmp_path), "launcher.processes=0", "batch_size=10"]
+    assert kdrun("train", "-m", *words)[0] == 0
+    (name,) = [path.name for path in (outputs / "sweeps").iterdir()]
+    code, out, err = kdrun("table", "mine", "--config-dir", str(tmp_path))
+    assert (code, err) == (0, "") and f"started with other settings: kdrun table {name}" in out
