@@ -7,6 +7,7 @@ import importlib
 import io
 import locale
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spin_briefly()
     write_in_any_encoding()
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print_help(USAGE.rstrip())
         return 0
     if words[0] == "--version":
         from kdrun import __version__
@@ -88,9 +89,16 @@ def run_command(name: str, words: list[str]) -> int:
             from kdrun.config.arguments import NoOptions, options_help
 
             settings = options_help(getattr(module, "Options", NoOptions))
-            print("\n\n".join(part for part in (module.HELP.strip(), settings) if part))
+            print_help("\n\n".join(part for part in (module.HELP.strip(), settings) if part))
             return 0
         return module.command(words)
+
+
+def print_help(text: str) -> None:
+    """Print help, on a terminal folded to its width; a pipe gets it as it is."""
+    from kdrun.display import fitted
+
+    print(fitted(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
 
 
 def spin_briefly() -> None:

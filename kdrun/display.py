@@ -4,6 +4,8 @@ no torch."""
 from __future__ import annotations
 
 import os
+import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -58,6 +60,30 @@ class Display(Protocol):
     def training(self, what: str, epochs: int, first: float) -> AbstractContextManager[Show]:
         """Show the training of `what` from epoch `first` on."""
         ...
+
+
+def fitted(text: str, width: int) -> str:
+    """Return help text folded between words to `width` columns: paragraphs as a whole, tables within their last
+    column."""
+    lines: list[str] = []
+    open_paragraph = False
+    for line in text.splitlines():
+        plain = bool(line) and not line.startswith((" ", "usage:")) and "  " not in line
+        if plain and open_paragraph:
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+        open_paragraph = plain
+    return "\n".join(folded for line in lines for folded in _folded(line, width))
+
+
+def _folded(line: str, width: int) -> list[str]:
+    usage = re.match(r"(?:usage:| {6}) kdrun \S+ ", line)
+    table = re.match(r" *(?:\S+ )*?\S+ {2,}", line)
+    head = len((usage or table or [""])[0])
+    indent = head if 0 < head < width // 2 else len(line) - len(line.lstrip())
+    folded = textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return folded or [""]
 
 
 def untracked(steps: Iterator[int], total: int, label: str) -> Iterator[int]:

@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "console": ("errors", "display", "runs", "sweeps.messages"),
     "api": ("errors", "display", "config", "runs", "evaluation"),
     "commands": (*ENGINE, "training", "evaluation", "sweeps", "reporting", "console"),
-    "cli": ("errors", "commands", "config.arguments", "training.signals"),
+    "cli": ("errors", "display", "commands", "config.arguments", "training.signals"),
     "__main__": ("cli",),
     "__init__": ("api",),
 }

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kdrun import console
 from kdrun.console import between_words
-from kdrun.display import EpochEnd, Step, TrainingLines
+from kdrun.display import EpochEnd, Step, TrainingLines, fitted
 from kdrun.errors import print_note
 from kdrun.runs.directory import RunDirectory
 
@@ -192,3 +192,16 @@ def test_figures_stay_whole_in_a_narrow_log(monkeypatch):
 def test_a_folded_line_begins_with_a_word():
     assert [line.plain for line in between_words(Text("  one two three"), 9).split("\n")] == ["  one two", "three"]
     assert between_words(Text(""), 9).plain == ""
+
+
+def test_help_fits_a_terminal():
+    """Paragraphs are folded as a whole, tables within their column; nothing is lost."""
+    for words in (["--help"], ["train", "--help"], ["eval", "--help"]):
+        text = run(words).stdout.decode()
+        shown = fitted(text, 80)
+        assert max(map(len, shown.splitlines())) <= 80
+        assert shown.split() == text.split()
+    assert (
+        fitted("one two\nthree\n\n  key=X    four five seven", 24)
+        == "one two three\n\n  key=X    four five\n           seven"
+    )
