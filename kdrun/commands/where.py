@@ -27,7 +27,7 @@ def command(words: list[str]) -> int:
     parsed = parse("where", words, NoOptions, passes=True)
     kind, rest = (parsed.names or [""])[0], [*parsed.names[1:], *parsed.overrides]
     if kind not in KINDS:
-        named = f"where {kind}: no such kind; " if kind else "where: "
+        named = f"where {kind}: " if kind else "where: "
         raise ConfigError(f"{named}give run or teacher before any key=value.{suggest(kind, KINDS)}")
     plan = make_plan(load(rest, parsed.config_dir), rest)
     found = plan.run if kind == "run" else plan.teacher_run

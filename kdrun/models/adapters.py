@@ -116,12 +116,14 @@ class TimmAdapter:
             if "heads" not in needs or not self.model.training:
                 logits = (logits + distilled) / 2
         tokens = final if final.dim() == 3 else None
+        count = 0 if tokens is None else patch_count(tokens, maps[-1], self.prefix)
+        tokens = tokens if count else None
         return Outputs(
             self.model.forward_head(final) if logits is None else logits,
             maps=tuple(maps),
             pooled=self.model.forward_head(final, pre_logits=True) if "pooled" in needs else None,
-            tokens=None if tokens is None else tokens[:, self.prefix :],
-            prefix=None if tokens is None or not self.prefix else tokens[:, : self.prefix],
+            tokens=None if tokens is None else tokens[:, -count:],
+            prefix=None if tokens is None or tokens.shape[1] == count else tokens[:, :-count],
             attention=attention,
             heads=heads,
             map_prefix=map_prefix,
@@ -270,6 +272,14 @@ def is_nhwc(x: Tensor) -> bool:
 
 def to_nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2) if is_nhwc(x) else x
+
+
+def patch_count(tokens: Tensor, last: Tensor, prefix: int) -> int:
+    """Return the number of patch tokens among the final ones [N, L, D]: L less the declared prefix, unless the last map
+    [N, D, H, W] shows that more of them are none (VOLO's class token); 0 if there are fewer than its positions (PiT
+    keeps only the class token)."""
+    length, grid = tokens.shape[1], last.shape[-2] * last.shape[-1]
+    return 0 if length < grid else grid if length - grid <= 2 else length - prefix
 
 
 def prefix_count(length: int) -> int:

@@ -36,19 +36,22 @@ def added(new: Ledger, root: Path) -> tuple[Ledger, str]:
     return replace(new, title=old.title, command=command, shape=shape, cells=[*kept, *cells]), line
 
 
-def check_kept(name: str, root: Path) -> None:
-    """Raise ConfigError if a sweep's ledger would replace that of a multirun of the same name."""
+def check_kept(new: Ledger, root: Path) -> None:
+    """Raise ConfigError if a named sweep's ledger would replace that of a multirun of the same name."""
     try:
-        old = read_ledger(root, name)
+        old = read_ledger(root, new.name)
     except (ConfigError, CheckpointError):
         return
-    words = old.command.split()
-    if "-m" in words and not any(word.startswith("sweep=") for word in words):
+    if is_named_sweep(new.command) and "-m" in old.command.split() and not is_named_sweep(old.command):
         held = plural(len(old.cells), "cell")
         raise ConfigError(
-            f"sweep={name}: a multirun has this name, and the sweep would replace its table of {held}: give the sweep "
-            f"another one, as in name={name}-2."
+            f"sweep={new.name}: a multirun has this name, and the sweep would replace its table of {held}: give the "
+            f"sweep another one, as in name={new.name}-2."
         )
+
+
+def is_named_sweep(command: str) -> bool:
+    return any(word.startswith("sweep=") for word in command.split())
 
 
 def place_of(cell: Cell) -> Place:

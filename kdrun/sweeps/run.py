@@ -44,7 +44,7 @@ def run_sweep(
         if line:
             display.note(line)
     else:
-        check_kept(sweep.name, root)
+        check_kept(ledger, root)
     write_ledger(root, ledger)
     chosen = [plan for spec, (_, plan) in zip(sweep.specs, found, strict=True) if plan is not None and spec.chosen]
     pending = [plan for plan in chosen if plan.run.pending]

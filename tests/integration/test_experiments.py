@@ -329,7 +329,7 @@ def test_where_names_what_train_fills(kdrun, outputs):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "where ?: give run or teacher"),
+        ([], "where: give run or teacher"),
         (["rum"], "where rum: give run or teacher before any key=value. Did you mean run?"),
         (["teacher", "method=none"], "where teacher: it has no directory: method=none has no stored teacher."),
         (["teacher", "teacher.random=true"], "it has no directory: it is not trained."),

@@ -213,6 +213,14 @@ def test_timm_networks_of_another_build_are_probed(name, side):
     assert len(spec.maps) >= 2
 
 
+@pytest.mark.parametrize(("name", "patches"), [("volo_d1_224", 196), ("pit_ti_224", None)])
+def test_a_class_token_is_no_patch(name, patches):
+    """Neither declares its prefix: VOLO's final tokens have one more than its map, PiT keeps only that one."""
+    model = create_model(f"timm:{name}", num_classes=3, image_size=224).eval()
+    spec = measure(Tap(model, 224, frozenset({"maps", "tokens"})), 3)
+    assert (None if spec.tokens is None else spec.tokens[0]) == patches
+
+
 def test_a_wrong_tag_of_timm_is_named():
     with pytest.raises(ConfigError, match=r"resnet18 has no weights of that name. Did you mean a1_in1k\?"):
         create_model("timm:resnet18.a1_in1k_typo", num_classes=2)

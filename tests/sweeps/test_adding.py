@@ -17,6 +17,8 @@ def test_a_sweep_never_replaces_a_multiruns_table(kdrun, outputs, tmp_path):
     (tmp_path / "sweep" / "mine.yaml").write_text(SWEEP)
     own = ["sweep=mine", "--config-dir", str(tmp_path), "launcher.processes=0"]
     assert kdrun("train", "-m", *TINY, "epochs=1", "method=none", "name=mine", "launcher.processes=0")[0] == 0
+    unnamed = ["train", "-m", *TINY, "epochs=1", "method=none", "launcher.processes=0"]
+    assert [kdrun(*unnamed)[0] for _ in range(2)] == [0, 0]
     before = (outputs / "sweeps" / "mine" / "cells.json").read_bytes()
     code, _, err = kdrun("train", "-m", *own)
     assert code == 2 and "a multirun has this name" in err and "name=mine-2" in err
