@@ -252,6 +252,7 @@ def test_prefix_tokens_of_the_stages(name):
     for block in model.blocks:
         block.register_forward_hook(lambda module, inputs, output: seen.append(output))
     tap = Tap(model, 32, frozenset({"maps", "tokens"}))
+    seen.clear()  # of the forward that finds the stages
     out = tap(torch.randn(2, 3, 32, 32))
     prefix = model.num_prefix_tokens
     chosen = [seen[i] for i in tap.adapter.indices]
