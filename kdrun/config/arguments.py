@@ -99,8 +99,8 @@ def parse(
     for key in given:
         if passes is not True and key not in known:
             raise ConfigError(f"{key}: {command} takes {', '.join(known) or 'no settings'}.{suggest(key, known)}")
-        if key.isidentifier() and key not in known and key not in of_runs and suggest(key, own):
-            raise ConfigError(f"{key}: no such setting.{suggest(key, own)}")
+        if key.isidentifier() and key not in known and key not in of_runs and suggest(key, known):
+            raise ConfigError(f"{key}: no such setting.{suggest(key, known)}")
     hints = get_type_hints(kind)
     values = {key: read_value(key, given.pop(key), hints[key], own[key].metadata) for key in own if key in given}
     for key, field in own.items():

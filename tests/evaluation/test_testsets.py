@@ -449,7 +449,7 @@ def test_the_command_makes_finds_and_saves(kdrun, outputs, tmp_path):
         (("noise", "scramble", "std=1"), "applies to one set"),
         (("noise:std=1", "window=0.5"), "one place"),
         (("noise", "processes=0"), "processes=0: must be at least 1"),
-        (("noise", "stdd=1"), "stdd"),
+        (("noise", "stdd=1"), "stdd: no such setting. Did you mean std?"),
         (("scramble", "grid=5"), "does not divide"),
         (("cifar_c",), "cifar_c.files is not set"),
     ],
