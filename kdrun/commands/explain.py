@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from kdrun import console
 from kdrun.config.arguments import NoOptions, parse
-from kdrun.config.explained import Explained, explain_setting
+from kdrun.config.explained import Explained, explain_setting, shown
 from kdrun.config.groups import GROUPS, group_files, read_yaml
 from kdrun.config.method_schema import hyperparameters, read_method, sections
 from kdrun.config.words import resolve_alias
@@ -37,30 +37,29 @@ def command(words: list[str]) -> int:
         )
     for word in (*parsed.names, *parsed.overrides):
         key, equals, value = word.partition("=")
-        if equals and key in GROUPS and key != "method":
-            show_file(key, value, parsed.config_dir)
-            continue
-        chosen = key == "method" and equals
+        chosen = bool(equals) and key in GROUPS
         name = resolve_alias(value if chosen else key, parsed.config_dir)
-        if chosen and name not in files:
-            raise ConfigError(
-                f"method={name}: no such method.{suggest(name, files)} Available: {', '.join(sorted(files))}."
-            )
-        if name in files:
-            explain(name, files[name])
+        if chosen and key != "method":
+            show_file(chosen_file(key, value, parsed.config_dir))
+        elif chosen or name in files:
+            explain(name, chosen_file("method", name, parsed.config_dir))
         else:
             show_settings(explain_setting(key, parsed.config_dir, tuple(files)))
     return 0
 
 
-def show_file(group: str, name: str, config_dir: str | None) -> None:
-    """Print the file that `group=name` reads."""
+def chosen_file(group: str, name: str, config_dir: str | None) -> Path:
+    """Return the file that `group=name` reads. Raises ConfigError if there is none."""
     files = group_files(group, config_dir)
     if name not in files:
         raise ConfigError(
             f"{group}={name}: no such {group}.{suggest(name, files)} Available: {', '.join(sorted(files))}."
         )
-    console.say(escape(files[name].read_text().rstrip()))
+    return files[name]
+
+
+def show_file(path: Path) -> None:
+    console.say(escape(path.read_text().rstrip()))
 
 
 def show_settings(found: list[Explained]) -> None:
@@ -96,7 +95,7 @@ def explain(name: str, path: Path) -> None:
         console.say(escape("\n".join(f"  {line}" for line in parts["Equation"].splitlines())) + "\n")
     meanings = hyperparameters(parts.get("Hyperparameters", ""))
     if settings:
-        rows = [[f"method.{key}", plain(value), meanings.get(key, "")] for key, value in settings.items()]
+        rows = [[f"method.{key}", shown(value), meanings.get(key, "")] for key, value in settings.items()]
         console.table("", ["setting", "default", "meaning, and source of the default"], rows)
         console.say("")
     if parts.get("Disagreements"):
@@ -107,11 +106,6 @@ def explain(name: str, path: Path) -> None:
         columns = ["benchmark", "data set", "teacher", "student", "top-1, %", "epoch", "source"]
         console.table("published", columns, rows)
         console.note("To run one of these pairs: kdrun train benchmark=… pair=TEACHER_STUDENT method=" + name)
-
-
-def plain(value: object) -> str:
-    """Return a value as it is written on the command line."""
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def row_of(item: Published) -> list[str]:

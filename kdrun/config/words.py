@@ -84,15 +84,15 @@ def _choice(group: str, value: str, config_dir: str | None, several: bool) -> st
     as several choices, the last of which wins."""
     if several and re.match(r"(choice|range|glob|interval|sort|shuffle|tag)\(", value):
         return value  # Hydra's own syntax for several names
+    one = f"{group}={value}: a run has one {group}; for a run of each: kdrun train -m {group}={value.strip('[] ')}"
     if value.startswith("["):
         together = "; for their sum: method=combine 'method.parts=[kd,at]'" if group == "method" else ""
-        each = f"kdrun train -m {group}={value.strip('[] ')}"
-        raise ConfigError(f"{group}={value}: a run has one {group}; for a run of each: {each}{together}")
+        raise ConfigError(one + together)
     if value in ("", "null") or value.startswith("{"):
         raise ConfigError(f"{group}={value}: choose one by name (kdrun list), or omit it to use the default.")
     names = [name.strip() for name in value.split(",")] if several else [value]
     if "," in value and not several and set(value.split(",")) <= {*group_files(group, config_dir), *ALIASES}:
-        raise ConfigError(f"{group}={value}: a run has one {group}; for a run of each: kdrun train -m {group}={value}")
+        raise ConfigError(one)
     if group == "method":
         names = [resolve_alias(name, config_dir) for name in names]
     for name in names if group == "recipe" else ():

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from kdrun.training.precision import Numerics
 
 
-def open_data(config: RunConfig, track: Track = untracked) -> tuple[Plan, Data]:
-    """Return the plan and the images of a run's data set, without looking for a teacher or weights file."""
+def open_data(config: RunConfig, track: Track = untracked, run: Path | None = None) -> tuple[Plan, Data]:
+    """Return the plan and the images of a run's data set, without looking for a teacher or weights file. run: the run
+    whose network is to see them, as in `as_trained`."""
     plan = make_plan(images_only(config), [])
-    return plan, load_data(plan, track)
+    return plan, as_trained(load_data(plan, track), run)
 
 
 def as_trained(data: Data, run: Path | None) -> Data:

@@ -13,7 +13,7 @@ from kdrun.data.splits import AnySet
 from kdrun.display import Track
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias import Change, change_of
-from kdrun.evaluation.loading import as_trained, numerics_for, open_data, tell_unreadable
+from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
 from kdrun.evaluation.predictions import answer
 from kdrun.evaluation.targets import Target, open_networks
 from kdrun.evaluation.testsets.base import NamedSet
@@ -79,8 +79,7 @@ def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, 
     config = target.config
     numerics = numerics_for(config)
     numerics.apply()
-    plan, data = open_data(config, track)
-    data = as_trained(data, target.run)
+    plan, data = open_data(config, track, target.run)
     tell_unreadable(data)
     every = image_sets(testsets, data, plan, split, track)
     network, deployed, teacher = open_networks(target, data, numerics)

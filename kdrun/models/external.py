@@ -38,12 +38,10 @@ def create_timm(
     import timm
 
     check_kwargs(f"timm:{name}", kwargs)
-    bare = name.split(".")[0]
+    bare, _, tag = name.partition(".")
     if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(bare):
         raise ConfigError(f"timm:{name}: timm {timm.__version__} has no such model.{suggest(bare, timm.list_models())}")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{bare}.*")]
-    tag = name.partition(".")[2]
-    if tag and tag not in tags:
+    if tag and tag not in (tags := [known.partition(".")[2] for known in timm.list_pretrained(f"{bare}.*")]):
         listed = f" Known: {', '.join(tags)}." if tags else " It has none."
         raise ConfigError(f"timm:{name}: {bare} has no weights of that name.{suggest(tag, tags)}{listed}")
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)

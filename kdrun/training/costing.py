@@ -85,7 +85,7 @@ class Costing:
 
     def network(self, options: ModelOptions, batch_size: int, optimizer: OptimizerOptions, trains: bool) -> NetworkCost:
         """Measure a network. trains: True if it is ever trained; else `step` is three times its forward pass."""
-        made = self.make(options, FEWEST)
+        made = self.make(options)
         flops = count_flops(made.tap.model, made.tap.input_size or made.tap.image_size)
         lane = self.lane(made, None, Independent(), optimizer)
         step = self.each(lambda count: self.steps(lane, None, count), flops, batch_size, PAIR) if trains else 0.0
@@ -105,21 +105,15 @@ class Costing:
     def method(self, config: RunConfig, flops: int, needs_teacher: bool) -> MethodCost:
         """Measure a method on its pair. flops: of a forward pass of the larger network."""
         begun = time.perf_counter()
-        student = self.make(config.student, FEWEST)
-        taught = self.make(config.teacher, FEWEST) if needs_teacher else None
+        student = self.make(config.student)
+        taught = self.make(config.teacher) if needs_teacher else None
         method = make_method(config.method)
         lane = self.lane(student, taught, method, config.optimizer)
         spent = time.perf_counter() - begun
         frozen = None if taught is None or method.trains_teacher else Teacher(taught)
         preparation = method.preparation()
-
-        def steps(count: int) -> float:
-            if taught is not None:
-                taught.batch_size = count
-            return self.steps(lane, frozen, count)
-
         return MethodCost(
-            self.each(steps, flops, config.batch_size, FEWEST),
+            self.each(lambda count: self.steps(lane, frozen, count), flops, config.batch_size, FEWEST),
             self.kept(lane, frozen),
             lane.memory(),
             state_bytes(lane),
@@ -129,9 +123,10 @@ class Costing:
             spent,
         )
 
-    def make(self, options: ModelOptions, images: int) -> Network:
+    def make(self, options: ModelOptions) -> Network:
+        """Create a network that takes batches of any size as they are."""
         bare = replace(options, checkpoint=None, pretrained="false")
-        return make_network(bare, self.data, self.streams, self.numerics, images)
+        return make_network(bare, self.data, self.streams, self.numerics, 1)
 
     def lane(self, student: Network, taught: Network | None, method: Method, optimizer: OptimizerOptions) -> Lane:
         return make_lane(
@@ -190,7 +185,6 @@ class Costing:
 
     def forward(self, network: Network, images: int) -> float:
         """Return the seconds of a forward pass of `images` images without a gradient."""
-        network.batch_size = images
         teacher, image = Teacher(network), next(self.batches(images)).image
         return self.timed(lambda _: teacher(image), WARM + TIMED)
 
