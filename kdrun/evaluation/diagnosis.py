@@ -107,7 +107,7 @@ def diagnose(target: Target, track: Track) -> Diagnosis:
         str(run), "", data.splits.num_classes, config.student.name, params, flops, test, None, config.epochs
     )
     if target.teacher is None:
-        found.notes.append(f"teacher not measured: the run {target.missing}" if target.missing else "no teacher")
+        found.notes.append(f"teacher not measured: the run {target.missing}")
         return found
     network = target.teacher.network(data, numerics, config.batch_size)
     method = make_method(config.method)
