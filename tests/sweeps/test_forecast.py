@@ -54,6 +54,13 @@ def test_a_dry_run_names_what_differs_and_the_teacher_and_writes_nothing(kdrun, 
     assert not outputs.exists()
 
 
+def test_a_dry_run_measures_steps_whose_losses_overflow(kdrun, outputs):
+    """CC's product of two differences grew to inf within five bf16 steps of an untrained teacher on blank images."""
+    code, out, err = kdrun("train", *TINY, "method=cc", "method.cc_weight=1e6", "optimizer.lr=10", "dry_run=true")
+    assert (code, err) == (0, "")
+    assert "total time: about" in out
+
+
 def test_a_dry_run_knows_what_is_done(kdrun, outputs):
     words = [*TINY, "epochs=1", "method=none"]
     assert kdrun("train", *words)[0] == 0
