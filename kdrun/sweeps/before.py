@@ -10,7 +10,8 @@ from kdrun.config.compose import load
 from kdrun.errors import KdrunError
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.plan import make_plan
-from kdrun.sweeps.definition import CellSpec, Sweep
+from kdrun.sweeps.cells import CellSpec
+from kdrun.sweeps.definition import Sweep
 from kdrun.sweeps.messages import SweepDisplay
 from kdrun.sweeps.run import run_sweep
 

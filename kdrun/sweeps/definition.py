@@ -32,6 +32,8 @@ from kdrun.errors import ConfigError, one_line, suggest
 from kdrun.runs.identity import digest_of
 from kdrun.runs.ledger import TableShape, changes_numbers, check_name
 from kdrun.runs.published import published
+from kdrun.sweeps.applying import applying, tell_kept
+from kdrun.sweeps.cells import CellSpec
 
 GROUP_KEYS = ("method", "teacher", "student", "dataset", "seed")
 KINDS = {
@@ -49,20 +51,6 @@ KINDS = {
 CELL_KEYS = ("row", "column", "overrides", "published")
 SKIP_KEYS = ("row", "column", "why")
 TABLE_KEYS = {field.name for field in dataclasses.fields(TableShape)} - {"rows", "columns"}
-
-
-@dataclass
-class CellSpec:
-    """Cell before composition. row and column are "" in a sweep without a YAML: they follow from the run.
-
-    chosen: True if it is to run now.
-    """
-
-    row: str
-    column: str
-    overrides: list[str]
-    published: bool = True
-    chosen: bool = True
 
 
 @dataclass
@@ -189,7 +177,8 @@ def check_places(name: str, content: dict[str, Any]) -> None:
 
 
 def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_dir: str | None) -> Sweep:
-    """Return every cell of a named sweep, with the command line's overrides appended.
+    """Return every cell of a named sweep, with the command line's overrides appended, except where its row or column
+    chooses otherwise.
 
     `seed=…`, `row=…` and `column=…` choose what runs now, while the ledger keeps all cells; other overrides make a
     separate ledger.
@@ -225,10 +214,15 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
         )
 
     specs = [
-        replace(spec, overrides=[*spec.overrides, *rest, f"seed={seed}"], chosen=is_chosen(spec, seed))
+        replace(
+            spec,
+            overrides=[*spec.overrides, *applying(spec.own, rest), f"seed={seed}"],
+            chosen=is_chosen(spec, seed),
+        )
         for spec in sorted(grid(content), key=lambda spec: shape.columns.index(spec.column))
         for seed in ordered([*content.get("seeds", [0]), *seeds])
     ]
+    tell_kept(name, rest, [spec for spec in specs if spec.chosen])
     changing = changing_words(rest)
     own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
     before = {label: [*words, *rest] for label, words in content.get("before", {}).items()}
@@ -238,8 +232,13 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
 def grid(content: dict[str, Any]) -> list[CellSpec]:
     """Return rows times columns without skipped places, and the cells given individually; without seeds."""
     base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
+    several = len(ordered([*columns, *(cell["column"] for cell in content.get("cells", []))])) > 1
+
+    def own(over: list[str], overrides: list[str]) -> list[str]:
+        return [*(over if several else []), *overrides]
+
     places = {
-        (row, column): CellSpec(row, column, [*base, *over, *overrides])
+        (row, column): CellSpec(row, column, [*base, *over, *overrides], own=own(over, overrides))
         for column, over in columns.items()
         for row, overrides in rows.items()
     }
@@ -247,8 +246,9 @@ def grid(content: dict[str, Any]) -> list[CellSpec]:
         places.pop((left_out["row"], left_out["column"]), None)
     for cell in content.get("cells", []):
         place = (cell["row"], cell["column"])
-        overrides = [*base, *columns.get(cell["column"], []), *cell["overrides"]]
-        places[place] = CellSpec(*place, overrides, cell.get("published", True))
+        over = columns.get(cell["column"], [])
+        overrides = [*base, *over, *cell["overrides"]]
+        places[place] = CellSpec(*place, overrides, cell.get("published", True), own=own(over, cell["overrides"]))
     return list(places.values())
 
 

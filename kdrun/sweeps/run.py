@@ -21,7 +21,8 @@ from kdrun.runs.directory import rebuild_results, short_path
 from kdrun.runs.ledger import Cell, Ledger, TableShape, write_ledger
 from kdrun.runs.plan import Plan, code_notes, image_notes, make_plan, output_root
 from kdrun.sweeps.adding import added, check_kept
-from kdrun.sweeps.definition import CellSpec, Sweep
+from kdrun.sweeps.cells import CellSpec
+from kdrun.sweeps.definition import Sweep
 from kdrun.sweeps.messages import SweepDisplay
 
 NO_RUN = "cannot be made"  # column of a multirun's cells that do not compose

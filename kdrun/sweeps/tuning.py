@@ -22,7 +22,8 @@ from kdrun.data.datasets import DataSource
 from kdrun.errors import RunError
 from kdrun.runs.directory import RunDirectory
 from kdrun.runs.ledger import Cell, TableShape, read_ledger, result_of, state_of
-from kdrun.sweeps.definition import CellSpec, Sweep
+from kdrun.sweeps.cells import CellSpec
+from kdrun.sweeps.definition import Sweep
 
 KEPT = 3  # one in KEPT candidates advances, and trains KEPT times as long
 SHORTEST = 5  # epochs of a round: with fewer, the ranking is mostly chance

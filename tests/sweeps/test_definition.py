@@ -19,7 +19,8 @@ from kdrun.config.options import RunConfig
 from kdrun.errors import ConfigError
 from kdrun.runs.ledger import TableShape, changes_numbers
 from kdrun.runs.published import Published, published
-from kdrun.sweeps.definition import CellSpec, Sweep, named_sweep, read_sweep
+from kdrun.sweeps.cells import CellSpec
+from kdrun.sweeps.definition import Sweep, named_sweep, read_sweep
 
 CONF = conf_dir()
 SCRIPTS = CONF.parent / "scripts"
