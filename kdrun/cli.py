@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"kdrun {__version__}")
         return 0
-    from kdrun.errors import Interrupted, KdrunError, noted, print_error, print_stopped, suggest
+    from kdrun.errors import Interrupted, KdrunError, noted, out_of_memory, print_error, print_stopped, suggest
 
     noted.clear()
     try:
@@ -70,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except MemoryError as error:
         print_error(f"out of memory ({str(error) or 'size unknown'}): use fewer or smaller images.")
+        return 1
+    except RuntimeError as error:
+        if not (line := out_of_memory(error)):
+            raise
+        print_error(f"{line}.")
         return 1
     except BrokenPipeError:  # as in `kdrun list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -96,6 +96,14 @@ def print_note(line: str, once: bool = False) -> None:
     print(f"note: {printable(line)}", file=sys.stderr)
 
 
+def out_of_memory(error: BaseException) -> str:
+    """Return a line for PyTorch's error about a GPU's full memory; "" for any other. It is told by its name: importing
+    torch for it would slow every command down."""
+    if type(error).__name__ != "OutOfMemoryError":
+        return ""
+    return f"out of memory ({one_line(error)[:160]}): set a smaller batch_size or eval_batch_size"
+
+
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """Return ' Did you mean X?' for the most similar known name, or an empty string."""
     near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
@@ -128,6 +136,6 @@ def with_notes(error: BaseException) -> str:
 def trace_behind(error: BaseException) -> str:
     """Return the traceback of the unexpected error that caused a failure; "" where the failure's line says all."""
     cause = error.__cause__
-    if cause is None or isinstance(cause, KdrunError | MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+    if cause is None or isinstance(cause, KdrunError | MemoryError) or out_of_memory(cause):
         return ""
     return "".join(traceback.format_exception(cause))

@@ -53,6 +53,20 @@ class Batch:
         return self.index[self.share.rows]
 
 
+def applied(function: Callable[[Tensor], Tensor], value: object) -> object:
+    """Return `value` with `function` applied to every tensor in it.
+
+    A closure that called itself would be a cycle, and keep what `function` holds until Python's next collection.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(applied(function, item) for item in value)
+    if isinstance(value, dict):
+        return {key: applied(function, item) for key, item in value.items()}
+    return value
+
+
 class Outputs(NamedTuple):
     """Outputs of a network; everything but `logits` is None unless it was requested.
 
@@ -75,17 +89,7 @@ class Outputs(NamedTuple):
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Outputs:
         """Return the outputs with `function` applied to every tensor in them."""
-
-        def walk(value: object) -> object:
-            if isinstance(value, Tensor):
-                return function(value)
-            if isinstance(value, tuple):
-                return tuple(walk(item) for item in value)
-            if isinstance(value, dict):
-                return {key: walk(item) for key, item in value.items()}
-            return value
-
-        return Outputs(*(walk(value) for value in self))  # type: ignore[arg-type]
+        return Outputs(*(applied(function, value) for value in self))  # type: ignore[arg-type]
 
     def float(self) -> Outputs:
         """Return the outputs in float32: softmax, Pearson correlation and norms lose too much in half precision."""

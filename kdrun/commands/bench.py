@@ -15,7 +15,7 @@ from kdrun.errors import ConfigError, suggest
 
 HELP = """
 usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
-                   [rounds=N] [steps=N] [rows=fp32,bf16,bf16-compiled,fp32-compiled] [save=FILE.csv]
+                   [rounds=N] [steps=N] [rows=fp32,bf16-compiled,bf16-graphs,…] [save=FILE.csv]
 
 Measures training steps, evaluation and the input pipeline of kdrun and of a plain PyTorch loop (float32, NCHW,
 per-image torchvision transforms, default SGD) alternately. Prints the median ratio, its range over the rounds, and the
@@ -29,7 +29,7 @@ runs one after the other, and one process per core with lanes inside with the pl
 """
 
 KINDS = ("train", "eval", "input")
-ROWS = ("fp32", "bf16", "bf16-compiled", "fp32-compiled")
+ROWS = tuple(f"{name}{how}" for name in ("fp32", "tf32", "bf16") for how in ("", "-compiled", "-graphs"))
 LANES = ("lanes", "sharing", "machine")
 DEFAULTS = [
     "teacher=wrn_40_2",

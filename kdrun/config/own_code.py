@@ -28,7 +28,7 @@ from importlib.machinery import (
 from pathlib import Path
 from traceback import walk_tb
 
-from kdrun.errors import KdrunError, reason_of
+from kdrun.errors import KdrunError, out_of_memory, reason_of
 
 LARGEST = 1 << 20  # bytes: a longer file is hashed, but neither followed nor stored
 SUFFIXES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)  # in the order in which an import tries them
@@ -150,6 +150,8 @@ def short_place(path: str, line: int) -> str:
 def located(error: BaseException) -> str:
     """Return `reason_of` an error and its location in the user's code. kdrun's own errors name the location
     themselves."""
+    if line := out_of_memory(error):
+        return line
     place = "" if isinstance(error, KdrunError) else own_place(error)
     reason = f"SyntaxError: {error.msg}" if place and isinstance(error, SyntaxError) else reason_of(error)
     return f"{reason} ({place})" if place else reason

@@ -37,13 +37,13 @@ class Packed:
         return self.changed(Tensor.pin_memory)
 
 
-def on_device(batches: Iterable[Packed], device: torch.device) -> Iterator[tuple[Packed, Tensor]]:
+def on_device(batches: Iterable[Packed], device: torch.device, side: Any) -> Iterator[tuple[Packed, Tensor]]:
     """Yield each batch on the device, and its index on the host. The next batch is copied to a GPU while it works on
-    this one."""
-    if device.type != "cuda":
+    this one. side: the CUDA stream of the copies, one for all epochs, since PyTorch keeps freed memory for the stream
+    that used it; None on a CPU."""
+    if side is None:
         yield from ((packed, packed.index) for packed in batches)
         return
-    side = torch.cuda.Stream(device=device)
     waiting: list[tuple[Packed, Tensor, Any]] = []  # with the event that marks a batch as copied
     for packed in batches:
         with torch.cuda.stream(side):

@@ -147,6 +147,7 @@ class Stream:
         device: torch.device,
     ):
         self.device, self.normalise = device, Normalise(stats, device)
+        self.copies = torch.cuda.Stream(device=device) if device.type == "cuda" else None
         self.batches_of = batches
         count = workers_for(len(decoder.files), device) if workers is None else workers
         self.loader: DataLoader[Any] = DataLoader(
@@ -162,7 +163,7 @@ class Stream:
 
     def packed(self) -> Iterator[tuple[Packed, Tensor]]:
         """Yield each batch on the device, and its index on the host."""
-        return on_device(self.read(), self.device)
+        return on_device(self.read(), self.device, self.copies)
 
     def read(self) -> Iterator[Packed]:
         """Yield the batches. Raises DataError for a damaged file: with dataset.on_error=skip the set excludes these

@@ -10,6 +10,12 @@ from pathlib import Path
 import torch
 
 
+def forget_peak(device: torch.device) -> None:
+    """Start the peak of a GPU's memory anew; that of a CPU process cannot be."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: of the GPU's allocator, or the process's largest resident size on a CPU."""
     if device.type == "cuda":
@@ -19,9 +25,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free memory in bytes on the GPU or, for a CPU, in the system."""
+    """Return the free memory in bytes on the GPU, where what PyTorch keeps for reuse is free, or in the system."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:  # not on Linux: half of the installed memory

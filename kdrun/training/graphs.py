@@ -199,7 +199,8 @@ class Graphs(Eager):
                 self.compute(lanes)
             self.graph, self.lanes = graph, lanes
         except Exception as error:  # a method may do anything that cannot be recorded
-            self.reason = one_line(error)
+            # The end of a failed capture raises an error of its own, which hides the method's.
+            self.reason = one_line(error.__context__ if isinstance(error.__context__, Exception) else error)
         finally:
             for lane in lanes:
                 lane.numbers.recorded = False
@@ -215,12 +216,16 @@ class Graphs(Eager):
             return
         teacher = None if shared is None else OnStream(shared, self.stream)
         streams = [torch.cuda.Stream() for _ in lanes]
-        for lane, stream in zip(lanes, streams, strict=True):
-            stream.wait_stream(self.stream)
-            with torch.cuda.stream(stream):
-                lane.compute(batch, lane.peer or teacher, recorded(lane.progress))
-        for stream in streams:
-            self.stream.wait_stream(stream)
+        forked: list[torch.cuda.Stream] = []
+        try:
+            for lane, stream in zip(lanes, streams, strict=True):
+                stream.wait_stream(self.stream)
+                forked.append(stream)
+                with torch.cuda.stream(stream):
+                    lane.compute(batch, lane.peer or teacher, recorded(lane.progress))
+        finally:  # a capture with an unjoined stream cannot be ended
+            for stream in forked:
+                self.stream.wait_stream(stream)
 
 
 class OnStream:

@@ -3,6 +3,7 @@ forward; each has its own network, method, optimizer, randomness and failure."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,7 +117,11 @@ class Lane:
             self.random = self.random or (self.device.type == "cuda" and has_drawn(self.device))
             self.meter.end(images)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            raise self.explain(error, images) from error
+            explained = self.explain(error, images)
+            if explained is not error:  # it is kept, and its frames would keep the step's activations
+                traceback.clear_frames(error.__traceback__)
+                self.optimizer.zero_grad(set_to_none=True)
+            raise explained from error
 
     def begin(self, epoch: int, step: int, steps: int, rank: int = 0) -> None:
         """Set everything that changes from step to step. rank: of a process with other images than number 0."""

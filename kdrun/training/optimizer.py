@@ -4,6 +4,7 @@ need no scheduler state."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,8 @@ def make_optimizer(
     fused = device.type in ("cpu", "cuda") and all(part.is_floating_point() for part in (*decayed, *plain))
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=fused)
+    # Only graphs=true records the steps, and until then PyTorch warns that it need not be able to.
+    warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
     return kind(
         groups,

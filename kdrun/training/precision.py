@@ -53,9 +53,10 @@ class Numerics:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = not self.deterministic
-        if self.deterministic and self.device.startswith("cuda"):
+        exact = self.deterministic and self.device.startswith("cuda")
+        if exact:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(exact)  # off, too: an earlier run of this process may have set it
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

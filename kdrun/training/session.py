@@ -27,7 +27,7 @@ from kdrun.streams import Streams
 from kdrun.training import ranks
 from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.checkpoint import save_weights
-from kdrun.training.cost import free_memory
+from kdrun.training.cost import forget_peak, free_memory
 from kdrun.training.loggers import check_loggers, log
 from kdrun.training.loop import evaluate
 from kdrun.training.network import Network
@@ -281,6 +281,7 @@ class Session:
         Raises Interrupted for a signal, DiskFull if no run can continue.
         """
         epochs, steps = trainings[0].lane.epochs, loaders.train.steps_per_epoch
+        forget_peak(self.numerics.torch_device)  # the teacher's training had its own
         waiting = yield from self.begin_all(trainings, teacher, loaders, what)
         if not waiting:
             return

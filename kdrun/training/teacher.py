@@ -29,8 +29,9 @@ class Teacher:
     def __call__(self, image: Tensor) -> Outputs:
         """Return the outputs [N, …] for images [N, 3, H, W]."""
         assert not self.network.tap.training, "the teacher was put into training mode"
+        count = len(image)
         with torch.no_grad():
-            return self.network(filled(image, self.network.batch_size)).apply(lambda rows: rows[: len(image)])
+            return self.network(filled(image, self.network.batch_size)).apply(lambda rows: rows[:count])
 
     def for_batch(self, batch: Batch) -> Forward:
         """Return the teacher for the students of one batch: each image tensor passes only once, for all callers. The

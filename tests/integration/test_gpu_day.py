@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import signal
+import subprocess
 import sys
 import time
 from importlib.machinery import SourceFileLoader
@@ -52,7 +54,33 @@ def test_its_columns_are_the_tables_and_its_teachers_all_of_theirs(day):
     assert len(day.TEACHERS) == len({name.split(" → ")[0] for name in columns})
     names = list(day.steps(day.parse(["epochs=2"])))
     assert names[:4] == ["doctor", "tests", "bench", "teacher, WRN-40-2 → WRN-40-1"]
-    assert len(names) == 3 + len(day.TEACHERS) + 3 * len(columns)
+    assert len(names) == 3 + len(day.TEACHERS) + 3 * len(columns) + 1
+    assert names[-1] == "all tests"
+
+
+def test_its_first_tests_exist(day):
+    words = ["-q", "-n0", "-m", "gpu", "--collect-only", *day.FIRST_TESTS]
+    found = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    rows = importlib.import_module("kdrun.commands.bench").ROWS
+    assert set(day.BENCH_ROWS.split(",")) <= set(rows)
+
+
+def test_packs_what_a_finished_run_needs(day, tmp_path):
+    """Weights and records, but neither the best epoch's weights nor the state to go on from."""
+    run, begun = (tmp_path / "root" / "runs" / name for name in ("done", "begun"))
+    for folder in (run, begun):
+        folder.mkdir(parents=True)
+        for name in ("last.pt", "student.safetensors", "student_best.safetensors"):
+            (folder / name).write_text("x")
+    (run / "result.json").write_text("{}")
+    (tmp_path / "root" / "gpu_bench.csv").write_text("what")
+    day.pack(day.parse([f"output_root={tmp_path / 'root'}", f"output={tmp_path / 'out'}"]))
+    assert (tmp_path / "out" / "gpu_bench.csv").read_text() == "what"
+    day.unpack(day.parse([f"output_root={tmp_path / 'new'}", f"output={tmp_path / 'out'}"]))
+    files = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    kept = {"runs/done/student.safetensors", "runs/done/result.json", "gpu_bench.csv"}
+    assert files == kept | {"runs/begun/last.pt", "runs/begun/student.safetensors"}
 
 
 def test_words_go_to_training(day, tmp_path):

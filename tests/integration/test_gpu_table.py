@@ -6,10 +6,14 @@ the same on a CPU, as far as that can.
 
 from __future__ import annotations
 
+import atexit
 import csv
 import json
 import os
+import shutil
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,14 +30,17 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 on_a_gpu = pytest.mark.skipif(not GPU and os.environ.get("KDRUN_GPU_TESTS") != "cpu", reason="no CUDA device")
 
+# Five steps that a graph plays, over two epochs and with another rate in each: a number that was recorded as a constant
+# shows. Three steps go before them kernel by kernel.
+REPLAYED = ["dataset.fake_train=136", "optimizer.schedule=cosine"]
 # name -> what it sets, in the order in which they are run.
 SETTINGS = {
     "fp32": ["precision=fp32"],
     "bf16": ["precision=bf16"],
     "tf32": ["precision=tf32"],
     "fp32, deterministic": ["precision=fp32", "deterministic=true"],
-    "fp32, graphs": ["precision=fp32", "graphs=true"],
-    "bf16, graphs": ["precision=bf16", "graphs=true"],
+    "fp32, graphs": ["precision=fp32", "graphs=true", *REPLAYED],
+    "bf16, graphs": ["precision=bf16", "graphs=true", *REPLAYED],
     "fp32, compiled": ["precision=fp32", "compile=true"],
     "bf16, compiled": ["precision=bf16", "compile=true"],
 }
@@ -45,7 +52,11 @@ NETWORKS = {
     "capd": ["teacher=vit_cifar_tiny", "dataset.image_size=32"],
     "vlfkd": ["student=vit_cifar_tiny", "dataset.image_size=32"],
 }
-STEADY = {"vlfkd": ["optimizer.lr=0.001"]}  # the others train at the rate of the digits
+STEADY = {  # the others train at the rate of the digits, and need no preparation
+    "vlfkd": ["optimizer.lr=0.001"],
+    "sskd": ["method.prepare_epochs=1"],
+    "fitnet": ["method.hint_epochs=1"],
+}
 BASE = [word for word in TINY if not word.startswith(("precision", "compile"))] + ["teacher.random=true", "epochs=2"]
 COLUMNS = ["method", "setting", "device", "seconds", "images/s", "result", "top1", "largest difference from a CPU"]
 
@@ -95,15 +106,24 @@ def note_down(place: str, row: list[str]) -> None:
             csv.writer(file).writerows([COLUMNS, row] if fresh else [row])
 
 
+@cache
+def on_a_cpu(method: str, replayed: bool) -> Path:
+    """Train a method once in fp32 on the CPU, as a reference for all settings; return its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="kdrun-reference-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    words = [*words_of(method, "fp32"), *(REPLAYED if replayed else [])]
+    assert main(["train", *words, "device=cpu", f"output_root={folder}"]) == 0
+    return folder
+
+
 def measure(folder: Path, method: str, setting: str, place: str) -> list[str]:
-    """Train once on the device and, in fp32, on the CPU; return the table's row, which is noted down."""
+    """Train on the device and compare with fp32 on the CPU; return the table's row, which is noted down."""
     begun = time.perf_counter()
     code = trained(folder / "here", method, setting, DEVICE)
     row = [method, setting, DEVICE, f"{time.perf_counter() - begun:.1f}", "", f"failed with {code}", "", ""]
     if code == 0:
         result = json.loads((only_run(folder / "here") / "result.json").read_text())
-        assert trained(folder / "cpu", method, "fp32", "cpu") == 0
-        apart = difference(folder / "here", folder / "cpu")
+        apart = difference(folder / "here", on_a_cpu(method, "graphs" in setting))
         row[4:] = [f"{result['images_per_second']:.0f}", "done", f"{result['top1_last']:.2f}", f"{apart:.3g}"]
     note_down(place, row)
     return row
@@ -112,7 +132,7 @@ def measure(folder: Path, method: str, setting: str, place: str) -> list[str]:
 @pytest.mark.gpu
 @on_a_gpu
 @pytest.mark.parametrize(("setting", "method"), [(one, name) for one in SETTINGS for name in choices("method")])
-def test_every_method_in_every_arithmetic(setting, method, tmp_path):
+def test_every_method_in_every_arithmetic(setting, method, tmp_path, capsys):
     place = os.environ.get("KDRUN_GPU_TABLE", "")
     if reason := missing(setting):
         pytest.skip(reason)
@@ -120,6 +140,7 @@ def test_every_method_in_every_arithmetic(setting, method, tmp_path):
         pytest.skip("in the table already")
     row = measure(tmp_path, method, setting, place)
     assert row[5] == "done"
+    assert "kernel by kernel" not in capsys.readouterr().out  # the recording has not failed
     weights = load_file(only_run(tmp_path / "here") / "student.safetensors")
     assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
     if DEVICE == "cpu" and setting in ("fp32", "fp32, deterministic"):
@@ -138,7 +159,8 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(changes, method,
 
 def resume(changes: list[str], method: str, folder: Path, monkeypatch) -> None:
     """Kill a run in its second epoch, take it up again and compare it with another one."""
-    words = ["train", *words_of(method, "fp32, deterministic"), *changes, f"device={DEVICE}", "save_every_minutes=1e-9"]
+    words = ["train", *words_of(method, "fp32, deterministic"), *REPLAYED, "epochs=3", *changes, f"device={DEVICE}"]
+    words.append("save_every_minutes=1e-9")
     assert main([*words, f"output_root={folder / 'whole'}"]) == 0
     with monkeypatch.context() as patch:
         interrupted_at(patch, 5, killed)
@@ -151,11 +173,11 @@ def resume(changes: list[str], method: str, folder: Path, monkeypatch) -> None:
 @pytest.mark.gpu
 @on_a_gpu
 @pytest.mark.parametrize("method", choices("method"))
-def test_graphs_have_the_bits_of_single_kernels(method, tmp_path):
+def test_graphs_have_the_bits_of_single_kernels(method, tmp_path, capsys):
     """`graphs=auto` depends on this."""
     if reason := missing("fp32, graphs"):
         pytest.skip(reason)
-    words = ["train", *words_of(method, "fp32, deterministic"), f"device={DEVICE}"]
+    words = ["train", *words_of(method, "fp32, deterministic"), *REPLAYED, f"device={DEVICE}"]
     for graphs in ("true", "false"):
         assert main([*words, f"graphs={graphs}", f"output_root={tmp_path / graphs}"]) == 0
     apart = difference(tmp_path / "true", tmp_path / "false")
@@ -163,6 +185,25 @@ def test_graphs_have_the_bits_of_single_kernels(method, tmp_path):
     row = [method, "graphs against single kernels", DEVICE, "", "", result, "", f"{apart:.3g}"]
     note_down(os.environ.get("KDRUN_GPU_TABLE", ""), row)
     assert apart == 0
+    assert "kernel by kernel" not in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_lanes_in_one_graph_have_the_bits_of_single_kernels(tmp_path, capsys):
+    """Each lane has a stream of its own there, which the simulated device cannot let overlap."""
+    if reason := missing("fp32, graphs"):
+        pytest.skip(reason)
+    found = []
+    for graphs in ("true", "false"):
+        words = [*words_of("kd", "fp32, deterministic"), *REPLAYED, "method=kd,dkd,crd", "launcher.processes=0"]
+        root = tmp_path / graphs
+        assert main(["train", "-m", *words, f"graphs={graphs}", f"device={DEVICE}", f"output_root={root}"]) == 0
+        files = sorted(root.glob("runs/*/*/*/*/student.safetensors"))
+        found.append({path.parent.parent.name: load_file(path) for path in files})
+    assert "kernel by kernel" not in capsys.readouterr().out
+    assert len(found[0]) == 3
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.skipif(GPU, reason="the tests above run")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import pytest
+import torch
 
 from kdrun.cli import main
+from kdrun.config.compose import load
+from kdrun.display import PlainDisplay
+from kdrun.errors import RunError
+from kdrun.training.bench.engine_steps import EngineSteps
+from kdrun.training.bench.rows import precision_of
+from kdrun.training.bench.setup import prepare
 from tests.conftest import TINY
+from tests.simulated_cuda import simulated_cuda
 
 SMALL = [*TINY, "dataset.fake_train=128", "batch_size=16", "rounds=2", "steps=1"]
 
@@ -49,6 +58,31 @@ def test_mistakes_get_one_line(words, expected, capsys):
     printed = capsys.readouterr()
     assert expected in printed.err + printed.out
     assert len((printed.err + printed.out).strip().splitlines()) == 1
+
+
+def test_a_graph_is_replayed_in_its_row():
+    """Alone and as lanes, since each has steps of its own; a step that cannot be recorded is an error, not a row."""
+    nodes = [load([f"method={name}"]).method for name in ("kd", "at")]
+    with simulated_cuda() as gpu:
+        bench = prepare(load([*SMALL[:-2], "device=cuda"]), 1, 1, ["fp32-graphs"], PlainDisplay())
+        for way, replays in (("step_lanes", 3), ("step_alone", 6)):
+            step, before = getattr(EngineSteps(bench, "fp32-graphs", nodes), way), gpu.replays
+            assert [step() for _ in range(6)] == [2 * 16] * 6
+            assert gpu.replays - before == replays
+        bench.config = replace(bench.config, optimizer=replace(bench.config.optimizer, accumulate_steps=2))
+        steps = EngineSteps(bench, "fp32-graphs", nodes[:1])
+        with pytest.raises(RunError, match="kernel by kernel"):
+            [steps.step_lanes() for _ in range(6)]
+
+
+def test_a_row_has_its_own_arithmetic():
+    """TF32 is a setting of the process: a row sets it, and the next one does not have it."""
+    with simulated_cuda():
+        bench = prepare(load([*SMALL[:-2], "device=cuda"]), 1, 1, ["tf32"], PlainDisplay())
+        with bench.arithmetic(bench.numerics_of("tf32")):
+            assert torch.backends.cuda.matmul.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert precision_of(bench, "plain loop") == "fp32, convolutions tf32"
 
 
 def test_lanes_beside_runs_alone(tmp_path):

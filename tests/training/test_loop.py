@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -227,6 +229,55 @@ def test_a_failing_lane_leaves_the_others_alone():
     assert bad.failed is not None
     assert good.failed is None
     assert all(torch.equal(a, b) for a, b in zip(good.model.parameters(), expected.model.parameters(), strict=True))
+
+
+def test_a_lane_out_of_memory_gives_its_memory_back():
+    """Its error is kept, and with it the frames of the failed step, which held the activations."""
+    held = []
+
+    class Greedy(Independent):
+        def losses(self, batch, student, teacher, progress):
+            large = torch.zeros(1000)
+            held.append(weakref.ref(large))
+            raise torch.OutOfMemoryError(f"CUDA out of memory at {large.shape}")
+
+    lane = make_lane(method=Greedy())
+    list(train_epoch([lane, make_lane()], None, loader(), 0))
+    assert lane.failed is not None and "out of memory at batch_size=8" in str(lane.failed)
+    assert held[0]() is None
+
+
+def test_a_batch_is_gone_after_its_step():
+    """Without Python's cycle collector, which may leave dozens of them for later."""
+    teacher, image = make_teacher(), torch.zeros(2, 3, 16, 16)
+    gone = weakref.ref(image)
+    gc.disable()
+    try:
+        teacher(image)
+        del image
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_out_of_memory_beside_a_step_is_one_line(kdrun, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr("kdrun.training.trainer.evaluate", full)
+    code, _, err = kdrun("train", *TINY, "method=none")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "out of memory" in err and "eval_batch_size" in err
+
+
+def test_determinism_ends_with_its_run():
+    try:
+        Numerics("cuda:0", "fp32", False, 1, True).apply()
+        assert torch.are_deterministic_algorithms_enabled()
+        Numerics("cuda:0", "fp32", False, 1, False).apply()
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_teacher_stays_in_eval_mode():

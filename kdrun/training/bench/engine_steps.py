@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,14 +10,14 @@ import numpy as np
 import torch
 
 from kdrun.data.splits import ArraySet
+from kdrun.errors import RunError
 from kdrun.methods.factory import make_method
 from kdrun.streams import Streams
-from kdrun.structures import Batch
 from kdrun.training.bench.setup import Bench
 from kdrun.training.bench.timing import Step
 from kdrun.training.build import data_spec, make_lane, make_loaders, make_network
-from kdrun.training.loop import batches, evaluate
-from kdrun.training.meters import TrainMeter
+from kdrun.training.graphs import Graphs
+from kdrun.training.loop import Eager, Lane, TrainLoader, batches, evaluate
 from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
 from kdrun.training.teacher import Teacher
@@ -48,7 +49,6 @@ class EngineSteps:
         config, numerics = bench.config, bench.numerics_of(row)
         made = [make_method(node) for node in methods]
         views = tuple(dict.fromkeys(view for method in made for view in method.views))
-        self.batch_size = config.batch_size
         self.loaders = make_loaders(
             bench.data, config.batch_size, streams, config.teacher_view, bench.numerics, views=views
         )
@@ -67,34 +67,50 @@ class EngineSteps:
             )
             lane.student.tap.train()
             self.lanes.append(lane)
-        self.teacher = Teacher(shared)
-        self.batches = self.endless()
-
-    def endless(self) -> Iterator[tuple[int, int, int, Batch]]:
-        """Yield (epoch, step, steps, batch) of full batches, with fresh meters at each epoch's start; the small last
-        batch is skipped, since it would be a different kind of step."""
-        steps = self.loaders.train.steps_per_epoch
-        for epoch in range(10**6):
-            for lane in self.lanes:
-                lane.meter = TrainMeter(lane.device, steps)
-            for step, batch in enumerate(self.loaders.train.epoch(epoch)):
-                if len(batch.label) == self.batch_size:
-                    yield epoch, step, steps, batch
+        teacher, loader = Teacher(shared), self.loaders.train
+        self.together = Steps(teacher, loader, self.lanes, numerics.graphs)
+        self.apart = [Steps(teacher, loader, [lane], numerics.graphs) for lane in self.lanes]
+        self.arithmetic = lambda: bench.arithmetic(numerics)
 
     def step_lanes(self) -> int:
-        """Train every lane on one batch and one teacher forward; return the images, summed over students."""
-        epoch, step, steps, batch = next(self.batches)
-        shared = self.teacher.for_batch(batch)
-        for lane in self.lanes:
-            lane.step(batch, lane.peer or shared, epoch, step, steps)
-        return len(self.lanes) * self.batch_size
+        """Train every lane on the same batch and teacher forward; return the images, summed over students."""
+        with self.arithmetic():
+            return self.together.train()
 
     def step_alone(self) -> int:
         """Train every lane on its own batch and its own teacher forward."""
+        with self.arithmetic():
+            return sum(steps.train() for steps in self.apart)
+
+
+class Steps:
+    """Endless steps of some lanes on full batches. The small last batch of an epoch is skipped, since it would be a
+    different kind of step. graphs: True if the steps are CUDA graphs."""
+
+    def __init__(self, teacher: Teacher, loader: TrainLoader, lanes: list[Lane], graphs: bool):
+        self.how, self.loader, self.lanes = (Graphs if graphs else Eager)(teacher, loader), loader, lanes
+        self.source = self.endless()
+
+    def endless(self) -> Iterator[tuple[int, int, Any]]:
+        """Yield (epoch, step, what the step is given), with meters set to zero at each epoch's start."""
+        whole = self.loader.num_samples // self.loader.batch_size
+        for epoch in range(10**6):
+            for lane in self.lanes:
+                lane.count_from_zero(self.loader.steps_per_epoch)
+            for step, given in enumerate(itertools.islice(self.how.epoch(epoch, 0), whole)):
+                yield epoch, step, given
+
+    def train(self) -> int:
+        """Train the lanes on one batch and one teacher forward; return the images, summed over students. Raises
+        RunError if a lane fails, or if the step cannot be recorded."""
+        epoch, step, given = next(self.source)
+        self.how.step(self.lanes, given, epoch, step, self.loader.steps_per_epoch)
         for lane in self.lanes:
-            epoch, step, steps, batch = next(self.batches)
-            lane.step(batch, lane.peer or self.teacher.for_batch(batch), epoch, step, steps)
-        return len(self.lanes) * self.batch_size
+            if lane.failed is not None:
+                raise lane.failed
+        if remark := self.how.remark():
+            raise RunError(f"{remark}.")
+        return len(self.lanes) * self.loader.batch_size
 
 
 def evaluation_step(bench: Bench, row: str) -> Step:
@@ -104,7 +120,8 @@ def evaluation_step(bench: Bench, row: str) -> Step:
     loader = make_loaders(bench.data, bench.config.batch_size, Streams("student", 0), "same", numerics).test
 
     def step() -> int:
-        evaluate(network.tap.model, network.tap.prepare, loader, numerics)
+        with bench.arithmetic(numerics):
+            evaluate(network.tap.model, network.tap.prepare, loader, numerics)
         return loader.num_samples
 
     return step

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from kdrun.training.bench.timing import Step
 
 
@@ -38,4 +40,7 @@ def _serve(connection: Connection, make: Callable[..., dict[str, Step]], argumen
     connection.send(list(steps))
     with contextlib.suppress(EOFError):
         while True:
-            connection.send(steps[connection.recv()]())
+            images = steps[connection.recv()]()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # the asking process cannot
+            connection.send(images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from kdrun.hardware import cpu_kind
 from kdrun.runs.plan import make_plan
 from kdrun.training.bench.timing import Step, Timing, alternate
 from kdrun.training.build import Data, load_data
+from kdrun.training.graphs import WARM
 from kdrun.training.precision import Numerics, resolve, resolve_device, resolve_precision
 
 TEST_IMAGES = 512  # per evaluation pass: enough for several batches, and quick on a CPU
@@ -37,13 +40,26 @@ class Bench:
         return self.numerics.torch_device
 
     def numerics_of(self, row: str) -> Numerics:
-        return replace(self.numerics, precision=row.partition("-")[0], compile=row.endswith("-compiled"))
+        precision, *how = row.split("-")
+        return replace(self.numerics, precision=precision, compile="compiled" in how, graphs="graphs" in how)
+
+    @contextmanager
+    def arithmetic(self, numerics: Numerics) -> Iterator[None]:
+        """Switch to a row's arithmetic (TF32 is a setting of the process), and back."""
+        numerics.apply()
+        try:
+            yield
+        finally:
+            self.numerics.apply()
 
 
 def prepare(config: RunConfig, rounds: int, steps: int, rows: list[str], display: Display) -> Bench:
     """Load the data and resolve the numerics. Raises ConfigError."""
     if any(row.endswith("compiled") for row in rows):
         resolve(config.device, "fp32", "true", config.threads, False)  # raises an error if there is no compiler
+    for row in rows:  # raises an error for what this machine lacks
+        precision, *how = row.split("-")
+        resolve(config.device, precision, "false", config.threads, False, "true" if "graphs" in how else "false")
     numerics = resolve(config.device, "fp32", "false", config.threads, False).numerics
     numerics.apply()
     data = load_data(make_plan(config, []), display.track)
@@ -82,4 +98,4 @@ def measured(bench: Bench, rows: dict[str, Step]) -> list[Timing]:
     """Time `rows` alternately, with progress on the display."""
     total = len(rows) * (bench.rounds + 1)
     ticks = bench.display.track(iter(range(total)), total, "measuring")
-    return alternate(rows, bench.rounds, bench.steps, 3, bench.device, lambda: next(ticks, None))
+    return alternate(rows, bench.rounds, bench.steps, WARM + 2, bench.device, lambda: next(ticks, None))
