@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # RepDistiller's and mdistiller's CIFAR-100 benchmark with every method that has published settings: seven pairs of one
-# family (same: 327 runs, about 175 GPU-hours) or six of different families (different: 234 runs, about 115), three seeds;
+# family (same: 330 runs, about 165 GPU-hours) or six of different families (different: 267 runs, about 175), three seeds;
 # estimates. Without a word both, one after the other. Expect the figures at the top of conf/sweep/mdistiller_*.yaml.
 #   scripts/reproduce_mdistiller.sh [same|different] [row=KD,CRD,DKD seed=0 dataset.root=/path …]
 set -euo pipefail

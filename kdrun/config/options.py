@@ -31,7 +31,7 @@ class DatasetOptions:
     root: str | None = setting(
         None,
         path=True,
-        help="folder of the images (kdrun data FOLDER inspects it); null: $KDRUN_DATA, else a download",
+        help="folder of the images (kdrun data FOLDER inspects it); null: $KDRUN_DATA, else a download, for CIFAR only",
     )
     image_size: int = setting(low=8, high=LARGEST_SIDE, help="side in pixels to which images are resized")
     normalize: str = setting(

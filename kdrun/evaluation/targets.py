@@ -97,7 +97,9 @@ class Which:
     """Selection of a run's network."""
 
     model: str = setting("student", choices=("student", "teacher"), help="the network of the run")
-    weights: str = setting("last", choices=("last", "best"), help="of the last epoch, or of the best on the test set")
+    weights: str = setting(
+        "last", choices=("last", "best"), help="of the last epoch, or of the best on the validation or test images"
+    )
     trust: bool = setting(False, help="allow a run from elsewhere to execute the user code that it names")
 
 

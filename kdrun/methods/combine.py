@@ -42,7 +42,7 @@ class Combine(Method):
     Hyperparameters:
         ce_weight: weight of the one hard-label term. 1 in RepDistiller's sums.
         parts: the methods, as names or with weight and settings:
-            'method.parts=[kd,{method: crd, weight: 0.8}]', 'method.parts=[{method: at, p: 2, at_weight: 500}]'.
+            'method.parts=[kd,{method: crd, weight: 0.8}]', 'method.parts=[{method: at, power: 2, at_weight: 500}]'.
             A part's settings are those of conf/method/NAME.yaml unless given; its weight is 1 unless given.
 
     Disagreements:

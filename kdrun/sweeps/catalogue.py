@@ -54,6 +54,8 @@ def dataset_of(words: list[str], config_dir: str | None) -> str:
             for item in read_yaml(file).get("defaults", []) if file else []:
                 if isinstance(item, dict) and "override /dataset" in item:
                     chosen = str(item["override /dataset"])
+                elif isinstance(item, dict) and "override /benchmark" in item:
+                    chosen = dataset_of([f"benchmark={item['override /benchmark']}"], config_dir)
         elif group == "dataset":
             chosen = name
     return chosen

@@ -183,6 +183,7 @@ def test_sweeps_are_listed_with_cells_data_and_cost(kdrun):
     assert "digits (built in)" in lines["digits_table"]
     assert "16 minutes" in lines["digits_table"]
     assert "dataset.root=FOLDER" in lines["vit_to_resnet"]
+    assert "CIFAR-100" in lines["colour_invariance"]  # an experiment of a benchmark
 
 
 @pytest.mark.parametrize(
