@@ -60,15 +60,19 @@ def synchronize(device: torch.device) -> None:
 
 
 LONG = 2.0  # seconds: work that takes this long needs neither warm-up nor many repeats
+QUEUED = 20  # calls on a GPU between two synchronisations, which take longer than a small kernel
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 9, warm: int = 3) -> float:
-    """Return the median time of one call, from `repeats` calls after `warm`, or from as many as take LONG together."""
+    """Return the median time of one call, from `repeats` measurements after `warm`, or from as many as take LONG
+    together. On a GPU each measures QUEUED calls."""
+    calls = QUEUED if device.type == "cuda" else 1
     spent: list[float] = []
     while len(spent) < warm + repeats and sum(spent) < LONG:
         synchronize(device)
         begun = time.perf_counter()
-        work()
+        for _ in range(calls):
+            work()
         synchronize(device)
         spent.append(time.perf_counter() - begun)
-    return statistics.median(spent[min(warm, len(spent) - 1) :])
+    return statistics.median(spent[min(warm, len(spent) - 1) :]) / calls
