@@ -74,6 +74,12 @@ def pairs_of(kept: Any, new: Any) -> list[tuple[Any, Any]]:
     return [(getattr(kept, field.name), getattr(new, field.name)) for field in fields(kept)]
 
 
+def first_error(error: BaseException) -> BaseException:
+    """Return the error that made a recording fail: its end raises "operation failed due to a previous error during
+    capture", which hides the one before."""
+    return error.__context__ if error.__context__ and "error during capture" in str(error) else error
+
+
 class Indices:
     """Feed of batches that are gathered and augmented within the graph, from the positions of their samples."""
 
@@ -199,8 +205,7 @@ class Graphs(Eager):
                 self.compute(lanes)
             self.graph, self.lanes = graph, lanes
         except Exception as error:  # a method may do anything that cannot be recorded
-            # The end of a failed capture raises an error of its own, which hides the method's.
-            self.reason = one_line(error.__context__ if isinstance(error.__context__, Exception) else error)
+            self.reason = one_line(first_error(error))
         finally:
             for lane in lanes:
                 lane.numbers.recorded = False

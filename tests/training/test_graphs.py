@@ -18,7 +18,7 @@ from kdrun.methods.kd import KD
 from kdrun.runs.plan import make_plan
 from kdrun.structures import Progress
 from kdrun.training.average import Average
-from kdrun.training.graphs import recorded
+from kdrun.training.graphs import first_error, recorded
 from kdrun.training.meters import TrainMeter
 from kdrun.training.optimizer import load_optimizer, make_optimizer
 from kdrun.training.precision import pinned, resolve
@@ -211,6 +211,16 @@ def test_a_method_that_cannot_be_recorded_goes_on_without(kdrun, monkeypatch, tm
     assert kdrun("train", *words, "device=cpu", f"output_root={tmp_path / 'cpu'}")[0] == 0
     found = [load_file(only_run(tmp_path / place) / "student.safetensors") for place in ("gpu", "cpu")]
     assert all(torch.equal(found[0][name], weight) for name, weight in found[1].items())
+
+
+def test_the_end_of_a_recording_does_not_hide_why_it_failed():
+    """CUDA's end of a capture raises an error of its own after the method's."""
+    ending = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    ending.__context__ = RuntimeError("operation not permitted when stream is capturing")
+    assert str(first_error(ending)).startswith("operation not permitted")
+    plain = RuntimeError("the method reads progress.step as a plain number")
+    plain.__context__ = KeyError("step")
+    assert first_error(plain) is plain
 
 
 def test_the_simulated_gpu_refuses_what_a_gpu_refuses():
