@@ -187,7 +187,7 @@ def views(bench: Bench, settings: dict[str, str]) -> list[str]:
     That follows from the teacher's share of a step, and from how often a view comes again.
     """
     steps = EngineSteps(bench, "fp32", [bench.config.method])
-    image = next(steps.batches)[-1].teacher_image
+    image = next(steps.loaders.train.epoch(0)).teacher_image
     spent = alternate({"step": steps.step_lanes, "teacher": lambda: steps.teacher(image)}, bench.rounds)
     share = median(one / whole for one, whole in zip(spent["teacher"], spent["step"], strict=True))
     rows = [f"| views | teacher's share of a step of KD | {share:.0%} | |"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 
 from kdrun.config.groups import GROUPS, MODEL_GROUPS
@@ -16,7 +16,7 @@ DEFINING = (
     *(f"{role}.checkpoint" for role in MODEL_GROUPS),
 )
 OF_NETWORK = {field.name for field in fields(ModelOptions)}
-FILES = ("checkpoint", "checkpoint_weights", "checkpoint_ignore")  # each describes a file of exactly one network
+OF_FILE = ("checkpoint", "checkpoint_weights", "checkpoint_ignore")
 
 
 def key_of(word: str) -> str:
@@ -24,50 +24,51 @@ def key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def applying(own: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Return the command line's overrides `given` that apply to a cell with the overrides `own` of its row (and of its
-    column, if there are several).
+def applying(row: Sequence[str], column: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return the command line's overrides `given` that apply to a cell with the overrides of its row and its column.
 
-    A network that the row chooses does not take the weights file, or other settings, of the command line's network.
+    A row or column keeps what it defines. A network that a row chooses does not take the weights file, or other
+    settings, of the command line's network. Nothing else decides, so that a sweep can be run row by row.
     """
-    mine, theirs = {key_of(word) for word in own}, {key_of(word) for word in given}
-    return [word for word in given if not is_kept(key_of(word), mine, theirs)]
+    defined = {key_of(word) for word in (*row, *column)}.intersection(DEFINING)
+    chosen, theirs = ({key_of(word) for word in words} for words in (row, given))
+    return [word for word in given if key_of(word) not in defined and not is_of_other(word, chosen, theirs)]
 
 
-def is_kept(key: str, own: Collection[str], given: Collection[str]) -> bool:
-    """Return True if a cell keeps its own value where the command line has the key."""
-    if key in DEFINING and key in own:
-        return True
-    role, _, rest = key.partition(".")
+def is_of_other(word: str, row: set[str], given: set[str]) -> bool:
+    """Return True if an override of the command line describes another network than the row's. row, given: keys."""
+    role, _, rest = key_of(word).partition(".")
     if role not in MODEL_GROUPS:
         return False
-    part = rest.partition(".")[0]
-    if role in own:
-        return part in FILES or (role in given and part in OF_NETWORK)
-    return f"{role}.random" in own and part in (*FILES, "pretrained")
+    part, value = rest.partition(".")[0], word.partition("=")[2]
+    of_file = part in OF_FILE or (part == "pretrained" and value not in ("true", "false"))
+    if role in row:
+        return of_file or (role in given and part in OF_NETWORK)
+    return f"{role}.random" in row and (of_file or part == "pretrained")
 
 
-def tell_kept(name: str, given: Sequence[str], cells: Sequence[CellSpec]) -> None:
-    """Print a note for the command line's overrides that do not apply to each of the cells of sweep `name`. Raises
-    ConfigError for one that applies to none."""
+def tell_kept(name: str, given: Sequence[str], cells: Sequence[CellSpec], before: Sequence[str]) -> None:
+    """Print a note for the command line's overrides that do not apply to each of the chosen cells of sweep `name`.
+    before: the overrides of the runs that the cells start from. Raises ConfigError for one that applies to none."""
     places: dict[tuple[str, ...], list[str]] = {}
     for word in given:
-        kept = [cell for cell in cells if word not in applying(cell.own, given)]
-        if kept and len(kept) == len(cells):
+        kept = [cell for cell in cells if word not in applying(cell.row_words, cell.column_words, given)]
+        if kept and len(kept) == len(cells) and word not in before:
             raise ConfigError(
-                f"{word}: each chosen row or column of sweep {name} has its own {key_of(word)}. Leave it out: row= and "
+                f"{word}: every row or column of sweep {name} has its own {key_of(word)}. Leave it out: row= and "
                 "column= choose cells, and kdrun train -m without sweep= makes a table of your own."
             )
-        if kept:
-            places.setdefault(labels_of(kept, cells), []).append(word)
+        chosen = [cell for cell in kept if cell.chosen]
+        if chosen:
+            places.setdefault(labels_of(chosen, cells), []).append(word)
     for labels, words in places.items():
-        verb = "have their" if len(labels) > 1 else "has its"
-        print_note(f"{' '.join(words)}: not for {', '.join(labels)}, which {verb} own.", once=True)
+        verb = "choose" if len(labels) > 1 else "chooses"
+        print_note(f"{' '.join(words)}: not for {', '.join(labels)}, which {verb} otherwise.", once=True)
 
 
 def labels_of(some: Sequence[CellSpec], cells: Sequence[CellSpec]) -> tuple[str, ...]:
-    """Return the columns that `some` of the cells fill, else their rows."""
+    """Return the columns that `some` of the chosen cells fill, else their rows."""
     columns = dict.fromkeys(cell.column for cell in some)
     rows = dict.fromkeys(cell.row for cell in some)
-    whole = len(some) == sum(cell.column in columns for cell in cells)
+    whole = len(some) == sum(cell.chosen and cell.column in columns for cell in cells)
     return tuple(columns if whole else rows)

@@ -31,8 +31,8 @@ def train_before(
                 display.note(f"the cells of {sweep.name} start from {label}: repeat the command when it is done")
             return sweep, code
         sweep = filled(sweep, f"<{label}>", str(plan.run.path))
-        if plan.teacher_run is not None:
-            sweep = filled(sweep, f"<{label}.teacher>", str(plan.teacher_run.path))
+        teacher = plan.config.teacher.checkpoint if plan.teacher_run is None else plan.teacher_run.path
+        sweep = filled(sweep, f"<{label}.teacher>", str(teacher))
     return sweep, None
 
 

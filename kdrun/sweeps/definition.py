@@ -216,16 +216,16 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
     specs = [
         replace(
             spec,
-            overrides=[*spec.overrides, *applying(spec.own, rest), f"seed={seed}"],
+            overrides=[*spec.overrides, *applying(spec.row_words, spec.column_words, rest), f"seed={seed}"],
             chosen=is_chosen(spec, seed),
         )
         for spec in sorted(grid(content), key=lambda spec: shape.columns.index(spec.column))
         for seed in ordered([*content.get("seeds", [0]), *seeds])
     ]
-    tell_kept(name, rest, [spec for spec in specs if spec.chosen])
     changing = changing_words(rest)
     own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
-    before = {label: [*words, *rest] for label, words in content.get("before", {}).items()}
+    before = {label: [*words, *applying([], words, rest)] for label, words in content.get("before", {}).items()}
+    tell_kept(name, rest, specs, [word for words in before.values() for word in words])
     return Sweep(own_name, content.get("title", name), specs, shape, before)
 
 
@@ -233,23 +233,26 @@ def grid(content: dict[str, Any]) -> list[CellSpec]:
     """Return rows times columns without skipped places, and the cells given individually; without seeds."""
     base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
     several = len(ordered([*columns, *(cell["column"] for cell in content.get("cells", []))])) > 1
+    started = from_before(base)
 
-    def own(over: list[str], overrides: list[str]) -> list[str]:
-        return [*(over if several else []), *overrides]
+    def cell(row: str, column: str, overrides: list[str], published: bool = True) -> CellSpec:
+        over = columns.get(column, [])
+        words = CellSpec(row, column, [*base, *over, *overrides], published)
+        return replace(words, row_words=[*started, *overrides], column_words=over if several else [])
 
-    places = {
-        (row, column): CellSpec(row, column, [*base, *over, *overrides], own=own(over, overrides))
-        for column, over in columns.items()
-        for row, overrides in rows.items()
-    }
+    places = {(row, column): cell(row, column, words) for column in columns for row, words in rows.items()}
     for left_out in content.get("skip", []):
         places.pop((left_out["row"], left_out["column"]), None)
-    for cell in content.get("cells", []):
-        place = (cell["row"], cell["column"])
-        over = columns.get(cell["column"], [])
-        overrides = [*base, *over, *cell["overrides"]]
-        places[place] = CellSpec(*place, overrides, cell.get("published", True), own=own(over, cell["overrides"]))
+    for one in content.get("cells", []):
+        place = (one["row"], one["column"])
+        places[place] = cell(*place, one["overrides"], one.get("published", True))
     return list(places.values())
+
+
+def from_before(base: list[str]) -> list[str]:
+    """Return the overrides of a sweep's base that take a run of `before:`, and those that choose its network."""
+    roles = {word.partition(".")[0] for word in base if "=<" in word}
+    return [word for word in base if "=<" in word or word.partition("=")[0] in roles]
 
 
 def ordered(labels: Sequence[Any]) -> list[Any]:

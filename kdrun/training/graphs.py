@@ -75,9 +75,11 @@ def pairs_of(kept: Any, new: Any) -> list[tuple[Any, Any]]:
 
 
 def first_error(error: BaseException) -> BaseException:
-    """Return the error that made a recording fail: its end raises "operation failed due to a previous error during
-    capture", which hides the one before."""
-    return error.__context__ if error.__context__ and "error during capture" in str(error) else error
+    """Return the error that made a recording fail: what is done after it, such as its end, raises "operation failed due
+    to a previous error during capture", which hides the one before."""
+    while error.__context__ is not None and "error during capture" in str(error):
+        error = error.__context__
+    return error
 
 
 class Indices:

@@ -56,7 +56,8 @@ class Numerics:
         exact = self.deterministic and self.device.startswith("cuda")
         if exact:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(exact)  # off, too: an earlier run of this process may have set it
+        if exact != torch.are_deterministic_algorithms_enabled():  # an earlier run of this process may have set it
+            torch.use_deterministic_algorithms(exact)  # which imports the compiler: a second of every command
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -189,7 +189,8 @@ def test_a_gpu_is_sent_pinned_batches_one_ahead(image_folder, monkeypatch):
     assert all(again.tensors[name] is not value for name, value in packed.tensors.items())
     with simulated_cuda() as gpu:
         read: list[int] = []
-        batches = on_device((read.append(1) or packed for _ in range(3)), torch.device("cuda"))
+        device, copies = torch.device("cuda"), torch.cuda.Stream()
+        batches = on_device((read.append(1) or packed for _ in range(3)), device, copies)
         for used, (batch, index) in enumerate(batches, start=1):
             assert len(read) == min(used + 1, 3)
             assert batch.image.is_cuda and batch.label.is_cuda and not index.is_cuda

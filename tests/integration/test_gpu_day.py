@@ -67,7 +67,7 @@ def test_its_first_tests_exist(day):
 
 
 def test_packs_what_a_finished_run_needs(day, tmp_path):
-    """Weights and records, but neither the best epoch's weights nor the state to go on from."""
+    """Weights and records, but not the state to go on from."""
     run, begun = (tmp_path / "root" / "runs" / name for name in ("done", "begun"))
     for folder in (run, begun):
         folder.mkdir(parents=True)
@@ -79,8 +79,8 @@ def test_packs_what_a_finished_run_needs(day, tmp_path):
     assert (tmp_path / "out" / "gpu_bench.csv").read_text() == "what"
     day.unpack(day.parse([f"output_root={tmp_path / 'new'}", f"output={tmp_path / 'out'}"]))
     files = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*") if path.is_file()}
-    kept = {"runs/done/student.safetensors", "runs/done/result.json", "gpu_bench.csv"}
-    assert files == kept | {"runs/begun/last.pt", "runs/begun/student.safetensors"}
+    weights = {f"runs/{run}/student{best}.safetensors" for run in ("done", "begun") for best in ("", "_best")}
+    assert files == weights | {"runs/done/result.json", "gpu_bench.csv", "runs/begun/last.pt"}
 
 
 def test_words_go_to_training(day, tmp_path):

@@ -158,12 +158,12 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(changes, method,
 
 
 def resume(changes: list[str], method: str, folder: Path, monkeypatch) -> None:
-    """Kill a run in its second epoch, take it up again and compare it with another one."""
+    """Kill a run after its first epoch, take it up again and compare it with another one."""
     words = ["train", *words_of(method, "fp32, deterministic"), *REPLAYED, "epochs=3", *changes, f"device={DEVICE}"]
     words.append("save_every_minutes=1e-9")
     assert main([*words, f"output_root={folder / 'whole'}"]) == 0
     with monkeypatch.context() as patch:
-        interrupted_at(patch, 5, killed)
+        interrupted_at(patch, 6, killed)
         with pytest.raises(Killed):
             main([*words, f"output_root={folder / 'stopped'}"])
     assert main([*words, f"output_root={folder / 'stopped'}"]) == 0

@@ -215,8 +215,11 @@ def test_a_method_that_cannot_be_recorded_goes_on_without(kdrun, monkeypatch, tm
 
 def test_the_end_of_a_recording_does_not_hide_why_it_failed():
     """CUDA's end of a capture raises an error of its own after the method's."""
-    ending = RuntimeError("CUDA error: operation failed due to a previous error during capture")
-    ending.__context__ = RuntimeError("operation not permitted when stream is capturing")
+    ending, joining = (
+        RuntimeError("CUDA error: operation failed due to a previous error during capture") for _ in "12"
+    )
+    ending.__context__ = joining
+    joining.__context__ = RuntimeError("operation not permitted when stream is capturing")
     assert str(first_error(ending)).startswith("operation not permitted")
     plain = RuntimeError("the method reads progress.step as a plain number")
     plain.__context__ = KeyError("step")

@@ -67,9 +67,9 @@ class EngineSteps:
             )
             lane.student.tap.train()
             self.lanes.append(lane)
-        teacher, loader = Teacher(shared), self.loaders.train
-        self.together = Steps(teacher, loader, self.lanes, numerics.graphs)
-        self.apart = [Steps(teacher, loader, [lane], numerics.graphs) for lane in self.lanes]
+        self.teacher, loader = Teacher(shared), self.loaders.train
+        self.together = Steps(self.teacher, loader, self.lanes, numerics.graphs)
+        self.apart = [Steps(self.teacher, loader, [lane], numerics.graphs) for lane in self.lanes]
         self.arithmetic = lambda: bench.arithmetic(numerics)
 
     def step_lanes(self) -> int:

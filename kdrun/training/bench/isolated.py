@@ -12,6 +12,21 @@ import torch
 
 from kdrun.training.bench.timing import Step
 
+WAIT = "wait for the device"
+
+
+class Apart:
+    """Step that another process runs; `wait` returns when its device has finished."""
+
+    def __init__(self, ask: Callable[[str], int], name: str):
+        self.ask, self.name = ask, name
+
+    def __call__(self) -> int:
+        return self.ask(self.name)
+
+    def wait(self) -> None:
+        self.ask(WAIT)
+
 
 @contextlib.contextmanager
 def in_subprocess(make: Callable[..., dict[str, Step]], *arguments: Any) -> Iterator[dict[str, Step]]:
@@ -28,7 +43,7 @@ def in_subprocess(make: Callable[..., dict[str, Step]], *arguments: Any) -> Iter
 
     try:
         names = ours.recv()
-        yield {name: lambda name=name: ask(name) for name in names}
+        yield {name: Apart(ask, name) for name in names}
     finally:
         ours.close()
         process.join(timeout=10)
@@ -40,7 +55,10 @@ def _serve(connection: Connection, make: Callable[..., dict[str, Step]], argumen
     connection.send(list(steps))
     with contextlib.suppress(EOFError):
         while True:
-            images = steps[connection.recv()]()
+            name = connection.recv()
+            if name != WAIT:
+                connection.send(steps[name]())
+                continue
             if torch.cuda.is_initialized():
-                torch.cuda.synchronize()  # the asking process cannot
-            connection.send(images)
+                torch.cuda.synchronize()
+            connection.send(0)

@@ -83,7 +83,8 @@ def train_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) ->
     work = count_flops(teacher.tap.model, side) + 3 * count_flops(student.tap.model, side)
     fastest = max(timings, key=lambda timing: timing.rate)
     precision = "bf16" if fastest.name.startswith("bf16") else "fp32"
-    peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32, bench.device)
+    with bench.arithmetic(bench.numerics_of(fastest.name) if fastest.name in bench.rows else bench.numerics):
+        peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32, bench.device)
     bench.display.note(
         f"convolution floor: {', '.join(f'{name} {rate:,.0f} images/s' for name, rate in floors.items())}; "
         f"{work / 1e6:,.0f} MFLOP per image; a large {precision} matrix product {peak / 1e12:.2f} TFLOP/s, which the "

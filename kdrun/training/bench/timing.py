@@ -50,7 +50,7 @@ def alternate(
 def rate_of(step: Step, steps: int, device: torch.device) -> float:
     begun = time.perf_counter()
     images = sum(step() for _ in range(steps))
-    synchronize(device)
+    getattr(step, "wait", lambda: synchronize(device))()  # a step in another process has a device of its own
     return images / (time.perf_counter() - begun)
 
 
