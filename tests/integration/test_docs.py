@@ -226,7 +226,7 @@ def figures_of(file: Path) -> set[str]:
     values = [float(word) for word in [*re.findall(r"\d+(?:\.\d+)?", text), *thousands]]
     if file.name == "precision_digits_10.csv":
         cells: dict[tuple[str, str], list[float]] = {}
-        for line in text.splitlines()[2:]:
+        for line in text.splitlines()[1:]:
             fields = line.split(",")
             cells.setdefault((fields[3], fields[4]), []).append(float(fields[8]))
         values += [value for cell in cells.values() for value in mean_std(cell) if value is not None]
