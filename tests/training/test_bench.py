@@ -50,6 +50,8 @@ def test_every_kind_and_row(tmp_path, capsys):
         (["trian"], "train"),
         (["rows=fp64"], "fp32"),
         (["rounds=0"], "rounds=0"),
+        (["rows=fp32,bf16-graphs"], "rows=bf16-graphs: needs a GPU, but this runs on cpu; leave it out."),
+        (["rows=tf32"], "rows=tf32: needs a GPU"),
         (["train", "method=kdd"], "kd"),
     ],
 )

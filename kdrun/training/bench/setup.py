@@ -57,9 +57,10 @@ def prepare(config: RunConfig, rounds: int, steps: int, rows: list[str], display
     """Load the data and resolve the numerics. Raises ConfigError."""
     if any(row.endswith("compiled") for row in rows):
         resolve(config.device, "fp32", "true", config.threads, False)  # raises an error if there is no compiler
-    for row in rows:  # raises an error for what this machine lacks
-        precision, *how = row.split("-")
-        resolve(config.device, precision, "false", config.threads, False, "true" if "graphs" in how else "false")
+    place = resolve_device(config.device)
+    for row in rows:
+        if not place.startswith("cuda") and (row.startswith("tf32") or row.endswith("graphs")):
+            raise ConfigError(f"rows={row}: needs a GPU, but this runs on {place}; leave it out.")
     numerics = resolve(config.device, "fp32", "false", config.threads, False).numerics
     numerics.apply()
     data = load_data(make_plan(config, []), display.track)
