@@ -52,7 +52,7 @@ def tell_kept(name: str, given: Sequence[str], cells: Sequence[CellSpec], before
     before: the overrides of the runs that the cells start from. Raises ConfigError for one that applies to none."""
     places: dict[tuple[str, ...], list[str]] = {}
     for word in given:
-        kept = [cell for cell in cells if word not in applying(cell.row_words, cell.column_words, given)]
+        kept = [cell for cell in cells if word in cell.kept_out]
         if kept and len(kept) == len(cells) and word not in before:
             raise ConfigError(
                 f"{word}: every row or column of sweep {name} has its own {key_of(word)}. Leave it out: row= and "

@@ -32,7 +32,8 @@ def train_before(
             return sweep, code
         sweep = filled(sweep, f"<{label}>", str(plan.run.path))
         teacher = plan.config.teacher.checkpoint if plan.teacher_run is None else plan.teacher_run.path
-        sweep = filled(sweep, f"<{label}.teacher>", str(teacher))
+        if teacher is not None:
+            sweep = filled(sweep, f"<{label}.teacher>", str(teacher))
     return sweep, None
 
 

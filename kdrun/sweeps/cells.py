@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class CellSpec:
     """Cell before composition. row and column are "" in a sweep without a YAML: they follow from the run.
 
-    chosen: True if it is to run now; row_words, column_words: the overrides that make its row and column what they are.
+    chosen: True if it is to run now; kept_out: the command line's overrides that do not apply to it.
     """
 
     row: str
@@ -17,5 +17,4 @@ class CellSpec:
     overrides: list[str]
     published: bool = True
     chosen: bool = True
-    row_words: list[str] = field(default_factory=list)
-    column_words: list[str] = field(default_factory=list)
+    kept_out: list[str] = field(default_factory=list)

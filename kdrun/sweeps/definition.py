@@ -184,6 +184,33 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
     separate ledger.
     """
     content = read_sweep(name, config_dir)
+    shape = TableShape(**content.get("table", {}))
+    shape.rows = ordered([*content.get("rows", {}), *(cell["row"] for cell in content.get("cells", []))])
+    shape.columns = columns_of(content)
+    chosen, rest = split_choice(name, extra, shape)
+    seeds = [int(seed) for seed in chosen["seed"]]
+
+    def is_chosen(spec: CellSpec, seed: int) -> bool:
+        return all(
+            not words or value in words
+            for value, words in ((spec.row, chosen["row"]), (spec.column, chosen["column"]), (seed, seeds))
+        )
+
+    specs = [
+        replace(spec, overrides=[*spec.overrides, f"seed={seed}"], chosen=is_chosen(spec, seed))
+        for spec in sorted(grid(content, rest), key=lambda spec: shape.columns.index(spec.column))
+        for seed in ordered([*content.get("seeds", [0]), *seeds])
+    ]
+    changing = changing_words(rest)
+    own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
+    before = {label: [*words, *applying([], words, rest)] for label, words in content.get("before", {}).items()}
+    tell_kept(name, rest, specs, [word for words in before.values() for word in words])
+    return Sweep(own_name, content.get("title", name), specs, shape, before)
+
+
+def split_choice(name: str, extra: Sequence[str], shape: TableShape) -> tuple[dict[str, list[str]], list[str]]:
+    """Return (what `row=`, `column=` and `seed=` choose, the other overrides). Raises ConfigError for a label that the
+    sweep does not have, or for a seed that is not a number."""
     chosen: dict[str, list[str]] = {"row": [], "column": [], "seed": []}
     rest = []
     for word in extra:
@@ -195,9 +222,6 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
     for seed in chosen["seed"]:
         if not seed.isdecimal():
             raise ConfigError(f"seed={seed}: the seeds of a named sweep are whole numbers, as in seed=0,1,2.")
-    shape = TableShape(**content.get("table", {}))
-    shape.rows = ordered([*content.get("rows", {}), *(cell["row"] for cell in content.get("cells", []))])
-    shape.columns = ordered([*content.get("columns", {"": []}), *(cell["column"] for cell in content.get("cells", []))])
     for kind, known in (("row", shape.rows), ("column", shape.columns)):
         for label in chosen[kind]:
             if label not in known:
@@ -205,40 +229,25 @@ def named_sweep(name: str, extra: Sequence[str], given_name: str | None, config_
                     f"{kind}={label}: sweep {name} has no such {kind}.{suggest(label, known)} "
                     f"Available: {', '.join(known)}."
                 )
-    seeds = [int(seed) for seed in chosen["seed"]]
-
-    def is_chosen(spec: CellSpec, seed: int) -> bool:
-        return all(
-            not words or value in words
-            for value, words in ((spec.row, chosen["row"]), (spec.column, chosen["column"]), (seed, seeds))
-        )
-
-    specs = [
-        replace(
-            spec,
-            overrides=[*spec.overrides, *applying(spec.row_words, spec.column_words, rest), f"seed={seed}"],
-            chosen=is_chosen(spec, seed),
-        )
-        for spec in sorted(grid(content), key=lambda spec: shape.columns.index(spec.column))
-        for seed in ordered([*content.get("seeds", [0]), *seeds])
-    ]
-    changing = changing_words(rest)
-    own_name = given_name or (f"{name}-{digest_of(changing)[:8]}" if changing else name)
-    before = {label: [*words, *applying([], words, rest)] for label, words in content.get("before", {}).items()}
-    tell_kept(name, rest, specs, [word for words in before.values() for word in words])
-    return Sweep(own_name, content.get("title", name), specs, shape, before)
+    return chosen, rest
 
 
-def grid(content: dict[str, Any]) -> list[CellSpec]:
-    """Return rows times columns without skipped places, and the cells given individually; without seeds."""
+def columns_of(content: dict[str, Any]) -> list[str]:
+    """Return the labels of all columns, those of individual cells last."""
+    return ordered([*content.get("columns", {"": []}), *(cell["column"] for cell in content.get("cells", []))])
+
+
+def grid(content: dict[str, Any], given: Sequence[str] = ()) -> list[CellSpec]:
+    """Return rows times columns without skipped places, and the cells given individually; without seeds. given: the
+    command line's overrides, of which each cell has those that apply to it."""
     base, rows, columns = content.get("base", []), content.get("rows", {}), content.get("columns", {"": []})
-    several = len(ordered([*columns, *(cell["column"] for cell in content.get("cells", []))])) > 1
-    started = from_before(base)
+    several, started = len(columns_of(content)) > 1, from_before(base)
 
     def cell(row: str, column: str, overrides: list[str], published: bool = True) -> CellSpec:
         over = columns.get(column, [])
-        words = CellSpec(row, column, [*base, *over, *overrides], published)
-        return replace(words, row_words=[*started, *overrides], column_words=over if several else [])
+        applies = applying([*started, *overrides], over if several else [], given)
+        kept_out = [word for word in given if word not in applies]
+        return CellSpec(row, column, [*base, *over, *overrides, *applies], published, kept_out=kept_out)
 
     places = {(row, column): cell(row, column, words) for column in columns for row, words in rows.items()}
     for left_out in content.get("skip", []):

@@ -49,15 +49,19 @@ class Numerics:
         """Set threads, TF32, determinism and the allocator for this process."""
         keep_freed_memory()
         torch.set_num_threads(self.threads)
-        tf32 = self.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
+        self.apply_tf32()
         torch.backends.cudnn.benchmark = not self.deterministic
         exact = self.deterministic and self.device.startswith("cuda")
         if exact:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if exact != torch.are_deterministic_algorithms_enabled():  # an earlier run of this process may have set it
             torch.use_deterministic_algorithms(exact)  # which imports the compiler: a second of every command
+
+    def apply_tf32(self) -> None:
+        """Set only TF32, which is a setting of the process."""
+        tf32 = self.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

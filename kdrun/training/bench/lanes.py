@@ -15,7 +15,7 @@ from kdrun.hardware import available_cores, environment
 from kdrun.training.bench.engine_steps import EngineSteps, plain_arguments
 from kdrun.training.bench.isolated import in_subprocess
 from kdrun.training.bench.plain_loop import plain_steps
-from kdrun.training.bench.setup import Bench, machine, measured, prepare
+from kdrun.training.bench.setup import Bench, machine, measured, plain_precision, prepare
 from kdrun.training.bench.timing import Step, Timing
 
 METHODS = ("kd", "dkd", "dist", "fitnet_joint", "at", "srd_dist")
@@ -28,7 +28,7 @@ def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]
     nodes = nodes_of(methods)
     both = {ALONE: EngineSteps(bench, row, nodes).step_alone, SHARED: EngineSteps(bench, row, nodes).step_lanes}
     timings = measured(bench, both)
-    return [line("sharing", timing, timings[0], row, machine(bench)) for timing in timings]
+    return [line("sharing", timing, timings[0], row, bench) for timing in timings]
 
 
 def nodes_of(methods: list[str]) -> list[dict[str, Any]]:
@@ -36,10 +36,10 @@ def nodes_of(methods: list[str]) -> list[dict[str, Any]]:
     return [load([f"method={name}"]).method for name in methods]
 
 
-def line(what: str, timing: Timing, base: Timing, row: str, on: str) -> list[str]:
-    middle, least, greatest = timing.ratio(base)
-    precision = "fp32" if timing.name == PLAIN else row
-    return [what, timing.name, f"{timing.rate:,.0f}", f"{middle:.2f}", f"{least:.2f}", f"{greatest:.2f}", precision, on]
+def line(what: str, timing: Timing, base: Timing, row: str, bench: Bench) -> list[str]:
+    ratios = [f"{ratio:.2f}" for ratio in timing.ratio(base)]
+    precision = plain_precision(bench) if timing.name == PLAIN else row
+    return [what, timing.name, f"{timing.rate:,.0f}", *ratios, precision, machine(bench)]
 
 
 def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: float) -> dict[str, Step]:
@@ -83,7 +83,7 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
                 images += plain["train"]()
             timings[0].rates.append(images / spent)
             timings[1].rates.append(sum(pool.map(lambda process: process["run"](), processes)))
-    return [line("whole machine", timing, timings[0], row, machine(bench)) for timing in timings]
+    return [line("whole machine", timing, timings[0], row, bench) for timing in timings]
 
 
 def lines_of(bench: Bench, words: list[str], names: list[str], kinds: list[str]) -> list[list[str]]:

@@ -17,7 +17,7 @@ from kdrun.training.bench.engine_steps import (
 )
 from kdrun.training.bench.isolated import in_subprocess
 from kdrun.training.bench.plain_loop import plain_steps
-from kdrun.training.bench.setup import Bench, machine, measured
+from kdrun.training.bench.setup import Bench, machine, measured, plain_precision
 from kdrun.training.bench.timing import Step, Timing
 from kdrun.training.build import make_loaders
 from kdrun.training.cost import count_flops
@@ -61,11 +61,10 @@ def lines_of(bench: Bench, what: str, timings: list[Timing], floors: dict[str, f
 
 
 def precision_of(bench: Bench, row: str) -> str:
-    """Return a row's precision. The plain loop has PyTorch's defaults, by which a GPU convolves in TF32; in kdrun's
-    process it has kdrun's."""
-    if row == PLAIN and bench.device.type == "cuda":
-        return "fp32, convolutions tf32"
-    return "fp32" if row in (PLAIN, TUNED) else row.partition("-")[0]
+    """Return a row's precision. In kdrun's process the plain loop has kdrun's fp32."""
+    if row == PLAIN:
+        return plain_precision(bench)
+    return "fp32" if row == TUNED else row.partition("-")[0]
 
 
 def train_lines(bench: Bench, plain: dict[str, Step], tuned: dict[str, Step]) -> list[list[str]]:

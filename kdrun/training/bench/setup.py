@@ -45,12 +45,12 @@ class Bench:
 
     @contextmanager
     def arithmetic(self, numerics: Numerics) -> Iterator[None]:
-        """Switch to a row's arithmetic (TF32 is a setting of the process), and back."""
-        numerics.apply()
+        """Switch to a row's arithmetic and back: of what is set for the process, rows differ in TF32 alone."""
+        numerics.apply_tf32()
         try:
             yield
         finally:
-            self.numerics.apply()
+            self.numerics.apply_tf32()
 
 
 def prepare(config: RunConfig, rounds: int, steps: int, rows: list[str], display: Display) -> Bench:
@@ -77,6 +77,12 @@ def prepare(config: RunConfig, rounds: int, steps: int, rows: list[str], display
         f"{plural(numerics.threads, 'thread')}, {plural(rounds, 'round')} of {plural(steps, 'step')}",
     )
     return Bench(config, data, numerics, rounds, steps, rows, display)
+
+
+def plain_precision(bench: Bench) -> str:
+    """Return the precision of the plain loop in its own process: PyTorch's defaults, by which a GPU convolves in
+    TF32."""
+    return "fp32, convolutions tf32" if bench.device.type == "cuda" else "fp32"
 
 
 def best_precision(config: RunConfig) -> str:
