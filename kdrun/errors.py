@@ -106,7 +106,9 @@ def out_of_memory(error: BaseException) -> str:
 
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """Return ' Did you mean X?' for the most similar known name, or an empty string."""
-    near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    near = [name for name in names if name.lower() == wrong.lower()]  # KD for Kd, in which half of the letters differ
+    near = near or difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""
 
 

@@ -38,6 +38,11 @@ def test_another_student_leaves_the_rows_theirs_that_need_a_token():
     }
 
 
+def test_a_label_in_other_letters_is_recognised():
+    with pytest.raises(ConfigError, match=r"no such row\. Did you mean KD\?"):
+        named_sweep("digits_table", ["row=Kd"], None, None)
+
+
 def test_a_part_of_a_sweep_is_the_same_cell_in_the_same_ledger():
     """A control alone, with the words of the whole sweep, some of which are not for it."""
     words = ["teacher.checkpoint=F", "epochs=3"]
