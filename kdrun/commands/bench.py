@@ -11,7 +11,7 @@ from kdrun.config.arguments import parse
 from kdrun.config.compose import load
 from kdrun.config.options import setting
 from kdrun.console.screen import RichDisplay
-from kdrun.errors import ConfigError, suggest
+from kdrun.errors import ConfigError, RunError, suggest
 
 HELP = """
 usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
@@ -80,6 +80,8 @@ def command(words: list[str]) -> int:
         show(lanes.COLUMNS, lanes.lines_of(bench, words, options.methods, kinds), options.save)
     else:
         show(rows.COLUMNS, rows.all_lines(bench, kinds or list(KINDS)), options.save)
+    if bench.dropped:
+        raise RunError(f"not measured: {', '.join(dict.fromkeys(bench.dropped))}; the notes above say why.")
     return 0
 
 

@@ -12,6 +12,7 @@ from kdrun.cli import main
 from kdrun.config.compose import load
 from kdrun.display import PlainDisplay
 from kdrun.errors import RunError
+from kdrun.training.bench import rows as bench_rows
 from kdrun.training.bench.engine_steps import EngineSteps
 from kdrun.training.bench.rows import precision_of
 from kdrun.training.bench.setup import prepare
@@ -95,6 +96,28 @@ def test_lanes_beside_runs_alone(tmp_path):
     rows = list(csv.DictReader(place.open()))
     assert [(row["what"], row["row"]) for row in rows] == [("sharing", "one after the other"), ("sharing", "lanes")]
     assert all(float(row["images/s"].replace(",", "")) > 0 for row in rows)
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
+    """On a rented GPU a table that one row ends is an hour lost."""
+
+    class Failing(EngineSteps):
+        def __init__(self, bench, row, methods):
+            super().__init__(bench, row, methods)
+            self.row = row
+
+        def step_lanes(self):
+            if self.row == "bf16":
+                raise ValueError("cannot be compiled\nand more")
+            return super().step_lanes()
+
+    place = tmp_path / "bench.csv"
+    monkeypatch.setattr(bench_rows, "EngineSteps", Failing)
+    assert main(["bench", "train", *SMALL, "rows=bf16,fp32", f"save={place}"]) == 1
+    printed = capsys.readouterr()
+    assert [row["row"] for row in csv.DictReader(place.open())] == ["plain loop", "plain, tuned malloc", "fp32"]
+    assert "bf16: not measured: ValueError: cannot be compiled" in printed.out + printed.err
+    assert printed.err.splitlines()[-1] == "error: not measured: bf16; the notes above say why."
 
 
 def test_methods_beside_kd(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from kdrun.config.options import RunConfig
 from kdrun.data.splits import ArraySet
 from kdrun.display import Display, plural
-from kdrun.errors import ConfigError
+from kdrun.errors import ConfigError, out_of_memory, reason_of
 from kdrun.hardware import cpu_kind
 from kdrun.runs.plan import make_plan
 from kdrun.training.bench.timing import Step, Timing, alternate
@@ -34,6 +34,7 @@ class Bench:
     steps: int
     rows: list[str]
     display: Display
+    dropped: list[str] = field(default_factory=list)  # names of rows that failed
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +103,12 @@ def machine(bench: Bench) -> str:
 
 
 def measured(bench: Bench, rows: dict[str, Step]) -> list[Timing]:
-    """Time `rows` alternately, with progress on the display."""
+    """Time `rows` alternately, with progress on the display. A row that fails becomes a note."""
+
+    def drop(name: str, error: Exception) -> None:
+        bench.dropped.append(name)
+        bench.display.note(f"{name}: not measured: {out_of_memory(error) or reason_of(error)}")
+
     total = len(rows) * (bench.rounds + 1)
     ticks = bench.display.track(iter(range(total)), total, "measuring")
-    return alternate(rows, bench.rounds, bench.steps, WARM + 2, bench.device, lambda: next(ticks, None))
+    return alternate(rows, bench.rounds, bench.steps, WARM + 2, bench.device, lambda: next(ticks, None), drop)

@@ -30,19 +30,32 @@ class Timing:
 
 
 def alternate(
-    rows: dict[str, Step], rounds: int, steps: int, warm: int, device: torch.device, tick: Callable[[], object]
+    rows: dict[str, Step],
+    rounds: int,
+    steps: int,
+    warm: int,
+    device: torch.device,
+    tick: Callable[[], object],
+    drop: Callable[[str, Exception], object],
 ) -> list[Timing]:
     """Run every row for `steps` steps alternately, in `rounds` rounds, after `warm` steps each. A round's rate is all
-    its images over all its time, including stalls, as a user would experience it."""
-    timings = [Timing(name) for name in rows]
-    for step in rows.values():
-        for _ in range(warm):
-            step()
+    its images over all its time, including stalls, as a user would experience it. A row that fails in its first steps
+    is passed to `drop`, and the others go on; but the first row's error is raised, since all ratios are to it."""
+    timings = []
+    for name, step in rows.items():
+        try:
+            for _ in range(warm):
+                step()
+            synchronize(device)
+            timings.append(Timing(name))
+        except Exception as error:  # from a compiler, a graph's recording or a full memory
+            if not timings:
+                raise
+            drop(name, error)
         tick()
-    synchronize(device)
     for _ in range(rounds):
-        for timing, step in zip(timings, rows.values(), strict=True):
-            timing.rates.append(rate_of(step, steps, device))
+        for timing in timings:
+            timing.rates.append(rate_of(rows[timing.name], steps, device))
             tick()
     return timings
 
