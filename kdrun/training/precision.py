@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -216,4 +217,16 @@ def on_own_device(numerics: Numerics, requested: str) -> Numerics:
     own = replace(numerics, device=resolve_device(requested))
     if own.device.startswith("cuda"):
         torch.cuda.set_device(own.torch_device)
+        refuse_shared_gpu(str(torch.cuda.get_device_properties(own.torch_device).uuid))
     return own
+
+
+def refuse_shared_gpu(uuid: str) -> None:
+    """Raise ConfigError if two of the processes that train together have the same GPU: NCCL cannot connect them.
+    uuid: identifier of this process's GPU."""
+    gpus = ranks.now.everyone(int.from_bytes(sha256(uuid.encode()).digest()[:7], "big"))
+    if len(set(gpus)) < len(gpus):
+        raise ConfigError(
+            f"{len(gpus)} processes train one run, but have {plural(len(set(gpus)), 'GPU')}: start one process for "
+            "each GPU, or set device=cpu."
+        )

@@ -50,6 +50,9 @@ class Alone:
         """Return the largest of all processes' numbers."""
         return number
 
+    def everyone(self, number: int) -> list[int]:
+        return [number]
+
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' values, which are overwritten."""
         return values
@@ -124,6 +127,10 @@ class Together(Alone):
 
     def most(self, number: int) -> int:
         return self.largest([number])[0]
+
+    def everyone(self, number: int) -> list[int]:
+        """Return the numbers of all processes, in their order. number: at least 0."""
+        return self.largest([number if rank == self.rank else 0 for rank in range(self.size)])
 
     def largest(self, numbers: list[int]) -> list[int]:
         """Return the largest of all processes' numbers, elementwise."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from kdrun.structures import Batch
 from kdrun.sweeps.slurm import per_node
 from kdrun.training import ranks
 from kdrun.training.method_ranks import differences
-from kdrun.training.precision import resolve, resolve_device
+from kdrun.training.precision import refuse_shared_gpu, resolve, resolve_device
 from tests.methods.cases import settings
 
 METHODS = choices("method")
@@ -137,6 +139,25 @@ def test_several_processes_refuse_what_is_of_one_device(monkeypatch):
     group.local = 2
     with pytest.raises(ConfigError, match=r"which has 2 GPUs: start one process for each GPU"):
         resolve_device("cuda")
+
+
+def meet(rank: int, store: str, found: Any) -> None:
+    """Be one of three processes, two of which have the same GPU."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(store, 3), rank=rank, world_size=3)
+    ranks.now = ranks.Together(rank, 3, str)
+    try:
+        refuse_shared_gpu("two" if rank == 1 else "one")
+    except ConfigError as error:
+        found.put(str(error))
+    refuse_shared_gpu(str(rank))
+
+
+def test_two_processes_cannot_have_one_gpu(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    found = context.Queue()
+    torch.multiprocessing.spawn(meet, (str(tmp_path / "store"), found), 3)
+    line = "3 processes train one run, but have 2 GPUs: start one process for each GPU, or set device=cpu."
+    assert [found.get(timeout=10) for _ in range(3)] == [line] * 3
 
 
 def test_a_cluster_is_asked_for_a_process_on_each_gpu():
