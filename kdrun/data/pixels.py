@@ -25,6 +25,9 @@ ORIENTATION = 0x0112  # the EXIF tag
 FRAMES = (b"\xc0", b"\xc1", b"\xc2")
 PASSED = (b"\xdb", b"\xc4", b"\xdd", b"\xfe", b"\xee")
 MOST_PIXELS = 50_000_000  # above this, Pillow may warn or refuse
+# Sampling factors of luma and chroma in `samples`. Versions of libjpeg-turbo upsample others differently, such as the
+# 4:4:0 of a photograph that was rotated without loss.
+SAMPLED = (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
 
 # Rotations by EXIF orientation, as in `ImageOps.exif_transpose`; [3, H, W] -> [3, H, W].
 TURNED: dict[int, Callable[[Tensor], Tensor]] = {
@@ -56,16 +59,22 @@ def read_pixels(path: str | os.PathLike[str]) -> Tensor:
         if is_plain_jpeg(encoded) and "JPEG" in alike():
             return decoded(encoded)
     with Image.open(io.BytesIO(encoded)) as image:
-        if image.format in alike() and image.mode in MODES and getattr(image, "n_frames", 1) == 1:
+        if image.format in alike() and image.mode in MODES and getattr(image, "n_frames", 1) == 1 and is_sampled(image):
             orientation = image.getexif().get(ORIENTATION, 1)
             with suppress(RuntimeError):
                 return turned(decoded(encoded), orientation)
         return torch.from_numpy(rgb_pixels(image, None).copy()).permute(2, 0, 1)
 
 
+def is_sampled(image: Any) -> bool:
+    """Return True if an image of Pillow is grey, or no JPEG, or has one of the tested chroma samplings."""
+    sampling = bytes(16 * across + down for _, across, down, _ in getattr(image, "layer", ()))
+    return len(sampling) < 2 or sampling in SAMPLED
+
+
 def is_plain_jpeg(encoded: bytes) -> bool:
     """Return True for a grey or colour JPEG whose header contains nothing that affects its pixels, such as the
-    camera's orientation. Pillow's own check takes a tenth of the decoding time."""
+    camera's orientation, and has a tested chroma sampling. Pillow's own check takes a tenth of the decoding time."""
     known, at = False, 2
     if not encoded.startswith(b"\xff\xd8"):
         return False
@@ -74,9 +83,10 @@ def is_plain_jpeg(encoded: bytes) -> bool:
         if marker == b"\xda":
             return known
         if marker in FRAMES:
-            precision, components = content[:1], content[5:]
+            precision, components = content[:1], int.from_bytes(content[5:], "big")
+            sampling = encoded[at + 11 : at + 10 + 3 * components : 3]
             pixels = int.from_bytes(content[1:3], "big") * int.from_bytes(content[3:5], "big")
-            known = precision == b"\x08" and components in (b"\x01", b"\x03") and pixels <= MOST_PIXELS
+            known = precision == b"\x08" and (components == 1 or sampling in SAMPLED) and pixels <= MOST_PIXELS
         elif marker not in PASSED and not (marker == b"\xe0" and content.startswith(b"JFIF\0")):
             return False
         at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")

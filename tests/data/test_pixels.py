@@ -67,6 +67,7 @@ KINDS = {
     "full colours": encoded("JPEG", subsampling=0),
     "halved colours": encoded("JPEG", subsampling=1),
     "4:4:0": resampled(encoded("JPEG", WIDE, subsampling=1), 0x12, 80, 256),
+    "4:4:0, held by 6": resampled(encoded("JPEG", WIDE, subsampling=1, exif=held(6)), 0x12, 80, 256),
     "4:1:1": resampled(encoded("JPEG", WIDE, subsampling=2), 0x41, 320, 64),
     "progressive": encoded("JPEG", progressive=True),
     "restarts": encoded("JPEG", restart_marker_blocks=2),
@@ -106,12 +107,21 @@ def test_torchvision_reads_what_it_reads_alike(tmp_path, monkeypatch):
     """With decoders of torchvision installed. Pillow does not decode what torchvision reads."""
     assert alike() == {"JPEG", "WEBP"}
     monkeypatch.setattr(pixels, "rgb_pixels", None)
-    for kind in ("baseline", "4:4:0", "progressive", "grey", "comment", "colour profile", "webp", "held by 6"):
+    for kind in ("baseline", "halved colours", "progressive", "grey", "comment", "colour profile", "webp", "held by 6"):
         (tmp_path / "image").write_bytes(KINDS[kind])
         assert read_pixels(tmp_path / "image").dtype == torch.uint8
     plain = {kind for kind, content in KINDS.items() if is_plain_jpeg(content)}
     assert {"baseline", "progressive", "grey", "comment"} <= plain
-    assert not plain & {"CMYK", "several images", "webp", "png", "held by 6"}
+    assert not plain & {"CMYK", "several images", "webp", "png", "held by 6", "4:4:0", "4:1:1"}
+
+
+@pytest.mark.parametrize("kind", ["4:4:0", "4:4:0, held by 6", "4:1:1"])
+def test_pillow_reads_chroma_that_other_versions_scale_otherwise(kind, tmp_path, monkeypatch):
+    """torchvision 0.26 gives other pixels for 4:4:0."""
+    assert alike() == {"JPEG", "WEBP"}
+    monkeypatch.setattr(pixels, "decoded", None)
+    (tmp_path / "image").write_bytes(KINDS[kind])
+    check_same(tmp_path / "image")
 
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "grey", "held by 6", "webp", "png"])

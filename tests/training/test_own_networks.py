@@ -14,7 +14,7 @@ import kdrun as package
 from kdrun.models.logits import find_logits
 from kdrun.models.zoo import create_model
 from tests.conftest import TINY
-from tests.models.test_first_pass import Small, Tutorial
+from tests.models.small_networks import Small, Tutorial
 
 HERE = "tests.training.test_own_networks"
 SHORT = [*(word for word in TINY if not word.startswith(("teacher=", "student="))), "epochs=1", "device=cpu"]
