@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # P1: DeepNN -> LightNN on CIFAR-10, 50 epochs: the table of five seeds, then of the first seed predictions on a folder of
-# images and ONNX files of the teacher, plain and quantised. Under one GPU-hour, an estimate; about four hours of one CPU
+# images and ONNX files of the teacher, plain and quantised. Under one GPU-hour, an estimate; about five hours of one CPU
 # core. Expect (P1's README, one run each) Teacher 71.77, Student 66.32, Cosine 65.00, Regressor 65.98: the student alone
 # is the best there. kdrun's own: outputs/published/tutorial.md.
 #   scripts/reproduce_p1.sh [seed=0 dataset.root=/path images=FOLDER …]          try it: train_limit and epochs, as in
