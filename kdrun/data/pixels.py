@@ -59,17 +59,19 @@ def read_pixels(path: str | os.PathLike[str]) -> Tensor:
         if is_plain_jpeg(encoded) and "JPEG" in alike():
             return decoded(encoded)
     with Image.open(io.BytesIO(encoded)) as image:
-        if image.format in alike() and image.mode in MODES and getattr(image, "n_frames", 1) == 1 and is_sampled(image):
+        if image.format in alike() and is_tested(image):
             orientation = image.getexif().get(ORIENTATION, 1)
             with suppress(RuntimeError):
                 return turned(decoded(encoded), orientation)
         return torch.from_numpy(rgb_pixels(image, None).copy()).permute(2, 0, 1)
 
 
-def is_sampled(image: Any) -> bool:
-    """Return True if an image of Pillow is grey, or no JPEG, or has one of the tested chroma samplings."""
-    sampling = bytes(16 * across + down for _, across, down, _ in getattr(image, "layer", ()))
-    return len(sampling) < 2 or sampling in SAMPLED
+def is_tested(image: Any) -> bool:
+    """Return True if an image of Pillow, of a format in `alike`, is of a kind in `samples`: one frame, in grey or in
+    colours that a JPEG holds in a tested chroma sampling."""
+    sampling = bytes(16 * across + down for _, across, down, _ in getattr(image, "layer", ()))  # "" if it is no JPEG
+    usual = len(sampling) < 2 or sampling in SAMPLED
+    return usual and image.mode in MODES and getattr(image, "n_frames", 1) == 1
 
 
 def is_plain_jpeg(encoded: bytes) -> bool:

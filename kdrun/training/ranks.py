@@ -51,6 +51,7 @@ class Alone:
         return number
 
     def everyone(self, number: int) -> list[int]:
+        """Return the numbers of all processes, in their order. number: at least 0."""
         return [number]
 
     def total(self, values: Tensor) -> Tensor:
@@ -129,7 +130,6 @@ class Together(Alone):
         return self.largest([number])[0]
 
     def everyone(self, number: int) -> list[int]:
-        """Return the numbers of all processes, in their order. number: at least 0."""
         return self.largest([number if rank == self.rank else 0 for rank in range(self.size)])
 
     def largest(self, numbers: list[int]) -> list[int]:

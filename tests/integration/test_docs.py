@@ -20,7 +20,7 @@ import pytest
 
 from kdrun.cli import COMMANDS
 from kdrun.config.arguments import NoOptions, parse
-from kdrun.evaluation.stats import mean_std
+from kdrun.evaluation.stats import mean_std, verdict
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -261,16 +261,19 @@ def allowed(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
-def test_verdicts_on_p1_are_those_of_its_file(name):
+def test_verdicts_on_p1_are_those_of_its_file_and_of_todays_rule(name):
     with (ROOT / "outputs" / "published" / "tutorial.csv").open() as file:
         measured = {f"{float(row['mean']):.2f}": row["verdict"] for row in csv.DictReader(file)}
     rows = re.findall(
-        r"^\|[^|]*\| (\d+\.\d+) ± \d+\.\d+ \| \d+\.\d+ \|.*\b(reproduced|unclear|differs) \|",
+        r"^\|[^|]*\| (\d+\.\d+) ± (\d+\.\d+) \| (\d+\.\d+) \|.*\b(reproduced|unclear|differs) \|",
         (ROOT / name).read_text(),
-        re.M,
+        re.MULTILINE,
     )
     assert len(rows) == 3
-    assert all(measured[mean] == word for mean, word in rows)
+    for mean, std, published, word in rows:
+        low, high = float(mean) - float(std), float(mean) + float(std)
+        assert measured[mean] == word
+        assert verdict([low, float(mean), high], float(published), 0.5).word == word
 
 
 # --- the reader's first hour, on tiny settings ---

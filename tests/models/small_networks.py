@@ -1,5 +1,5 @@
-"""Small networks of several test modules. Apart from them, since kdrun imports the modules of a run's own networks again:
-an older object of a class in such a module cannot be pickled any more."""
+"""Small networks that several test modules share. They are in a module of their own because kdrun imports the modules of a
+run's own networks again, after which an object of an earlier class cannot be pickled."""
 
 from __future__ import annotations
 
