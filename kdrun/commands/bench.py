@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kdrun import console
-from kdrun.config.arguments import parse
+from kdrun.config.arguments import Parsed, parse
 from kdrun.config.compose import load
+from kdrun.config.groups import choices
 from kdrun.config.options import setting
 from kdrun.console.screen import RichDisplay
 from kdrun.errors import ConfigError, RunError, suggest
+
+if TYPE_CHECKING:
+    from kdrun.training.bench.setup import Bench
 
 HELP = """
 usage: kdrun bench [train|eval|input …|methods|lanes] [teacher=NAME student=NAME dataset=… dataset.root=… batch_size=N]
@@ -42,6 +48,7 @@ DEFAULTS = [
     "batch_size=64",
 ]
 METHODS = ["dataset.fake_train=50000"]  # memory banks have the size of the training set
+SHARING = ["teacher=wrn_40_4", "student=wrn_16_2"]  # a teacher that costs more than its students
 
 
 @dataclass
@@ -55,34 +62,69 @@ class Options:
 
 def command(words: list[str]) -> int:
     parsed = parse("bench", words, Options, passes=True)
-    kinds, options = parsed.names, parsed.options
-    known = (*KINDS, "methods", *LANES)
-    for kind in kinds:
-        if kind not in known:
-            raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} Available: {', '.join(known)}.")
-    if "methods" in kinds and len(kinds) > 1:
-        raise ConfigError("bench methods runs alone: leave out the other benchmarks.")
-    words = [*DEFAULTS, *parsed.overrides]
-    if "methods" in kinds:
-        words = [*DEFAULTS, *METHODS, *parsed.overrides]
-    elif "lanes" in kinds:
-        words = [*DEFAULTS, "teacher=wrn_40_4", "student=wrn_16_2", *parsed.overrides]
-    config = load(words, parsed.config_dir)
+    kind = table_of(parsed.names)
+    if parsed.options.methods and kind == "rows":
+        raise ConfigError("methods= applies to bench methods and bench lanes only: leave it out, or use method=.")
     from kdrun.training.bench import lanes, methods, rows
+
+    if kind == "methods":
+        nodes = nodes_of(["kd", *(parsed.options.methods or choices("method", parsed.config_dir))], parsed)
+        benches = [prepared(parsed, METHODS, 7)]
+        columns, lines = methods.COLUMNS, methods.lines_of(benches[0], nodes)
+    elif kind == "lanes":
+        nodes = nodes_of(parsed.options.methods or lanes.METHODS, parsed)
+        if len(nodes) < 2:
+            raise ConfigError(f"methods={next(iter(nodes))}: lanes need at least two methods.")
+        benches, columns, lines = [], lanes.COLUMNS, []
+        if "machine" not in parsed.names:
+            benches.append(prepared(parsed, SHARING, 7))
+            lines += lanes.bench_sharing(benches[-1], list(nodes.values()))
+        if "sharing" not in parsed.names:
+            benches.append(prepared(parsed, [], 7))
+            lines += lanes.bench_scheduler(benches[-1], list(nodes.values()))
+    else:
+        benches = [prepared(parsed, [], 15)]
+        columns, lines = rows.COLUMNS, rows.all_lines(benches[0], parsed.names or list(KINDS))
+    show(columns, lines, parsed.options.save)
+    dropped = [row for bench in benches for row in bench.dropped]
+    if dropped:
+        raise RunError(f"not measured: {', '.join(dict.fromkeys(dropped))}; the notes above say why.")
+    return 0
+
+
+def table_of(kinds: list[str]) -> str:
+    """Return which table the benchmarks share: rows, methods or lanes. Raises ConfigError if they share none."""
+    tables = {"methods": "methods"} | dict.fromkeys(LANES, "lanes") | dict.fromkeys(KINDS, "rows")
+    for kind in kinds:
+        if kind not in tables:
+            known = (*KINDS, "methods", *LANES)
+            raise ConfigError(f"bench {kind}: no such benchmark.{suggest(kind, known)} Available: {', '.join(known)}.")
+    found = sorted({tables[kind] for kind in kinds}) or ["rows"]
+    if len(found) > 1:
+        raise ConfigError(f"bench {found[0]} runs alone: leave out the other benchmarks.")
+    return found[0]
+
+
+def nodes_of(names: Sequence[str], parsed: Parsed[Options]) -> dict[str, dict[str, Any]]:
+    """Return name -> checked node of each method. Raises ConfigError."""
+    nodes = {}
+    for name in names:
+        try:
+            nodes[name] = load([f"method={name}"], parsed.config_dir).method
+        except ConfigError as error:
+            raise ConfigError(f"methods={name}: {str(error).removeprefix(f'method={name}: ')}") from error
+    return nodes
+
+
+def prepared(parsed: Parsed[Options], words: list[str], rounds: int) -> Bench:
+    """Return the setup of a table, with `words` and `rounds` as its defaults. Raises ConfigError."""
     from kdrun.training.bench.setup import best_precision, default_rows, prepare
 
-    apart = "methods" in kinds or "lanes" in kinds
-    chosen = options.rows or ([best_precision(config)] if apart else default_rows(config))
-    bench = prepare(config, options.rounds or (7 if apart else 15), options.steps, chosen, RichDisplay())
-    if "methods" in kinds:
-        show(methods.COLUMNS, methods.lines_of(bench, options.methods), options.save)
-    elif "lanes" in kinds:
-        show(lanes.COLUMNS, lanes.lines_of(bench, words, options.methods, kinds), options.save)
-    else:
-        show(rows.COLUMNS, rows.all_lines(bench, kinds or list(KINDS)), options.save)
-    if bench.dropped:
-        raise RunError(f"not measured: {', '.join(dict.fromkeys(bench.dropped))}; the notes above say why.")
-    return 0
+    options = parsed.options
+    config = load([*DEFAULTS, *words, *parsed.overrides], parsed.config_dir)
+    several = table_of(parsed.names) == "rows"
+    chosen = options.rows or (default_rows(config) if several else [best_precision(config)])
+    return prepare(config, options.rounds or rounds, options.steps, chosen, RichDisplay())
 
 
 def show(columns: list[str], lines: list[list[str]], save: Path | None) -> None:

@@ -54,6 +54,12 @@ def test_every_kind_and_row(tmp_path, capsys):
         (["rows=fp32,bf16-graphs"], "rows=bf16-graphs: needs a GPU, but this runs on cpu; leave it out."),
         (["rows=tf32"], "rows=tf32: needs a GPU"),
         (["train", "method=kdd"], "kd"),
+        (["methods", "methods=kdd"], "error: methods=kdd: no such method. Did you mean kd?"),
+        (["lanes", "methods=kd,kdd"], "error: methods=kdd: no such method."),
+        (["lanes", "methods=kd"], "methods=kd: lanes need at least two methods."),
+        (["train", "methods=kd,at"], "methods= applies to bench methods and bench lanes only"),
+        (["sharing", "eval"], "bench lanes runs alone"),
+        (["train", "methods"], "bench methods runs alone"),
     ],
 )
 def test_mistakes_get_one_line(words, expected, capsys):
@@ -98,6 +104,17 @@ def test_lanes_beside_runs_alone(tmp_path):
     assert all(float(row["images/s"].replace(",", "")) > 0 for row in rows)
 
 
+def test_the_machine_trains_the_chosen_pair(tmp_path, capsys):
+    """Its own default pair is for those who choose none; the methods include the user's own."""
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "warmer.yaml").write_text("defaults: [kd, _self_]\ntemperature: 8\n")
+    words = [*SMALL, "rows=fp32", "rounds=1", "methods=kd,warmer", "--config-dir", str(tmp_path)]
+    assert main(["bench", "machine", *words]) == 0
+    out = capsys.readouterr().out
+    assert "resnet8 → resnet8" in out
+    assert "processes with lanes" in out
+
+
 def test_a_row_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
     """On a rented GPU a table that one row ends is an hour lost."""
 
@@ -120,11 +137,12 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
     assert printed.err.splitlines()[-1] == "error: not measured: bf16; the notes above say why."
 
 
-def test_methods_beside_kd(tmp_path):
+def test_methods_beside_kd(tmp_path, capsys):
     """A method that refuses the pair is a note, not an end."""
     place = tmp_path / "methods.csv"
     words = [*TINY, "dataset.fake_train=64", "batch_size=16", "rounds=2", "steps=1", "rows=fp32", f"save={place}"]
-    assert main(["bench", "methods", *words, "methods=dkd,crd,deit"]) == 0
+    assert main(["bench", "methods", *words, "methods=dkd,crd,deit,ls"]) == 0
+    assert "ls: left out: it has no teacher." in capsys.readouterr().out
     rows = list(csv.DictReader(place.open()))
     assert [row["method"] for row in rows] == ["kd", "dkd", "crd"]
     assert rows[0]["over kd"] == "1.00"

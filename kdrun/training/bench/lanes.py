@@ -8,9 +8,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from kdrun.config.compose import load
+from kdrun.config.options import RunConfig
 from kdrun.display import PlainDisplay
-from kdrun.errors import ConfigError
 from kdrun.hardware import available_cores, environment
 from kdrun.training.bench.engine_steps import EngineSteps, plain_arguments
 from kdrun.training.bench.isolated import in_subprocess
@@ -23,17 +22,14 @@ COLUMNS = ["what", "row", "images/s", "ratio", "least", "greatest", "precision",
 ALONE, SHARED, PLAIN, WHOLE = "one after the other", "lanes", "plain loop, KD", "processes with lanes"
 
 
-def bench_sharing(bench: Bench, methods: list[str], row: str) -> list[list[str]]:
-    """Measure six runs one after the other against the same six as lanes: same process, precision and threads."""
-    nodes = nodes_of(methods)
+def bench_sharing(bench: Bench, nodes: list[dict[str, Any]]) -> list[list[str]]:
+    """Measure runs one after the other against the same runs as lanes: same process, precision and threads.
+
+    nodes: the checked nodes of their methods."""
+    row = bench.rows[0]
     both = {ALONE: EngineSteps(bench, row, nodes).step_alone, SHARED: EngineSteps(bench, row, nodes).step_lanes}
     timings = measured(bench, both)
     return [line("sharing", timing, timings[0], row, bench) for timing in timings]
-
-
-def nodes_of(methods: list[str]) -> list[dict[str, Any]]:
-    """Return the checked nodes of methods from conf/method. Raises ConfigError for an unknown name."""
-    return [load([f"method={name}"]).method for name in methods]
 
 
 def line(what: str, timing: Timing, base: Timing, row: str, bench: Bench) -> list[str]:
@@ -42,11 +38,11 @@ def line(what: str, timing: Timing, base: Timing, row: str, bench: Bench) -> lis
     return [what, timing.name, f"{timing.rate:,.0f}", *ratios, precision, machine(bench)]
 
 
-def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: float) -> dict[str, Step]:
-    """Return, in a process of its own, `run`, which trains for `seconds` and returns images per second, summed over
-    students."""
-    bench = prepare(load(words), 1, 1, [row], PlainDisplay())
-    steps = EngineSteps(bench, row, nodes_of(methods))
+def lane_steps_apart(config: RunConfig, nodes: list[dict[str, Any]], row: str, seconds: float) -> dict[str, Step]:
+    """Return `run`, which trains for `seconds` on one thread and returns images per second, summed over students;
+    for a process of its own."""
+    bench = prepare(replace(config, threads=1), 1, 1, [row], PlainDisplay())
+    steps = EngineSteps(bench, row, nodes)
     steps.step_lanes()
 
     def run() -> int:
@@ -58,20 +54,19 @@ def lane_steps_apart(words: list[str], methods: list[str], row: str, seconds: fl
     return {"run": run}
 
 
-def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str) -> list[list[str]]:
+def bench_scheduler(bench: Bench, nodes: list[dict[str, Any]]) -> list[list[str]]:
     """Measure one process per core with its share of the methods, all at once, against one plain loop with all
     cores."""
     # On one GPU only a few processes: the kernels are small.
-    cores = min(4, len(methods)) if bench.device.type == "cuda" else available_cores()
-    shares = [methods[number::cores] for number in range(cores)]
-    seconds = 6.0
-    single = [word for word in words if not word.startswith("threads=")] + ["threads=1"]
+    cores = min(4, len(nodes)) if bench.device.type == "cuda" else available_cores()
+    shares = [nodes[number::cores] for number in range(cores)]
+    seconds, row = 6.0, bench.rows[0]
     timings = [Timing(PLAIN), Timing(WHOLE)]
     with ExitStack() as stack:
         plain = stack.enter_context(in_subprocess(plain_steps, *plain_arguments(bench)))
         stack.enter_context(environment({"OMP_NUM_THREADS": "1"}))
         processes = [
-            stack.enter_context(in_subprocess(lane_steps_apart, single, share, row, seconds))
+            stack.enter_context(in_subprocess(lane_steps_apart, bench.config, share, row, seconds))
             for share in shares
             if share
         ]
@@ -84,18 +79,3 @@ def bench_scheduler(bench: Bench, words: list[str], methods: list[str], row: str
             timings[0].rates.append(images / spent)
             timings[1].rates.append(sum(pool.map(lambda process: process["run"](), processes)))
     return [line("whole machine", timing, timings[0], row, bench) for timing in timings]
-
-
-def lines_of(bench: Bench, words: list[str], names: list[str], kinds: list[str]) -> list[list[str]]:
-    """Return both measurements, or the requested one (`sharing`, `machine`)."""
-    row = bench.rows[0]
-    methods = names or list(METHODS)
-    if len(methods) < 2:
-        raise ConfigError(f"methods={','.join(methods)}: lanes need at least two methods.")
-    lines: list[list[str]] = []
-    if "machine" not in kinds:
-        lines += bench_sharing(bench, methods, row)
-    if "sharing" not in kinds:
-        pair = replace(bench, config=load([*words, "teacher=wrn_40_2", "student=wrn_40_1"]))
-        lines += bench_scheduler(pair, [*words, "teacher=wrn_40_2", "student=wrn_40_1"], methods[:5], row)
-    return lines

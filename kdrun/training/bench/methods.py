@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from kdrun.config.compose import load
-from kdrun.config.groups import choices
+from typing import Any
+
 from kdrun.config.method_schema import method_of
 from kdrun.errors import PairingError
 from kdrun.training.bench.engine_steps import EngineSteps
 from kdrun.training.bench.setup import Bench, machine, measured
 from kdrun.training.bench.timing import Step
 
-BASE = "kd"
 COLUMNS = ["method", "ms a step", "over kd", "least", "greatest", "more parameters", "precision", "on"]
 
 
-def lines_of(bench: Bench, names: list[str]) -> list[list[str]]:
-    """Return table lines of training steps of KD and `names` (empty: all methods with a teacher), measured
-    alternately; a pair that a method rejects becomes a note."""
+def lines_of(bench: Bench, nodes: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Return table lines of the training steps of methods, measured alternately and relative to the first.
+
+    nodes: their names and checked nodes. Without a teacher's pass a step is of another kind: such a method is left
+    out. A pair that a method rejects becomes a note."""
     row = bench.rows[0]
     rows: dict[str, Step] = {}
     extra: dict[str, str] = {}
-    for name in [BASE, *(name for name in names or choices("method") if name != BASE)]:
-        method = load([f"method={name}"]).method
+    for name, method in nodes.items():
         if not method_of(method).needs_teacher:
-            continue  # no teacher forward: a different kind of step
+            bench.display.note(f"{name}: left out: it has no teacher.")
+            continue
         try:
             steps = EngineSteps(bench, row, [method])
         except PairingError as error:
