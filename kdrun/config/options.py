@@ -168,7 +168,7 @@ class ModelOptions:
 class TeacherOptions(ModelOptions):
     """Settings of the teacher, and the recipe for training it if no checkpoint is given."""
 
-    random: bool = setting(False, help="use an untrained teacher, as a control")
+    random: bool = setting(False, help="use an untrained teacher, with batch norm measured on images, as a control")
     seed: int = setting(
         0,
         low=0,

@@ -19,7 +19,7 @@ from kdrun.methods.factory import make_method
 from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.code_record import method_of_run
 from kdrun.runs.directory import RunDirectory, outputs_folder, short_path
-from kdrun.runs.plan import slug
+from kdrun.runs.identity import CONTROL, slug
 from kdrun.runs.recorded import check_unchanged, read_run
 from kdrun.runs.trust import signed_code
 from kdrun.streams import VERSION as STREAMS
@@ -54,10 +54,14 @@ class TeacherSource:
 
     def network(self, data: Data, numerics: Numerics, batch_size: int) -> Network:
         """Load the network on its device. Raises CheckpointError if the weights are not those of the run."""
+        from kdrun.training.control import measure_norms
         from kdrun.training.teacher_store import load_stored
 
         if self.weights is None:
-            return make_network(self.options, data, self.streams, numerics, batch_size)
+            network = make_network(self.options, data, self.streams, numerics, batch_size)
+            if self.options.pretrained == "false":
+                measure_norms(network, data, self.options.seed)
+            return network
         if self.sha256 is not None and self.weights.is_file() and sha256_of(self.weights) != self.sha256:
             raise CheckpointError(f"teacher.checkpoint={self.weights} is not the file that the run was trained with.")
         network = load_network(self.options, self.weights, data, self.streams, numerics, batch_size)
@@ -215,6 +219,11 @@ def find_teacher(run: Path, config: RunConfig, method: MethodSource) -> tuple[Te
             return (
                 None,
                 "learned from an untrained teacher of an older kdrun, which drew other weights for its seed",
+            )
+        if options.pretrained == "false" and about.get("kind") != CONTROL:
+            return (
+                None,
+                "learned from an untrained teacher of an older kdrun, whose batch norm had its initial statistics",
             )
         if options.pretrained != "false" and signed_code(run) is None:
             return None, "was trained with pretrained weights, which are downloaded only for runs of this account"

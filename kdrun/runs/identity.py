@@ -23,6 +23,7 @@ from kdrun.streams import VERSION as STREAMS
 
 # Settings of location, speed and strictness: they change no number of a finished run.
 PLACES = {"root", "workers", "cache", "on_error", "allow_missing_classes"}
+CONTROL = "untrained control, norms measured"  # how provenance names such a teacher
 TAPS_ONLY = {"preact_last_map"}  # decides what is tapped, not how the network trains
 
 
@@ -67,6 +68,8 @@ def teacher_identity(
         return own | model_identity(teacher, "teacher", {"recipe", "seed", "precision", "flip", *TAPS_ONLY})
     if teacher.random:
         untrained = model_identity(teacher, "teacher", {"recipe", "precision", "flip", *TAPS_ONLY})
+        if teacher.pretrained == "false":  # batch norm has the statistics of the training images
+            untrained["data"] = data_identity(data, fingerprint, {"augment", "test_limit"})
         return own | untrained | initialised(teacher)
     return own | {
         "model": model_identity(teacher, "teacher", {"flip", *TAPS_ONLY}),

@@ -120,15 +120,14 @@ def make_loaders(
         "teacher_view": teacher_view,
         "views": views,
     }
-    held = [splits.test] if splits.val is None else [splits.test, splits.val]
-    measured = [make_eval_loader(data, part, numerics) for part in held]
+    measured = [make_eval_loader(data, held, numerics) for held in (splits.test, splits.val) if held is not None]
     if isinstance(splits.train, ArraySet):
         return Loaders(ResidentTrain(splits.train, **train, **common), *measured)
     return Loaders(StreamTrain(splits.train, **train, **common, **streamed(options)), *measured)
 
 
-def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader:
-    """Return unaugmented batches of `part`, normalised as `data` is, in its own order."""
+def make_eval_loader(data: Data, images: AnySet, numerics: Numerics, **own: Any) -> EvalLoader:
+    """Return unaugmented batches of `images`, normalised as `data` is, in its order. own: another part, batch_size."""
     from kdrun.data.resident import ResidentEval
     from kdrun.data.stream import StreamEval
     from kdrun.training.loop import eval_batch_size
@@ -138,10 +137,11 @@ def make_eval_loader(data: Data, part: AnySet, numerics: Numerics) -> EvalLoader
         "device": numerics.torch_device,
         "part": ranks.now.part,
         "batch_size": eval_batch_size(data.config.eval_batch_size, numerics),
+        **own,
     }
-    if isinstance(part, ArraySet):
-        return ResidentEval(part, **common)
-    return StreamEval(part, **common, **streamed(data.config.dataset))
+    if isinstance(images, ArraySet):
+        return ResidentEval(images, **common)
+    return StreamEval(images, **common, **streamed(data.config.dataset))
 
 
 def streamed(options: DatasetOptions) -> dict[str, Any]:

@@ -21,12 +21,14 @@ from kdrun.methods.none import Independent
 from kdrun.models.own_import import unfollowed
 from kdrun.runs.checkpoints import weights_file
 from kdrun.runs.directory import RunDirectory, short_path
+from kdrun.runs.identity import CONTROL
 from kdrun.runs.plan import Plan
 from kdrun.runs.recorded import read_resolved
 from kdrun.streams import Streams
 from kdrun.training import ranks
 from kdrun.training.build import data_spec, load_data, make_lane, make_loaders, make_network
 from kdrun.training.checkpoint import save_weights
+from kdrun.training.control import measure_norms
 from kdrun.training.cost import forget_peak, free_memory
 from kdrun.training.loggers import check_loggers, log
 from kdrun.training.loop import evaluate
@@ -185,13 +187,15 @@ class Session:
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, self.numerics, self.config.batch_size)
         self.tell(network, trains=False)
-        kind, place, sha256 = "untrained control", None, None
+        self.numerics.apply()
+        kind, place, sha256 = "pretrained" if options.pretrained != "false" else CONTROL, None, None
         if stored is not None:
             kind, place, sha256 = "trained", stored.path, load_stored(stored, network.tap.model, options.name)
         elif options.checkpoint is not None:
             place = weights_file(options.checkpoint, "teacher.checkpoint")
             kind, sha256 = "checkpoint", sha256_of(place)
-        self.numerics.apply()
+        elif kind == CONTROL:
+            measure_norms(network, self.data, options.seed)
         loaders = make_loaders(self.data, self.config.batch_size, streams, "same", self.numerics)
         top1 = evaluate(network.tap.model, network.tap.prepare, loaders.test, self.numerics)["top1"]
         origin = f" from {short_path(place)}" if place else ""

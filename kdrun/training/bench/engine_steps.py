@@ -16,8 +16,9 @@ from kdrun.streams import Streams
 from kdrun.training.bench.setup import Bench
 from kdrun.training.bench.timing import Step
 from kdrun.training.build import data_spec, make_lane, make_loaders, make_network
+from kdrun.training.control import measure_norms
 from kdrun.training.graphs import Graphs
-from kdrun.training.loop import Eager, Lane, TrainLoader, batches, evaluate
+from kdrun.training.loop import Eager, Lane, TrainLoader, evaluate
 from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
 from kdrun.training.teacher import Teacher
@@ -31,10 +32,7 @@ def untrained_teacher(bench: Bench, numerics: Numerics) -> Network:
     """Return a teacher with the statistics of real activations in its normalisation layers."""
     config = bench.config
     teacher = make_network(config.teacher, bench.data, Streams("teacher", 0), numerics, config.batch_size)
-    loader = make_loaders(bench.data, config.batch_size, Streams("teacher", 0), "same", bench.numerics).train
-    with torch.no_grad():
-        for batch in batches(loader, 3):
-            teacher.tap.train()(batch.image)
+    measure_norms(teacher, bench.data, 0)
     return teacher
 
 
