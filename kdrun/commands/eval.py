@@ -24,7 +24,7 @@ from kdrun.reporting.labels import short_labels
 from kdrun.runs.directory import find_runs, outputs_folder, short_path
 
 HELP = """
-usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=test|val|train] [rank=kl|agreement]
+usage: kdrun eval RUN … [model=student|teacher] [weights=last|best] [split=test|val|train|all] [rank=kl|agreement]
                         [testset=all|NAME[:key=value,…],…] [device=… precision=… eval_batch_size=… dataset.root=…]
        kdrun eval FILE student=NAME dataset=NAME [teacher=NAME teacher.checkpoint=FILE] [save=FOLDER] [key=value …]
 
@@ -36,7 +36,8 @@ each class, parameters, FLOPs and images/s; with a teacher also KL(teacher ‖ s
 CKA of the stages. Writes evals/<split>.json into the run (the files of a finished run are not changed), with
 <split>_confusion.csv and the pictures <split>_reliability.png, _confusion.png and _cka.png; the results of a FILE go
 into save=FOLDER. Several runs make one table; rank=kl puts the student closest to its teacher first, rank=agreement the
-one that agrees with it most often.
+one that agrees with it most often. dataset.root=FOLDER split=all measures runs on all images of another folder, which
+may be flat; results on other images than those of a run's training get a name of their own.
 
 testset= measures on derived copies of the test images instead (kdrun list testsets), writes evals/<testset>.json, and
 compares with the clean images: accuracy kept, predictions changed, KL(clean ‖ derived); for a cue conflict also the

@@ -35,7 +35,7 @@ from kdrun.runs.identity import digest_of, slug
 
 HELP = f"""
 usage: kdrun gradcam RUN … [images=N|FOLDER|FILE,…] [target=predicted|true|CLASS] [method=gradcam] [layer=PATH]
-                     [overlap=N] [save=FILE.png] [model=student|teacher] [weights=last|best] [split=test|val|train]
+                     [overlap=N] [save=FILE.png] [model=student|teacher] [weights=last|best] [split=test|val|train|all]
                      [device=… output_root=… dataset.root=…]
        kdrun gradcam FILE student=NAME dataset=NAME [teacher=NAME teacher.checkpoint=FILE] [key=value …]
 

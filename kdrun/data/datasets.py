@@ -93,8 +93,13 @@ class DataSource:
 
     def overview(self, splits: Dataset) -> tuple[str, str]:
         """Return (the data set's name, a one-line overview)."""
-        flat = self.options.name == "digits" or (isinstance(self.located, folder.Source) and bool(self.located.flat))
-        return f"{overview.name_of(self.options)}:", overview.overview(splits, self.options, flat)
+        return f"{overview.name_of(self.options)}:", overview.overview(splits, self.options, self.splits_itself)
+
+    @property
+    def splits_itself(self) -> bool:
+        """Return True if kdrun divides the images into training and test images, and not the data set."""
+        flat = isinstance(self.located, folder.Source) and self.located.flat is not None
+        return flat or self.options.name == "digits"
 
     @property
     def trees(self) -> list[Tree]:

@@ -69,6 +69,18 @@ class Dataset:
         return len(self.class_names)
 
 
+def together(parts: Sequence[AnySet]) -> AnySet:
+    """Return the images of several parts as one. Raises DataError if their files lie in several folders."""
+    labels = np.concatenate([part.labels for part in parts])
+    arrays = [part.images for part in parts if isinstance(part, ArraySet)]
+    if len(arrays) == len(parts):
+        return ArraySet(np.concatenate(arrays), labels)
+    files = [part for part in parts if isinstance(part, FileSet)]
+    if len({part.root for part in files}) > 1:
+        raise DataError("split=all: these images have folders for their splits; measure on one of them.")
+    return FileSet(files[0].root, [path for part in files for path in part.paths], labels)
+
+
 def first_of(count: int, fraction: float) -> int:
     """Return how many of a class's `count` images a stratified split puts first."""
     return min(max(round(fraction * count), 1), count - 1)

@@ -16,7 +16,7 @@ from kdrun.data.datasets import DataSource
 from kdrun.display import Track
 from kdrun.errors import ConfigError, suggest
 from kdrun.evaluation.cam_images import Images, batches
-from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
+from kdrun.evaluation.loading import check_split, numerics_for, open_data, tell_unreadable
 from kdrun.evaluation.targets import Target, WhichSplit, open_networks
 from kdrun.files import spreadsheet_safe, write_json, write_text
 from kdrun.runs.directory import now
@@ -126,7 +126,10 @@ def load_networks(targets: list[Target], options: Options, track: Track) -> tupl
         return CamSubject(head, View(network.tap, deployed, layer_in(network, options), KINDS[options.method]), data)
 
     for target in targets:
-        _, data = open_data(target.config, track, target.run)
+        every = options.split == "all"
+        plan, data = open_data(target.config, track, target.run, every)
+        if options.images.isdecimal() and not every:
+            check_split(plan.source, target.run)
         if target is targets[0]:  # the data are the same for all
             tell_unreadable(data)
         network, deployed, teacher = open_networks(target, data, numerics)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.display import Track
-from kdrun.evaluation.loading import load_network, numerics_for, open_data
+from kdrun.evaluation.loading import check_split, load_network, numerics_for, open_data
 from kdrun.evaluation.measure import shuffled
 from kdrun.methods.base import Method
 from kdrun.methods.factory import make_method
@@ -96,7 +96,8 @@ def diagnose(target: Target, track: Track) -> Diagnosis:
     assert run is not None
     numerics = numerics_for(config, "fp32")
     numerics.apply()
-    _, data = open_data(config, track, run)
+    plan, data = open_data(config, track, run)
+    check_split(plan.source, run)
     streams = Streams("student", config.seed)
     student = make_network(config.student, data, streams, numerics, config.batch_size)
     params, flops = cost_of(student)

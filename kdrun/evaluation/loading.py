@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdrun.config.options import ModelOptions, RunConfig
+from kdrun.data.datasets import DataSource
 from kdrun.data.overview import unreadable_in_words
 from kdrun.display import Track, untracked
 from kdrun.errors import ConfigError, print_note
-from kdrun.runs.checkpoints import other_classes, recorded_data
+from kdrun.runs.checkpoints import other_classes, recorded_data, recorded_fingerprint
 from kdrun.runs.directory import short_path
 from kdrun.runs.plan import Plan, images_only, make_plan
 from kdrun.streams import Streams
@@ -22,11 +23,44 @@ if TYPE_CHECKING:
     from kdrun.training.precision import Numerics
 
 
-def open_data(config: RunConfig, track: Track = untracked, run: Path | None = None) -> tuple[Plan, Data]:
-    """Return the plan and the images of a run's data set, without looking for a teacher or weights file. run: the run
-    whose network is to see them, as in `as_trained`."""
+def open_data(
+    config: RunConfig, track: Track = untracked, run: Path | None = None, every: bool = False
+) -> tuple[Plan, Data]:
+    """Return the plan and the images of a run's data set, without looking for a teacher or weights file.
+
+    run: the run whose network is to see them, as in `as_trained`; every: True to ignore all limits on their number.
+    """
+    if every:
+        whole = replace(config.dataset, train_limit=None, test_limit=None, evaluate_on="test")
+        config = replace(config, dataset=whole)
     plan = make_plan(images_only(config), [])
     return plan, as_trained(load_data(plan, track), run)
+
+
+def check_split(source: DataSource, run: Path | None) -> None:
+    """Raise ConfigError if kdrun would split the images anew, and so count some of a run's training images as test
+    images."""
+    if run is not None and source.splits_itself and not has_seen(run, source):
+        raise ConfigError(
+            f"dataset.root={source.options.root}: not the images that {short_path(run)} was trained on, or they have "
+            "changed since, and kdrun would split them anew: training images could become test images. If all are "
+            "new: kdrun eval … split=all. Otherwise move the new ones into a folder of their own."
+        )
+
+
+def tell_foreign(label: str, run: Path | None, source: DataSource) -> bool:
+    """Return True if a run was trained on other images, and print a note about it."""
+    if run is None or has_seen(run, source):
+        return False
+    root = source.options.root or source.options.name
+    print_note(f"note: {label} was trained on other images than those of {root}.", once=True)
+    return True
+
+
+def has_seen(run: Path, source: DataSource) -> bool:
+    """Return True if these are the images of a run's training, or nothing is recorded about them."""
+    recorded = recorded_fingerprint(run)
+    return recorded is None or recorded == source.fingerprint()
 
 
 def as_trained(data: Data, run: Path | None) -> Data:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdrun.data.splits import AnySet
+from kdrun.data.datasets import DataSource
+from kdrun.data.splits import AnySet, together
 from kdrun.display import Track
 from kdrun.errors import ConfigError
 from kdrun.evaluation.bias import Change, change_of
-from kdrun.evaluation.loading import numerics_for, open_data, tell_unreadable
+from kdrun.evaluation.loading import check_split, numerics_for, open_data, tell_foreign, tell_unreadable
 from kdrun.evaluation.predictions import answer
 from kdrun.evaluation.targets import Target, open_networks
 from kdrun.evaluation.testsets.base import NamedSet
@@ -79,7 +80,10 @@ def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, 
     config = target.config
     numerics = numerics_for(config)
     numerics.apply()
-    plan, data = open_data(config, track, target.run)
+    plan, data = open_data(config, track, target.run, every=split == "all")
+    if split != "all":
+        check_split(plan.source, target.run)
+    name_foreign(target, plan.source)
     tell_unreadable(data)
     every = image_sets(testsets, data, plan, split, track)
     network, deployed, teacher = open_networks(target, data, numerics)
@@ -96,12 +100,19 @@ def measure(target: Target, split: str, testsets: list[NamedSet], track: Track, 
             "split": split,
             "testset": shown.manifest,
             "change": None if change is None else asdict(change),
+            "images": {"root": config.dataset.root, "fingerprint": plan.source.fingerprint()},
             "network": target.options.name,
             "teacher": target.teacher.options.name if teacher and target.teacher else None,
             "numerics": numerics.as_dict(),
             "measured_at": now(),
         }
         yield measured(target, split, shown, found, data.splits.class_names, about, change)
+
+
+def name_foreign(target: Target, source: DataSource) -> None:
+    """Give results on other images than those of a run's training a name of their own, and say so."""
+    if tell_foreign(target.label, target.run, source):
+        target.name += f"_{source.fingerprint()[:8]}"
 
 
 def examined(
@@ -138,6 +149,8 @@ def measured(
 
 def chosen_split(data: Data, split: str) -> AnySet:
     splits = data.splits
+    if split == "all":
+        return together([part for part in (splits.train, splits.val, splits.test) if part is not None])
     chosen = {"test": splits.test, "train": splits.train, "val": splits.val}[split]
     if chosen is None:
         raise ConfigError("split=val: this run had no validation split (dataset.val_fraction=0).")

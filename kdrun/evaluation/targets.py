@@ -111,7 +111,7 @@ class Which:
 class WhichSplit(Which):
     """Selection of a run's network, and of images."""
 
-    split: str = setting("test", choices=("test", "val", "train"), help="the split to take images from")
+    split: str = setting("test", choices=("test", "val", "train", "all"), help="the split to take images from")
 
 
 def target_of_file(path: str, config: RunConfig, which: Which, split: str = "test") -> Target:

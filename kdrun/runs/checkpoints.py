@@ -118,6 +118,15 @@ def recorded_data(run: Path) -> tuple[list[str], tuple[list[float], list[float]]
     return (names, (mean, std)) if is_names(names) and is_triple(mean) and is_triple(std) else None
 
 
+def recorded_fingerprint(run: Path) -> str | None:
+    """Return the fingerprint of a run's images; None if it recorded none, or the record is damaged."""
+    try:
+        found = read_json(run / "provenance.json")["data"]["fingerprint"]
+    except (CheckpointError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def other_classes(names: list[str], here: list[str]) -> str:
     """Return how the classes of images differ from those of a run: cat missing here, cow unknown to it."""
     lacking, new = [name for name in names if name not in here], [name for name in here if name not in names]

@@ -233,11 +233,10 @@ def test_other_images_are_seen_as_in_training(kdrun, outputs, image_folder, tmp_
     )
     assert (code, err) == (0, "")
     (run,) = runs(outputs)
-    found = []
     for place in (root, other):
-        evaluate(kdrun, run, f"dataset.root={place}")
-        found.append(json.loads((run / "evals" / "test.json").read_text())["nll"])
-    assert found[0] == found[1]
+        assert kdrun("eval", str(run), f"dataset.root={place}")[0] == 0
+    (own,), (foreign,) = (run / "evals").glob("test.json"), (run / "evals").glob("test_????????.json")
+    assert json.loads(own.read_text())["nll"] == json.loads(foreign.read_text())["nll"]
     (other / "val" / "class_1").rename(other / "val" / "cow")
     (other / "train" / "class_1").rename(other / "train" / "cow")
     code, _, err = kdrun("eval", str(run), f"dataset.root={other}")
@@ -247,6 +246,56 @@ def test_other_images_are_seen_as_in_training(kdrun, outputs, image_folder, tmp_
         "train", *words, "student=resnet8", "teacher=resnet8", f"teacher.checkpoint={run}", "method=kd", "epochs=1"
     )
     assert code == 0 and err.count("was trained on other classes: class_1 missing here, cow unknown to it") == 1
+
+
+def test_a_split_of_other_images_is_no_test(kdrun, outputs, image_folder, tmp_path):
+    """kdrun splits a flat folder by what is in it: with one image more, training images became test images."""
+    root = image_folder("flat", count=10)
+    train(kdrun, "method=kd", "dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.workers=0")
+    (run,) = runs(outputs)
+    evaluate(kdrun, run)
+    own = (run / "evals" / "test.json").read_bytes()
+    new = image_folder("new", count=4, seed=7)
+    for place in (new / "class_0").iterdir():
+        shutil.copy(place, root / "class_0" / f"new_{place.name}")
+    for command in ("eval", "gradcam", "diagnose"):
+        code, out, err = kdrun(command, str(run))
+        assert (code, out) == (2, "")
+        assert "training images could become test images" in err
+        assert len(err.strip().splitlines()) == 1
+    code, out, err = kdrun("eval", str(run), f"dataset.root={new}", "split=all")
+    assert code == 0
+    assert f"folder/all ({3 * 4} images" in out
+    assert "was trained on other images" in err + out
+    (found,) = (run / "evals").glob("all_????????.json")
+    assert json.loads(found.read_text())["images"]["root"] == str(new)
+    assert (run / "evals" / "test.json").read_bytes() == own
+    code, _, err = kdrun("eval", str(run), f"dataset.root={new}")
+    assert code == 2
+    assert "split=all" in err
+
+
+def test_other_test_images_have_results_of_their_own(kdrun, outputs, image_folder, tmp_path):
+    """They replaced those on the run's own test images, from which its report is made."""
+    for place, seed in (("own", 0), ("other", 5)):
+        image_folder(f"{place}/train", count=6, seed=seed)
+        image_folder(f"{place}/val", count=3, seed=seed + 1)
+    root = tmp_path / "own"
+    train(kdrun, "method=kd", "dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.workers=0")
+    (run,) = runs(outputs)
+    evaluate(kdrun, run)
+    own = (run / "evals" / "test.json").read_bytes()
+    root.rename(tmp_path / "moved")
+    assert kdrun("eval", str(run), f"dataset.root={tmp_path / 'moved'}")[2] == ""  # the same images
+    own = (run / "evals" / "test.json").read_bytes()
+    code, out, err = kdrun("eval", str(run), f"dataset.root={tmp_path / 'other'}")
+    assert code == 0
+    assert "was trained on other images" in err + out
+    assert (run / "evals" / "test.json").read_bytes() == own
+    (found,) = (run / "evals").glob("test_????????.json")
+    assert json.loads(found.read_text())["split"] == "test"
+    code, _, err = kdrun("eval", str(run), f"dataset.root={tmp_path / 'other'}", "split=all")
+    assert "have folders for their splits" in err
 
 
 def test_streamed_images(kdrun, outputs, image_folder):

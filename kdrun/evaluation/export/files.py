@@ -14,7 +14,7 @@ from kdrun.display import Track
 from kdrun.errors import ConfigError, RunError
 from kdrun.evaluation.deployed import Card, Deployed, deploy
 from kdrun.evaluation.export.gate import CHUNK, Form, clock, compare, deployable, images_of, judge, module_forward
-from kdrun.evaluation.loading import numerics_for, open_data
+from kdrun.evaluation.loading import numerics_for, open_data, tell_foreign
 from kdrun.evaluation.targets import Which
 from kdrun.files import explain_os_error, sha256_of, write_json
 from kdrun.runs.directory import now
@@ -68,7 +68,8 @@ def export(target: Target, place: Path, options: Options, track: Track) -> Expor
     config = target.config
     numerics = numerics_for(replace(config, device="cpu"), "fp32")
     numerics.apply()
-    _, data = open_data(config, track, target.run)
+    plan, data = open_data(config, track, target.run)
+    tell_foreign(target.label, target.run, plan.source)
     deployed = deploy(target, numerics)
     card, names = deployed.card, data.splits.class_names
     if len(names) != len(card.class_names):
