@@ -8,10 +8,12 @@ itself, come from its generators, seeded by `kdrun.streams`.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,12 +156,24 @@ class Draws:
         return permutation(self.key(purpose, each_step=True), count, device)
 
 
+def seed_all(seed: int) -> None:
+    """Seed PyTorch's generators and, for the user's code, numpy's and Python's."""
+    torch.manual_seed(seed)
+    seed_others(seed)
+
+
+def seed_others(seed: int) -> None:
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
 def seed_dropout(seed: int, epoch: int, step: int, device: torch.device, rank: int = 0) -> None:
     """Seed the dropout of one step on `device`, differently for each process that has its own share of the images.
 
     `torch.manual_seed` would visit every backend, which takes a hundred times as long.
     """
     key = key_of(seed, epoch, DROPOUT, step, *([rank] if rank else []))
+    seed_others(key)
     torch.default_generator.manual_seed(key & (MASK >> 1))
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(key & (MASK >> 1))

@@ -56,7 +56,8 @@ class View:
 
     def __init__(self, tap: Tap, deployed: nn.Module | None = None, layer: str | None = None, kind: str | None = None):
         self.tap, self.kind = tap.eval(), kind
-        self.model: nn.Module = tap.model if deployed is None else deployed.eval()
+        self.model: nn.Module = tap.model if deployed is None else deployed
+        self.model.eval()
         tap.needs = MAPS
         ramp = torch.linspace(-2, 2, 3 * tap.image_size**2).view(1, 3, tap.image_size, tap.image_size)
         self.example = ramp.to(next(tap.model.parameters()).device)

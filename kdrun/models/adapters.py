@@ -214,7 +214,8 @@ def record_outputs(model: nn.Module, example: Tensor) -> tuple[list[tuple[str, n
     training = model.training
     try:
         with torch.no_grad():
-            logits = model.eval()(example)
+            model.eval()
+            logits = model(example)
     finally:
         model.train(training)
         for handle in handles:

@@ -65,6 +65,7 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
             f"{candidate}: all its parameters are frozen (requires_grad=False), so nothing would train."
         )
     widen(candidate, traits)
+    separate(candidate)
     resting = not own and rest_auxiliary(candidate, traits)
     evaluated = logits_of(candidate, False)
     trained = evaluated
@@ -116,6 +117,23 @@ def widen(candidate: Candidate, traits: Traits) -> None:
         )
 
 
+def separate(candidate: Candidate) -> None:
+    """Give each element of an expanded buffer memory of its own: PyTorch cannot copy into it otherwise. Raises
+    ConfigError for a state that is no tensor, which a weights file could not hold."""
+    for module in candidate.model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and any(
+                size > 1 and not step for size, step in zip(buffer.shape, buffer.stride(), strict=True)
+            ):
+                module._buffers[name] = buffer.contiguous()
+    others = [name for name, value in candidate.model.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise ConfigError(
+            f"{candidate}: its state_dict has entries that are no tensors ({', '.join(others)}), which a file "
+            "of weights cannot hold: let get_extra_state return a tensor, or remove it."
+        )
+
+
 @dataclass(frozen=True)
 class Found:
     """Logits located in a network's output. plain: the output is just the logits, [N, K]; overwrites: the network
@@ -159,12 +177,13 @@ def passed(model: nn.Module, image: Tensor, training: bool) -> Any:
     mode = model.training
     try:
         with torch.no_grad():
+            model.train(training)  # a statement of its own: the user's train() may return nothing
             if not training:
-                return model.eval()(image)
+                return model(image)
             kept = {name: value.clone() for name, value in model.named_buffers()}
             try:
                 with torch.random.fork_rng(devices=[]):
-                    return model.train()(image)
+                    return model(image)
             finally:
                 restore(model, kept)
     finally:

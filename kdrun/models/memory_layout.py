@@ -31,7 +31,8 @@ def channels_last_problem(model: nn.Module, image: Tensor) -> str:
             return evaluation_problem(trial, image) or training_problem(trial, image)
         finally:
             if trial is model:
-                model.to(memory_format=PLAIN).train(mode).zero_grad(set_to_none=True)
+                model.to(memory_format=PLAIN).zero_grad(set_to_none=True)
+                model.train(mode)
                 restore(model, kept)
 
 

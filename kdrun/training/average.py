@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdrun.errors import ConfigError, reason_of
+
 foreach: Any = torch  # its functions on lists are typed as private, though optimizers use them
 
 
@@ -23,7 +25,13 @@ class Average(nn.Module):
 
     def __init__(self, network: nn.Module, decay: float, device: torch.device):
         super().__init__()
-        self.module = copy.deepcopy(network)
+        try:
+            self.module = copy.deepcopy(network)
+        except RuntimeError as error:  # of tensors in attributes that have a gradient
+            raise ConfigError(
+                f"optimizer.ema_decay={decay}: the network cannot be copied ({reason_of(error)}): keep no outputs of a "
+                "forward pass in its attributes, or leave ema_decay out."
+            ) from error
         self.decay = decay
         self.register_buffer("n_averaged", torch.zeros((), dtype=torch.long, device=device))
         self.begun = False

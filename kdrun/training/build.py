@@ -242,11 +242,10 @@ def tell_other_classes(options: ModelOptions, here: list[str]) -> None:
 def make_network(options: ModelOptions, data: Data, streams: Streams, numerics: Numerics, batch_size: int) -> Network:
     """Create a freshly initialised (or loaded) network on the device. It is initialised on the CPU, so that the
     device does not change it, and only from `streams`, so that the method does not either."""
-    import torch
-
+    from kdrun.draws import seed_all
     from kdrun.training.network import Network
 
-    torch.manual_seed(streams.start)
+    seed_all(streams.start)
     tap = make_tap(options, data.splits.num_classes, data.splits.image_size, data.stats)
     tell_other_classes(options, data.splits.class_names)
     own_batch_size = ranks.now.part.most(batch_size, data.config.dataset.augment.stays_together)
@@ -288,6 +287,7 @@ def make_lane(
     trained."""
     import torch
 
+    from kdrun.draws import seed_all
     from kdrun.models.adapters import ProbeAdapter
     from kdrun.models.features import measure
     from kdrun.training.loop import Lane
@@ -299,7 +299,7 @@ def make_lane(
     device = torch.device(student.numerics.device)
     taught = None if teacher is None else measure(teacher.tap, spec.num_classes)
     shapes = measure(student.tap, spec.num_classes)
-    torch.manual_seed(streams.parts)
+    seed_all(streams.parts)
     method.build(shapes, taught, spec)
     method.to(device)
     student.tap.needs = method.student_needs

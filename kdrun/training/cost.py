@@ -49,7 +49,8 @@ def count_flops(model: torch.nn.Module, image_size: int) -> int:
         for parameter in trained:
             parameter.requires_grad_(False)
         with torch.no_grad(), counter:
-            model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameters[0].device))
+            model.eval()
+            model(torch.zeros(1, 3, image_size, image_size, device=parameters[0].device))
     finally:
         model.train(training)
         for parameter in trained:

@@ -178,7 +178,8 @@ def reloads(subject: Subject) -> None:
     trial = subject.trial()
     trial.steps(1)
     fresh = PAIRS[subject.pair][1]()
-    deployed, image = trial.lane.deployed.eval(), batch_of(2).image
+    deployed, image = trial.lane.deployed, batch_of(2).image
+    deployed.eval()
     if "reload" in exceptions_of(subject):
         need(not fits(fresh, deployed), "the student loads into a fresh network, which `exceptions` denies")
         return
@@ -203,7 +204,8 @@ def averages(subject: Subject) -> None:
     original."""
     trial = subject.trial()
     image = batch_of(4, seed=9).image
-    average = copy.deepcopy(trial.lane.deployed).eval()
+    average = copy.deepcopy(trial.lane.deployed)
+    average.eval()
     with torch.no_grad():
         before = average(image)
     trial.steps(3)

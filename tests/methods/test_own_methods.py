@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdrun.config.own_code import located
@@ -14,6 +16,9 @@ from kdrun.models.zoo import create_model
 from tests.conftest import TINY
 
 METHODS = """
+import random
+
+import numpy as np
 import torch.nn.functional as F
 from kdrun.errors import PairingError
 from kdrun.methods.base import Method
@@ -51,6 +56,14 @@ class NotMethod:
     pass
 
 
+class Mixed(Method):
+    needs_teacher = False
+
+    def losses(self, batch, student, teacher, progress):
+        share = np.random.beta(1, 1) * random.random()
+        return {"ce": F.cross_entropy(student.logits, batch.label, label_smoothing=share)}
+
+
 class Silent(Method):
     pass
 
@@ -58,6 +71,10 @@ class Silent(Method):
 made = Typo()
 """
 NETS = """
+import random
+
+import numpy as np
+import torch
 from torch import nn
 
 THREE = 3
@@ -70,6 +87,14 @@ def fails(num_classes):
 
 def net(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
+
+
+def drawn(num_classes):
+    model = net(num_classes)
+    with torch.no_grad():
+        weight = np.random.randn(*model[1].weight.shape) * random.random()
+        model[1].weight.copy_(torch.from_numpy(weight) / 28)
+    return model
 """
 
 
@@ -81,7 +106,7 @@ def project(tmp_path, monkeypatch) -> Path:
     (folder / "failing_nets.py").write_text(NETS)
     (folder / "broken_module.py").write_text("x = 1\nx.y\n")
     (folder / "unparsed_module.py").write_text("x = 1\nx = = 2\n")
-    for name in ("Typo", "Late"):
+    for name in ("Typo", "Late", "Mixed"):
         (folder / "conf" / "method" / f"{name.lower()}.yaml").write_text(f"_target_: failing_methods.{name}\n")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
@@ -97,7 +122,7 @@ def project(tmp_path, monkeypatch) -> Path:
         ("failing_methods.Silent", "Silent lacks losses(self, batch, student, teacher, progress)"),
         (
             "failing_methods.Unbuildable",
-            "Unbuildable(…) failed: ZeroDivisionError: division by zero (failing_methods.py, line 25)",
+            "Unbuildable(…) failed: ZeroDivisionError: division by zero (failing_methods.py, line 28)",
         ),
         ("broken_module.Any", "cannot import broken_module: AttributeError: 'int' object has no attribute 'y'"),
         ("broken_module.Any", "(broken_module.py, line 2)"),
@@ -124,7 +149,7 @@ def test_an_error_of_kdruns_own_kind_stays_as_it_is(project):
     [
         ("failing_nets:THREE", "THREE is a int, which cannot be called."),
         ("failing_nets:nett", "failing_nets has no nett. Did you mean net?"),
-        ("failing_nets:fails", "IndexError: list index out of range (failing_nets.py, line 9)"),
+        ("failing_nets:fails", "IndexError: list index out of range (failing_nets.py, line 13)"),
         ("failing_nets:fails", "cannot be called with {'num_classes': 4}"),
         ("unparsed_module:net", "SyntaxError: invalid syntax (unparsed_module.py, line 2)"),
         ("absent_module.net:net", "No module named 'absent_module'; start kdrun in the folder that contains it"),
@@ -141,7 +166,7 @@ def test_what_is_no_network_is_one_line(project, name, line):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["method=typo"], "'Outputs' object has no attribute 'logit' (failing_methods.py, line 9); traceback"),
+        (["method=typo"], "'Outputs' object has no attribute 'logit' (failing_methods.py, line 12); traceback"),
         (["method=late"], "error: student: TypeError: unsupported operand type(s) for +"),
     ],
 )
@@ -154,6 +179,20 @@ def test_a_failure_in_training_names_the_line_and_keeps_its_traceback(project, k
     assert "failing_methods.py, line" in failed.read_text().splitlines()[0]
     assert "Traceback (most recent call last)" in failed.read_text()
     assert not list((outputs / "teachers").glob("*/*/*/teacher.safetensors"))  # it fails before one is trained
+
+
+def test_what_numpy_and_python_draw_repeats(project, kdrun, tmp_path):
+    """The user's code draws by other generators than PyTorch's; the same run gave other weights each time."""
+    found = []
+    for state in (1, 2):
+        np.random.seed(state)
+        random.seed(state)
+        words = ["student=failing_nets:drawn", "method=mixed", f"output_root={tmp_path / str(state)}"]
+        code, _, err = kdrun("train", *TINY, "epochs=1", *words, "--config-dir", "conf")
+        assert (code, err) == (0, "")
+        (weights,) = (tmp_path / str(state) / "runs").glob("*/*/*/*/student.safetensors")
+        found.append(weights.read_bytes())
+    assert found[0] == found[1]
 
 
 def test_the_innermost_own_line_is_named():

@@ -20,6 +20,8 @@ from kdrun.models.features import Tap, measure
 from kdrun.models.first_pass import Candidate, Traits, try_out
 from kdrun.models.logits import described, find_logits
 from kdrun.models.zoo import ZOO
+from kdrun.training import cost
+from kdrun.training.average import Average
 from kdrun.training.build import make_tap
 from kdrun.training.network import Network
 from kdrun.training.precision import Numerics
@@ -419,3 +421,59 @@ def test_auxiliary_heads_of_torchvision_rest(name):
 def test_torchvision_says_which_size_it_takes():
     with pytest.raises(ConfigError, match=r"MaxPool2d features.* It takes images of 64 px: set student.input_size=64"):
         make_tap(ModelOptions("torchvision:alexnet"), CLASSES, 32, None)
+
+
+class Frozen(Small):
+    """A network that keeps its batch norm in evaluation, as people write it: train() returns nothing."""
+
+    def __init__(self, num_classes: int = CLASSES):
+        super().__init__(num_classes)
+        self.norm = nn.BatchNorm2d(3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
+
+
+def test_training_mode_that_returns_nothing():
+    network = network_of(Frozen())
+    assert network(images()).logits.shape == (8, CLASSES)
+    assert cost.count_flops(network.tap.model, 16) > 0
+    measure(network.tap, CLASSES)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_expanded_buffers_can_be_written(persistent):
+    """Transformers number positions so; in PyTorch nothing can be copied into elements that share memory."""
+    model = Small()
+    model.register_buffer("position_ids", torch.arange(4).expand(3, -1), persistent=persistent)
+    assert tried(model) == Traits()
+    model.load_state_dict(model.state_dict())
+    assert torch.equal(model.position_ids, torch.arange(4).repeat(3, 1))
+    average = Average(model, 0.9, torch.device("cpu"))
+    for _ in range(2):
+        average.update(model)
+
+
+def test_a_state_that_no_file_of_weights_holds():
+    """It came up after the first epoch, when the weights were saved."""
+
+    class Versioned(Small):
+        def get_extra_state(self):
+            return {"version": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(ConfigError, match=r"entries that are no tensors \(_extra_state\)"):
+        tried(Versioned())
+
+
+def test_an_average_needs_a_copy():
+    model = Small()
+    model.last = model(images())
+    with pytest.raises(ConfigError, match=r"optimizer.ema_decay=0.9: the network cannot be copied .* keep no outputs"):
+        Average(model, 0.9, torch.device("cpu"))

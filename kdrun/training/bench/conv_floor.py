@@ -40,7 +40,8 @@ def convolutions(model: nn.Module, batch_size: int, image_size: int) -> list[Con
     parameter = next(model.parameters())
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(batch_size, 3, image_size, image_size, device=parameter.device))
+            model.eval()
+            model(torch.zeros(batch_size, 3, image_size, image_size, device=parameter.device))
     finally:
         model.train(training)
         for handle in handles:

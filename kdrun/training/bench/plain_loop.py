@@ -63,7 +63,9 @@ class PlainLoop:
         batch_size: int,
         device: torch.device,
     ):
-        self.student, self.teacher = student.to(device).train(), teacher.to(device).eval()
+        self.student, self.teacher = student.to(device), teacher.to(device)
+        self.student.train()
+        self.teacher.eval()
         images = PlainImages(data, stats, padding, flip)
         self.batches = forever(DataLoader(images, batch_size=batch_size, shuffle=True, drop_last=True))
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
