@@ -67,7 +67,8 @@ def explain_os_error(error: OSError, path: Path) -> str:
         return f"disk full while writing {path}: free some space and run the same command again; it resumes."
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return (
-            f"{path} cannot be written ({error.strerror}): set output_root=… (or KDRUN_OUTPUTS) to a folder of yours."
+            f"{path} cannot be written ({error.strerror}): train into a folder of yours with output_root=… (or "
+            "KDRUN_OUTPUTS); kdrun eval and export of another's run take save=…."
         )
     return f"{path} cannot be written ({error.strerror or error})."
 

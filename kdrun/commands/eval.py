@@ -34,10 +34,12 @@ or a torch file in the layout of RepDistiller, mdistiller or timm, or a plain st
 Prints top-1, top-5, negative log-likelihood (nats), expected calibration error (15 bins), precision, recall and F1 of
 each class, parameters, FLOPs and images/s; with a teacher also KL(teacher ‖ student) (nats), agreement and the linear
 CKA of the stages. Writes evals/<split>.json into the run (the files of a finished run are not changed), with
-<split>_confusion.csv and the pictures <split>_reliability.png, _confusion.png and _cka.png; the results of a FILE go
-into save=FOLDER. Several runs make one table; rank=kl puts the student closest to its teacher first, rank=agreement the
-one that agrees with it most often. dataset.root=FOLDER split=all measures runs on all images of another folder, which
-may be flat; results on other images than those of a run's training get a name of their own.
+<split>_confusion.csv and the pictures <split>_reliability.png, _confusion.png and _cka.png; save=FOLDER writes them
+there, which a FILE needs. Several runs make one table; rank=kl puts the student closest to its teacher first,
+rank=agreement the one that agrees with it most often.
+
+dataset.root=FOLDER split=all measures runs on all images of another folder, which may be flat. Results on other images
+than those of a run's training get names of their own.
 
 testset= measures on derived copies of the test images instead (kdrun list testsets), writes evals/<testset>.json, and
 compares with the clean images: accuracy kept, predictions changed, KL(clean ‖ derived); for a cue conflict also the
@@ -54,7 +56,7 @@ class Options(WhichSplit):
         None, help="derived test sets to measure on (kdrun list testsets)", shows="all|NAME[:key=value,…],…"
     )
     rank: str | None = setting(None, choices=tuple(RANKS), help="measure by which to rank several students")
-    save: Path | None = setting(None, help="output folder for the results of a FILE", shows="FOLDER")
+    save: Path | None = setting(None, help="output folder for the results of one network", shows="FOLDER")
     figures: list[str] = figures_setting()
 
 
@@ -78,14 +80,14 @@ def command(words: list[str]) -> int:
     every = []
     for target in targets:
         for done in measure(target, options.split, testsets, console.track, bar):
-            if target.folder is not None:
-                done.files = write_findings(
-                    target.folder, done.name, done.heading, done.found, done.classes, done.about, options.figures
-                )
             every.append(done)
             show_scores(done)
             if len(targets) == 1 and len(testsets) < 2:
                 show_details(done)
+            if target.folder is not None:  # only now: another's run cannot be written
+                done.files = write_findings(
+                    target.folder, done.name, done.heading, done.found, done.classes, done.about, options.figures
+                )
     if len(every) > 1 or rank is not None:
         show_table(every, rank)
     show_files(every)

@@ -298,6 +298,19 @@ def test_other_test_images_have_results_of_their_own(kdrun, outputs, image_folde
     assert "have folders for their splits" in err
 
 
+def test_results_are_shown_before_they_are_written(kdrun, outputs, tmp_path):
+    """Another's run cannot be written, and an hour of measuring was lost."""
+    train(kdrun, "method=kd")
+    (run,) = runs(outputs)
+    (run / "evals").write_text("no folder")
+    code, out, err = kdrun("eval", str(run))
+    assert code == 1
+    assert "top-1" in out
+    assert "cannot be written" in err
+    assert kdrun("eval", str(run), f"save={tmp_path / 'mine'}")[0] == 0
+    assert (tmp_path / "mine" / "test.json").is_file()
+
+
 def test_streamed_images(kdrun, outputs, image_folder):
     """A class folder, with more classes than are printed one by one, whose names come from the folders."""
     root = image_folder("images", classes=22, count=5, size=(18, 16))
