@@ -8,7 +8,7 @@ import numpy as np
 
 from kdrun.config.options import DatasetOptions
 from kdrun.data import cifar, digits, folder
-from kdrun.data.datasets import STREAMED, DataSource
+from kdrun.data.datasets import STREAMED, USUAL_FRACTION, DataSource
 from kdrun.data.splits import first_of
 
 
@@ -25,7 +25,7 @@ class Counts:
 def counts_of(source: DataSource) -> Counts:
     """Return the counts of the splits that `DataSource.load` would make."""
     options = source.options
-    fraction = 0.8 if options.train_fraction is None else options.train_fraction
+    fraction = USUAL_FRACTION if options.train_fraction is None else options.train_fraction
     train, val, test = _classes(source, fraction)
     train, test = _limited(train, options.train_limit), _limited(test, options.test_limit)
     if options.val_fraction and not val.sum():

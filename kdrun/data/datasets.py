@@ -40,6 +40,9 @@ def located(name: str, root: str | None, may_lack: bool) -> cifar.Source | folde
     return known.get(key)
 
 
+USUAL_FRACTION = 0.8  # conf/dataset/folder.yaml sets it for folders of both kinds
+
+
 def refuse_cache(options: DatasetOptions) -> None:
     """Raise DataError if `dataset.cache` does not go with the other settings."""
     if options.cache == "none":
@@ -68,6 +71,11 @@ class DataSource:
             raise DataError(
                 "dataset.evaluate_on=val: there are no validation images; dataset.val_fraction=0.2 holds out a fifth "
                 "of the training images."
+            )
+        if not self.splits_itself and options.train_fraction not in (None, USUAL_FRACTION):
+            raise DataError(
+                f"dataset.train_fraction={options.train_fraction}: these images have their own split into training and "
+                "test images; dataset.train_limit=N trains on N of them."
             )
         refuse_cache(options)
 
@@ -141,7 +149,7 @@ class DataSource:
     def _splits(self, cache: Path, track: Track, as_files: bool) -> Dataset:
         """Return the splits before anything is limited or held out."""
         options, size = self.options, self.options.image_size
-        fraction = 0.8 if options.train_fraction is None else options.train_fraction
+        fraction = USUAL_FRACTION if options.train_fraction is None else options.train_fraction
         if isinstance(self.located, folder.Source):
             source, unreadable = self.located, []
             if options.on_error == "skip" and not as_files:

@@ -288,6 +288,8 @@ def test_folder_layouts(image_folder, tmp_path):
     image_folder("two/val", count=2)
     two = DataSource(options("folder", root=str(tmp_path / "two"))).load(tmp_path)
     assert (len(two.train), len(two.test), two.val) == (18, 6, None)
+    with pytest.raises(DataError, match=r"train_fraction=0.5: these images have their own split .*train_limit=N"):
+        DataSource(options("folder", root=str(tmp_path / "two"), train_fraction=0.5))
     image_folder("two/test", count=3)
     three = DataSource(options("folder", root=str(tmp_path / "two"))).load(tmp_path)
     assert (len(three.train), len(three.val), len(three.test)) == (18, 6, 9)
