@@ -171,8 +171,16 @@ def leave_current_folder() -> None:
         os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 
+def open_streams() -> None:
+    """Give the process an output and an error stream where it was started without (`>&-`, some services)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
 def console() -> None:
     """Run the console script."""
+    open_streams()
     write_files_in_utf8()
     leave_current_folder()
     sys.exit(main())

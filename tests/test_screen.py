@@ -180,6 +180,13 @@ def test_a_reader_that_stops_reading_loses_no_file(tmp_path):
     assert (running.returncode, errors) == (0, b"")
 
 
+def test_without_an_output_stream():
+    """As a service or `>&-` starts a program."""
+    command = f"{sys.executable} -m kdrun list methods >&-"
+    ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_figures_stay_whole_in_a_narrow_log(monkeypatch):
     """A cut figure looks like another figure: 78,042 was shown as 78,."""
     written = io.StringIO()

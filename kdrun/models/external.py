@@ -128,6 +128,9 @@ def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, A
 
 def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
     """Return the callable behind `package.module:callable`. Raises ConfigError."""
+    if module.endswith(".py") or "/" in module:
+        dotted = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise ConfigError(f"{path}: a network is named by its module, not by a file: {dotted}:{attribute}.")
     try:
         found = import_own(module)
     except SystemExit as error:

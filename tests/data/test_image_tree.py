@@ -215,6 +215,15 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, made, message):
         folder.locate(str(tmp_path / "set"))
 
 
+@pytest.mark.parametrize("other", ["Cat", "cat "])
+def test_names_that_look_alike_are_both_shown(tmp_path, other):
+    """The class that was said to be missing stood there for all to see."""
+    classes(tmp_path / "set" / "train", ("cat", "dog"))
+    classes(tmp_path / "set" / "val", (other, "dog"))
+    with pytest.raises(DataError, match=f"has the class '{other}' and .*train the class 'cat': if they are the same"):
+        folder.locate(str(tmp_path / "set"))
+
+
 def test_images_outside_of_class_folders(tmp_path):
     for part in ("train", "test"):
         picture(tmp_path / "loose" / part / "0.png")

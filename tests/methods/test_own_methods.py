@@ -154,6 +154,8 @@ def test_an_error_of_kdruns_own_kind_stays_as_it_is(project):
         ("unparsed_module:net", "SyntaxError: invalid syntax (unparsed_module.py, line 2)"),
         ("absent_module.net:net", "No module named 'absent_module'; start kdrun in the folder that contains it"),
         ("builtins:print", "the callable must take num_classes"),
+        ("./failing_nets.py:net", "a network is named by its module, not by a file: failing_nets:net."),
+        ("package/nets.py:net", "not by a file: package.nets:net."),
     ],
 )
 def test_what_is_no_network_is_one_line(project, name, line):
