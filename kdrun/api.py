@@ -49,8 +49,8 @@ class Trained:
     _deployed: Deployed
 
     def transform(self, images: Any) -> Tensor:
-        """Prepare images as evaluation does (upright, RGB, resized, normalised): a PIL image, a path, or a list of
-        them -> [N, 3, S, S] on the network's device."""
+        """Prepare images as evaluation does (upright, RGB, resized, normalised): a PIL image, a path, an array
+        uint8 [H, W, 3], or a list of them -> [N, 3, S, S] on the network's device. Raises TypeError for others."""
         import numpy as np
 
         several = images if isinstance(images, list | tuple) else [images]

@@ -167,6 +167,8 @@ def notes_on(root: Path, listings: dict[str, Listing]) -> list[str]:
         more = f"; so do {len(folders) - 1:,} more" if len(folders) > 1 else ""
         shown = f"{', '.join(map(legible, inner[:3]))}{' …' if len(inner) > 3 else ''}"
         notes.append(f"the class {name} has its images in several folders ({shown}), which count as one class{more}")
+        if len(folders) == len(listings) and all(other == inner for other in folders.values()):
+            notes[-1] += "; all have the same: if these are the classes, or splits, put them above the others"
     return notes + in_two_classes(root, listings)
 
 

@@ -30,13 +30,21 @@ class Preparation:
     streamed: bool
 
     def __call__(self, image: Any) -> np.ndarray:
-        """Return a PIL image, or the image at a path, as RGB uint8 [image_size, image_size, 3]. Raises whatever
-        Pillow raises for a damaged file."""
-        if isinstance(image, str | os.PathLike):
-            from PIL import Image
+        """Return an image as RGB uint8 [image_size, image_size, 3].
 
+        image: a PIL image, a path, or an array uint8 [H, W, 3] (RGB) or [H, W] (grey). Raises TypeError for anything
+        else, and whatever Pillow raises for a damaged file.
+        """
+        from PIL import Image
+
+        if isinstance(image, str | os.PathLike):
             with Image.open(image) as opened:
                 return self(opened)
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            kind = f"array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"an image is a path, a PIL image or an array uint8 [H, W, 3], not {kind}")
         if not self.streamed:
             return rgb_pixels(image, self.image_size)
         import torch

@@ -289,6 +289,10 @@ def test_folders_in_a_class_are_said_where_they_could_be_classes(tmp_path):
     assert scan(tmp_path / "set").notes == [
         "the class cat has its images in several folders (2019, 2020), which count as one class"
     ]
+    for name in ("cat", "dog"):
+        classes(tmp_path / "inner" / name, ("train", "test"))
+    (note,) = scan(tmp_path / "inner").notes
+    assert note.endswith("all have the same: if these are the classes, or splits, put them above the others")
 
 
 def swap(one: Path, other: Path) -> None:

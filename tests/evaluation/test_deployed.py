@@ -181,7 +181,12 @@ def test_the_python_interface(kdrun, outputs):
         last = loaded.metrics.query("split == 'test' and metric == 'top1'").value.iloc[-1]
         assert last == pytest.approx(top1)
         assert loaded.result["top1_last"] == pytest.approx(top1)
-    assert loaded.transform(Image.fromarray(held.images[0])).shape == (1, 3, 16, 16)
+    alone = loaded.transform(Image.fromarray(held.images[0]))
+    assert alone.shape == (1, 3, 16, 16)
+    assert torch.equal(loaded.transform(np.asarray(held.images[0])), alone)
+    for image, kind in ((b"bytes", "bytes"), (alone[0], "Tensor"), (np.zeros((4, 4, 3)), "array of float64")):
+        with pytest.raises(TypeError, match=f"not {kind}"):
+            loaded.transform(image)
     frame = package.results(outputs)
     assert list(frame.run) == [str(run)]
     assert frame.top1_last.iloc[0] == pytest.approx(result["top1_last"])
