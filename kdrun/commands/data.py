@@ -17,7 +17,7 @@ from kdrun.data.contact_sheet import contact_sheet
 from kdrun.data.datasets import DataSource
 from kdrun.data.image_tree import Tree
 from kdrun.data.overview import sizes_in_short
-from kdrun.data.readable import Checked, check
+from kdrun.data.readable import DARK, Checked, check
 from kdrun.data.splits import ArraySet, Dataset, FileSet
 from kdrun.errors import ConfigError
 from kdrun.files import write_atomically
@@ -128,6 +128,12 @@ def facts(checked: list[tuple[Tree, Checked]]) -> list[str]:
         lines.append(f"sizes: {sizes_in_short(sizes)}{span}")
     if kinds:
         lines.append(f"files: {', '.join(f'{count:,} {escape(kind)}' for kind, count in kinds.most_common(6))}")
+    dark, total = sum(found.dark for _, found in checked), sum(sizes.values())
+    if 2 * dark > total:
+        lines.append(
+            f"note: {dark:,} of {total:,} images are nearly black, without a value of {DARK} or above (of 255): 12-bit "
+            "values in 16-bit files? Convert them to 8 bits, with the range of values that matters."
+        )
     return lines
 
 

@@ -18,17 +18,19 @@ from kdrun.files import read_json, write_json
 from kdrun.hardware import available_cores
 
 CHUNK = 16
+DARK = 32  # of 256 levels: what 12-bit values in a 16-bit file reach is 16
 
 
 @dataclass
 class Checked:
     """Results of decoding all images of a tree. unreadable: (position, reason); sizes: (width, height) -> number of
     images; moments: for each image the means over its pixels of x and of x * x [N, 2, 3], x in [0, 1]; NaN for an
-    unreadable one."""
+    unreadable one; dark: number of images without a value of `DARK` or above."""
 
     moments: np.ndarray
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    dark: int = 0
 
 
 def check(tree: Tree, track: Track = untracked) -> Checked:
@@ -36,7 +38,7 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
     count = len(tree.paths)
     found = Checked(np.full((count, 2, 3), np.nan))
 
-    def look(start: int) -> list[str | tuple[tuple[int, int], np.ndarray]]:
+    def look(start: int) -> list[str | tuple[tuple[int, int], np.ndarray, bool]]:
         return [_look_at(tree.root / path) for path in tree.paths[start : start + CHUNK]]
 
     def steps() -> Iterator[int]:
@@ -48,6 +50,7 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
                     else:
                         found.sizes[one[0]] += 1
                         found.moments[position] = one[1]
+                        found.dark += one[2]
                     yield position
 
     for _ in track(steps(), count, f"checking {count:,} images"):
@@ -55,14 +58,15 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
     return found
 
 
-def _look_at(path: Path) -> str | tuple[tuple[int, int], np.ndarray]:
-    """Return why a file cannot be read, or its size and moments."""
+def _look_at(path: Path) -> str | tuple[tuple[int, int], np.ndarray, bool]:
+    """Return why a file cannot be read, or its size, its moments, and whether it is dark."""
     try:
         pixels = read_image(path, None)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and own types for damaged files
         return why_unreadable(error, path)
     values = pixels.reshape(-1, 3).astype(np.float32) / 255
-    return (pixels.shape[1], pixels.shape[0]), np.stack([values.mean(0, np.float64), (values**2).mean(0, np.float64)])
+    moments = np.stack([values.mean(0, np.float64), (values**2).mean(0, np.float64)])
+    return (pixels.shape[1], pixels.shape[0]), moments, int(pixels.max()) < DARK
 
 
 def readable_part(tree: Tree, cache: Path, track: Track = untracked) -> tuple[Tree, list[tuple[str, str]]]:

@@ -234,6 +234,20 @@ def test_kdrun_data(kdrun, image_folder, tmp_path):
         assert code == 2 and part in err and err.count("\n") == 1, err
 
 
+def test_medical_images_of_twelve_bits_are_pointed_out(kdrun, tmp_path):
+    """Scaled from 16 bits, what they hold is left with 16 grey levels."""
+    generator = np.random.default_rng(0)
+    for label in ("ill", "well"):
+        (tmp_path / "scans" / label).mkdir(parents=True)
+        for number in range(2):
+            values = generator.integers(0, 4096, (20, 20), dtype=np.uint16)
+            Image.fromarray(values).save(tmp_path / "scans" / label / f"{number}.png")
+    assert "note: 4 of 4 images are nearly black" in kdrun("data", str(tmp_path / "scans"))[1]
+    for path in (tmp_path / "scans" / "ill").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * 16).save(path)
+    assert "nearly black" not in kdrun("data", str(tmp_path / "scans"))[1]  # half of them
+
+
 def test_doctor_finds_class_folders(kdrun, image_folder, tmp_path):
     from kdrun.commands.doctor import data_rows
 
