@@ -94,7 +94,7 @@ def parse(
         raise ConfigError(f"{command}: {flag}: {flag_fault(flag, own)}")
     names = [word for word in overrides if is_name(word)]
     given = {key: value for key, _, value in (word.partition("=") for word in overrides if word not in names)}
-    known = [*own, *also, *(passes if isinstance(passes, Sequence) else ())]
+    known = list(dict.fromkeys([*own, *also, *(passes if isinstance(passes, Sequence) else ())]))
     of_runs = {field.name for field in dataclasses.fields(RunConfig)} if passes is True else set()
     for key in given:
         if passes is not True and key not in known:
