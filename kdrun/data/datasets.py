@@ -72,10 +72,11 @@ class DataSource:
                 "dataset.evaluate_on=val: there are no validation images; dataset.val_fraction=0.2 holds out a fifth "
                 "of the training images."
             )
-        if not self.splits_itself and options.train_fraction not in (None, USUAL_FRACTION):
+        own_split = self.located is not None and not self.splits_itself
+        if own_split and options.train_fraction not in (None, USUAL_FRACTION):
             raise DataError(
                 f"dataset.train_fraction={options.train_fraction}: these images have their own split into training and "
-                "test images; dataset.train_limit=N trains on N of them."
+                "test images. Set dataset.train_fraction=null; dataset.train_limit=N trains on N of them."
             )
         refuse_cache(options)
 

@@ -576,7 +576,7 @@ def test_eval_mistakes(kdrun, outputs):
         ([], "eval needs a run directory"),
         (["nothing"], "RUN nothing: no run directory"),
         ([run, "split=val"], "had no validation split"),
-        ([run, "split=all"], "split=all: choose test or val or train"),
+        ([run, "split=every"], "split=every: choose test or val or train or all"),
         ([run, "epochs=3"], "epochs: for a finished run, set only"),
         ([run, "tesset=noise"], "Did you mean testset?"),
     ):
