@@ -53,7 +53,7 @@ def tell_foreign(label: str, run: Path | None, source: DataSource) -> bool:
     if run is None or has_seen(run, source):
         return False
     root = source.options.root or source.options.name
-    print_note(f"note: {label} was trained on other images than those of {root}.", once=True)
+    print_note(f"{label} was trained on other images than those of {root}.", once=True)
     return True
 
 
