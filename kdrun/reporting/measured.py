@@ -15,6 +15,7 @@ from kdrun.errors import CheckpointError, one_line
 from kdrun.evaluation.stats import mean_std
 from kdrun.evaluation.targets import home_of, stored_teacher
 from kdrun.files import read_json
+from kdrun.runs.checkpoints import recorded_fingerprint
 
 TEST = "test"  # the evaluation of the last epoch's weights on the test set
 MAPS = "gradcam"
@@ -71,8 +72,10 @@ class Measured:
 
 
 def read_measured(run: str, folder: Path) -> Measured:
-    """Read all files of a run's evals/ and exports/; damaged files and links are left out and named."""
+    """Read all files of a run's evals/ and exports/, but not those on other images than the run's own; damaged files
+    and links are left out and named."""
     found = Measured(run, folder)
+    own = recorded_fingerprint(folder)
     for part in ("evals", "exports"):
         if (folder / part).is_symlink():
             continue  # a page may be passed on, so it must contain nothing from elsewhere
@@ -83,7 +86,9 @@ def read_measured(run: str, folder: Path) -> Measured:
             except CheckpointError as error:
                 found.skipped.append(f"{source}: damaged ({one_line(error.__cause__ or error)}).")
                 continue
-            sort_in(found, place.stem, sheet)
+            images = sheet.content.get("images")
+            if own is None or not isinstance(images, dict) or images.get("fingerprint") == own:
+                sort_in(found, place.stem, sheet)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -110,21 +110,24 @@ def refuse_more(content: dict[str, Any], file: Path) -> None:
 
 def recorded_data(run: Path) -> tuple[list[str], tuple[list[float], list[float]]] | None:
     """Return (class names, (mean, std)) that a run recorded; None if it is older than that, or damaged."""
-    try:
-        known = read_json(run / "provenance.json")["data"]
-        names, mean, std = (known[key] for key in ("class_names", "mean", "std"))
-    except (CheckpointError, KeyError, TypeError):
-        return None
+    known = data_record(run)
+    names, mean, std = (known.get(key) for key in ("class_names", "mean", "std"))
     return (names, (mean, std)) if is_names(names) and is_triple(mean) and is_triple(std) else None
 
 
 def recorded_fingerprint(run: Path) -> str | None:
     """Return the fingerprint of a run's images; None if it recorded none, or the record is damaged."""
-    try:
-        found = read_json(run / "provenance.json")["data"]["fingerprint"]
-    except (CheckpointError, KeyError, TypeError):
-        return None
+    found = data_record(run).get("fingerprint")
     return found if isinstance(found, str) else None
+
+
+def data_record(run: Path) -> dict[str, Any]:
+    """Return what a run recorded about its images; empty if it is older than that, or damaged."""
+    try:
+        known = read_json(run / "provenance.json").get("data")
+    except CheckpointError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def other_classes(names: list[str], here: list[str]) -> str:
@@ -134,9 +137,9 @@ def other_classes(names: list[str], here: list[str]) -> str:
     return ", ".join(said) or "their order differs"
 
 
-def is_names(value: object) -> bool:
+def is_names(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
-def is_triple(value: object) -> bool:
+def is_triple(value: object) -> TypeGuard[list[float]]:
     return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)

@@ -17,6 +17,7 @@ from kdrun.config.options import RunConfig
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.evaluation.measure import chosen_split, shuffled
 from kdrun.models.zoo import create_model
+from kdrun.reporting.measured import read_measured
 from kdrun.training.build import Data
 from tests.conftest import TINY
 from tests.ready import train
@@ -283,8 +284,6 @@ def test_other_test_images_have_results_of_their_own(kdrun, outputs, image_folde
     root = tmp_path / "own"
     train(kdrun, "method=kd", "dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.workers=0")
     (run,) = runs(outputs)
-    evaluate(kdrun, run)
-    own = (run / "evals" / "test.json").read_bytes()
     root.rename(tmp_path / "moved")
     assert kdrun("eval", str(run), f"dataset.root={tmp_path / 'moved'}")[2] == ""  # the same images
     own = (run / "evals" / "test.json").read_bytes()
@@ -294,6 +293,7 @@ def test_other_test_images_have_results_of_their_own(kdrun, outputs, image_folde
     assert (run / "evals" / "test.json").read_bytes() == own
     (found,) = (run / "evals").glob("test_????????.json")
     assert json.loads(found.read_text())["split"] == "test"
+    assert set(read_measured("run", run).evaluations) == {"test"}
     code, _, err = kdrun("eval", str(run), f"dataset.root={tmp_path / 'other'}", "split=all")
     assert "have folders for their splits" in err
 
