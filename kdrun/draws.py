@@ -163,12 +163,14 @@ def seed_all(seed: int) -> None:
 
 
 def seed_others(seed: int) -> None:
+    """Seed numpy's and Python's generators."""
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
 
 
 def seed_dropout(seed: int, epoch: int, step: int, device: torch.device, rank: int = 0) -> None:
-    """Seed the dropout of one step on `device`, differently for each process that has its own share of the images.
+    """Seed the dropout of one step on `device`, differently for each process that has its own share of the images,
+    and what the user's code may draw by other generators.
 
     `torch.manual_seed` would visit every backend, which takes a hundred times as long.
     """

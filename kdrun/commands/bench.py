@@ -69,7 +69,7 @@ def command(words: list[str]) -> int:
 
     if kind == "methods":
         nodes = nodes_of(["kd", *(parsed.options.methods or choices("method", parsed.config_dir))], parsed)
-        benches = [prepared(parsed, METHODS, 7)]
+        benches = [prepared(parsed, kind, METHODS)]
         columns, lines = methods.COLUMNS, methods.lines_of(benches[0], nodes)
     elif kind == "lanes":
         nodes = nodes_of(parsed.options.methods or lanes.METHODS, parsed)
@@ -77,13 +77,13 @@ def command(words: list[str]) -> int:
             raise ConfigError(f"methods={next(iter(nodes))}: lanes need at least two methods.")
         benches, columns, lines = [], lanes.COLUMNS, []
         if "machine" not in parsed.names:
-            benches.append(prepared(parsed, SHARING, 7))
+            benches.append(prepared(parsed, kind, SHARING))
             lines += lanes.bench_sharing(benches[-1], list(nodes.values()))
         if "sharing" not in parsed.names:
-            benches.append(prepared(parsed, [], 7))
+            benches.append(prepared(parsed, kind, []))
             lines += lanes.bench_scheduler(benches[-1], list(nodes.values()))
     else:
-        benches = [prepared(parsed, [], 15)]
+        benches = [prepared(parsed, kind, [])]
         columns, lines = rows.COLUMNS, rows.all_lines(benches[0], parsed.names or list(KINDS))
     show(columns, lines, parsed.options.save)
     dropped = [row for bench in benches for row in bench.dropped]
@@ -116,15 +116,14 @@ def nodes_of(names: Sequence[str], parsed: Parsed[Options]) -> dict[str, dict[st
     return nodes
 
 
-def prepared(parsed: Parsed[Options], words: list[str], rounds: int) -> Bench:
-    """Return the setup of a table, with `words` and `rounds` as its defaults. Raises ConfigError."""
+def prepared(parsed: Parsed[Options], kind: str, words: list[str]) -> Bench:
+    """Return the setup of a table of this kind, with `words` as its defaults. Raises ConfigError."""
     from kdrun.training.bench.setup import best_precision, default_rows, prepare
 
     options = parsed.options
     config = load([*DEFAULTS, *words, *parsed.overrides], parsed.config_dir)
-    several = table_of(parsed.names) == "rows"
-    chosen = options.rows or (default_rows(config) if several else [best_precision(config)])
-    return prepare(config, options.rounds or rounds, options.steps, chosen, RichDisplay())
+    rounds, usual = (15, default_rows(config)) if kind == "rows" else (7, [best_precision(config)])
+    return prepare(config, options.rounds or rounds, options.steps, options.rows or usual, RichDisplay())
 
 
 def show(columns: list[str], lines: list[list[str]], save: Path | None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdrun.config.options import DatasetOptions
 from kdrun.data import cifar, digits, folder
-from kdrun.data.datasets import STREAMED, USUAL_FRACTION, DataSource
+from kdrun.data.datasets import STREAMED, DataSource
 from kdrun.data.splits import first_of
 
 
@@ -25,8 +25,7 @@ class Counts:
 def counts_of(source: DataSource) -> Counts:
     """Return the counts of the splits that `DataSource.load` would make."""
     options = source.options
-    fraction = USUAL_FRACTION if options.train_fraction is None else options.train_fraction
-    train, val, test = _classes(source, fraction)
+    train, val, test = _classes(source)
     train, test = _limited(train, options.train_limit), _limited(test, options.test_limit)
     if options.val_fraction and not val.sum():
         kept = _share(train, 1 - options.val_fraction)
@@ -38,12 +37,12 @@ def counts_of(source: DataSource) -> Counts:
     return Counts(*total, held)
 
 
-def _classes(source: DataSource, fraction: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _classes(source: DataSource) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the images of each class in (train, val, test)."""
     options, located, none = source.options, source.located, np.zeros(1, dtype=np.int64)
     if isinstance(located, folder.Source) and located.flat is not None:
         flat = np.bincount(located.flat.labels)
-        first = _share(flat, fraction)
+        first = _share(flat, source.train_fraction)
         return first, none, flat - first
     if isinstance(located, folder.Source):
         train, val, test = (
@@ -57,7 +56,7 @@ def _classes(source: DataSource, fraction: float) -> tuple[np.ndarray, np.ndarra
         return np.full(source.num_classes, each), none, np.full(source.num_classes, each // 5)
     if options.name == "digits":
         every = np.array(digits.CLASS_SIZES)
-        first = _share(every, fraction)
+        first = _share(every, source.train_fraction)
         return first, none, every - first
     return _even(options, options.fake_train), none, _even(options, options.fake_test)
 

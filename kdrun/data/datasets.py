@@ -111,6 +111,11 @@ class DataSource:
         return flat or self.options.name == "digits"
 
     @property
+    def train_fraction(self) -> float:
+        """Return the share of each class that trains, if kdrun divides the images."""
+        return USUAL_FRACTION if self.options.train_fraction is None else self.options.train_fraction
+
+    @property
     def trees(self) -> list[Tree]:
         """Return the class folders from which images are read; an empty list for arrays."""
         return list(self.located.trees or ()) if self.located is not None else []
@@ -150,12 +155,11 @@ class DataSource:
     def _splits(self, cache: Path, track: Track, as_files: bool) -> Dataset:
         """Return the splits before anything is limited or held out."""
         options, size = self.options, self.options.image_size
-        fraction = USUAL_FRACTION if options.train_fraction is None else options.train_fraction
         if isinstance(self.located, folder.Source):
             source, unreadable = self.located, []
             if options.on_error == "skip" and not as_files:
                 source, unreadable = folder.readable_part(source, cache, track)
-            train, val, test, names = folder.split(source, fraction, options.split_seed)
+            train, val, test, names = folder.split(source, self.train_fraction, options.split_seed)
             return Dataset(train, test, val, names, size, source.notes, unreadable)
         if isinstance(self.located, cifar.Source):
             if as_files and self.located.trees:
@@ -163,7 +167,7 @@ class DataSource:
             return cifar.load(self.located, size, options.on_error, cache, track)
         if options.name == "digits":
             every = digits.load(size, cache)
-            first, rest = stratified_split(every.labels, fraction, options.split_seed)
+            first, rest = stratified_split(every.labels, self.train_fraction, options.split_seed)
             return Dataset(every.take(first), every.take(rest), None, digits.CLASS_NAMES, size)
         made = [
             fake.load(count, options.fake_classes, size, seed)

@@ -68,7 +68,7 @@ def locate(root: str | None, may_lack: bool = False) -> Source:
     if "train" not in found:
         raise DataError(
             f"dataset.root={root} has {named} but no training images: expected a folder train/ as well, or one folder "
-            f"per class. kdrun eval RUN split=all measures on one such folder: point root at {named}."
+            f"per class. kdrun eval RUN split=all measures on such a folder alone: point root at it."
         )
     if len(found) == 1:
         raise DataError(

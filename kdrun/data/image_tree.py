@@ -241,14 +241,14 @@ def aligned(reference: Tree, other: Tree, may_lack: bool) -> Tree:
         raise DataError(f"{legible(reference.root)} and {legible(other.root)} are the same folder; remove the link.")
     known = {name: label for label, name in enumerate(reference.class_names)}
     unknown = [name for name in other.class_names if name not in known]
-    alike = {name.strip().casefold(): name for name in reference.class_names}
-    for name in unknown:
-        if (twin := alike.get(name.strip().casefold())) is not None:
-            raise DataError(
-                f"{legible(other.root)} has the class {name!r} and {legible(reference.root)} the class {twin!r}: if "
-                "they are the same, rename one of the folders."
-            )
     if unknown:
+        alike = {name.strip().casefold(): name for name in reference.class_names}
+        for name in unknown:
+            if (twin := alike.get(name.strip().casefold())) is not None:
+                raise DataError(
+                    f"{legible(other.root)} has the class {name!r} and {legible(reference.root)} the class {twin!r}: "
+                    "if they are the same, rename one of the folders."
+                )
         raise DataError(
             f"{legible(other.root)} has {classes(unknown)}, which {legible(reference.root)} lacks; a class "
             f"without training images cannot be tested: add images of {'it' if len(unknown) == 1 else 'them'} there, "

@@ -65,7 +65,8 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
             f"{candidate}: all its parameters are frozen (requires_grad=False), so nothing would train."
         )
     widen(candidate, traits)
-    separate(candidate)
+    separate(candidate.model)
+    refuse_other_state(candidate)
     resting = not own and rest_auxiliary(candidate, traits)
     evaluated = logits_of(candidate, False)
     trained = evaluated
@@ -117,15 +118,16 @@ def widen(candidate: Candidate, traits: Traits) -> None:
         )
 
 
-def separate(candidate: Candidate) -> None:
-    """Give each element of an expanded buffer memory of its own: PyTorch cannot copy into it otherwise. Raises
-    ConfigError for a state that is no tensor, which a weights file could not hold."""
-    for module in candidate.model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and any(
-                size > 1 and not step for size, step in zip(buffer.shape, buffer.stride(), strict=True)
-            ):
+def separate(model: nn.Module) -> None:
+    """Give each element of an expanded buffer memory of its own: PyTorch cannot copy into it otherwise."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if any(size > 1 and not step for size, step in zip(buffer.shape, buffer.stride(), strict=True)):
                 module._buffers[name] = buffer.contiguous()
+
+
+def refuse_other_state(candidate: Candidate) -> None:
+    """Raise ConfigError for a state that is no tensor, which a weights file could not hold."""
     others = [name for name, value in candidate.model.state_dict().items() if not isinstance(value, Tensor)]
     if others:
         raise ConfigError(
