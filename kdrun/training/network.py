@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdrun.models.features import Tap
 from kdrun.structures import Outputs
+from kdrun.training.cpu_bf16 import choose_convolutions
 from kdrun.training.precision import Numerics
 
 # Networks share one code object, and each may have its own compiled version.
@@ -33,6 +34,7 @@ class Network:
         self.numerics = numerics
         self.compiled = None
         choose_attention(self.tap, numerics)
+        choose_convolutions(self.tap, numerics)
         if numerics.compile:
             import torch._dynamo.config
 
