@@ -1,7 +1,7 @@
 """Convolutions in bf16 on a CPU, where oneDNN's own way is slow.
 
-- Small maps: oneDNN reorders the weights in every call, which takes longer than the convolution itself if a map has few
-  positions. They are matrix products here.
+- Small maps, on a CPU with AMX: oneDNN reorders the weights in every call, which takes longer than the convolution if a
+  map has few positions. They are matrix products here. Without AMX these are no faster.
 - Depthwise convolutions: oneDNN has no fast bf16 gradient with a stride, for kernels above 3×3 and for tiny maps. It is
   computed in float32 here.
 """
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdrun.hardware import cpu_kind
 from kdrun.training.precision import Numerics
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -44,7 +45,7 @@ def faster_convolution(module: nn.Conv2d) -> Convolution | None:
     if 1 < module.groups == module.in_channels:
         return partial(depthwise, stride=module.stride, padding=module.padding)
     same = module.stride == (1, 1) and module.padding == (side // 2, side // 2)
-    if same and module.groups == 1 and module.kernel_size == (side, side) and side in LARGEST:
+    if cpu_kind() == "AMX" and same and module.groups == 1 and module.kernel_size == (side, side) and side in LARGEST:
         return dense
     return None
 

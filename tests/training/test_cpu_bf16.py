@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdrun.training import cpu_bf16
 from kdrun.training.cpu_bf16 import Depthwise, Product, choose_convolutions
 from kdrun.training.precision import Numerics
 
@@ -37,6 +38,12 @@ OWN = {
     "two groups": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=2), (2, 4, 4, 4)),
     "depthwise 3×3": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (2, 4, 4, 4)),
 }
+
+
+@pytest.fixture(autouse=True)
+def amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose as on a CPU with AMX; the results are the same on any."""
+    monkeypatch.setattr(cpu_bf16, "cpu_kind", lambda: "AMX")
 
 
 def trained(module: nn.Module, image: Tensor, bf16: bool) -> list[Tensor]:
@@ -96,6 +103,13 @@ def test_float32_and_compiled_networks_have_pytorchs_own(numerics: Numerics) -> 
     assert all("_conv_forward" in module.__dict__ for module in network)
     choose_convolutions(network, numerics)
     assert not any("_conv_forward" in module.__dict__ for module in network)
+
+
+def test_without_amx_only_depthwise_convolutions_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_bf16, "cpu_kind", lambda: "AVX512_BF16")
+    network = nn.Sequential(nn.Conv2d(6, 10, 1), nn.Conv2d(10, 10, 3, stride=2, groups=10))
+    choose_convolutions(network, BF16)
+    assert ["_conv_forward" in module.__dict__ for module in network] == [False, True]
 
 
 def test_networks_can_be_copied_and_pickled() -> None:
