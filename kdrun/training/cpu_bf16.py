@@ -70,8 +70,9 @@ def depthwise(
 
 
 def in_bf16() -> bool:
-    """Return True under bf16 autocast, except for a compiler, which traces PyTorch's own convolution."""
-    return torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    """Return True under bf16 autocast, except inside a compiler or torch.func: they know PyTorch's own convolution."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.is_autocast_enabled("cpu") and not traced
 
 
 def apart(function: Callable[..., Any], image: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:

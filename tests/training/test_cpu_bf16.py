@@ -94,6 +94,21 @@ def test_an_activation_may_change_the_output_in_place() -> None:
         torch.testing.assert_close(found, theirs, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, on its first jvp
+@pytest.mark.parametrize("case", [*DENSE, *DEPTHWISE])
+def test_torch_func_differentiates_and_maps_them(case: str) -> None:
+    make, shape = (DENSE | DEPTHWISE)[case]
+    _, ours, image = layers(make(), shape)
+
+    def loss(one: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ours(one[None]).float().square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss))(image)
+    assert torch.isfinite(torch.func.jvp(loss, (image[0],), (each[0],))[1])
+    torch.testing.assert_close(each[1], torch.func.grad(loss)(image[1]), rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize(
     "numerics", [Numerics("cpu", "fp32", False, 1, False), Numerics("cpu", "bf16", True, 1, False)]
 )
