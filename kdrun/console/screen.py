@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -80,6 +81,15 @@ class TrainingView(TrainingLines):
             )
 
 
+class Position(NamedTuple):
+    """Position of a process in its task: the fraction of its epochs that is trained, the fraction that it found
+    trained when it began, and the number of its runs that still train."""
+
+    trained: float
+    found: float
+    lanes: int
+
+
 class SweepView:
     """Display of a sweep: one bar for all runs, one for each process, and a line for each run that ends."""
 
@@ -88,7 +98,8 @@ class SweepView:
         self.over: set[str] = set()
         self.ended, self.failed, self.last_line = 0, 0, time.monotonic()
         self.begun: float | None = None  # start of the first run; checks and teachers do not count for the pace
-        self.positions: dict[int, tuple[float, int, int]] = {}  # slot -> (epoch, epochs, lanes)
+        self.positions: dict[int, Position] = {}  # slot -> its task's
+        self.resumed = 0.0  # runs that an earlier command trained, of those that ended: fractions of a run each
         self.tasks: dict[int, TaskID] = {}
         self.progress: Progress | None = None
 
@@ -127,7 +138,7 @@ class SweepView:
         counted = lanes if report.what == "student" else 0
         if counted and self.begun is None:
             self.begun = time.monotonic()
-        self.positions[number] = (report.position, report.epochs, counted)
+        self.positions[number] = Position(report.position / report.epochs, report.first / report.epochs, counted)
         text = standing(report, counted, narrow=console.out.width < WIDE)
         if self.progress is not None:
             self._bar(number, task, report.position, report.epochs, text)
@@ -155,11 +166,12 @@ class SweepView:
 
     def _done(self) -> float:
         """Return the number of finished runs, plus the finished fractions of those in progress."""
-        return self.ended + sum(lanes * epoch / epochs for epoch, epochs, lanes in self.positions.values())
+        return self.ended + sum(at.lanes * at.trained for at in self.positions.values())
 
     def _summary(self) -> str:
         done, spent = self._done(), time.monotonic() - (self.begun or time.monotonic())
-        left = f", about {duration(spent / done * (self.runs - done))} left" if done > 0.02 * self.runs else ""
+        trained = done - self.resumed - sum(at.lanes * at.found for at in self.positions.values())
+        left = f", about {duration(spent / trained * (self.runs - done))} left" if trained > 0.02 * self.runs else ""
         return f"{self.ended}/{self.runs} runs" + (f", {self.failed} failed" if self.failed else "") + left
 
     def _end(self, number: int, task: Task, report: Ended) -> None:
@@ -174,8 +186,9 @@ class SweepView:
         self.over.add(report.run)
         self.last_line = time.monotonic()
         if number in self.positions:
-            epoch, epochs, lanes = self.positions[number]
-            self.positions[number] = (epoch, epochs, max(lanes - 1, 0))
+            at = self.positions[number]
+            self.resumed += at.found if at.lanes else 0
+            self.positions[number] = at._replace(lanes=max(at.lanes - 1, 0))
         if report.result is None:
             self.failed += 1
             console.say(f"[bold red]failed[/]  {place}: {escape(report.reason)}  [dim]{self._summary()}[/]")

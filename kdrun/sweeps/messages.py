@@ -29,6 +29,7 @@ class Task:
 class Advanced:
     """Progress report: training is at `position` of `epochs`, at a number of images per second through every lane.
 
+    first: the epoch from which this process trains, above 0 if it resumed;
     runs: the directories that train side by side, possibly only some of the task's; loss, top1: lowest and highest
     values among them at the end of their last epoch, in training and on the test set; None before that.
     """
@@ -40,6 +41,7 @@ class Advanced:
     runs: tuple[str, ...] = ()
     loss: tuple[float, float] | None = None
     top1: tuple[float, float] | None = None
+    first: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class Reporting:
 
         def advanced(position: float, images_per_second: float) -> Advanced:
             found = bounds_of(losses.values()), bounds_of(accuracies.values())
-            return Advanced(what, position, epochs, images_per_second, self.runs, *found)
+            return Advanced(what, position, epochs, images_per_second, self.runs, *found, first)
 
         with self.display.training(what, epochs, first) as shown:
 

@@ -269,6 +269,23 @@ def test_time_left_counts_the_students_epochs_alone():
     assert view._done() == 1.5
 
 
+def test_time_left_of_a_resumed_sweep_is_at_the_pace_of_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lanes were trained to epoch 5 of 10 by an earlier command; this one takes a minute for an epoch."""
+    from kdrun.console.screen import SweepView
+    from kdrun.sweeps.worker import Advanced, Ended, Task
+
+    now = [0.0]
+    monkeypatch.setattr("kdrun.console.screen.time.monotonic", lambda: now[0])
+    view, task, runs = SweepView(4, {}), Task("lanes", plans_of("method=kd,dkd"), "two"), ("a", "b")
+    for now[0], position in ((1.0, 5.0), (61.0, 6.0)):
+        view.show(0, task, Advanced("student", position, 10, 100.0, runs, first=5.0))
+    assert view._summary() == "0/4 runs, about 14 min 00 s left"  # 28 epochs of one lane, two lanes in a minute
+    now[0] = 301.0
+    for run in runs:
+        view.show(0, task, Ended(run, {"teacher_top1": None, "top1_last": 50.0}))
+    assert view._summary() == "2/4 runs, about 10 min 00 s left"  # 20 epochs of one lane
+
+
 def plans_of(*words: str):
     from kdrun.runs.plan import make_plan
     from kdrun.sweeps.definition import multirun_sweep
