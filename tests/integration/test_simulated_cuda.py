@@ -157,6 +157,12 @@ class Through(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture(autouse=True)
+def convolutions_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on the CPU too with PyTorch's own convolutions, as on a GPU; in bf16 some would be products."""
+    monkeypatch.setattr("kdrun.training.network.choose_convolutions", lambda model, numerics: None)
+
+
 def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert [name for name, weight in expected.items() if not torch.equal(found[name], weight)] == []
