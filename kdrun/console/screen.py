@@ -185,10 +185,10 @@ class SweepView:
         self.ended += 1
         self.over.add(report.run)
         self.last_line = time.monotonic()
-        if number in self.positions:
-            at = self.positions[number]
-            self.resumed += at.found if at.lanes else 0
-            self.positions[number] = at._replace(lanes=max(at.lanes - 1, 0))
+        at = self.positions.get(number)
+        if at is not None and at.lanes:
+            self.resumed += at.found
+            self.positions[number] = at._replace(lanes=at.lanes - 1)
         if report.result is None:
             self.failed += 1
             console.say(f"[bold red]failed[/]  {place}: {escape(report.reason)}  [dim]{self._summary()}[/]")

@@ -88,7 +88,10 @@ def product(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     near, kernels = neighbourhoods(image, weight.shape[-1]), weight.permute(0, 2, 3, 1).flatten(1).t()
     out = torch.empty((n, len(weight), h, w), dtype=image.dtype, memory_format=torch.channels_last)
     rows = out.permute(0, 2, 3, 1).view(-1, len(weight))  # autograd lets nobody change a returned view in place
-    torch.mm(near, kernels, out=rows) if bias is None else torch.addmm(bias, near, kernels, out=rows)
+    if bias is None:
+        torch.mm(near, kernels, out=rows)
+    else:
+        torch.addmm(bias, near, kernels, out=rows)
     return out
 
 
