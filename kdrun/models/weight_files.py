@@ -15,6 +15,7 @@ import torch
 
 from kdrun.errors import CheckpointError, one_line
 from kdrun.files import check_archive, require_file
+from kdrun.models.placeholders import load_passing_over
 
 # The first bytes of torch.save before PyTorch 1.6: a pickled magic number.
 OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -139,14 +140,14 @@ def is_safetensors(head: bytes) -> bool:
 
 def load_torch_file(path: Path) -> Any:
     """Run torch.load with `weights_only`, allowing the harmless extras of RepDistiller's files (NumPy scalars,
-    options)."""
+    options); other objects become placeholders."""
     import numpy as np
 
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
     harmless = [scalar, np.dtype, argparse.Namespace, *(type(np.dtype(name)) for name in NUMPY_EXTRAS)]
     with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about deprecated storages and beta layouts
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_passing_over(path)
 
 
 def refusal(path: Path, error: Exception) -> str:

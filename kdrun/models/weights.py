@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdrun.errors import CheckpointError, listed, print_note
+from kdrun.models.placeholders import Placeholder
 from kdrun.models.weight_choice import Choice, Convert, Network, Wanted, choose, fitted
 from kdrun.models.weight_files import read_content
 from kdrun.models.weight_names import Group, entries, groups, is_known, one_line_of
@@ -104,11 +105,23 @@ def say_once(line: str) -> None:
 
 def holds_none(path: Path, content: Any) -> str:
     """Return the error line for a file without named tensors."""
-    if isinstance(content, Mapping):
-        shown = f"its entries are {listed([one_line_of(key) for key in content], 8)}" if content else "it is empty"
-        return f"checkpoint {path} holds no state dict; {shown}."
-    kind = "a single tensor" if isinstance(content, Tensor) else f"a {type(content).__name__}"
+    if isinstance(content, Mapping) and not isinstance(content, Placeholder):
+        shown = f"its entries are {listed([entry_words(*each) for each in content.items()], 8)}"
+        return f"checkpoint {path} holds no state dict; {shown if content else 'it is empty'}."
+    kind = "a single tensor" if isinstance(content, Tensor) else f"a {type_name(content)}"
     return f"checkpoint {path} holds {kind}, not a state dict: save model.state_dict() alone."
+
+
+def entry_words(key: object, value: object) -> str:
+    """Return the name of an entry, with its type if that is why nothing was read from it."""
+    name = one_line_of(key)
+    return f"{name} ({type_name(value)})" if isinstance(value, Placeholder) and not value else name
+
+
+def type_name(value: object) -> str:
+    """Return the name of a type, with its module if it is not imported."""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__name__}" if isinstance(value, Placeholder) else kind.__name__
 
 
 def misfit(path: Path, name: str, model: nn.Module, choice: Choice, network: Network, wanted: Wanted) -> str:

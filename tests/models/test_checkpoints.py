@@ -9,14 +9,21 @@ import os
 import pickle
 import tarfile
 import zipfile
+from collections import defaultdict, deque
 from collections.abc import Callable
+from datetime import datetime
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from kdrun.errors import CheckpointError
 from kdrun.models.weight_names import canonical
@@ -45,6 +52,32 @@ class Wrapped(nn.Module):
     def __init__(self, attribute: str):
         super().__init__()
         self.add_module(attribute, Small())
+
+
+class Call:
+    """An object that is rebuilt by a call of any function."""
+
+    def __init__(self, function: Callable[[], object]):
+        self.function = function
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        return self.function, ()
+
+
+class Settings(dict[str, Any]):
+    """A dictionary whose entries are attributes too."""
+
+    def __init__(self, **entries: object):
+        super().__init__(**entries)
+        self.__dict__.update(entries)
+
+
+class Names(list[str]):
+    """A list with an attribute."""
+
+    def __init__(self, *names: str):
+        super().__init__(names)
+        self.best = 0
 
 
 def state_of(seed: int, model: Callable[[], nn.Module] = Small) -> State:
@@ -424,10 +457,14 @@ FILES: dict[str, tuple[bytes, str]] = {
     "None": (saved(None), "holds a NoneType"),
     "a tensor": (saved(A["fc.weight"]), "holds a single tensor"),
     "optimizer alone": (saved({"optimizer": {"lr": 0.1}}), "its entries are optimizer"),
-    "whole model": (saved(Small()), r"holds more than tensors \(.*Small\)"),
-    "hyperparameters": (saved({"state_dict": A, "hp": functools.partial(print, 1)}), r"\(functools.partial\).*re-save"),
-    "a path": (saved({"state_dict": A, "root": Path("x")}), r"\(pathlib\.[\w.]*Path\)"),
-    "arrays": (saved({"fc.weight": np.ones(3)}), r"\(numpy\.\S+\)"),
+    "whole model, old": (
+        saved(Small(), _use_new_zipfile_serialization=False),
+        r"holds more than tensors \(.*Small\).*re-save",
+    ),
+    "a call": (saved({"state_dict": A, "hp": Call(os.getcwd)}), r"\(posix.getcwd\).*re-save"),
+    "a list of a user's": (saved({"state_dict": A, "hp": Names("a")}), r"\(list\).*re-save"),
+    "a function": (saved(functools.partial(print, 1)), "holds a functools.partial, not a state dict"),
+    "arrays": (saved({"fc.weight": np.ones(3)}), r"entries are fc.weight \(numpy\.[\w.]+\)\."),
 }
 
 
@@ -441,6 +478,77 @@ def test_what_is_no_checkpoint_is_one_line_that_says_what_it_is(kind, tmp_path):
         load_weights(Small(), path, "Small")
     assert str(caught.value).startswith(f"checkpoint {path}")
     assert "\n" not in str(caught.value)
+
+
+RAN: list[int] = []
+
+
+def ran() -> int:
+    """Leave a trace of having been called."""
+    RAN.append(1)
+    return 1
+
+
+class Color(Enum):
+    """A value that refers to its class."""
+
+    RED = "red"
+
+
+class Odd(nn.Module):
+    """A user's network with a shared layer, a buffer that is not saved, and a hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = Small()
+        self.again = self.first
+        self.stages = nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])
+        self.scale = nn.Parameter(torch.rand(1))
+        self.register_buffer("mask", torch.rand(3), persistent=False)
+        self.register_buffer("steps", torch.tensor(3))
+        self.register_forward_hook(hook)
+
+
+def hook(*_: object) -> None:
+    """Do nothing."""
+
+
+WHOLE: dict[str, Callable[[nn.Module], object]] = {
+    "alone": lambda model: model,
+    "beside an epoch": lambda model: {"epoch": 3, "model": model, "optimizer": None},
+    "ddp": nn.DataParallel,
+    "average": AveragedModel,
+    "an attribute": lambda model: SimpleNamespace(net=model, best=0.7),
+    "an entry": lambda model: Settings(model=model),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("network", [Small, Odd, lambda: torchvision.models.resnet18(num_classes=3)])
+def test_a_whole_model_is_its_state_dict(kind, network, tmp_path, capsys):
+    torch.manual_seed(1)
+    source, target = network(), network()
+    state = {name: value.clone() for name, value in source.state_dict().items()}
+    assert equal(loaded(WHOLE[kind](source), tmp_path, model=target), state)
+
+
+OBJECTS: dict[str, object] = {
+    "a function": functools.partial(print, 1),
+    "a path": Path("x"),
+    "a date": datetime(2020, 1, 1),
+    "an enumeration": {Color.RED: 1, "all": {Color.RED}},
+    "an array": np.ones(3),
+    "a logger": SimpleNamespace(history=deque([1, 2], maxlen=3), lr=0.1),
+    "counts": defaultdict(list, a=[1]),
+    "settings": Settings(lr=0.1, model=Settings(depth=20)),
+    "an evaluation": Call(ran),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_objects_beside_weights_are_passed_over_and_not_run(kind, tmp_path):
+    assert equal(loaded({"state_dict": A, "other": OBJECTS[kind]}, tmp_path), A)
+    assert not RAN
 
 
 def test_what_is_no_file(tmp_path):
