@@ -105,9 +105,14 @@ def legend(table: Table) -> Section:
     ranked = Counter(entry.column for entry in table.filled() if entry.runs)
     if best:
         return Section("", lines=["* best of its column, and distinguishable from the runner-up (Holm p < 0.05)."])
-    if max(ranked.values(), default=0) > 1:
+    if repeated(table) and max(ranked.values(), default=0) > 1:
         return Section("", lines=["In no column is the best row distinguishable from the runner-up (Holm p < 0.05)."])
     return Section("")
+
+
+def repeated(table: Table) -> bool:
+    """Return True if a student has several seeds, without which nothing is tested."""
+    return any(entry.runs and len(entry.values) > 1 for entry in table.entries.values())
 
 
 def published_alone(table: Table) -> Section:
@@ -254,6 +259,10 @@ def test_sections(table: Table) -> list[Section]:
 
 def test_notes(table: Table) -> list[str]:
     """Return what was tested, the error rates, and the assumptions."""
+    if not repeated(table):
+        return [
+            "One seed each: nothing is tested, and a difference may be chance. Several seeds give intervals and tests."
+        ]
     notes = [
         "Two-sided unpaired t-tests of the means, with variances moderated over the table; Holm-corrected within a "
         "column, including its best row against the runner-up; the intervals are not corrected. If rows differ "

@@ -181,6 +181,15 @@ def test_bold_only_if_distinguishable(ledger, outputs):
     assert "77.77 ± 0.06 (3) *" in to_text(table, 120)
 
 
+def test_one_seed_each_is_no_test(outputs):
+    cells = [cell(outputs, row, FIRST, method, 0, values[0]) for row, (method, values, _) in NUMBERS.items()]
+    shape = TableShape(list(NUMBERS), [FIRST], "top1_last", "Student", "KD", "Teacher", "p3")
+    text = to_text(table_of(Ledger("p3_table", "P3's table", "kdrun train", shape, cells), outputs), 200)
+    assert "+4.20" in text and text.count("one seed: no test") == 2
+    assert "One seed each: nothing is tested" in text
+    assert "distinguishable" not in text and "t-tests" not in text
+
+
 def test_one_row_has_no_runner_up(outputs):
     """Neither the best of a column nor a tie is reported if nothing is compared."""
     for teacher in ("wrn_40_2", "resnet56"):
