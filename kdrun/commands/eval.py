@@ -19,8 +19,9 @@ from kdrun.evaluation.measure import Measured, measure
 from kdrun.evaluation.targets import Target, WhichSplit, target_of_file, target_of_run
 from kdrun.evaluation.testsets.base import NamedSet
 from kdrun.evaluation.testsets.registry import parse_list
+from kdrun.files import write_text
 from kdrun.reporting.evaluation import NAMED, write_findings
-from kdrun.reporting.labels import short_labels
+from kdrun.reporting.networks import RANKS, NetworkTable
 from kdrun.runs.directory import find_runs, outputs_folder, short_path
 
 HELP = """
@@ -35,8 +36,8 @@ Prints top-1, top-5, negative log-likelihood (nats), expected calibration error 
 each class, parameters, FLOPs and images/s; with a teacher also KL(teacher ‖ student) (nats), agreement and the linear
 CKA of the stages. Writes evals/<split>.json into the run (the files of a finished run are not changed), with
 <split>_confusion.csv and the pictures <split>_reliability.png, _confusion.png and _cka.png; save=FOLDER writes them
-there, which a FILE needs. Several runs make one table; rank=kl puts the student closest to its teacher first,
-rank=agreement the one that agrees with it most often.
+there, which a FILE needs. Several runs make one table, which save=NAME.csv writes; rank=kl puts the student closest to
+its teacher first, rank=agreement the one that agrees with it most often.
 
 dataset.root=FOLDER split=all measures runs on all images of another folder, which may be flat. Results on other images
 than those of a run's training get names of their own.
@@ -46,7 +47,6 @@ compares with the clean images: accuracy kept, predictions changed, KL(clean ‖
 shape bias and its coverage.
 """
 
-RANKS = {"kl": "kl_teacher", "agreement": "agreement"}
 WORST = 10  # number of classes printed if there are more than NAMED
 
 
@@ -56,7 +56,9 @@ class Options(WhichSplit):
         None, help="derived test sets to measure on (kdrun list testsets)", shows="all|NAME[:key=value,…],…"
     )
     rank: str | None = setting(None, choices=tuple(RANKS), help="measure by which to rank several students")
-    save: Path | None = setting(None, help="output folder for the results of one network", shows="FOLDER")
+    save: Path | None = setting(
+        None, help="folder for all results of one network, or file for the table of several", shows="FOLDER|FILE.csv"
+    )
     figures: list[str] = figures_setting()
 
 
@@ -73,10 +75,7 @@ def command(words: list[str]) -> int:
     targets = find_targets(parsed)
     if rank is not None and all(target.teacher is None for target in targets):
         raise ConfigError(f"rank={rank}: none of these has a teacher to compare with.")
-    if options.save is not None:
-        if len(targets) > 1:
-            raise ConfigError(f"save={options.save}: {len(targets)} networks cannot share one folder; give one.")
-        targets[0].folder = options.save
+    file = table_file(options.save, targets)
     every = []
     for target in targets:
         for done in measure(target, options.split, testsets, console.track, bar):
@@ -88,10 +87,26 @@ def command(words: list[str]) -> int:
                 done.files = write_findings(
                     target.folder, done.name, done.heading, done.found, done.classes, done.about, options.figures
                 )
+    table = NetworkTable(every, rank)
     if len(every) > 1 or rank is not None:
-        show_table(every, rank)
-    show_files(every)
+        show_table(table)
+    if file is not None:
+        write_text(file, table.csv())
+    show_files(every, file)
     return 0
+
+
+def table_file(save: Path | None, targets: list[Target]) -> Path | None:
+    """Return the file for the table. Any other place is the folder of a single network's results, which it is given."""
+    if save is None or save.suffix == ".csv":
+        return save
+    if len(targets) > 1:
+        raise ConfigError(
+            f"save={save}: {len(targets)} networks cannot share one folder; give one, or a file for the table "
+            "(save=NAME.csv)."
+        )
+    targets[0].folder = save
+    return None
 
 
 def find_targets(parsed: Parsed[Options]) -> list[Target]:
@@ -182,73 +197,24 @@ def show_details(done: Measured) -> None:
     console.table(title, ["class", "images", "precision, %", "recall, %", "F1, %"], rows)
 
 
-COLUMNS = (  # key, title, format
-    ("top1", "top-1", "{:.2f}"),
-    ("nll", "NLL", "{:.4f}"),
-    ("ece", "ECE", "{:.2f}"),
-    ("f1", "F1", "{:.2f}"),
-    ("kl_teacher", "KL", "{:.4f}"),
-    ("agreement", "agree", "{:.2f}"),
-    ("params", "params", ""),
-    ("flops", "FLOPs", ""),
-    ("images_per_second", "images/s", "{:,.0f}"),
-)
-
-
-def show_table(every: list[Measured], rank: str | None) -> None:
-    """Print a row for each network; if ranked, in order of divergence from the teacher, or agreement with it."""
-    ranked = [done for done in every if done.score("kl_teacher") is not None]
-    if rank is not None and not ranked:
-        raise ConfigError(f"rank={rank}: no teacher of these could be loaded.")
-    places = {key: ranking(ranked, key) for key in RANKS.values()}
-    order = every
-    if rank is not None:
-        order = sorted(ranked, key=lambda done: places[RANKS[rank]][id(done)])
-        order += [done for done in every if done.score("kl_teacher") is None]
-    folder, names = short_labels([done.target.label for done in order])
-    taught = {done.target.teacher.options.name for done in ranked if done.target.teacher}
-    derived = any(done.testset for done in every)
-    rows = []
-    for name, done in zip(names, order, strict=True):
-        ranks = [str(places[key].get(id(done), "–")) for key in RANKS.values()] if rank is not None else []
-        beside = done.target.teacher.options.name if done in ranked and done.target.teacher else "–"
-        on = [done.testset or "clean"] if derived else []
-        rows.append([name, *on, *ranks, *cells_of(done), *([beside] if len(taught) > 1 else [])])
-    heads = ["test set"] if derived else []
-    heads += ["rank KL", "agr."] if rank is not None else []
-    last = ["teacher"] if len(taught) > 1 else []
+def show_table(table: NetworkTable) -> None:
+    """Print a row for each network, and notes on what the figures are."""
+    heads, rows, below = table.shown()
     console.say("")
-    console.table("", ["run", *heads, *(title for _, title, _ in COLUMNS), *last], rows)
-    below = f"run paths are relative to {folder}; " if folder else ""
-    below += f"teacher {min(taught)}; " if len(taught) == 1 else ""
-    console.note(f"{below}top-1, ECE, macro F1 and agreement in %, NLL and KL(teacher ‖ student) in nats")
-    teachers = {str(done.target.teacher.weights) for done in ranked if done.target.teacher}
-    if rank is not None and len(teachers) > 1:
-        console.note(f"note: these students have {len(teachers)} different teachers; each is compared with its own.")
+    console.table("", heads, rows)
+    console.note(below)
+    if table.places and (count := table.number_of_teachers) > 1:
+        console.note(f"note: these students have {count} different teachers; each is compared with its own.")
 
 
-def cells_of(done: Measured) -> list[str]:
-    values = done.found.scores | done.found.cost | {"f1": done.found.classification.macro["f1"]}
-    cells = []
-    for key, _, form in COLUMNS:
-        value = values.get(key)
-        known = "–" if value is None else form.format(value)
-        cells.append(count(value) if value is not None and key in ("params", "flops") else known)
-    return cells
-
-
-def ranking(every: list[Measured], key: str) -> dict[int, int]:
-    """Return id of each network -> its rank from 1, the closest to its teacher first; ties share a rank."""
-    sign = -1 if key == "agreement" else 1
-    values = {id(done): sign * (done.score(key) or 0.0) for done in every}
-    return {name: 1 + sum(other < value for other in values.values()) for name, value in values.items()}
-
-
-def show_files(every: list[Measured]) -> None:
-    """Print the location of all files; a line for each network."""
+def show_files(every: list[Measured], table: Path | None) -> None:
+    """Print the location of all files, a line for each network; if there are none, how to get them."""
     for done in every:
         if done.files:
             names = ", ".join(path.name for path in done.files)
             console.note(f"{short_path(done.files[0].parent)}/  ({names})")
-    if not any(done.files for done in every):
-        console.note("save=FOLDER writes all results, with pictures")
+    if table is not None:
+        console.note(f"wrote {short_path(table)}")
+    elif not any(done.files for done in every):
+        several = len({id(done.target) for done in every}) > 1
+        console.note("save=NAME.csv writes this table" if several else "save=FOLDER writes all results, with pictures")

@@ -118,6 +118,13 @@ def test_a_student_with_its_teachers_weights_is_nearest(kdrun, outputs):
         assert placed[1][1:3] == ["2", "2"]
         assert placed[2][1:3] == ["–", "–"]
         assert "teacher resnet8; top-1" in out
+    evaluate(kdrun, outputs / "runs/*/*/*/*", "rank=kl", f"save={outputs / 'ranks.csv'}")
+    rows = list(csv.DictReader((outputs / "ranks.csv").open()))
+    assert [row["run"].endswith(run.name) for row, run in zip(rows, (second, first, alone), strict=True)] == [True] * 3
+    assert [row["rank_kl"] for row in rows] == ["1", "2", ""]
+    stored = json.loads((first / "evals" / "test.json").read_text())
+    for key in ("top1", "top5", "nll", "kl_teacher", "agreement", "params"):
+        assert float(rows[1][key]) == stored[key]
     found = json.loads((second / "evals" / "test.json").read_text())
     assert found["kl_teacher"] == 0
     assert found["agreement"] == 100
@@ -364,7 +371,10 @@ def test_mistakes(kdrun, outputs):
         ([run, "weights=first"], "weights=first: choose last or best"),
         ([run, "eval_batch_size=many"], "eval_batch_size=many: must be a whole number, at least 1"),
         ([run, "eval_batch_size=0"], "eval_batch_size=0: must be at least 1"),
-        ([run, run, "save=here"], "2 networks cannot share one folder"),
+        (
+            [run, run, "save=here"],
+            r"2 networks cannot share one folder; give one, or a file for the table (save=NAME.csv)",
+        ),
         ([f"{run}/student.safetensors", "model=teacher", "student=resnet8"], "is a file"),
         ([f"{run}/student.safetensors", *TINY, "student=resnet14"], "student.safetensors"),
     ):
