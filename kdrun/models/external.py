@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -129,8 +130,12 @@ def create_own(path: str, num_classes: int, image_size: int, kwargs: dict[str, A
 def own_factory(path: str, module: str, attribute: str) -> Callable[..., Any]:
     """Return the callable behind `package.module:callable`. Raises ConfigError."""
     if module.endswith(".py") or "/" in module:
-        dotted = module.removesuffix(".py").removeprefix("./").replace("/", ".")
-        raise ConfigError(f"{path}: a network is named by its module, not by a file: {dotted}:{attribute}.")
+        file = Path(module.removesuffix(".py"))
+        if file.is_absolute() or ".." in file.parts or "~" in file.parts:
+            out = f"start kdrun in {file.parent}, or add that folder to PYTHONPATH, and write {file.name}:{attribute}"
+        else:
+            out = f"{'.'.join(file.parts)}:{attribute}"
+        raise ConfigError(f"{path}: a network is named by its module, not by a file: {out}.")
     try:
         found = import_own(module)
     except SystemExit as error:

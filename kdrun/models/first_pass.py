@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from kdrun.errors import ConfigError, KdrunError
 from kdrun.models.forward_error import explain
-from kdrun.models.logits import Entry, TakeLogits, described, find_logits
+from kdrun.models.logits import Entry, TakeLogits, are_probabilities, described, find_logits
 from kdrun.models.memory_layout import Contiguous, Copied, channels_last_problem, restore
+from kdrun.models.reproduction import is_random, loses_state, unregistered
 
 COUNT = 2  # images per pass
 SIDES = (28, 32, 64, 75, 96, 128, 224, 299, 384)  # usual sizes of images
@@ -41,9 +42,9 @@ class Candidate:
     def __str__(self) -> str:
         return f"{self.role} {self.name}"
 
-    def image(self, side: int | None = None) -> Tensor:
+    def image(self, side: int | None = None, count: int = COUNT) -> Tensor:
         """Return images of noise on the network's device, the same at every call."""
-        shape = (COUNT, 3, side or self.side, side or self.side)
+        shape = (count, 3, side or self.side, side or self.side)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return noise.to(next(self.model.parameters()).device)
 
@@ -77,15 +78,63 @@ def try_out(candidate: Candidate, own: bool) -> Traits:
             traits.untrainable = traits.untrainable or str(error)
     traits.notes += evaluated.note(candidate, "")
     traits.training_notes += [] if evaluated.others else trained.note(candidate, " in training mode")
-    if not (evaluated.plain and trained.plain):
+    if own:
+        warn_of_probabilities(candidate, evaluated, trained, traits)
+    if not (evaluated.plain and trained.plain) or (own and not keeps_batch(candidate)):
         model.register_forward_hook(TakeLogits({False: evaluated.entry.route, True: trained.entry.route}))
     if own and (evaluated.overwrites or trained.overwrites):
         model.register_forward_pre_hook(Copied())
-    if own and (problem := channels_last_problem(model, candidate.image())):
+    if own:
+        reproduce(candidate, traits)
+    return traits
+
+
+def warn_of_probabilities(candidate: Candidate, evaluated: Found, trained: Found, traits: Traits) -> None:
+    """Add a note if the network returns probabilities: every loss here takes the softmax of its outputs."""
+    for found, notes, mode in (
+        (evaluated, traits.notes, "evaluation"),
+        (trained, traits.training_notes, "training mode"),
+    ):
+        if are_probabilities(found.entry.tensor):
+            notes.append(
+                f"{candidate} returns probabilities in {mode} (none negative, a sum of 1), and is taken as returning "
+                "logits, whose softmax is then nearly uniform: leave out its last softmax"
+            )
+            return
+
+
+def keeps_batch(candidate: Candidate) -> bool:
+    """Return False if the logits of one image have no dimension of the batch, as after squeeze()."""
+    try:
+        output = passed(candidate.model, candidate.image(count=1), False)
+    except Exception:  # it takes larger batches alone, and says so when it gets one image
+        return True
+    return not isinstance(output, Tensor) or output.dim() == 2
+
+
+def reproduce(candidate: Candidate, traits: Traits) -> None:
+    """Check that passes on the same images agree: a second one, from saved weights, and in channels-last memory."""
+    model, image = candidate.model, candidate.image()
+    if hidden := unregistered(model):
+        traits.notes.append(
+            f"{candidate}: the layers in {', '.join(hidden)} are neither trained nor saved, since a plain list or "
+            "dictionary does not register them: use nn.ModuleList, nn.ModuleDict or nn.ParameterList"
+        )
+    if is_random(model, image):
+        traits.notes.append(
+            f"{candidate} is random in evaluation: two passes on the same images differ, as with dropout that "
+            "ignores self.training; every measurement is of one draw"
+        )
+        return
+    if loses_state(model, image):
+        traits.untrainable = traits.untrainable or (
+            f"{candidate}: training changes a state that its state_dict does not hold, so its saved weights would "
+            "give other results: register it as a buffer (persistent, the default), not as a plain attribute."
+        )
+    if problem := channels_last_problem(model, image):
         traits.channels_last = False
         model.register_forward_pre_hook(Contiguous())
         traits.notes.append(f"{candidate} runs in contiguous memory, because it fails in channels-last: {problem}")
-    return traits
 
 
 def rest_auxiliary(candidate: Candidate, traits: Traits) -> bool:
@@ -151,7 +200,10 @@ class Found:
         if not self.others:
             return []
         left = ", ".join(entry.label for entry in self.others)
-        return [f"{candidate} returns several logits{mode}: {self.entry.label} is used, no loss is on {left}"]
+        return [
+            f"{candidate} returns several logits{mode}: {self.entry.label} is used, no loss is on {left} (an entry "
+            "named logits is preferred)"
+        ]
 
 
 def logits_of(candidate: Candidate, training: bool) -> Found:

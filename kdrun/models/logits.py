@@ -7,10 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # Names of the entry to prefer if several fit, in this order.
-NAMES = ("logits", "logit", "out", "output", "outputs", "pred", "preds", "prediction", "predictions")
+NAMES = (
+    "logits",
+    *("out", "output", "outputs", "pred", "preds", "prediction", "predictions"),
+    *("cls_score", "cls_scores", "scores", "score", "classes", "cls"),
+)
+BESIDE = ("aux", "feat", "emb", "hidden", "proj")  # first letters of the names of what is no network's answer
 DEEPEST = 6  # levels of nesting that are searched
 
 Key = Any  # a mapping's key, a sequence's index or an attribute's name
@@ -37,8 +43,8 @@ class Entry:
         """Return the rank by names, then by depth; the lower, the more likely it is the logits."""
         named = ["logits" if "logit" in word else word for word in self.words]  # class_logits, logits_per_image
         names = [NAMES.index(word) for word in named if word in NAMES]
-        auxiliary = any(word.startswith("aux") for word in self.words)
-        return len(NAMES) + 1 if auxiliary else min(names, default=len(NAMES)), len(self.route)
+        beside = any(word.startswith(BESIDE) for word in self.words)
+        return len(NAMES) + 1 if beside else min(names, default=len(NAMES)), len(self.route)
 
 
 class TakeLogits:
@@ -51,7 +57,7 @@ class TakeLogits:
     def __call__(self, module: nn.Module, inputs: object, output: Any) -> Tensor:
         for key in self.routes[module.training]:
             output = output[key] if isinstance(output, Mapping | tuple | list) else getattr(output, key)
-        return output.flatten(1)
+        return output.flatten(1) if output.dim() > 1 else output.unsqueeze(0)  # squeeze() takes a batch of one away
 
 
 def find_logits(output: Any, count: int, classes: int) -> tuple[Entry | None, list[Entry]]:
@@ -62,6 +68,16 @@ def find_logits(output: Any, count: int, classes: int) -> tuple[Entry | None, li
     fitting = [entry for entry in entries(output) if entry.fits(count, classes)]
     chosen = min(fitting, key=lambda entry: entry.rank, default=None)
     return chosen, [entry for entry in fitting if entry is not chosen]
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Return True if each row of [N, K] is a distribution: none negative, and a sum of 1."""
+    rows = logits.flatten(1).float()
+    return (
+        rows.shape[1] > 1
+        and bool((rows >= 0).all())
+        and torch.allclose(rows.sum(1), rows.new_ones(len(rows)), atol=1e-3)
+    )
 
 
 def entries(output: Any, route: tuple[Key, ...] = (), words: tuple[str, ...] = (), label: str = "") -> Iterator[Entry]:

@@ -269,8 +269,11 @@ def rebuild_results(output_root: Path) -> Path:
 
 def outputs_folder(given: str | Path | None) -> Path:
     """Return the folder of `output_root=`, else $KDRUN_OUTPUTS, else ./outputs: the rule of conf/config.yaml, for
-    commands that compose no configuration."""
-    return Path(os.path.expanduser(given or os.environ.get("KDRUN_OUTPUTS", "outputs")))
+    commands that compose no configuration. Raises ConfigError for a file."""
+    folder = Path(os.path.expanduser(given or os.environ.get("KDRUN_OUTPUTS", "outputs")))
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_root={folder} is not a folder.")
+    return folder
 
 
 def find_runs(word: str, output_root: Path) -> list[Path]:

@@ -192,6 +192,8 @@ def test_logits_are_found_in_what_a_network_returns(shape):
         (lambda logits, features: (logits, logits * 2), "[0]", "[1]"),
         (lambda logits, features: {"aux": logits * 2, "pred": logits}, "['pred']", "['aux']"),
         (lambda logits, features: Named(logits * 2, logits), ".main", ".aux_logits"),
+        (lambda logits, features: {"embedding": logits * 2, "cls_score": logits}, "['cls_score']", "['embedding']"),
+        (lambda logits, features: {"feats": logits * 2, "head": logits}, "['head']", "['feats']"),
     ],
 )
 def test_several_logits_are_named_once(make, label, left):
@@ -258,7 +260,9 @@ def test_a_network_that_takes_contiguous_memory_alone_gets_it(kind):
 def test_other_networks_are_channels_last(make):
     model = make()
     traits = tried(model)
-    assert traits == Traits()
+    assert traits == Traits(notes=traits.notes)
+    assert [note for note in traits.notes if "is random in evaluation" not in note] == []
+    assert len(traits.notes) == (make is Wanders)
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
 
