@@ -125,8 +125,7 @@ def reproduce(candidate: Candidate, traits: Traits) -> None:
             f"{candidate} is random in evaluation: two passes on the same images differ, as with dropout that "
             "ignores self.training; every measurement is of one draw"
         )
-        return
-    if loses_state(model, image):
+    elif loses_state(model, image):
         traits.untrainable = traits.untrainable or (
             f"{candidate}: training changes a state that its state_dict does not hold, so its saved weights would "
             "give other results: register it as a buffer (persistent, the default), not as a plain attribute."

@@ -45,7 +45,7 @@ def evaluation_problem(model: nn.Module, image: Tensor) -> str:
             found = outputs(model, image, LAST)
         except Exception as error:
             return located(error)
-        if same(expected, found) or not same(expected, outputs(model, image, PLAIN)):  # or its own draws are not seeded
+        if same(expected, found) or not same(expected, outputs(model, image, PLAIN, seed=1)):  # or it is random
             return ""
     return "its logits silently change in channels-last memory"
 
@@ -64,8 +64,8 @@ def training_problem(model: nn.Module, image: Tensor) -> str:
     return ""
 
 
-def outputs(model: nn.Module, image: Tensor, layout: torch.memory_format) -> Any:
-    torch.manual_seed(0)
+def outputs(model: nn.Module, image: Tensor, layout: torch.memory_format, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
     return model.to(memory_format=layout)(image.clone(memory_format=layout))
 
 
