@@ -51,21 +51,19 @@ def choose(found: list[Group], network: Network, wanted: Wanted) -> Choice | Non
     """Choose the weights to load from a file; return None if it shares no name with the network."""
     pool = as_they_are([fitted(group, network, wanted.ignore) for group in found], network)
     pool = [group for group in pool if group.tensors.keys() & network.own.keys()]
-    strangers = [group for group in pool if not group.known and not network.misfits(group)]
-    pool = [group for group in pool if group.known]
-    if not any(network.misfits(group).wrong == 0 for group in pool):
-        pool = [group for group in strangers if not NO_WEIGHTS.search(group.path)] or pool
+    pool = with_strangers(pool, network, wanted.role)
     if not pool:
         return None
     notes: list[str] = []
-    pool = of_role(pool, wanted.role, notes)
+    all_roles, pool = pool, of_role(pool, wanted.role)
     pool = raw_or_average(pool, network, wanted, notes)
     best = min((network.misfits(group).order for group in pool), default=None)
     equal = [group for group in pool if network.misfits(group).order == best]
     others = [group for group in equal[1:] if not same(group, equal[0])]
     if others:
         notes.append(f"{equal[0].path} is loaded, not {others[0].path}, which fits as well")
-    return Choice(equal[0], network.misfits(equal[0]), notes + told(equal[0]))
+    notes = [*role_note(equal[0], all_roles, wanted.role), *notes, *told(equal[0])]
+    return Choice(equal[0], network.misfits(equal[0]), notes)
 
 
 def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:
@@ -110,17 +108,38 @@ def as_they_are(found: list[Group], network: Network) -> list[Group]:
     ]
 
 
-def of_role(pool: list[Group], role: str, notes: list[str]) -> list[Group]:
+def with_strangers(pool: list[Group], network: Network, role: str) -> list[Group]:
+    """Return the groups of known names; if none of them fits that could be the raw weights of this role, those of
+    unknown names that fit, and the known ones that do."""
+    known = [group for group in pool if group.known]
+    fitting = [group for group in pool if network.misfits(group).wrong == 0 and not NO_WEIGHTS.search(group.path)]
+    strangers = [group for group in fitting if not group.known]
+    if strangers and all(group.kinds & {other_than(role), "averaged"} for group in fitting if group.known):
+        return fitting
+    return known
+
+
+def of_role(pool: list[Group], role: str) -> list[Group]:
     """Return the groups of this role, if there are any; else those without a role, if any; else all."""
-    other = "student" if role == "teacher" else "teacher"
     mine = [group for group in pool if role in group.kinds]
-    neutral = [group for group in pool if not group.kinds & {"teacher", "student"}]
-    rivals = [group for group in pool if other in group.kinds]
-    if mine and rivals:
-        notes.append(f"the file holds a teacher and a student; the {role} ({mine[0].path}) is loaded")
-    elif neutral and rivals and not mine:
-        notes.append(f"the file holds {neutral[0].path} and a {other}; {neutral[0].path} is loaded")
-    return mine or neutral or pool
+    return mine or [group for group in pool if other_than(role) not in group.kinds] or pool
+
+
+def role_note(chosen: Group, pool: list[Group], role: str) -> list[str]:
+    """Return a note if a file holds weights of the other role: which are loaded."""
+    other = other_than(role)
+    if role in chosen.kinds and any(other in group.kinds for group in pool):
+        return [f"the file holds a teacher and a student; the {role} ({chosen.path}) is loaded"]
+    if other in chosen.kinds:
+        return [f"its {other} ({chosen.path}) is loaded as the {role}"]
+    if any(other in group.kinds for group in pool):
+        return [f"the file holds {chosen.path} and a {other}; {chosen.path} is loaded"]
+    return []
+
+
+def other_than(role: str) -> str:
+    """Return the other role: teacher for a student, student for a teacher."""
+    return "student" if role == "teacher" else "teacher"
 
 
 def raw_or_average(pool: list[Group], network: Network, wanted: Wanted, notes: list[str]) -> list[Group]:
@@ -177,7 +196,7 @@ def told(group: Group) -> list[str]:
         notes.append(f"names without {'.'.join(group.prefix)}.")
     if group.put:
         notes.append(f"names below the network's own {group.put}.")
-    if not group.known:
+    if not all(map(is_known, group.place)):
         notes.append(f"read from its entry {'.'.join(group.place)}")
     if group.renamed:
         pairs = list(dict.fromkeys(shortened(old, new) for new, old in group.renamed.items()))

@@ -109,7 +109,7 @@ class Group:
 
     @property
     def known(self) -> bool:
-        return all(map(is_known, self.place))
+        return all(map(is_known, (*self.place, *self.prefix)))
 
     @property
     def path(self) -> str:
@@ -172,22 +172,27 @@ def one_line_of(name: object) -> str:
 
 
 def without_prefixes(names: dict[str, str], depth: int = 0) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-    """Yield (prefixes, name -> name in the file): unchanged first, then below each chain of known prefixes. Names
-    outside a chain keep theirs, unless they belong to another network."""
+    """Yield (prefixes, name -> name in the file): unchanged first, then below each chain of known prefixes and, beside
+    a teacher, a student or an average, of others. Names outside a chain keep theirs, unless they belong to another
+    network."""
     yield (), names
     if depth >= LEVELS:
         return
-    heads = dict.fromkeys(name.partition(".")[0] for name in names if "." in name)
-    for word in filter(is_known, heads):
-        kinds = kinds_of(word)
-        kept: dict[str, str] = {}
+    parts: dict[str, dict[str, str]] = {}
+    for name, old in names.items():
+        first, _, below = name.partition(".")
+        if below:
+            parts.setdefault(first, {})[below] = old
+    several = any(map(kinds_of, parts))
+    for word in parts if several else filter(is_known, parts):
+        kinds, kept = kinds_of(word), parts[word]
+        twins = {part for part in parts if several and parts[part].keys() >= kept.keys()} | {word}
         rest: dict[str, str] = {}
         for name, old in names.items():
             first, _, below = name.partition(".")
-            if first == word and below:
-                kept[below] = old
-            elif not is_rival(first, kinds) and not (name == "n_averaged" and word == "module"):
-                rest[name] = old
+            if (below and first in twins) or is_rival(first, kinds) or (name == "n_averaged" and word == "module"):
+                continue
+            rest[name] = old
         for chain, inner in without_prefixes(kept, depth + 1):
             yield (word, *chain), {**{name: old for name, old in rest.items() if name not in inner}, **inner}
 

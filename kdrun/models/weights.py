@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdrun.errors import CheckpointError, listed, print_note
 from kdrun.models.placeholders import Placeholder
-from kdrun.models.weight_choice import Choice, Convert, Network, Wanted, choose, fitted
+from kdrun.models.weight_choice import Choice, Convert, Network, Wanted, choose, fitted, other_than
 from kdrun.models.weight_files import read_content
 from kdrun.models.weight_names import Group, entries, groups, is_known, one_line_of
 
@@ -146,6 +146,8 @@ def way_out(path: Path, name: str, model: nn.Module, choice: Choice, network: Ne
     if not lacks.wrong:
         if block := further_block(lacks.extra, own):
             return f"; the file's network is larger than {name}, which has no {block}"
+        if (other := other_than(role)) in choice.group.kinds:
+            return f"; only its {other} ({choice.group.path}) fits: save the {role}'s weights alone"
         return f"; '{role}.checkpoint_ignore=[{','.join(patterns(lacks.extra))}]' ignores the unknown ones"
     if lacks.shapes and not lacks.missing and (side := fitting_side(model, choice.group.tensors, lacks.shapes)):
         return f"; {role}.input_size={side} fits"

@@ -173,6 +173,15 @@ LAYOUTS: dict[str, tuple[object, State, State]] = {
         A,
     ),
     "same twice": ({"model": A, "state_dict": A}, A, A),
+    "unknown and teacher": ({"mine": A, "teacher": B}, A, B),
+    "student and unknown": ({"student": A, "big": B}, A, B),
+    "teacher and unknown, nested": ({"nets": {"teacher": B, "resnet_small": A}}, A, B),
+    "unknown and average": ({"resnet": A, "ema": B}, B, B),
+    "mmrazor": ({"state_dict": {**below("architecture.", A), **below("teacher.", B)}}, A, B),
+    "mmrazor of parts": ({**below("architecture.backbone.", A), **below("teacher.backbone.", B)}, A, B),
+    "unknown and teacher below ddp": ({**below("module.teacher.", B), **below("module.classifier_net.", A)}, A, B),
+    "longer names of both": ({**below("teacher_resnet.", B), **below("small_student.", A)}, A, B),
+    "unknown and average, flat": ({**below("resnet.", A), **below("ema.", B)}, B, B),
 }
 
 
@@ -229,6 +238,36 @@ def test_the_choice_and_the_renaming_are_said_in_one_note(tmp_path, capsys):
     renamed = {name.replace("fc", "linear"): value for name, value in A.items()}
     assert equal(loaded(renamed, tmp_path), A)
     assert "renamed linear to fc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_the_weights_of_the_other_role_are_never_taken_silently(role, tmp_path, capsys):
+    other, wanted = {"student": "teacher", "teacher": "student"}[role], Wanted(role)
+    for content in ({"mine": A, other: B}, {**below("mine.", A), **below(f"{other}.", B)}):
+        assert equal(loaded(content, tmp_path, wanted), A)
+        assert f"the file holds mine and a {other}; mine is loaded" in capsys.readouterr().err
+    assert equal(loaded({other: A}, tmp_path, wanted), A)
+    assert f"its {other} ({other}) is loaded as the {role}" in capsys.readouterr().err
+    larger = create_model("resnet8", num_classes=10).state_dict()
+    with pytest.raises(CheckpointError) as caught:
+        loaded({**below("mine.", larger), **below(f"{other}.", A)}, tmp_path, wanted)
+    assert f"only its {other} ({other}) fits: save the {role}'s weights alone" in str(caught.value)
+    assert "ignore" not in str(caught.value)
+    extra = {**A, "aux.weight": torch.ones(1)}
+    for content in ({"mine": extra, other: B}, {**below("mine.", extra), **below(f"{other}.", B)}):
+        with pytest.raises(CheckpointError, match=r"1 unknown, first aux.weight; .*ignore=\[aux.\*\]'"):
+            loaded(content, tmp_path, wanted)
+        assert equal(loaded(content, tmp_path, Wanted(role, ignore=("aux.*",))), A)
+
+
+def test_raw_weights_of_an_unknown_name_are_chosen_between_too(tmp_path, capsys):
+    for content in ({"resnet": A, "ema": B}, {**below("resnet.", A), **below("ema.", B)}):
+        assert equal(loaded(content, tmp_path), B)
+        assert "the average (ema) is loaded (student.checkpoint_weights=raw loads resnet)" in capsys.readouterr().err
+        assert equal(loaded(content, tmp_path, RAW), A)
+        assert "an average of them (ema); the raw ones are loaded" in capsys.readouterr().err
+    assert equal(loaded({"resnet": A, "ema": B, "teacher": dict(B)}, tmp_path, RAW), A)
+    assert "the file holds resnet and a teacher; resnet is loaded" in capsys.readouterr().err
 
 
 def test_several_that_fit_are_named(tmp_path, capsys):
