@@ -40,7 +40,7 @@ from kdrun.training.run_curves import GrowingCurves, draw
 from kdrun.training.setup import begin, decide_compile, keep_outputs, shares_in_words
 from kdrun.training.signals import Stop
 from kdrun.training.teacher import Teacher
-from kdrun.training.teacher_store import describe, load_stored, record_weights
+from kdrun.training.teacher_store import check_loaded, describe, load_stored, record_weights
 from kdrun.training.threads import claim
 from kdrun.training.trainer import Failed, Remark, fit, store_pretrained
 from kdrun.training.training_run import Loaders, TrainingRun
@@ -232,6 +232,9 @@ class Session:
         numerics.apply()
         streams = Streams("teacher", options.seed)
         network = make_network(options, self.data, streams, numerics, recipe.batch_size)
+        if recipe.epochs == 0:
+            again = make_network(options, self.data, Streams("peer", options.seed), numerics, recipe.batch_size)
+            check_loaded(network.tap.model, again.tap.model, self.data.splits.num_classes)
         self.tell(network, trains=True)
         loaders = make_loaders(self.data.for_teacher(), recipe.batch_size, streams, "same", numerics)
         lane = make_lane(

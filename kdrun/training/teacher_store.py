@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from kdrun.errors import CheckpointError
+from kdrun.errors import CheckpointError, listed
 from kdrun.files import sha256_of
 from kdrun.models.weights import load_weights
 from kdrun.runs.directory import RunDirectory
@@ -32,6 +33,19 @@ def load_stored(run: RunDirectory, model: nn.Module, name: str) -> str:
     check_unchanged(run.weights_path, found)  # also against checksums.json, in case both were replaced
     load_weights(model, run.weights_path, name)
     return found
+
+
+def check_loaded(model: nn.Module, again: nn.Module, classes: int) -> None:
+    """Raise CheckpointError if a teacher of zero epochs has initial weights that were drawn at random, such as a new
+    classifier's. again: the same network, created from another seed."""
+    other = again.state_dict()
+    drawn = [name for name, value in model.state_dict().items() if not torch.equal(value, other[name])]
+    if drawn:
+        parts = dict.fromkeys(name.rpartition(".")[0] or name for name in drawn)
+        raise CheckpointError(
+            f"teacher.recipe.epochs=0 leaves {listed(parts)} of the teacher untrained: set teacher.recipe.epochs, or "
+            f"teacher.checkpoint=FILE with weights for {classes} classes (teacher.random=true is an untrained control)."
+        )
 
 
 def record_weights(run: RunDirectory) -> None:

@@ -529,6 +529,28 @@ def test_teacher_of_no_epochs_is_taken_as_it_comes(kdrun, outputs, tmp_path):
     assert torch.equal(stored["conv1.weight"], source.conv1.weight)
 
 
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["teacher.pretrained={folder}/seven.pth"], "leaves fc of"),
+        (["teacher.pretrained={folder}/four.pth", "teacher.head=dropout_linear"], "leaves fc.1 of"),
+        ([], "leaves conv1, layer1.0.conv1, layer1.0.conv2 and "),
+    ],
+)
+def test_teacher_of_no_epochs_has_no_random_weights(words, parts, kdrun, outputs, tmp_path):
+    from kdrun.models.zoo import create_model
+
+    for name, classes in (("four", 4), ("seven", 7)):
+        torch.save(create_model("resnet8", num_classes=classes).state_dict(), tmp_path / f"{name}.pth")
+    words = [word.format(folder=tmp_path) for word in words]
+    code, _, err = train(kdrun, "epochs=1", "teacher.recipe.epochs=0", *words)
+    assert code == 2
+    assert parts in err and "teacher.checkpoint=FILE with weights for 4 classes" in err
+    assert not list(outputs.glob("**/*.safetensors"))
+    assert train(kdrun, "epochs=1", "teacher.recipe.epochs=1", *words)[0] == 0
+    assert train(kdrun, "epochs=1", "teacher.recipe.epochs=0", *words, "teacher.random=true")[0] == 0
+
+
 def test_teacher_survives_a_kill(kdrun, outputs, tmp_path, monkeypatch):
     train(kdrun, "epochs=1", "teacher.recipe.epochs=3")
     expected = (only_teacher(outputs) / "teacher.safetensors").read_bytes()
