@@ -8,14 +8,14 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdrun.data.decode import decode_tree
-from kdrun.data.folder import split_folders
+from kdrun.data.folder import split_folders, unread
 from kdrun.data.image_tree import Tree, aligned, check_classes, scan
 from kdrun.data.splits import ArraySet, Dataset
 from kdrun.display import Track, untracked
@@ -98,8 +98,10 @@ def locate(name: str, root: str | None, may_lack: bool = False) -> Source:
     for place in (base, base / name):
         splits = split_folders(place) if place.is_dir() else {}
         if "train" in splits and "test" in splits:
+            splits.pop("val", None)
             train = scan(splits["train"])
             check_classes(train)
+            train = replace(train, notes=[*unread(place, splits), *train.notes])
             return Source(name, trees=(train, aligned(train, scan(splits["test"], may_lack), may_lack)))
         if place.is_file() and place.name == archive.filename:
             return Source(name, archive=place)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdrun.data import readable
 from kdrun.data.image_tree import DEEPER, Tree, aligned, check_classes, descend, scan
-from kdrun.data.listing import folders_in, holds_images, images_beside
+from kdrun.data.listing import entries_of, folders_in, holds_images, images_beside, is_folder, is_of_a_program, not_read
 from kdrun.data.splits import FileSet, stratified_split
 from kdrun.display import Track, legible, untracked
 from kdrun.errors import DataError
@@ -83,6 +83,7 @@ def locate(root: str | None, may_lack: bool = False) -> Source:
     }
     test = held.get("test", held.get("val"))
     val = held.get("val") if "test" in held else None
+    notes += unread(base, found)
     notes += [note for tree in (train, *held.values()) for note in tree.notes]
     return Source(train, val, test, None, notes)
 
@@ -138,6 +139,15 @@ def split_folders(base: Path) -> dict[str, Path]:
         if names:
             found[role] = base / (chosen or names[0])
     return found
+
+
+def unread(base: Path, found: dict[str, Path]) -> list[str]:
+    """Return a note on folders beside the splits whose images are not read. found: role -> folder of a split."""
+    read = {path.resolve() for path in found.values()}
+    names = [entry.name for entry in entries_of(base) if is_folder(entry) and not is_of_a_program(entry.name)]
+    what = not_read(base, sorted(name for name in names if (base / name).resolve() not in read))
+    only = " and ".join(f"{legible(path.name)}/" for path in found.values())
+    return [f"{what}, only those in {only}"] if what else []
 
 
 def refuse_unsorted(base: Path, found: dict[str, Path]) -> None:

@@ -7,6 +7,7 @@ import time
 import unicodedata
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,10 @@ from kdrun.data.listing import (
     folders_in,
     images_beside,
     is_folder,
+    is_of_a_program,
     is_passed_over,
     list_images,
+    not_read,
     others_in_words,
     places_of,
     suffix_of,
@@ -131,9 +134,10 @@ def class_folders(root: Path) -> dict[str, str]:
     if not names:
         loose = images_beside(root)
         instead = f", only {plural(loose, 'image')} outside of any" if loose else ""
+        aside = "".join(f"; {note}" for note in passed_over(root))
         raise DataError(
             f"{legible(root)} has no class folders{instead}; expected {legible(root)}/<class name>/<image>.png and "
-            "so on."
+            f"so on{aside}."
         )
     return names
 
@@ -161,6 +165,7 @@ def notes_on(root: Path, listings: dict[str, Listing]) -> list[str]:
     if doubled := sum(listing.doubled for listing in listings.values()):
         are = "is" if doubled == 1 else "are"
         notes.append(f"{plural(doubled, 'link')} in {place}/ to files that are already there {are} not followed")
+    notes += passed_over(root, [path for listing in listings.values() for path in listing.passed_over])
     folders = {name: inner for name, listing in listings.items() if len(inner := folders_alone(listing)) > 1}
     if folders:
         name, inner = next(iter(folders.items()))
@@ -170,6 +175,15 @@ def notes_on(root: Path, listings: dict[str, Listing]) -> list[str]:
         if len(folders) == len(listings) and all(other == inner for other in folders.values()):
             notes[-1] += "; all have the same: if these are the classes, or splits, put them above the others"
     return notes + in_two_classes(root, listings)
+
+
+def passed_over(root: Path, deeper: Sequence[str] = ()) -> list[str]:
+    """Return a note on folders with images that are not read because of how their names begin. deeper: such folders
+    inside of the classes."""
+    names = [entry.name for entry in entries_of(root) if is_folder(entry) and is_passed_over(entry.name)]
+    what = not_read(root, sorted([*(name for name in names if not is_of_a_program(name)), *deeper]))
+    reason = "folders that begin with @ or __ are passed over; rename what belongs to the data"
+    return [f"{what}: {reason}"] if what else []
 
 
 def folders_alone(listing: Listing) -> list[str]:
@@ -219,9 +233,10 @@ def descend(folder: Path) -> Path:
 def check_classes(tree: Tree) -> None:
     """Raise DataError for a training set with only one class."""
     if len(tree.class_names) < 2:
+        aside = "".join(f"; {note}" for note in passed_over(tree.root))
         raise DataError(
             f"{legible(tree.root)} has only one class, {tree.class_names[0]}; expected a "
-            "folder for each of two or more classes."
+            f"folder for each of two or more classes{aside}."
         )
 
 

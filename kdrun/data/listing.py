@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from kdrun.display import legible, plural
@@ -17,13 +19,17 @@ SUFFIXES = (
 )
 IMAGES = frozenset(SUFFIXES)
 NAMED = "png, jpg, webp, tif, bmp, gif, ppm, jp2, avif …"  # SUFFIXES for an error's line
-PASSED_OVER = (".", "@", "__")  # hidden folders, @eaDir of a NAS, __MACOSX of a zip file
-JUNK = {"lost+found", "#recycle", "$recycle.bin", "system volume information"}
+RESERVED = ("@", "__")  # beginnings of a folder's name: @eaDir of a NAS, __MACOSX of a zip file
+JUNK = {
+    *("lost+found", "#recycle", "$recycle.bin", "system volume information"),
+    *("@eadir", "@tmp", "@recycle", "__macosx", "__pycache__"),
+}
 BESIDE = {  # files that are not meant as images
     *(".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".html", ".htm"),
     *(".db", ".ini", ".log", ".py", ".ipynb", ".sh", ".zip", ".gz", ".tar", ".xlsx", ".pdf", ".url", ".lnk"),
     *(".cache", ".lock", ".sha256", ".md5"),
 }
+LOOKED_AT = 1000  # files of a folder that is not read, among which an image is looked for
 GONE = -1  # size of a file that does not exist: a broken link
 
 Place = tuple[int, int]  # device and inode: identity of a folder or file, independent of its name
@@ -41,20 +47,25 @@ FolderMark = tuple[str, int, float]  # (path and mark as for an image, time of l
 class Listing:
     """Images of a folder and of its subfolders. places: path -> identity of the file, if links were followed;
     others: suffix -> number of files that are not images of a known kind; doubled: links to files that are already
-    there; folders: those that were read, in their state before; linked: True if there was a link among their
-    entries."""
+    there; folders: those that were read, in their state before; passed_over: those that may be a user's and were not
+    read; linked: True if there was a link among their entries."""
 
     files: list[ImageFile] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
     doubled: int = 0
     folders: list[FolderMark] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
     linked: bool = False
 
 
 def is_passed_over(folder: str) -> bool:
-    """Return True if a folder of this name belongs to a program and not to the data set."""
-    return folder.startswith(PASSED_OVER) or folder.lower() in JUNK
+    """Return True if a folder of this name is not read: it belongs to a program, or is named as if it did."""
+    return folder.startswith(RESERVED) or is_of_a_program(folder)
+
+
+def is_of_a_program(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower() in JUNK
 
 
 def entries_of(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -83,9 +94,28 @@ def images_beside(folder: str | os.PathLike[str]) -> int:
     return sum(is_image(entry.name) and not is_folder(entry) for entry in entries_of(folder))
 
 
-def holds_images(folder: str | os.PathLike[str]) -> bool:
-    """Return True if there is any image in a folder or its subfolders."""
-    return any(is_image(name) for _, _, files in os.walk(folder) for name in files)
+def holds_images(folder: str | os.PathLike[str], most: int | None = None) -> bool:
+    """Return True if there is any image in a folder or its subfolders. most: number of files to look at."""
+    return any(map(is_image, islice(files_below(folder), most)))
+
+
+def files_below(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the names of the files in a folder and its subfolders, each as soon as it is found; none of a folder that
+    cannot be read."""
+    with suppress(OSError), os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                yield from files_below(entry.path)
+            else:
+                yield entry.name
+
+
+def not_read(folder: Path, names: Iterable[str]) -> str:
+    """Return "images in a/, a/b/ are not read" for those of a folder's subfolders that hold images; "" if none does."""
+    place = folder.name or folder
+    found = [legible(f"{place}/{name}/") for name in names if holds_images(folder / name, LOOKED_AT)]
+    more = f" and {plural(len(found) - 3, 'more folder')}" if len(found) > 3 else ""
+    return f"images in {', '.join(found[:3])}{more} are not read" if found else ""
 
 
 def is_image(name: str) -> bool:
@@ -128,10 +158,13 @@ class _Walk:
             if entry.is_file(follow_symlinks=False):  # opening a pipe would block
                 if not name.startswith("."):
                     self.add(entry, prefix + name)
+            elif is_folder(entry) and is_passed_over(name):
+                if not is_of_a_program(name):
+                    self.listing.passed_over.append(prefix + name)
             elif entry.is_symlink():
-                if not (is_passed_over(name) if is_folder(entry) else name.startswith(".")):
+                if is_folder(entry) or not name.startswith("."):
                     self.links.append((entry, prefix + name))
-            elif entry.is_dir() and not is_passed_over(name) and place_of(entry.stat()) not in self.met:
+            elif entry.is_dir() and place_of(entry.stat()) not in self.met:
                 self.into(entry.path, f"{prefix}{name}/")
 
     def add(self, entry: os.DirEntry[str], path: str) -> None:

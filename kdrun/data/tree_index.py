@@ -19,7 +19,7 @@ from kdrun.errors import RunError
 from kdrun.files import DAMAGED_ARCHIVE, write_atomically
 
 WORTH = 10_000  # files; fewer are listed quickly
-VERSION = 1  # of the rules for reading a tree, and of this file's format
+VERSION = 2  # of the rules for reading a tree, and of this file's format
 
 
 @dataclass

@@ -15,6 +15,7 @@ from kdrun.data import content, folder
 from kdrun.data.datasets import DataSource
 from kdrun.data.image_tree import scan
 from kdrun.data.inference import find_images
+from kdrun.data.listing import LOOKED_AT, holds_images, not_read
 from kdrun.errors import DataError
 
 
@@ -53,6 +54,50 @@ def test_folders_of_other_programs_hold_no_images_at_any_depth(tmp_path, name):
     assert scan(root).class_names == ["cat", "dog"]
     assert scan(root).notes == []
     assert {path.relative_to(root).as_posix() for path in find_images(root)} == before | {"dog/more/real.png"}
+
+
+def test_folders_that_only_look_like_a_programs_are_named(tmp_path):
+    """A class called __background__ vanished without a word."""
+    root, why = classes(tmp_path / "set"), "folders that begin with @ or __ are passed over; rename what belongs to"
+    for place in ("__background__/deeper", "@home", "cat/__worse__", "@eaDir", "cat/__MACOSX", ".hidden"):
+        picture(root / place / "0.png")
+    (root / "@lists").mkdir()
+    (root / "@lists" / "names.txt").write_text("x")
+    assert scan(root).notes == [
+        f"images in set/@home/, set/__background__/, set/cat/__worse__/ are not read: {why} the data"
+    ]
+    for name in ("__2__", "__3__"):
+        picture(root / name / "0.png")
+    assert "set/__2__/, set/__3__/ and 2 more folders are not read" in scan(root).notes[0]
+    shutil.rmtree(root / "dog")
+    with pytest.raises(DataError, match=f"only one class, cat; .*; images in set/@home/, .*: {why} the data.$"):
+        folder.locate(str(root))
+    shutil.rmtree(root / "cat")
+    with pytest.raises(DataError, match=f"no class folders; .*; images in set/@home/, .*: {why} the data.$"):
+        folder.locate(str(root))
+
+
+@pytest.mark.parametrize("name", ["folder", "cifar10"])
+def test_images_beside_the_splits_are_named(tmp_path, name):
+    """Of train/ and training/, one was chosen without a word."""
+    root = tmp_path / "set"
+    for part in ("train", "training", "test", "unlabeled", "__more__", ".git", "__MACOSX"):
+        classes(root / part)
+    for part in ("labels", "train/cat/@eaDir"):
+        (root / part).mkdir()
+        (root / part / "0.txt").write_text("x")
+    (root / "Train 2").symlink_to(root / "train")
+    note = "images in set/__more__/, set/training/, set/unlabeled/ are not read, only those in train/ and test/"
+    assert DataSource(options(root, name=name)).load(tmp_path / "cache").notes == [note]
+
+
+def test_a_long_list_is_not_searched_to_its_end(tmp_path):
+    (tmp_path / "lists").mkdir()
+    for number in range(LOOKED_AT):
+        (tmp_path / "lists" / f"{number}.xml").touch()
+    assert not_read(tmp_path, ["lists"]) == ""
+    picture(tmp_path / "lists" / "0.png")
+    assert holds_images(tmp_path / "lists")
 
 
 def test_linked_classes_are_the_same_data_set(tmp_path):
