@@ -15,6 +15,7 @@ from kdrun.config.compose import load
 from kdrun.config.options import DatasetOptions, RunConfig, setting
 from kdrun.data.contact_sheet import contact_sheet
 from kdrun.data.datasets import DataSource
+from kdrun.data.decode import RANGES
 from kdrun.data.image_tree import Tree
 from kdrun.data.overview import sizes_in_short
 from kdrun.data.readable import DARK, Checked, check
@@ -133,6 +134,25 @@ def facts(checked: list[tuple[Tree, Checked]]) -> list[str]:
         lines.append(
             f"note: {dark:,} of {total:,} images are nearly black, without a value of {DARK} or above (of 255): 12-bit "
             "values in 16-bit files? Convert them to 8 bits, with the range of values that matters."
+        )
+    return lines + range_notes(checked)
+
+
+def range_notes(checked: list[tuple[Tree, Checked]]) -> list[str]:
+    """Return notes on images of 32-bit numbers: where the same value is not the same grey, and where values are cut."""
+    ranges: Counter[tuple[float, float]] = sum((found.ranges for _, found in checked), Counter())
+    usual = {limits: f"{limits[0]:,} to {limits[1]:,}" for limits in RANGES if limits in ranges}
+    read = [f"{ranges[limits]:,} from {shown}" for limits, shown in usual.items()]
+    if own := ranges.total() - sum(ranges[limits] for limits in usual):
+        read.append(f"{own:,} each from its least to its greatest value")
+    convert = "Convert the images to 8 bits, with one range for all."
+    lines = []
+    if own or len(read) > 1:
+        lines.append(f"note: a value is not the same grey in all images, which are read {', '.join(read)}. {convert}")
+    if cut := sum(found.cut for _, found in checked):
+        lines.append(
+            f"note: {cut:,} of {ranges.total():,} images of 16- or 32-bit numbers have values outside of what is read "
+            f"({' or '.join(usual.values())}): those below are black, those above white. {convert}"
         )
     return lines
 

@@ -22,6 +22,9 @@ from kdrun.files import read_json, write_json
 from kdrun.hardware import available_cores
 
 CHUNK = 256
+NUMBERS = ("I", "F")  # Pillow's modes of 32-bit integers and fractions
+RANGES = ((0, 1), (-1, 1), (0, 2**8 - 1), (0, 2**15 - 1), (0, 2**16 - 1), (0, 2**31 - 1))  # usual ones of such images
+BITS = 258  # TIFF's tag
 
 # Pillow's warnings about transparency, tags and large images do not concern somebody who trains on them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -43,8 +46,8 @@ def rgb_pixels(image: Any, size: int | None) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):  # otherwise PIL clips 16-bit grey to white
         upright = Image.fromarray((np.asarray(upright, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    elif upright.mode in ("I", "F"):
-        upright = Image.fromarray(grey_levels(np.asarray(upright)))
+    elif upright.mode in NUMBERS:
+        upright = Image.fromarray(grey_levels(np.asarray(upright), *grey_range(image)))
     elif upright.mode == "P" and "transparency" in upright.info:
         upright = upright.convert("RGBA")
     rgb = upright.convert("RGB")
@@ -53,25 +56,37 @@ def rgb_pixels(image: Any, size: int | None) -> np.ndarray:
     return np.asarray(rgb)
 
 
-def grey_levels(values: np.ndarray) -> np.ndarray:
-    """Convert 32-bit numbers to uint8 of the same shape, by the smallest usual range that contains them: integers of
-    8, 16 or 32 bits; fractions of 0 … 1 or -1 … 1, else 0 … 255 or 0 … 65535. Other values are stretched from
-    minimum to maximum. Raises ValueError for NaN or infinity."""
-    whole = np.issubdtype(values.dtype, np.integer)
+def grey_range(image: Any) -> tuple[float, float]:
+    """Return the values of an image of 32-bit numbers that become black and white: those of the file's type for 16
+    bits, else the smallest of `RANGES` that contains what is there, but for an overshoot as resampling leaves it, so
+    that a value is the same grey in as many images as possible. Other fractions are stretched from minimum to
+    maximum, and negative integers are black. Raises ValueError for NaN or infinity."""
+    values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise ValueError("it contains NaN or infinite values")
-    if whole:
-        values = values.clip(0, None)
-        shift = next(bits for bits, limit in ((0, 2**8), (8, 2**16), (23, 2**31)) if high < limit)
-        return (values >> shift).astype(np.uint8)
-    if low >= -1 and high <= 1:
-        least, span = (-1.0 if low < 0 else 0.0), (2.0 if low < 0 else 1.0)
-    elif low >= 0 and high <= 2**16 - 1:
-        least, span = 0.0, (255.0 if high <= 255 else 2.0**16 - 1)
-    else:
-        least, span = low, (high - low) or 1.0  # constant: black
-    return np.round((values.astype(np.float64) - least) * (255 / span)).astype(np.uint8)
+    if image.mode == "I":
+        if image.format in ("PNG", "PPM"):  # 16 bits
+            return 0, 2**16 - 1
+        if getattr(image, "tag_v2", {}).get(BITS) == (16,):  # with a sign
+            return 0, 2**15 - 1
+        return 0, next(limit for limit in (2**8 - 1, 2**16 - 1, 2**31 - 1) if high <= limit)
+    if low >= -0.25 and high <= 2:
+        return 0, 1
+    if low >= -1.25 and high <= 1.25:
+        return -1, 1
+    if low >= -high / 4 and high <= 2 * (2**16 - 1):
+        return 0, 255 if high <= 2 * 255 else 2**16 - 1
+    return low, high
+
+
+def grey_levels(values: np.ndarray, least: float, most: float) -> np.ndarray:
+    """Convert 32-bit numbers to uint8 of the same shape: least and what is below to 0, most and what is above to 255;
+    a constant image that is stretched is black."""
+    values = values.clip(least, most)
+    if np.issubdtype(values.dtype, np.integer):
+        return (values >> (int(most).bit_length() - 8)).astype(np.uint8)
+    return np.round((values.astype(np.float64) - least) * (255 / ((most - least) or 1.0))).astype(np.uint8)
 
 
 def why_unreadable(error: Exception, path: str | os.PathLike[str]) -> str:

@@ -26,7 +26,7 @@ from kdrun.display import Track, legible, size
 from kdrun.errors import CheckpointError, DiskFull, print_note
 from kdrun.files import read_json, refused, write_atomically, write_json
 
-VERSION = 1  # of the rules by which the images are made
+VERSION = 2  # of the rules by which the images are made
 BATCH = 64
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from kdrun.data.decode import read_image, why_unreadable
+from kdrun.data.decode import NUMBERS, grey_range, rgb_pixels, why_unreadable
 from kdrun.data.image_tree import Tree, refuse_empty_classes
 from kdrun.display import Track, untracked
 from kdrun.errors import CheckpointError
@@ -25,12 +26,25 @@ DARK = 32  # of 256 levels: what 12-bit values in a 16-bit file reach is 16
 class Checked:
     """Results of decoding all images of a tree. unreadable: (position, reason); sizes: (width, height) -> number of
     images; moments: for each image the means over its pixels of x and of x * x [N, 2, 3], x in [0, 1]; NaN for an
-    unreadable one; dark: number of images without a value of `DARK` or above."""
+    unreadable one; dark: number of images without a value of `DARK` or above; ranges: `grey_range` -> number of
+    images of 32-bit numbers; cut: number of those with values outside of it."""
 
     moments: np.ndarray
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dark: int = 0
+    ranges: Counter[tuple[float, float]] = field(default_factory=Counter)
+    cut: int = 0
+
+
+class Seen(NamedTuple):
+    """Result of decoding one image, as in `Checked`."""
+
+    size: tuple[int, int]
+    moments: np.ndarray
+    dark: bool
+    range: tuple[float, float] | None
+    cut: bool
 
 
 def check(tree: Tree, track: Track = untracked) -> Checked:
@@ -38,7 +52,7 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
     count = len(tree.paths)
     found = Checked(np.full((count, 2, 3), np.nan))
 
-    def look(start: int) -> list[str | tuple[tuple[int, int], np.ndarray, bool]]:
+    def look(start: int) -> list[str | Seen]:
         return [_look_at(tree.root / path) for path in tree.paths[start : start + CHUNK]]
 
     def steps() -> Iterator[int]:
@@ -48,9 +62,12 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
                     if isinstance(one, str):
                         found.unreadable.append((position, one))
                     else:
-                        found.sizes[one[0]] += 1
-                        found.moments[position] = one[1]
-                        found.dark += one[2]
+                        found.sizes[one.size] += 1
+                        found.moments[position] = one.moments
+                        found.dark += one.dark
+                        found.cut += one.cut
+                        if one.range is not None:
+                            found.ranges[one.range] += 1
                     yield position
 
     for _ in track(steps(), count, f"checking {count:,} images"):
@@ -58,15 +75,22 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
     return found
 
 
-def _look_at(path: Path) -> str | tuple[tuple[int, int], np.ndarray, bool]:
-    """Return why a file cannot be read, or its size, its moments, and whether it is dark."""
+def _look_at(path: Path) -> str | Seen:
+    """Return why a file cannot be read, or what was seen of it."""
+    from PIL import Image
+
+    limits, cut = None, False
     try:
-        pixels = read_image(path, None)
+        with Image.open(path) as image:
+            pixels = rgb_pixels(image, None)
+            if image.mode in NUMBERS:
+                limits, values = grey_range(image), np.asarray(image)
+                cut = bool(values.min() < limits[0] or values.max() > limits[1])
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError and own types for damaged files
         return why_unreadable(error, path)
     values = pixels.reshape(-1, 3).astype(np.float32) / 255
     moments = np.stack([values.mean(0, np.float64), (values**2).mean(0, np.float64)])
-    return (pixels.shape[1], pixels.shape[0]), moments, int(pixels.max()) < DARK
+    return Seen((pixels.shape[1], pixels.shape[0]), moments, int(pixels.max()) < DARK, limits, cut)
 
 
 def readable_part(tree: Tree, cache: Path, track: Track = untracked) -> tuple[Tree, list[tuple[str, str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,65 @@ def test_numbers_of_any_width_become_grey_levels(tmp_path, suffix, values):
     assert read.shape == (16, 16, 3) and read.dtype == np.uint8
     assert np.abs(read[..., 0].astype(int) - RAMP).max() <= 1
     assert (read[..., 0] == read[..., 2]).all()
+
+
+def grey_of(place: Path, values: list[float], kind: type, **settings) -> list[int]:
+    """Return the grey levels of a file with these numbers."""
+    Image.fromarray(np.array([values], dtype=kind)).save(place, **settings)
+    return read_image(place, None)[0, :, 0].tolist()
+
+
+SIGNED = {"tiffinfo": {339: (2,)}}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "images", "expected", "settings"),
+    [
+        (
+            "tif",
+            np.float32,
+            [[0, 0.8], [0.8, 1.02], [0.8, -0.03], [0.8, 1.9]],
+            [[0, 204], [204, 255], [204, 0], [204, 255]],
+            {},
+        ),
+        ("tif", np.float32, [[-1, 0.6], [-1.1, 0.6], [-0.5, 1.2]], [[0, 204], [0, 204], [64, 255]], {}),
+        (
+            "tif",
+            np.float32,
+            [[3, 100], [100, 260], [100, -20], [100, 509]],
+            [[3, 100], [100, 255], [100, 0], [100, 255]],
+            {},
+        ),
+        ("tif", np.float32, [[25700, 0], [25700, 66e3], [25700, -999]], [[100, 0], [100, 255], [100, 0]], {}),
+        ("tif", np.float32, [[-3, 0, 3], [-1, 7e5]], [[0, 128, 255], [0, 255]], {}),  # none of the usual ranges
+        ("tif", np.int32, [[40, 255], [40, -7]], [[40, 255], [40, 0]], {}),
+        ("pgm", np.int32, [[200, 0], [200, 25600]], [[0, 0], [0, 100]], {}),  # the file has 16 bits
+        ("tif", np.uint16, [[64536, 65436, 40, 255], [1000, 12800, 32767]], [[0, 0, 0, 1], [7, 100, 255]], SIGNED),
+    ],
+)
+def test_a_value_is_the_same_grey_in_every_image(tmp_path, suffix, kind, images, expected, settings):
+    """One pixel of 1.02 made an image of 0 … 1 black, and of signed 16 bits 40 was brighter than 1000."""
+    assert [grey_of(tmp_path / f"x.{suffix}", values, kind, **settings) for values in images] == expected
+
+
+def test_ranges_that_differ_and_values_that_are_cut_are_said(kdrun, tmp_path):
+    made = {"a": [0.9, 1.0], "b": [0.9, 0.5], "c": [0.9, 1.1], "d": [0.2, 0.3]}
+    for name, values in made.items():
+        (tmp_path / "set" / name[0]).mkdir(parents=True)
+        for number in range(3):
+            grey_of(tmp_path / "set" / name / f"{number}.tif", values, np.float32)
+    out = kdrun("data", str(tmp_path / "set"))[1]
+    assert "note: 3 of 12 images of 16- or 32-bit numbers have values outside of what is read (0 to 1): those" in out
+    assert "not the same grey" not in out
+    for number in range(2):
+        grey_of(tmp_path / "set" / "a" / f"{number}.tif", [200, 9], np.float32)
+    grey_of(tmp_path / "set" / "b" / "0.tif", [-9, 9], np.float32)
+    out = kdrun("data", str(tmp_path / "set"))[1]
+    read = "9 from 0 to 1, 2 from 0 to 255, 1 each from its least to its greatest value. Convert"
+    assert f"note: a value is not the same grey in all images, which are read {read}" in out
+    for place in (tmp_path / "set").rglob("*.tif"):
+        grey_of(place, [2000, 60000], np.uint16)
+    assert "note" not in kdrun("data", str(tmp_path / "set"))[1]
 
 
 def test_what_is_no_number_is_no_image(tmp_path):
