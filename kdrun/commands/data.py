@@ -19,7 +19,8 @@ from kdrun.data.decode import RANGES
 from kdrun.data.image_tree import Tree
 from kdrun.data.overview import sizes_in_short
 from kdrun.data.readable import DARK, Checked, check
-from kdrun.data.splits import ArraySet, Dataset, FileSet
+from kdrun.data.splits import AnySet, ArraySet, Dataset, FileSet
+from kdrun.display import legible
 from kdrun.errors import ConfigError
 from kdrun.files import write_atomically
 from kdrun.runs.directory import short_path
@@ -55,7 +56,7 @@ def command(words: list[str]) -> int:
     show_classes(splits, checked)
     for line in splits.notes:
         console.note(f"note: {line}")
-    for line in facts(checked):
+    for line in [*facts(checked), *copies(splits, checked)]:
         console.say(line)
     show_stats(splits, checked)
     if parsed.options.save is not None:
@@ -157,6 +158,42 @@ def range_notes(checked: list[tuple[Tree, Checked]]) -> list[str]:
     return lines
 
 
+def copies(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> list[str]:
+    """Return notes on images with the same pixels in training and in another split, or in several classes."""
+    if not checked:
+        return []
+    names = [f"{tree.root.name}/{path}" for tree, _ in checked for path in tree.paths]
+    labels = np.concatenate([tree.labels for tree, _ in checked])
+    digests = np.concatenate([found.digests for _, found in checked])
+    known = digests != 0
+    trained = digests[members(splits.train, checked) & known]
+    lines = []
+    for kind, part in (("validation", splits.val), ("test", splits.test)):
+        also = np.flatnonzero(members(part, checked) & known & np.isin(digests, trained))
+        if part is not None and len(also):
+            are = "is also a training image" if len(also) == 1 else "are also training images"
+            shown = escape(legible(names[also[0]]))
+            lines.append(
+                f"note: {len(also):,} of {len(part):,} {kind} images {are}, such as {shown}: remove the copies"
+            )
+    order = np.lexsort((labels, digests))
+    same = (np.diff(digests[order]) == 0) & (np.diff(labels[order]) != 0) & known[order][1:]
+    if pairs := np.flatnonzero(same).tolist():
+        count = len(np.unique(digests[order[pairs]]))
+        first, second = (escape(legible(names[order[pairs[0] + step]])) for step in (0, 1))
+        are = "picture is" if count == 1 else "pictures are"
+        lines.append(
+            f"note: {count:,} {are} in more than one class, such as {first} and {second}: remove the wrong copies"
+        )
+    return lines
+
+
+def members(part: AnySet | None, checked: list[tuple[Tree, Checked]]) -> np.ndarray:
+    """Return a mask over the images of all trees: True for those of a split."""
+    root, chosen = (part.root, set(part.paths)) if isinstance(part, FileSet) else (None, set())
+    return np.array([tree.root == root and path in chosen for tree, _ in checked for path in tree.paths], dtype=bool)
+
+
 def show_stats(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
     """Print mean and standard deviation of the training images on the scale of 0 to 1, with equal weight for every
     file."""
@@ -176,9 +213,5 @@ def show_stats(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> None:
 
 def training_moments(train: FileSet, checked: list[tuple[Tree, Checked]]) -> np.ndarray:
     """Return the moments [N, 2, 3] of the readable training images."""
-    chosen = set(train.paths)
-    parts = [
-        found.moments[[path in chosen for path in tree.paths]] for tree, found in checked if tree.root == train.root
-    ]
-    every = np.concatenate(parts)
+    every = np.concatenate([found.moments for _, found in checked])[members(train, checked)]
     return every[~np.isnan(every[:, 0, 0])]

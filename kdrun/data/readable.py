@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +28,11 @@ class Checked:
     """Results of decoding all images of a tree. unreadable: (position, reason); sizes: (width, height) -> number of
     images; moments: for each image the means over its pixels of x and of x * x [N, 2, 3], x in [0, 1]; NaN for an
     unreadable one; dark: number of images without a value of `DARK` or above; ranges: `grey_range` -> number of
-    images of 32-bit numbers; cut: number of those with values outside of it."""
+    images of 32-bit numbers; cut: number of those with values outside of it; digests: of each image's pixels, uint64
+    [N], equal for copies; 0 for an unreadable one."""
 
     moments: np.ndarray
+    digests: np.ndarray
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dark: int = 0
@@ -42,6 +45,7 @@ class Seen(NamedTuple):
 
     size: tuple[int, int]
     moments: np.ndarray
+    digest: int
     dark: bool
     range: tuple[float, float] | None
     cut: bool
@@ -50,7 +54,7 @@ class Seen(NamedTuple):
 def check(tree: Tree, track: Track = untracked) -> Checked:
     """Decode every image, on all cores."""
     count = len(tree.paths)
-    found = Checked(np.full((count, 2, 3), np.nan))
+    found = Checked(np.full((count, 2, 3), np.nan), np.zeros(count, np.uint64))
 
     def look(start: int) -> list[str | Seen]:
         return [_look_at(tree.root / path) for path in tree.paths[start : start + CHUNK]]
@@ -64,6 +68,7 @@ def check(tree: Tree, track: Track = untracked) -> Checked:
                     else:
                         found.sizes[one.size] += 1
                         found.moments[position] = one.moments
+                        found.digests[position] = one.digest
                         found.dark += one.dark
                         found.cut += one.cut
                         if one.range is not None:
@@ -90,7 +95,8 @@ def _look_at(path: Path) -> str | Seen:
         return why_unreadable(error, path)
     values = pixels.reshape(-1, 3).astype(np.float32) / 255
     moments = np.stack([values.mean(0, np.float64), (values**2).mean(0, np.float64)])
-    return Seen((pixels.shape[1], pixels.shape[0]), moments, int(pixels.max()) < DARK, limits, cut)
+    digest = int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest())
+    return Seen((pixels.shape[1], pixels.shape[0]), moments, digest, int(pixels.max()) < DARK, limits, cut)
 
 
 def readable_part(tree: Tree, cache: Path, track: Track = untracked) -> tuple[Tree, list[tuple[str, str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,35 @@ def test_ranges_that_differ_and_values_that_are_cut_are_said(kdrun, tmp_path):
     assert f"note: a value is not the same grey in all images, which are read {read}" in out
     for place in (tmp_path / "set").rglob("*.tif"):
         grey_of(place, [2000, 60000], np.uint16)
-    assert "note" not in kdrun("data", str(tmp_path / "set"))[1]
+    out = kdrun("data", str(tmp_path / "set"))[1]
+    assert "not the same grey" not in out and "outside of what is read" not in out
+
+
+def test_copies_in_two_splits_or_classes_are_said(kdrun, image_folder, tmp_path):
+    for part in ("train", "test"):
+        image_folder(f"set/{part}", classes=2, count=4, size=(16, 16))
+    root = tmp_path / "set"
+    for number, place in enumerate(sorted(root.rglob("*.png"))):
+        Image.fromarray(np.roll(RAMP, number)).save(place)
+    assert "note" not in kdrun("data", str(root))[1]
+    for part in ("train", "test"):  # not even two that cannot be read
+        (root / part / "class_0" / "0003.png").write_bytes(b"")
+    assert "note" not in kdrun("data", str(root))[1]
+    one = root / "train" / "class_0" / "0001.png"
+    Image.open(one).save(root / "test" / "class_0" / "0002.png", optimize=True, dpi=(72, 72))  # other bytes
+    out = kdrun("data", str(root))[1]
+    assert "note: 1 of 8 test images is also a training image, such as test/class_0/0002.png: remove the copies" in out
+    assert "more than one class" not in out
+    shutil.copy(one, root / "test" / "class_1" / "[red].png")
+    out = kdrun("data", str(root))[1]
+    assert "note: 2 of 9 test images are also training images, such as test/class_0/0002.png: remove the copies" in out
+    pair = "test/class_0/0002.png and test/class_1/[red].png"
+    assert f"note: 1 picture is in more than one class, such as {pair}: remove the wrong copies" in out
+    shutil.copytree(root / "train", tmp_path / "flat")
+    for number in range(4):
+        shutil.copy(tmp_path / "flat" / "class_1" / "0000.png", tmp_path / "flat" / "class_1" / f"copy{number}.png")
+    out = kdrun("data", str(tmp_path / "flat"), "dataset.train_fraction=0.5", "dataset.val_fraction=0.5")[1]
+    assert "validation images" in out and "test images" in out and out.count("also") == 2
 
 
 def test_what_is_no_number_is_no_image(tmp_path):
