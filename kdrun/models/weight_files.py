@@ -40,7 +40,6 @@ OTHERS = (
 )
 NO_WEIGHTS = "neither a torch.save nor a safetensors file: name a .pth, .pt or .safetensors file"
 TRUNCATED = "truncated: it starts like a torch.save file but its end is missing; download or copy it again"
-NUMPY_EXTRAS = ("float64", "float32", "int64", "int32", "bool")  # NumPy scalars often saved together with weights
 
 
 def read_content(path: Path) -> Any:
@@ -144,7 +143,8 @@ def load_torch_file(path: Path) -> Any:
     import numpy as np
 
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar  # type: ignore[attr-defined]
-    harmless = [scalar, np.dtype, argparse.Namespace, *(type(np.dtype(name)) for name in NUMPY_EXTRAS)]
+    codes = np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?SU"
+    harmless = [scalar, np.dtype, argparse.Namespace, *{type(np.dtype(code)) for code in codes}]
     with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about deprecated storages and beta layouts
         return load_passing_over(path)

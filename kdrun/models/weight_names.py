@@ -147,9 +147,9 @@ def kinds_of(part: str) -> frozenset[str]:
     return frozenset(kind for kind, names in kinds.items() if words & names)
 
 
-def entries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield (place, name -> tensor) of every mapping in a file that itself holds tensors. Reference cycles are
-    walked once."""
+def entries(content: Any, kind: type = Tensor) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield (place, name -> tensor) of every mapping in a file that itself holds tensors, or values of another kind.
+    Reference cycles are walked once."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), content)] if isinstance(content, Mapping | list | tuple) else []
     seen: set[int] = set()
     while waiting and len(seen) < MAPPINGS:
@@ -158,7 +158,7 @@ def entries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]
             continue
         seen.add(id(found))
         items = list(found.items() if isinstance(found, Mapping) else enumerate(found[:16]))
-        tensors = {one_line_of(name): value for name, value in items if isinstance(value, Tensor)}
+        tensors = {one_line_of(name): value for name, value in items if isinstance(value, kind)}
         if tensors and isinstance(found, Mapping):
             yield place, tensors
         waiting += [

@@ -105,6 +105,9 @@ def say_once(line: str) -> None:
 
 def holds_none(path: Path, content: Any) -> str:
     """Return the error line for a file without named tensors."""
+    objects = (type_name(value) for _, named in entries(content, Placeholder) for value in named.values())
+    if any(re.fullmatch(r"numpy\..*\._reconstruct", name) for name in objects):
+        return f"checkpoint {path} holds NumPy arrays, not tensors: convert them with torch.from_numpy and save again."
     if isinstance(content, Mapping) and not isinstance(content, Placeholder):
         shown = f"its entries are {listed([entry_words(*each) for each in content.items()], 8)}"
         return f"checkpoint {path} holds no state dict; {shown if content else 'it is empty'}."

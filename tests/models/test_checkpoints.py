@@ -464,6 +464,10 @@ def nested(depth: int) -> dict:
     return content
 
 
+def in_arrays(state: State) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in state.items()}
+
+
 FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"is empty \(0 bytes\)"),
     "lfs pointer": (
@@ -503,7 +507,16 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a call": (saved({"state_dict": A, "hp": Call(os.getcwd)}), r"\(posix.getcwd\).*re-save"),
     "a list of a user's": (saved({"state_dict": A, "hp": Names("a")}), r"\(list\).*re-save"),
     "a function": (saved(functools.partial(print, 1)), "holds a functools.partial, not a state dict"),
-    "arrays": (saved({"fc.weight": np.ones(3)}), r"entries are fc.weight \(numpy\.[\w.]+\)\."),
+    **{
+        f"{kind} arrays": (saved(content), r"holds NumPy arrays, not tensors: convert them with torch.from_numpy")
+        for kind, content in (
+            ("flat", in_arrays(A)),
+            ("nested", {"epoch": 3, "state_dict": in_arrays(A)}),
+            ("module's", {"model": SimpleNamespace(net=in_arrays(below("module.", A)))}),
+            ("half", {"weights": {name: value.half().numpy() for name, value in A.items()}}),
+        )
+    },
+    "a NumPy scalar": (saved({"state_dict": {}, "acc": np.float64(3)}), "its entries are state_dict, acc"),
 }
 
 
@@ -577,6 +590,10 @@ OBJECTS: dict[str, object] = {
     "a date": datetime(2020, 1, 1),
     "an enumeration": {Color.RED: 1, "all": {Color.RED}},
     "an array": np.ones(3),
+    "an image": np.zeros((2, 2, 3), np.uint8),
+    "an array of halves": np.ones(3, np.float16),
+    "an array of names": np.array(["cat", "dog"]),
+    "NumPy scalars": [np.float16(1), np.uint8(2), np.str_("cat"), np.complex64(1j)],
     "a logger": SimpleNamespace(history=deque([1, 2], maxlen=3), lr=0.1),
     "counts": defaultdict(list, a=[1]),
     "settings": Settings(lr=0.1, model=Settings(depth=20)),
