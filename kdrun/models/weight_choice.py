@@ -49,6 +49,7 @@ class Choice:
 
 def choose(found: list[Group], network: Network, wanted: Wanted) -> Choice | None:
     """Choose the weights to load from a file; return None if it shares no name with the network."""
+    found = [group for group in found if not is_ignored(group, wanted.ignore)] or found
     pool = as_they_are([fitted(group, network, wanted.ignore) for group in found], network)
     pool = [group for group in pool if group.tensors.keys() & network.own.keys()]
     pool = with_strangers(pool, network, wanted.role)
@@ -61,9 +62,22 @@ def choose(found: list[Group], network: Network, wanted: Wanted) -> Choice | Non
     equal = [group for group in pool if network.misfits(group).order == best]
     others = [group for group in equal[1:] if not same(group, equal[0])]
     if others:
-        notes.append(f"{equal[0].path} is loaded, not {others[0].path}, which fits as well")
+        way = f"{wanted.role}.checkpoint_ignore=[{','.join((*wanted.ignore, f'{equal[0].path}.*'))}]"
+        shown = f" ('{way}' loads it)" if separate(equal[0], others[0]) else ""
+        notes.append(f"{equal[0].path} is loaded, not {others[0].path}, which fits as well{shown}")
     notes = [*role_note(equal[0], all_roles, wanted.role), *notes, *told(equal[0])]
     return Choice(equal[0], network.misfits(equal[0]), notes)
+
+
+def is_ignored(group: Group, ignore: Collection[str]) -> bool:
+    """Return True if a pattern such as last.* matches everything in the group's entry."""
+    return any(pattern.endswith(".*") and fnmatchcase(f"{group.path}.", pattern) for pattern in ignore)
+
+
+def separate(one: Group, other: Group) -> bool:
+    """Return True if a pattern can match the first group's entry without the other's."""
+    parts = (*one.place, *one.prefix)
+    return parts != () and (*other.place, *other.prefix)[: len(parts)] != parts
 
 
 def fitted(group: Group, network: Network, ignore: Collection[str]) -> Group:

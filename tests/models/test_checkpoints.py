@@ -105,7 +105,7 @@ def equal(model: nn.Module, state: State) -> bool:
     return found.keys() == state.keys() and all(torch.equal(value, found[name]) for name, value in state.items())
 
 
-A, B = state_of(1), state_of(2)
+A, B, C = (state_of(seed) for seed in (1, 2, 3))
 TEACHER, RAW = Wanted("teacher"), Wanted(weights="raw")
 # What a file holds; which of the two networks in it a student gets, and a teacher.
 LAYOUTS: dict[str, tuple[object, State, State]] = {
@@ -273,6 +273,27 @@ def test_raw_weights_of_an_unknown_name_are_chosen_between_too(tmp_path, capsys)
 def test_several_that_fit_are_named(tmp_path, capsys):
     assert equal(loaded({"model": A, "best_model": B}, tmp_path), A)
     assert "model is loaded, not best_model, which fits as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"last": A, "best": B, "final": C},
+        {"nets": {name: {"state": below("module.", state)} for name, state in zip("abc", (A, B, C), strict=True)}},
+        {**below("last.", A), **below("best.", B), **below("final.", C), "teacher.weight": torch.ones(1)},
+        [A, B, C],
+    ],
+)
+def test_an_entry_is_ignored_for_the_next_that_fits(content, tmp_path, capsys):
+    """As each note says, in turn; where nothing else would be left, none is ignored."""
+    ignore = ""
+    for state in (A, B, C):
+        assert equal(loaded(content, tmp_path, Wanted(ignore=tuple(filter(None, ignore.split(","))))), state)
+        said = capsys.readouterr().err
+        if state is not C:
+            ignore = said.partition("student.checkpoint_ignore=[")[2].partition("]' loads it")[0]
+    assert "fits as well" not in said
+    assert equal(loaded(content, tmp_path, Wanted(ignore=("*.*",))), A)
 
 
 def in_pytorchcv(name: str) -> str:
