@@ -134,9 +134,12 @@ def with_strangers(pool: list[Group], network: Network, role: str) -> list[Group
 
 
 def of_role(pool: list[Group], role: str) -> list[Group]:
-    """Return the groups of this role, if there are any; else those without a role, if any; else all."""
+    """Return the groups of this role, if any of them is no average; else those that are not of the other, if any; else
+    all."""
     mine = [group for group in pool if role in group.kinds]
-    return mine or [group for group in pool if other_than(role) not in group.kinds] or pool
+    if any("averaged" not in group.kinds for group in mine):
+        return mine
+    return [group for group in pool if other_than(role) not in group.kinds] or pool
 
 
 def role_note(chosen: Group, pool: list[Group], role: str) -> list[str]:

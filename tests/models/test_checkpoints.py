@@ -266,6 +266,10 @@ def test_raw_weights_of_an_unknown_name_are_chosen_between_too(tmp_path, capsys)
         assert "the average (ema) is loaded (student.checkpoint_weights=raw loads resnet)" in capsys.readouterr().err
         assert equal(loaded(content, tmp_path, RAW), A)
         assert "an average of them (ema); the raw ones are loaded" in capsys.readouterr().err
+    assert equal(loaded({"model": A, "student_ema": B}, tmp_path, RAW), A)
+    assert equal(loaded({"model": A, "student_ema": B}, tmp_path), B)
+    assert equal(loaded({"model": A, "teacher_ema": B}, tmp_path, TEACHER), B)
+    capsys.readouterr()
     assert equal(loaded({"resnet": A, "ema": B, "teacher": dict(B)}, tmp_path, RAW), A)
     assert "the file holds resnet and a teacher; resnet is loaded" in capsys.readouterr().err
 
