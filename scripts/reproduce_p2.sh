@@ -29,11 +29,11 @@ methods() {
     runs+=("$run")
     weights+=("$run/student.safetensors")
   done
+  mkdir -p "${runs[2]}/evals"
   step "how close the students are to the teacher" # as files: SI and LS have not seen it, and are measured beside it too
   kdrun eval "${weights[@]}" experiment=p2_vgg "teacher.checkpoint=$teacher/teacher.safetensors" rank=kl \
-    ${settings[@]+"${settings[@]}"}
+    "save=${runs[2]}/evals/kl_ranking.csv" ${settings[@]+"${settings[@]}"}
   step "where they look: Grad-CAM of the teacher, SI, LM, Hints and CRD"
-  mkdir -p "${runs[2]}/evals"
   kdrun gradcam "${runs[2]}" "${runs[0]}" "${runs[4]}" "${runs[5]}" \
     "save=${runs[2]}/evals/distillation_grad_cam_comparison.png"
 }
