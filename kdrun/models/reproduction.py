@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdrun.models.memory_layout import same
+
+DEEPEST = 4  # levels of containers that are searched for layers; a container may hold itself
 
 
 def is_random(model: nn.Module, image: Tensor) -> bool:
@@ -51,17 +53,17 @@ def unregistered(model: nn.Module) -> list[str]:
     found = []
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute.startswith("_") or not isinstance(value, list | tuple | Mapping):
-                continue
-            if any(id(item) not in seen for item in weights_in(value)):
+            if not attribute.startswith("_") and any(id(item) not in seen for item in weights_in(value)):
                 found.append(f"{name}.{attribute}" if name else attribute)
     return found
 
 
-def weights_in(value: Any) -> Iterator[nn.Module | nn.Parameter]:
-    """Yield the parameters, and the modules that have any, of a container of containers."""
-    for item in value.values() if isinstance(value, Mapping) else value:
+def weights_in(value: Any, levels: int = DEEPEST) -> Iterator[nn.Module | nn.Parameter]:
+    """Yield the parameters, and the modules that have any, in a container of containers; nothing of anything else."""
+    if not levels or not isinstance(value, list | tuple | dict):
+        return
+    for item in value.values() if isinstance(value, dict) else value:
         if isinstance(item, nn.Parameter) or (isinstance(item, nn.Module) and any(True for _ in item.parameters())):
             yield item
-        elif isinstance(item, list | tuple | Mapping):
-            yield from weights_in(item)
+        else:
+            yield from weights_in(item, levels - 1)

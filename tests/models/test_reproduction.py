@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from kdrun.models.first_pass import Candidate, Traits, try_out
@@ -76,6 +77,14 @@ class Listed(Small):
 def test_layers_in_plain_containers_are_named():
     (note,) = tried(Listed()).notes
     assert "the layers in layers, blocks.scales are neither trained nor saved" in note
+
+
+def test_containers_that_hold_themselves_or_fail_are_none_of_layers():
+    model = Small()
+    model.settings = OmegaConf.create({"depth": "???"})
+    model.cyclic = [1]
+    model.cyclic.append(model.cyclic)
+    assert tried(model) == Traits()
 
 
 class Noisy(Small):
