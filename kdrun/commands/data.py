@@ -163,8 +163,15 @@ def copies(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> list[str]:
     if not checked:
         return []
     names = [f"{tree.root.name}/{path}" for tree, _ in checked for path in tree.paths]
-    labels = np.concatenate([tree.labels for tree, _ in checked])
     digests = np.concatenate([found.digests for _, found in checked])
+    labels = np.concatenate([tree.labels for tree, _ in checked])
+    return copies_of_training(splits, checked, names, digests) + copies_in_classes(names, digests, labels)
+
+
+def copies_of_training(
+    splits: Dataset, checked: list[tuple[Tree, Checked]], names: list[str], digests: np.ndarray
+) -> list[str]:
+    """Return a note for each split that has images with the pixels of a training image."""
     known = digests != 0
     trained = digests[members(splits.train, checked) & known]
     lines = []
@@ -176,16 +183,20 @@ def copies(splits: Dataset, checked: list[tuple[Tree, Checked]]) -> list[str]:
             lines.append(
                 f"note: {len(also):,} of {len(part):,} {kind} images {are}, such as {shown}: remove the copies"
             )
-    order = np.lexsort((labels, digests))
-    same = (np.diff(digests[order]) == 0) & (np.diff(labels[order]) != 0) & known[order][1:]
-    if pairs := np.flatnonzero(same).tolist():
-        count = len(np.unique(digests[order[pairs]]))
-        first, second = (escape(legible(names[order[pairs[0] + step]])) for step in (0, 1))
-        are = "picture is" if count == 1 else "pictures are"
-        lines.append(
-            f"note: {count:,} {are} in more than one class, such as {first} and {second}: remove the wrong copies"
-        )
     return lines
+
+
+def copies_in_classes(names: list[str], digests: np.ndarray, labels: np.ndarray) -> list[str]:
+    """Return a note if images with the same pixels have different labels."""
+    order = np.lexsort((labels, digests))
+    same = (np.diff(digests[order]) == 0) & (np.diff(labels[order]) != 0) & (digests[order][1:] != 0)
+    pairs = np.flatnonzero(same).tolist()
+    if not pairs:
+        return []
+    count = len(np.unique(digests[order[pairs]]))
+    first, second = (escape(legible(names[order[pairs[0] + step]])) for step in (0, 1))
+    are = "picture is" if count == 1 else "pictures are"
+    return [f"note: {count:,} {are} in more than one class, such as {first} and {second}: remove the wrong copies"]
 
 
 def members(part: AnySet | None, checked: list[tuple[Tree, Checked]]) -> np.ndarray:

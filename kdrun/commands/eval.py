@@ -91,7 +91,7 @@ def command(words: list[str]) -> int:
     if len(every) > 1 or rank is not None:
         show_table(table)
     if file is not None:
-        write_text(file, table.csv())
+        write_text(file, table.to_csv())
     show_files(every, file)
     return 0
 

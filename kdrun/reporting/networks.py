@@ -33,16 +33,17 @@ class NetworkTable:
     """Measured networks in the order of their rank, those without a teacher last; unranked ones as they were given."""
 
     def __init__(self, every: list[Measured], rank: str | None):
-        self.ranked = [done for done in every if done.score("kl_teacher") is not None]
-        if rank is not None and not self.ranked:
-            raise ConfigError(f"rank={rank}: no teacher of these could be loaded.")
-        self.places = {key: ranking(self.ranked, key) for key in RANKS.values()} if rank is not None else {}
+        self.compared = [done for done in every if is_compared(done)]
+        self.places: dict[str, dict[int, int]] = {}  # measure -> id of a network -> its rank
         self.order = every
         if rank is not None:
-            self.order = sorted(self.ranked, key=lambda done: self.places[RANKS[rank]][id(done)])
-            self.order += [done for done in every if done.score("kl_teacher") is None]
+            if not self.compared:
+                raise ConfigError(f"rank={rank}: no teacher of these could be loaded.")
+            self.places = {name: ranking(self.compared, key) for name, key in RANKS.items()}
+            self.order = sorted(self.compared, key=lambda done: self.places[rank][id(done)])
+            self.order += [done for done in every if not is_compared(done)]
         self.derived = any(done.testset for done in every)
-        self.teachers = {teacher_of(done) for done in self.ranked} - {""}
+        self.teachers = {teacher_of(done) for done in self.compared} - {""}
 
     def shown(self) -> tuple[list[str], list[list[str]], str]:
         """Return headings, rows and the line below them."""
@@ -53,8 +54,7 @@ class NetworkTable:
         rows = []
         for name, done in zip(names, self.order, strict=True):
             first = [name, *([done.testset or "clean"] if self.derived else []), *map(words, self.places_of(done))]
-            beside = teacher_of(done) if done in self.ranked else ""
-            rows.append([*first, *cells_of(done), *([beside or "–"] if several else [])])
+            rows.append([*first, *cells_of(done), *([teacher_of(done) or "–"] if several else [])])
         below = f"run paths are relative to {folder}; " if folder else ""
         below += f"teacher {min(self.teachers)}; " if len(self.teachers) == 1 else ""
         return heads, rows, f"{below}top-1, ECE, macro F1 and agreement in %, NLL and KL(teacher ‖ student) in nats"
@@ -62,19 +62,18 @@ class NetworkTable:
     @property
     def number_of_teachers(self) -> int:
         """Return the number of different teachers' weights that the networks were compared with."""
-        return len({str(done.target.teacher.weights) for done in self.ranked if done.target.teacher})
+        return len({str(done.target.teacher.weights) for done in self.compared if done.target.teacher})
 
     def places_of(self, done: Measured) -> list[int | None]:
         """Return the ranks of a network by each measure, None without a teacher; an empty list if nothing is ranked."""
         return [places.get(id(done)) for places in self.places.values()]
 
-    def csv(self) -> str:
+    def to_csv(self) -> str:
         """Return the table with all digits: accuracies in percent, divergences in nats."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         keys = list(dict.fromkeys(key for done in self.order for key in values_of(done)))
-        ranks = [f"rank_{name}" for name in RANKS] if self.places else []
-        writer.writerow(["run", "network", "teacher", "images", *ranks, *keys])
+        writer.writerow(["run", "network", "teacher", "images", *(f"rank_{name}" for name in self.places), *keys])
         for done in self.order:
             about = [done.target.label, done.target.options.name, teacher_of(done), done.place]
             numbers = [values_of(done).get(key) for key in keys]
@@ -82,9 +81,14 @@ class NetworkTable:
         return text.getvalue()
 
 
+def is_compared(done: Measured) -> bool:
+    """Return True if a network was compared with its teacher."""
+    return done.score("kl_teacher") is not None
+
+
 def teacher_of(done: Measured) -> str:
     """Return the name of the teacher that a network was compared with; an empty string if none."""
-    return done.target.teacher.options.name if done.target.teacher else ""
+    return done.target.teacher.options.name if done.target.teacher and is_compared(done) else ""
 
 
 def values_of(done: Measured) -> Mapping[str, float | None]:
